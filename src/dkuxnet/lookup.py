@@ -1,0 +1,24 @@
+"""Tables of names: a plain dict of name -> "module:attribute", and the error for a name that is not there."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dkuxnet.errors import UserError
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for `name`, a `what` that is not among `known`: the near match, then the whole list."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    return UserError(f"unknown {what} '{name}'{hint} known: {', '.join(known) or 'none'}")
+
+
+def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
+    """Import what `table` holds under `name`. Raises UserError (near match and list) where it holds nothing."""
+    if name not in table:
+        raise unknown(what, name, table)
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
