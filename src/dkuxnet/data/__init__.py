@@ -1,0 +1,1 @@
+"""From raw scans to batches: layouts of source folders, geometry, splits, prepared cases, augmentation, loading."""

@@ -1,0 +1,30 @@
+"""A plain folder of scans, for data in none of the field's layouts."""
+
+from pathlib import Path
+
+from dkuxnet.data.layout_files import by_stem, channel_names, images_in, label_values, read_dataset_json
+from dkuxnet.errors import UserError
+from dkuxnet.formats import FORMATS, suffix
+from dkuxnet.lookup import lookup
+from dkuxnet.types import Case, Source
+
+
+def plain_folder(folder: Path) -> Source:
+    """Scans in folder/images or in `folder` itself, labels of the same name in folder/labels, sorted by name.
+
+    An h5 file may hold its own label. A dataset.json may name "labels" and "channel_names", as nnU-Net has them.
+    """
+    inside = folder / "images"
+    images = by_stem(images_in(inside if inside.is_dir() else folder))
+    labels = by_stem(images_in(folder / "labels"))
+    for name, path in labels.items():
+        if name not in images:
+            raise UserError(f"{path}: expected a scan of the same name, '{name}', but there is none; add or rename it")
+    cases = tuple(Case(name, (path,), labels.get(name) or _own_label(path)) for name, path in sorted(images.items()))
+    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
+    channels = channel_names(folder, fields, "channel_names") if "channel_names" in fields else ("image",)
+    return Source("folder", folder, cases, channels, label_values(folder, fields) if "labels" in fields else None)
+
+
+def _own_label(path: Path) -> Path | None:
+    return path if suffix(path) == ".h5" and lookup(FORMATS, ".h5", "format").has_label(path) else None

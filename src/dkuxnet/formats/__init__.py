@@ -1,0 +1,82 @@
+"""Scans and label maps in files: one module per format behind `read` and `write`.
+
+To add a format: its module, with an object that has the two methods of `Format`, and its line in `FORMATS`.
+"""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Literal, Protocol
+
+from dkuxnet.errors import UserError
+from dkuxnet.formats._checks import reason, storable
+from dkuxnet.lookup import lookup
+from dkuxnet.types import Volume
+
+Kind = Literal["image", "label"]
+
+FORMATS: dict[str, str] = {
+    ".nii.gz": "dkuxnet.formats.nifti:NIFTI",
+    ".nii": "dkuxnet.formats.nifti:NIFTI",
+    ".nrrd": "dkuxnet.formats.nrrd:NRRD",
+    ".mha": "dkuxnet.formats.mha:MHA",
+    ".h5": "dkuxnet.formats.h5:H5",
+}
+
+
+class Format(Protocol):
+    """What an entry of `FORMATS` offers. `write` may leave half a file: the `write` below makes it whole or nothing."""
+
+    def read(self, path: Path, kind: Kind = "image") -> Volume: ...
+
+    def write(self, volume: Volume, path: Path) -> None: ...
+
+
+def suffix(path: str | Path) -> str:
+    """The key of `FORMATS` that `path` ends with, the longest that fits, in any case. Raises UserError where none."""
+    name = Path(path).name.lower()
+    fits = [known for known in FORMATS if name.endswith(known)]
+    if not fits:
+        raise UserError(f"{path}: expected a file that ends with {', '.join(FORMATS)}; convert it to one of these")
+    return max(fits, key=len)
+
+
+def stem(path: str | Path) -> str:
+    """The name of the file without its folder and format suffix: 'a/b.nii.gz' -> 'b'."""
+    return Path(path).name[: -len(suffix(path))]
+
+
+def read(path: str | Path, kind: Kind = "image") -> Volume:
+    """Read a scan or, with `kind="label"`, a label map.
+
+    Returns the array in the file's own axis order, (X, Y, Z) or (C, X, Y, Z), in the file's own number type (in native
+    byte order), and the affine to RAS+ mm. A label map is (X, Y, Z) of integers: whole numbers stored as floats become
+    the smallest integer type that holds them. Voxels that are NaN or infinite pass: `prepare` judges them.
+
+    Raises UserError, and nothing else, for whatever is wrong with the file.
+    """
+    path = Path(path)
+    return lookup(FORMATS, suffix(path), "format").read(path, kind)
+
+
+def write(volume: Volume, path: str | Path) -> None:
+    """Write `volume` in the format that the suffix of `path` names: the whole file or, on any error, no file.
+
+    The array keeps its number type (uint16 too), but bool becomes uint8 and float16 float32: not all formats have them.
+    One channel, (1, X, Y, Z), is written as (X, Y, Z). The folder must exist. In h5, integers are written as `label`.
+
+    Raises UserError where the folder cannot be written or the format cannot hold the volume.
+    """
+    path = Path(path)
+    ending = suffix(path)
+    volume = storable(volume, path)
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written: expected the folder {path.parent} to exist; create it")
+    beside = path.with_name(f".{uuid.uuid4().hex}{ending}")
+    try:
+        lookup(FORMATS, ending, "format").write(volume, beside)
+        os.replace(beside, path)
+    except Exception as error:  # each library raises types of its own
+        raise UserError(f"{path}: cannot be written: {reason(error)}; check the folder's rights and space") from error
+    finally:
+        beside.unlink(missing_ok=True)

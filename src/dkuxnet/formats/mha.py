@@ -1,0 +1,50 @@
+"""MetaImage with the header in the file of its data (.mha)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dkuxnet.errors import UserError
+from dkuxnet.formats import _itk
+from dkuxnet.formats._checks import check_size, reading, require
+from dkuxnet.types import Volume
+
+
+@dataclass(frozen=True)
+class MetaImage:
+    """Vector images are volumes with channels first."""
+
+    def read(self, path: Path, kind: str = "image") -> Volume:
+        fields, start = _header(require(path, "MetaImage"))
+        if fields.get("elementdatafile", "LOCAL").upper() != "LOCAL":
+            raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
+        with reading(path, "MetaImage"):
+            reader = _itk.open_header(path, "MetaImageIO")
+            if fields.get("binarydata", "true").lower() == "true":
+                # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.
+                check_size(path, _stored_bytes(fields, _itk.voxel_bytes(reader)), path.stat().st_size - start)
+        return _itk.read_voxels(path, reader, "MetaImage", kind)
+
+    def write(self, volume: Volume, path: Path) -> None:
+        _itk.write_image(volume, path)
+
+
+def _header(head: bytes) -> tuple[dict[str, str], int]:
+    """The fields 'key = value' (keys in lower case) and the position of the first voxel, from a file's first bytes."""
+    fields, start = {}, 0
+    for line in head.splitlines(keepends=True):
+        start += len(line)
+        key, _, value = line.decode("latin-1").partition("=")
+        fields[key.strip().lower()] = value.strip()
+        if "elementdatafile" in fields:  # by definition the last field
+            break
+    return fields, start
+
+
+def _stored_bytes(fields: dict[str, str], voxel_bytes: int) -> int:
+    """How many bytes must follow the header; 0 where they are compressed and the header does not say to how many."""
+    if fields.get("compresseddata", "false").lower() != "true":
+        return voxel_bytes
+    return int(fields.get("compresseddatasize", 0))
+
+
+MHA = MetaImage()

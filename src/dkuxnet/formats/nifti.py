@@ -1,0 +1,74 @@
+"""NIfTI-1 and NIfTI-2 in one file, plain or gzip-compressed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from dkuxnet.errors import UserError
+from dkuxnet.formats._checks import MAX_DEFLATE_RATIO, check_size, finish, reading, require
+from dkuxnet.types import Volume
+
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """Arrays as stored: (X, Y, Z), or channels on the last axis in the file and on the first in the volume."""
+
+    def read(self, path: Path, kind: str = "image") -> Volume:
+        """Data with a scale (scl_slope) as float32, all other in their own type; sform or qform as nibabel chooses."""
+        packed = path.name.lower().endswith(".gz")
+        require(path, "gzip" if packed else "NIfTI")
+        with reading(path, "NIfTI"):
+            image = nibabel.load(path, mmap=False)
+            if not isinstance(image, nibabel.Nifti1Image):
+                raise UserError(f"{path}: expected NIfTI, but it holds {type(image).__name__}; export it as NIfTI")
+            _check_bytes(path, image, packed)
+            array = _channels_first(_voxels(image))
+            affine = np.diag([_unit_mm(image)] * 3 + [1.0]) @ image.affine
+        return finish(path, array, affine, kind)
+
+    def write(self, volume: Volume, path: Path) -> None:
+        """Both sform and qform, since programs differ in which they read (a qform cannot hold shear, the sform can)."""
+        array = np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array
+        image = nibabel.Nifti1Image(array, volume.affine, dtype=array.dtype)
+        image.set_sform(volume.affine, code="scanner")
+        image.set_qform(volume.affine, code="scanner")
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, path)
+
+
+def _check_bytes(path: Path, image: nibabel.Nifti1Image, packed: bool) -> None:
+    """Before memory is taken for it: can the file hold what its header promises?"""
+    shape = image.header.get_data_shape()
+    if any(n <= 0 for n in shape):
+        raise UserError(f"{path}: expected a 3D scan, but its shape is {shape}; export it again")
+    needed = int(np.prod(shape, dtype=object)) * image.header.get_data_dtype().itemsize
+    available = path.stat().st_size
+    if packed:
+        available *= MAX_DEFLATE_RATIO
+    else:
+        available = max(0, available - image.dataobj.offset)
+    check_size(path, needed, available)
+
+
+def _voxels(image: nibabel.Nifti1Image) -> np.ndarray:
+    slope, intercept = image.dataobj.slope, image.dataobj.inter
+    if (slope, intercept) == (1, 0):
+        return np.asarray(image.dataobj.get_unscaled())
+    return image.get_fdata(dtype=np.float32, caching="unchanged")
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 5 and array.shape[3] == 1:  # ITK's vector images: (X, Y, Z, time, C)
+        array = array[:, :, :, 0]
+    return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+
+
+def _unit_mm(image: nibabel.Nifti1Image) -> float:
+    return MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+
+
+NIFTI = Nifti()
