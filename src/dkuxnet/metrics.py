@@ -1,4 +1,5 @@
-"""Dice, Jaccard, 95HD and ASD of two masks, as MedPy defines them (`dc`, `jc`, `hd95`, `asd`; connectivity 1).
+"""Dice, Jaccard, 95HD and ASD of two masks, as MedPy defines them (`dc`, `jc`, `hd95`, `asd`; connectivity 1), and
+their mean, spread and confidence interval over cases.
 
 The empty cases, where MedPy fails or returns NaN:
 
@@ -10,12 +11,15 @@ The empty cases, where MedPy fails or returns NaN:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 # Relative difference below which a voxel's edges count as equal: far inside the rounding of the figures themselves.
 ISOTROPY_TOLERANCE = 1e-8
+
+RESAMPLES, SEED = 10_000, 0
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -69,6 +73,31 @@ def segmentation_metrics(prediction: np.ndarray, truth: np.ndarray, spacing_mm: 
         "hd95_voxels": float(hd95_voxels),
         "asd_voxels": float(asd_voxels),
     }
+
+
+def confusion_counts(prediction: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Voxels: `tp`, `fp`, `fn`, `tn`, `n_pred` (of the prediction), `n_ref` (of the truth). Arguments as in `dice`."""
+    prediction, truth = _masks(prediction, truth)
+    tp, n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in (prediction & truth, prediction, truth))
+    fp, fn = n_pred - tp, n_ref - tp
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": truth.size - tp - fp - fn, "n_pred": n_pred, "n_ref": n_ref}
+
+
+def statistics(values: np.ndarray) -> list[dict[str, Any]]:
+    """`mean`, `std` (ddof=1) and `ci95` of each column of `values`, (cases, metrics).
+
+    ci95: [low, high] of the mean by a percentile bootstrap over cases (10,000 resamples, fixed seed, the same cases for
+    every column). `std` and `ci95` are None where there is one case only: it has no spread to speak of.
+    """
+    n = len(values)
+    means = values.mean(axis=0).tolist()
+    if n < 2:
+        return [{"mean": mean, "std": None, "ci95": None} for mean in means]
+    # How often each case is drawn in each resample: the resamples' means are then one product of matrices.
+    draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    intervals = np.percentile(draws @ values / n, [2.5, 97.5], axis=0).T.tolist()
+    stds = values.std(axis=0, ddof=1).tolist()
+    return [{"mean": m, "std": s, "ci95": ci} for m, s, ci in zip(means, stds, intervals, strict=True)]
 
 
 def _masks(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,285 @@
+"""Evaluation of small written files: pairing, figures, statistics, written files, and every error."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dkuxnet.errors import UserError
+from dkuxnet.evaluate import FOREGROUND_MEAN, Evaluation, evaluate_folders, evaluate_pair
+from dkuxnet.formats import write
+from dkuxnet.types import Volume
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+LABELS = {"background": 0, "organ": 1, "tumour": 2}
+
+
+def label_map(organ, tumour=1, shape=(10, 8, 6)):
+    """`organ` slices of organ along x, then `tumour` slices of tumour."""
+    array = np.zeros(shape, np.uint8)
+    array[:organ] = 1
+    array[organ : organ + tumour] = 2
+    return array
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(Volume(array, affine), path)
+
+
+def describe(folder, labels, **fields):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **fields}))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases: the prediction's organ has 2, 3 and 4 slices, the truth's always 4; the classes are named."""
+    predictions, labels = tmp_path / "predictions", tmp_path / "labelsTr"
+    for case, organ in (("a", 2), ("b", 3), ("c", 4)):
+        save(predictions / f"{case}.nii.gz", label_map(organ))
+        save(labels / f"{case}.nii.gz", label_map(4))
+    describe(predictions, LABELS)
+    return predictions, labels
+
+
+def test_rows_of_a_pair_by_hand():
+    """Organ: 2 of 4 slices of 48 voxels. Tumour: one slice each, two apart along x, where a voxel is 1 mm."""
+    organ, tumour = evaluate_pair("a", Volume(label_map(2), AFFINE), Volume(label_map(4), AFFINE), LABELS)
+    assert (organ["case"], organ["class"], organ["value"]) == ("a", "organ", 1)
+    assert (organ["dice"], organ["jaccard"]) == (pytest.approx(2 / 3), 0.5)
+    assert [organ[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [96, 0, 96, 288, 96, 192]
+    assert [tumour[k] for k in ("dice", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")] == [0, 2, 2, 2, 2]
+    assert [tumour[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [0, 48, 48, 384, 48, 48]
+
+
+def test_spacing_of_the_affine_is_used():
+    turned = np.array([[0, 0, -3.0, 0], [0, 2.0, 0, 0], [4.0, 0, 0, 5], [0, 0, 0, 1]])
+    rows = evaluate_pair("a", Volume(label_map(2), turned), Volume(label_map(4), turned), LABELS)
+    assert (rows[1]["hd95_mm"], rows[1]["hd95_voxels"]) == (8, 2)
+
+
+def test_folders_pair_by_name_across_formats(folders):
+    predictions, labels = folders
+    (labels / "b.nii.gz").unlink()
+    save(labels / "b.nrrd", label_map(4))
+    (predictions / "._a.nii.gz").write_bytes(b"left by macOS")
+    done = []
+    evaluation = evaluate_folders(predictions, labels, progress=lambda *args: done.append(args))
+    assert [(row["case"], row["class"]) for row in evaluation.rows] == [
+        (case, name) for case in "abc" for name in ("organ", "tumour")
+    ]
+    assert evaluation.files["b"] == (predictions / "b.nii.gz", labels / "b.nrrd")
+    assert evaluation.notes == []
+    assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_summary_by_hand(folders):
+    summary = evaluate_folders(*folders).summary()
+    organ, tumour = np.array([2 / 3, 6 / 7, 1]), np.array([0, 0, 1])
+    for name, dice in (("organ", organ), ("tumour", tumour), (FOREGROUND_MEAN, (organ + tumour) / 2)):
+        assert summary[name]["dice"]["mean"] == pytest.approx(dice.mean())
+        assert summary[name]["dice"]["std"] == pytest.approx(np.sqrt(((dice - dice.mean()) ** 2).sum() / 2))
+    assert summary["tumour"]["hd95_mm"]["mean"] == pytest.approx((2 + 1 + 0) / 3)
+    # Of 3 cases, 1 in 27 resamples draws one case alone: more than 2.5 %, so that the interval reaches both ends.
+    assert summary["organ"]["dice"]["ci95"] == pytest.approx([2 / 3, 1])
+
+
+def test_interval_is_that_of_the_mean():
+    """For many cases the bootstrap comes to the normal interval, mean +- 1.96 std / sqrt(n)."""
+    values = np.random.default_rng(1).normal(0.8, 0.1, 200)
+    rest = dict.fromkeys(("jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"), 0.0)
+    rows = [{"case": str(i), "class": "organ", "value": 1, "dice": v} | rest for i, v in enumerate(values)]
+    dice = Evaluation(rows, {row["case"]: ("", "") for row in rows}).summary()["organ"]["dice"]
+    half = 1.96 * values.std(ddof=1) / np.sqrt(200)
+    assert dice["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+
+
+def test_same_files_give_the_same_interval(folders):
+    assert evaluate_folders(*folders).summary() == evaluate_folders(*folders).summary()
+
+
+def test_one_case_has_no_spread(folders, tmp_path):
+    predictions, labels = folders
+    for case in "bc":
+        (predictions / f"{case}.nii.gz").unlink()
+    evaluation = evaluate_folders(predictions, labels)
+    assert evaluation.summary()["organ"]["dice"] == {"mean": pytest.approx(2 / 3), "std": None, "ci95": None}
+    assert evaluation.notes == ["2 of 3 labelled cases have no prediction"]
+    assert evaluation.to_table()[0]["ci95_low"] is None
+    evaluation.write_json(tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text())["statistics"]["organ"]["Dice"]["ci95"] is None
+
+
+def test_table_has_a_row_for_every_class_and_metric(folders):
+    table = evaluate_folders(*folders).to_table()
+    assert len(table) == 3 * 6
+    assert list(table[0]) == ["class", "metric", "mean", "std", "ci95_low", "ci95_high"]
+    assert (table[0]["class"], table[0]["metric"], table[-1]["class"]) == ("organ", "dice", FOREGROUND_MEAN)
+    assert table[0]["ci95_low"] <= table[0]["mean"] <= table[0]["ci95_high"]
+
+
+def test_json_has_the_keys_of_nnunet(folders, tmp_path):
+    evaluation = evaluate_folders(*folders)
+    evaluation.write_json(tmp_path / "out" / "summary.json")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail)
+    first = summary["metric_per_case"][0]
+    assert first["prediction_file"].endswith("predictions/a.nii.gz")
+    assert first["reference_file"].endswith("labelsTr/a.nii.gz")
+    assert first["metrics"].keys() == {"1", "2"}
+    keys = {"Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref"}
+    keys |= {"HD95_mm", "ASD_mm", "HD95_voxels", "ASD_voxels"}
+    assert first["metrics"]["1"].keys() == summary["mean"]["2"].keys() == summary["foreground_mean"].keys() == keys
+    assert (first["metrics"]["1"]["Dice"], first["metrics"]["1"]["FN"]) == (pytest.approx(2 / 3), 96)
+    organ, tumour = summary["mean"]["1"], summary["mean"]["2"]
+    assert organ["Dice"] == pytest.approx((2 / 3 + 6 / 7 + 1) / 3)
+    assert summary["foreground_mean"]["FP"] == pytest.approx((organ["FP"] + tumour["FP"]) / 2)
+    assert summary["statistics"]["organ"]["Dice"] == evaluation.summary()["organ"]["dice"]
+    assert summary["statistics"][FOREGROUND_MEAN]["Dice"]["mean"] == pytest.approx(summary["foreground_mean"]["Dice"])
+    assert (summary["n_cases"], summary["labels"]) == (3, {"organ": 1, "tumour": 2})
+
+
+def test_csv_has_a_line_for_every_case_and_class(folders, tmp_path):
+    evaluate_folders(*folders).write_csv(tmp_path / "cases.csv")
+    with open(tmp_path / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows[:3]] == [("a", "organ"), ("a", "tumour"), ("b", "organ")]
+    assert (float(rows[0]["jaccard"]), rows[0]["fn"]) == (0.5, "96")
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(folders, tmp_path, monkeypatch):
+    evaluation = evaluate_folders(*folders)
+    (tmp_path / "file").write_text("in the way")
+    for write_to in (evaluation.write_json, evaluation.write_csv):
+        with pytest.raises(UserError, match="cannot be written"):
+            write_to(tmp_path / "file" / "summary")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text("before")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(UserError, match="disk full"):
+        evaluation.write_json(tmp_path / "out" / "summary.json")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.json"]
+    assert (tmp_path / "out" / "summary.json").read_text() == "before"
+
+
+def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
+    predictions, labels = folders
+    save(predictions / "a.nii.gz", label_map(0, 0))
+    evaluation = evaluate_folders(predictions, labels)
+    assert evaluation.rows[0]["hd95_mm"] == pytest.approx(np.linalg.norm([10, 16, 18]))
+    assert [note.split(" in ")[0] for note in evaluation.notes] == ["'organ' is empty", "'tumour' is empty"]
+
+
+@pytest.mark.parametrize("labels", [LABELS, {"0": "background", "1": "organ", "2": "tumour"}], ids=["nnunet", "msd"])
+@pytest.mark.parametrize("above", [True, False])
+def test_classes_come_from_the_labels_where_predictions_name_none(folders, labels, above):
+    (folders[0] / "dataset.json").unlink()
+    describe(folders[1].parent if above else folders[1], labels)
+    assert evaluate_folders(*folders).classes == {"organ": 1, "tumour": 2}
+
+
+def test_classes_without_any_names_are_the_values_found(folders):
+    (folders[0] / "dataset.json").unlink()
+    assert evaluate_folders(*folders).classes == {"class_1": 1, "class_2": 2}
+
+
+def test_each_side_is_read_by_its_own_values(folders):
+    predictions, labels = folders
+    for case in "abc":
+        save(labels / f"{case}.nii.gz", np.array([0, 255, 7], np.uint8)[label_map(4)])
+    describe(labels, {"nothing": 0, "organ": 255, "tumour": 7})
+    evaluation = evaluate_folders(predictions, labels)
+    assert evaluation.classes == {"organ": 1, "tumour": 2}
+    assert evaluation.rows[0]["jaccard"] == 0.5
+
+
+def test_other_names_for_the_same_values_are_those_of_the_prediction(folders):
+    describe(folders[1], {"background": 0, "liver": 1, "lesion": 2})
+    assert evaluate_folders(*folders).classes == {"organ": 1, "tumour": 2}
+
+
+def test_labels_of_a_source_folder(tmp_path):
+    """The challenge's layout: a folder a patient, 255 for the left atrium; one patient has no label."""
+    save(tmp_path / "predictions" / "p1.nii.gz", label_map(2, 0))
+    describe(tmp_path / "predictions", {"background": 0, "LA": 1})
+    for patient in ("p1", "p2"):
+        save(tmp_path / "source" / patient / "lgemri.nrrd", np.zeros((10, 8, 6), np.float32))
+    save(tmp_path / "source" / "p1" / "laendo.nrrd", label_map(4, 0) * np.uint8(255))
+    evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "source")
+    assert evaluation.rows[0]["jaccard"] == 0.5
+    assert evaluation.notes == []
+
+
+def test_labels_of_the_benchmark_include_its_test_cases(tmp_path):
+    """The layout keeps the cases of test.list away from training; scoring them is what the benchmark is for."""
+    affine = np.diag([0.625, 0.625, 0.625, 1])
+    scans = tmp_path / "source" / "2018LA_Seg_Training Set"
+    for name in ("train1", "test1"):
+        save(scans / name / "mri_norm2.h5", label_map(4, 0), affine)
+    (tmp_path / "source" / "train.list").write_text("train1\n")
+    (tmp_path / "source" / "test.list").write_text("test1\n")
+    save(tmp_path / "predictions" / "test1.nii.gz", label_map(2, 0), affine)
+    evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "source")
+    assert (evaluation.rows[0]["case"], evaluation.rows[0]["jaccard"]) == ("test1", 0.5)
+    assert evaluation.notes == ["1 of 2 labelled cases have no prediction"]
+
+
+def refused(folders, match):
+    with pytest.raises(UserError, match=match) as error:
+        evaluate_folders(*folders)
+    assert "\n" not in str(error.value)
+
+
+def test_different_shape_is_refused(folders):
+    save(folders[0] / "b.nii.gz", label_map(3, shape=(10, 8, 5)))
+    refused(folders, r"case 'b'.*shape \(10, 8, 5\).*shape \(10, 8, 6\).*resample")
+
+
+@pytest.mark.parametrize(("shift_mm", "fits"), [(5e-4, True), (2e-3, False)])
+def test_different_affine_is_refused(folders, shift_mm, fits):
+    moved = AFFINE.copy()
+    moved[2, 3] += shift_mm
+    save(folders[0] / "b.nii.gz", label_map(3), moved)
+    if fits:
+        evaluate_folders(*folders)
+    else:
+        refused(folders, r"case 'b'.*0\.002\]\].*0\.0\]\].*resample")
+
+
+def test_prediction_without_label_is_refused(folders):
+    save(folders[0] / "d.nii.gz", label_map(3))
+    refused(folders, r"label for every prediction, none for d;")
+
+
+def test_nothing_that_pairs_is_refused(folders):
+    for case in "abc":
+        (folders[1] / f"{case}.nii.gz").rename(folders[1] / f"other_{case}.nii.gz")
+    refused(folders, "same names, got a, b, c in .* and other_a, other_b, other_c in")
+
+
+def test_folder_without_predictions_is_refused(folders, tmp_path):
+    refused((tmp_path / "nowhere", folders[1]), "nowhere: expected a folder of label maps")
+
+
+def test_folder_without_labels_is_refused(folders, tmp_path):
+    refused((folders[0], tmp_path / "nowhere"), "nowhere: expected a folder")
+
+
+@pytest.mark.parametrize(("side", "what"), [(0, "the prediction"), (1, "the label file")])
+def test_value_outside_the_label_map_is_refused(folders, side, what):
+    array = label_map(3)
+    array[9, :2, :3] = 5
+    save(folders[side] / "b.nii.gz", array)
+    refused(folders, f"case 'b': {what} holds value 5 in 6 voxels")
+
+
+def test_no_class_at_all_is_refused(folders):
+    describe(folders[0], {"background": 0})
+    refused(folders, "at least one class")
+
+
+def test_label_map_that_is_not_one_is_refused(folders):
+    describe(folders[0], {"background": 0, "whole": [1, 2]})
+    refused(folders, "dataset.json")
