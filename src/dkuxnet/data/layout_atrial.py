@@ -37,7 +37,7 @@ def la_challenge(folder: Path) -> Source:
 
 def _listed(path: Path) -> list[str] | None:
     """The names in a list file, one a line; None where there is no such file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -48,7 +48,7 @@ def _listed(path: Path) -> list[str] | None:
 
 def _h5_case(scans: Path, name: str) -> Case:
     path = scans / name / "mri_norm2.h5"
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name or not os.path.isfile(path):
         raise UserError(
             f"{scans}: expected '{name}/mri_norm2.h5' by train.list, but there is none; add it or take it off"
         )

@@ -67,7 +67,7 @@ def channel_names(folder: Path, fields: dict[str, Any], key: str) -> tuple[str, 
 
 
 def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
-    """`labels` as name -> value, in order of value, background (0) first. Understands {"LA": 1} and MSD's {"1": "LA"}."""
+    """`labels` as name -> value by value, background (0) first. Understands {"LA": 1} and MSD's {"1": "LA"}."""
     path, table = folder / "dataset.json", field(folder, fields, "labels", dict)
     if any(isinstance(value, list) for value in table.values()):
         raise UserError(f"{path}: 'labels' has regions (lists of values): not supported; give one value a class")

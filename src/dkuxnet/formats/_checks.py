@@ -11,7 +11,7 @@ import numpy as np
 from dkuxnet.errors import UserError
 from dkuxnet.types import Volume
 
-HEAD_BYTES = 4096
+HEAD_BYTES = 65536
 MAGIC = ((b"NRRD", "NRRD"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"))
 # Deflate cannot do better than this, so a header that asks for more than the file could unpack to is wrong.
 MAX_DEFLATE_RATIO = 1032

@@ -15,7 +15,9 @@ class MetaImage:
 
     def read(self, path: Path, kind: str = "image") -> Volume:
         fields, start = _header(require(path, "MetaImage"))
-        if fields.get("elementdatafile", "LOCAL").upper() != "LOCAL":
+        if "elementdatafile" not in fields:
+            raise UserError(f"{path}: expected a header up to ElementDataFile, but it is cut short; copy it again")
+        if fields["elementdatafile"].upper() != "LOCAL":
             raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
