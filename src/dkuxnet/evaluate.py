@@ -51,7 +51,7 @@ class Evaluation:
         return {row["class"]: row["value"] for row in self.rows}
 
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Class, or FOREGROUND_MEAN (of a case's classes) -> metric -> `mean`, `std`, `ci95`: see `metrics.statistics`."""
+        """Class, or FOREGROUND_MEAN (of each case's classes) -> metric -> what `metrics.statistics` returns."""
         figures = self._figures(METRICS)
         series = {name: figures[:, i] for i, name in enumerate(self.classes)} | {FOREGROUND_MEAN: figures.mean(axis=1)}
         return {name: dict(zip(METRICS, statistics(values), strict=True)) for name, values in series.items()}
