@@ -22,3 +22,21 @@ def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
         raise unknown(what, name, table)
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def parse_options(options: type, values: Mapping[str, Any], where: str) -> Any:
+    """Build the dataclass `options` from settings. Raises UserError for an unknown key or a value of the wrong type."""
+    import dataclasses
+
+    from pydantic import TypeAdapter, ValidationError
+
+    known = [field.name for field in dataclasses.fields(options)]
+    for key in values:
+        if key not in known:
+            raise unknown(f"setting in {where}:", key, known)
+    try:
+        return TypeAdapter(options).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}.{field}: {first['msg']}, got {first['input']!r}") from error

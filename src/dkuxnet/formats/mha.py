@@ -15,10 +15,7 @@ class MetaImage:
 
     def read(self, path: Path, kind: str = "image") -> Volume:
         fields, start = _header(require(path, "MetaImage"))
-        if "elementdatafile" not in fields:
-            raise UserError(f"{path}: expected a header up to ElementDataFile, but it is cut short; copy it again")
-        if fields["elementdatafile"].upper() != "LOCAL":
-            raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
+        _check_header(path, fields)
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
             if fields.get("binarydata", "true").lower() == "true":
@@ -40,6 +37,15 @@ def _header(head: bytes) -> tuple[dict[str, str], int]:
         if "elementdatafile" in fields:  # by definition the last field
             break
     return fields, start
+
+
+def _check_header(path: Path, fields: dict[str, str]) -> None:
+    if "elementdatafile" not in fields:
+        raise UserError(f"{path}: expected a header up to ElementDataFile, but it is cut short; copy it again")
+    if fields["elementdatafile"].upper() != "LOCAL":
+        raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
+    if fields.get("ndims") not in ("2", "3", "4"):  # MetaIO has room for 10 and overruns its memory beyond
+        raise UserError(f"{path}: expected NDims = 3 in the header, got {fields.get('ndims')!r}; give a 3D scan")
 
 
 def _stored_bytes(fields: dict[str, str], voxel_bytes: int) -> int:

@@ -1,0 +1,205 @@
+"""The settings of a run: preset, then TOML file, then `--set`, validated once. An unknown key is refused."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from dkuxnet.errors import UserError
+from dkuxnet.lookup import unknown
+
+Share = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """Which cases train. labelled: keep the labels of the first N cases (None: of all). validation_cases: how many of
+    these choose a checkpoint instead of training. test_cases: the last N cases are the test list, where no split file
+    says otherwise. foreground_share: share of labelled patches that are centred on a foreground voxel."""
+
+    labelled: PositiveInt | None = None
+    split: Path | None = None
+    validation_cases: NonNegativeInt = 0
+    test_cases: NonNegativeInt = 0
+    foreground_share: float = Field(0.5, ge=0, le=1)
+    cache_gib: float = Field(4.0, ge=0)
+    workers: NonNegativeInt = 1
+
+
+class GroupSettings(Section):
+    """A group of queries, by the names of its classes."""
+
+    name: str
+    classes: list[str]
+    queries: PositiveInt
+
+
+class NetworkSettings(BaseModel):
+    """name: a key of NETWORKS, None for what the plan of the data set advises. Other keys are the network's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str | None = None
+    queries: PositiveInt = 16
+    groups: list[GroupSettings] = []
+
+
+class MethodSettings(BaseModel):
+    """name: a key of METHODS. Other keys are the method's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "dual-mutual"
+
+
+class ViewSettings(Section):
+    """Intensity changes of one view; each is drawn a patch, in units of the normalised image (standard deviations).
+
+    noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma: largest factor and
+    exponent (and their inverses). blur: largest Gaussian sigma in voxels. bias_field: strength of a smooth
+    multiplicative field, exp(+-b). cutout: largest share of an edge that is blanked.
+    """
+
+    noise: float = Field(0.0, ge=0)
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(1.0, ge=1)
+    gamma: float = Field(1.0, ge=1)
+    blur: float = Field(0.0, ge=0)
+    bias_field: float = Field(0.0, ge=0)
+    cutout: float = Field(0.0, ge=0, lt=1)
+
+
+class AugmentSettings(Section):
+    """Geometry shared by both views: rotation (degrees, each axis), scale (largest factor), shift (voxels), elastic
+    (largest displacement in voxels of a smooth field), flip (axes, of "xyz", mirrored with probability 1/2)."""
+
+    rotation: float = Field(15.0, ge=0, le=180)
+    scale: float = Field(1.2, ge=1)
+    shift: float = Field(0.0, ge=0)
+    elastic: float = Field(0.0, ge=0)
+    flip: str = Field("", pattern="^x?y?z?$")
+    weak: ViewSettings = ViewSettings(noise=0.05)
+    strong: ViewSettings = ViewSettings(noise=0.2, brightness=0.3, contrast=1.5, gamma=1.5, blur=1.0, bias_field=0.3)
+
+
+class TrainSettings(Section):
+    """The loop. patch: voxels, None for the plan's; a multiple of 16. labelled_batch, unlabelled_batch: patches a step.
+    average: decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the decay."""
+
+    steps: PositiveInt = 4000
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    labelled_batch: PositiveInt = 2
+    unlabelled_batch: NonNegativeInt = 2
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 2e-3
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    warm_up_steps: NonNegativeInt = 50
+    poly: float = Field(0.9, ge=0)
+    clip: PositiveFloat = 1.0
+    average: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_every: PositiveInt = 20
+    validate_every: PositiveInt = 200
+    save_every: PositiveInt = 200
+
+
+class InferSettings(Section):
+    """Sliding window. overlap: share of a window that its neighbour covers again. batch: windows at once."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    batch: PositiveInt = 2
+
+
+class Settings(Section):
+    """All settings of a run; `run.settings.json` holds them as they were used."""
+
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    method: MethodSettings = MethodSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+    infer: InferSettings = InferSettings()
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in resources.files("dkuxnet.presets").iterdir()
+                  if f.name.endswith(".toml"))
+
+
+def load_settings(preset: str = "default", config: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Merge preset, file and overrides ("train.lr" -> value), later ones winning.
+
+    Raises UserError for an unknown preset or key (with the near match), a value of the wrong type, a file that is not TOML.
+    """
+    if preset not in presets():
+        raise unknown("preset", preset, presets())
+    values = tomllib.loads((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
+    if config is not None:
+        _merge(values, _read_toml(config))
+    for key, value in (overrides or {}).items():
+        _merge(values, _nested(key, value))
+    return validate(values)
+
+
+def validate(values: dict[str, Any]) -> Settings:
+    """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error) from error
+    if settings.train.patch and any(n % 16 for n in settings.train.patch):
+        raise UserError(f"setting train.patch: every edge must be a multiple of 16, got {list(settings.train.patch)}")
+    return settings
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'train.lr=0.01' -> ("train.lr", 0.01). The value is read as TOML, or else as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set expects key=value, as in --set train.lr=0.01; got '{text}'")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the settings: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from error
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden":
+        return UserError(f"setting {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation
+    prefix = ".".join(path[:-1])
+    return unknown("setting", ".".join(path), [f"{prefix}.{name}" if prefix else name for name in model.model_fields])

@@ -1,0 +1,95 @@
+"""Who trains, who judges: labelled, unlabelled, validation and test cases, disjoint or refused."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dkuxnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of cases. `unlabelled` holds the cases whose labels are absent or must not be opened."""
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, list[str]]:
+        return {key: list(names) for key, names in asdict(self).items()}
+
+
+def make_split(
+    cases: Sequence[str],
+    with_label: Sequence[str],
+    labelled: int | None = None,
+    validation_cases: int = 0,
+    test_cases: int = 0,
+    file: Path | None = None,
+) -> Split:
+    """Split `cases` (the data set's order); `with_label` names those that have a label.
+
+    The test list is the file's, or else the last `test_cases`. Of the others, the first `labelled` cases that have a label
+    keep it (all, where None); the last `validation_cases` of these validate. A file is JSON: {"train": [..],
+    "validation": [..], "test": [..]}, or "labelled" and "unlabelled" in place of "train"; cases that it does not name
+    stay out. Raises UserError for a name twice, a name that is not in the data set, or too few labels.
+    """
+    lists = _read_split(file) if file else {}
+    pool = [*lists.get("labelled", ()), *lists.get("unlabelled", ()), *lists.get("train", ())]
+    test = lists.get("test", () if file else _last(cases, test_cases))
+    if not file:
+        pool = [name for name in cases if name not in set(test)]
+    validation = list(lists.get("validation", ()))
+    _check_names([*pool, *validation, *test], cases, file)
+
+    may_label = set(with_label) - set(lists.get("unlabelled", ()))
+    candidates = [name for name in pool if name in may_label]
+    count = len(candidates) if labelled is None else labelled
+    if count > len(candidates):
+        raise UserError(f"--labelled {count}: the training pool has {len(candidates)} labelled cases of {len(pool)}; "
+                        "ask for fewer, or add labels and prepare again")
+    chosen = candidates[:count]
+    if validation_cases:
+        if validation:
+            raise UserError(f"{file} has a validation list: set data.validation_cases=0")
+        if validation_cases >= len(chosen):
+            raise UserError(f"data.validation_cases={validation_cases} leaves none of {len(chosen)} labelled cases to train on")
+        chosen, validation = chosen[:-validation_cases], chosen[-validation_cases:]
+    if not chosen:
+        raise UserError("no labelled case is left to train on; at least one is needed")
+    for name in (*validation, *test):
+        if name not in set(with_label):
+            raise UserError(f"case '{name}' is in the validation or test list but has no label to compare with")
+    taken = {*chosen, *validation}
+    return Split(tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test))
+
+
+def _last(cases: Sequence[str], count: int) -> list[str]:
+    if count >= len(cases) > 0 and count:
+        raise UserError(f"data.test_cases={count} leaves none of {len(cases)} cases to train on")
+    return list(cases[len(cases) - count:])
+
+
+def _read_split(file: Path) -> dict[str, list[str]]:
+    known = ("train", "labelled", "unlabelled", "validation", "test")
+    try:
+        lists = json.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot read the split: {error}") from error
+    if not isinstance(lists, dict) or not set(lists) <= set(known) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()
+    ):
+        raise UserError(f"{file}: a split is a JSON object of lists of case names; keys: {', '.join(known)}")
+    return lists
+
+
+def _check_names(names: Sequence[str], cases: Sequence[str], file: Path | None) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name not in set(cases):
+            raise UserError(f"{file}: case '{name}' is not in the prepared data set")
+        if name in seen:
+            raise UserError(f"{file}: case '{name}' stands in more than one list, or twice in one")
+        seen.add(name)

@@ -1,0 +1,145 @@
+"""Prediction: a sliding window over a scan of any size, and the way back to the scan's own grid."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dkuxnet.config import InferSettings
+from dkuxnet.data.geometry import from_ras, pad_to, resample, resampling_matrix
+from dkuxnet.errors import UserError
+from dkuxnet.types import Volume
+
+
+@dataclass
+class GridPrediction:
+    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or None."""
+
+    prob: np.ndarray
+    uncertainty: np.ndarray | None = None
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis: evenly spread, from 0 to the end, neighbours overlapping by `overlap`."""
+    count = math.ceil((size - window) / max(window * (1 - overlap), 1)) + 1 if size > window else 1
+    return [round(i * (size - window) / max(count - 1, 1)) for i in range(count)]
+
+
+def gaussian_weight(window: Sequence[int]) -> Tensor:
+    """(X, Y, Z) weights that trust a window's centre (sigma an eighth of each edge), never below a thousandth."""
+    weight = torch.ones(())
+    for n in window:
+        place = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
+        weight = weight[..., None] * torch.exp(-(place**2) / (2 * (n / 8) ** 2))
+    return weight.clamp_min(1e-3)
+
+
+@torch.inference_mode()
+def sliding_window(
+    predictor: nn.Module,
+    image: np.ndarray,
+    window: Sequence[int],
+    classes: int,
+    settings: InferSettings,
+    device: torch.device,
+    with_uncertainty: bool = False,
+) -> GridPrediction:
+    """image (C, X, Y, Z) on the network's grid -> blended probabilities. A scan smaller than the window is padded.
+
+    The probabilities are held once, in float32 on the CPU: 4 (K + 2) bytes a voxel. Raises UserError where the machine
+    has not that much memory left.
+    """
+    padded, back = pad_to(image, window, float(image.min()))
+    size = padded.shape[1:]
+    check_memory(4 * (classes + 1 + 2 * with_uncertainty) * math.prod(size))
+    starts = [
+        (x, y, z)
+        for x in window_starts(size[0], window[0], settings.overlap)
+        for y in window_starts(size[1], window[1], settings.overlap)
+        for z in window_starts(size[2], window[2], settings.overlap)
+    ]
+    weight = gaussian_weight(window)
+    prob = torch.zeros(classes, *size)
+    doubt = torch.zeros(size) if with_uncertainty else None
+    total = torch.zeros(size)
+    scan = torch.from_numpy(np.ascontiguousarray(padded))
+    for first in range(0, len(starts), settings.batch):
+        boxes = [tuple(slice(a, a + n) for a, n in zip(s, window, strict=True)) for s in starts[first:first + settings.batch]]
+        output = predictor(torch.stack([scan[(slice(None), *box)] for box in boxes]).to(device))
+        probs = output.logits.float().softmax(dim=1).cpu()
+        doubts = uncertainty_of(output.uncertainty, probs) if with_uncertainty else None
+        for i, box in enumerate(boxes):
+            prob[(slice(None), *box)] += weight * probs[i]
+            total[box] += weight
+            if doubt is not None:
+                doubt[box] += weight * doubts[i]
+    prob /= total
+    result = GridPrediction(prob.numpy()[(slice(None), *back)])
+    if doubt is not None:
+        result.uncertainty = (doubt / total).numpy()[back]
+    return result
+
+
+def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
+    """The predictor's own uncertainty, or else the entropy of its probabilities over log K: (B, X, Y, Z) in [0, 1]."""
+    if given is not None:
+        return given.float().cpu()
+    entropy = -(probs * probs.clamp_min(1e-12).log()).sum(dim=1)
+    return entropy / math.log(probs.shape[1])
+
+
+def label_on_scan(prob: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) uint8 on the scan's own grid.
+
+    The probabilities are interpolated and then compared, which keeps edges smoother than comparing first. Works in slabs,
+    so that classes x scan is never in memory.
+    """
+    ras_shape = _ras_shape(shape, affine)
+    label = np.empty(ras_shape, np.uint8)
+    matrix = resampling_matrix(prob.shape[1], ras_shape[0])
+    slab = max(1, 2**24 // (len(prob) * ras_shape[1] * ras_shape[2]))
+    for first in range(0, ras_shape[0], slab):
+        rows = matrix[first:first + slab]
+        part = np.moveaxis(np.tensordot(rows, prob, axes=(1, 1)), 0, 1)  # (K, slab, y, z)
+        label[first:first + slab] = resample(part, (len(rows), *ras_shape[1:])).argmax(axis=0)
+    return np.ascontiguousarray(from_ras(label, affine))
+
+
+def map_on_scan(values: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid."""
+    ras_shape = _ras_shape(shape, affine)
+    check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))
+    return np.ascontiguousarray(from_ras(resample(values, ras_shape), affine))
+
+
+def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence[int]) -> Volume:
+    """Class indices -> the values that the data set's label files use, in the smallest integer type that holds them."""
+    values = np.asarray(label_values)
+    return Volume(values.astype(np.min_scalar_type(int(values.max())))[indices], affine)
+
+
+def check_memory(needed: int) -> None:
+    """Raises UserError where `needed` bytes are more than the machine has free."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for line in open("/proc/meminfo"):
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    except (OSError, ValueError, AttributeError):
+        return  # a system that does not say
+    if needed > free:
+        raise UserError(f"this scan needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; "
+                        "close other programs, or prepare and train at a coarser spacing")
+
+
+def _ras_shape(shape: Sequence[int], affine: np.ndarray) -> tuple[int, int, int]:
+    from nibabel.orientations import io_orientation
+
+    result = [0, 0, 0]
+    for n, (axis, _) in zip(shape, io_orientation(affine), strict=True):
+        result[int(axis)] = int(n)
+    return tuple(result)

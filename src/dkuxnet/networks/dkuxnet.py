@@ -1,0 +1,81 @@
+"""One branch of DK-UXNet, the kMaX UX-Net, wired from its boxes (Wu, Li, Zhang, ISBI 2024, Figures 1 and 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dkuxnet.lookup import parse_options
+from dkuxnet.networks.grouping import check_groups, grouped_assignment
+from dkuxnet.networks.kmax import KMaxDecoder, MaskLogits
+from dkuxnet.networks.residual_decoder import ResidualDecoder
+from dkuxnet.networks.uxnet import UXNetEncoder
+from dkuxnet.types import NetworkShape, Output
+
+
+@dataclass(frozen=True)
+class DKUXNetOptions:
+    """Sizes of a branch; the defaults are the paper's.
+
+    widths: channels of the encoder's stages at strides 2, 4, 8, 16. depths: blocks a stage. query_channels: C, divisible
+    by `heads`. layers_per_scale: kMaX layers at each of the strides 16, 8, 4. layer_scale: initial residual scale.
+    """
+
+    widths: tuple[int, int, int, int] = (48, 96, 192, 384)
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    query_channels: int = 128
+    layers_per_scale: int = 2
+    heads: int = 8
+    drop_rate: float = 0.0
+    layer_scale: float = 1e-6
+
+
+class DKUXNet(nn.Module):
+    """(B, C, X, Y, Z) -> Output with segmentation logits and grouped assignments. X, Y, Z divisible by 16."""
+
+    def __init__(self, shape: NetworkShape, options: DKUXNetOptions):
+        super().__init__()
+        check_groups(shape.groups, shape.classes)
+        self.groups = shape.groups
+        channels = options.query_channels
+        self.encoder = UXNetEncoder(
+            shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
+        )
+        self.decoder = ResidualDecoder(shape.in_channels, options.widths)
+        coarse = self.decoder.channels[:3]  # strides 16, 8, 4
+        queries = sum(group.queries for group in shape.groups)
+        self.kmax = KMaxDecoder(coarse, queries, channels, options.layers_per_scale, options.heads)
+        self.assignment = MaskLogits(self.decoder.channels[-1], channels)
+        self.classify = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, shape.classes)
+        )
+
+    def forward(self, image: Tensor) -> Output:
+        maps = self.decoder(image, self.encoder(image))
+        queries, layer_logits = self.kmax(maps[:3])  # (B, N, C)
+        mask_logits = self.assignment(maps[-1], queries)  # R: (B, N, X, Y, Z)
+        classes = self.classify(queries)  # S: (B, N, K), one MLP shared by all queries
+        assignment = mask_logits.softmax(dim=1)  # M: how every voxel spreads over the queries
+        return Output(
+            logits=torch.einsum("bnk,bnxyz->bkxyz", classes, assignment),  # Z = S^T M
+            group_prob=grouped_assignment(assignment, self.groups),
+            layer_group_prob=tuple(grouped_assignment(layer.softmax(dim=1), self.groups) for layer in layer_logits),
+            max_query=mask_logits.amax(dim=1),
+        )
+
+
+def dk_uxnet(shape: NetworkShape, options: dict) -> DKUXNet:
+    """DK-UXNet's branch at the paper's widths."""
+    return DKUXNet(shape, parse_options(DKUXNetOptions, options, "network.dk-uxnet"))
+
+
+def dk_uxnet_small(shape: NetworkShape, options: dict) -> DKUXNet:
+    """Half of the paper's widths: for a GPU of 8 GB."""
+    sizes = {"widths": (24, 48, 96, 192), "query_channels": 64}
+    return DKUXNet(shape, parse_options(DKUXNetOptions, sizes | options, "network.dk-uxnet-small"))
+
+
+def dk_uxnet_tiny(shape: NetworkShape, options: dict) -> DKUXNet:
+    """A sixth of the paper's widths: trains on a laptop's CPU."""
+    sizes = {"widths": (8, 16, 32, 64), "query_channels": 32}
+    return DKUXNet(shape, parse_options(DKUXNetOptions, sizes | options, "network.dk-uxnet-tiny"))

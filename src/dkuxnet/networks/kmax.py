@@ -1,0 +1,90 @@
+"""The kMaX decoder: queries that cluster voxels, C <- C + argmax_N(Q K^T) V.
+
+Source: Yu et al., "k-means Mask Transformer" (kMaX-DeepLab, arXiv 2207.04044), Equation 4 and Figure 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskLogits(nn.Module):
+    """R = norm(P C^T): (B, C', x, y, z) voxel features and (B, N, C) queries -> (B, N, x, y, z) mask logits.
+
+    kMaX-DeepLab normalises with a batch norm. Here both sides are L2-normalised and one learnt gain sets the scale:
+    the same at batch 1, on every device and in every window, so that logits of different patches can be compared (the
+    out-of-distribution score compares them).
+    """
+
+    def __init__(self, voxel_channels: int, query_channels: int):
+        super().__init__()
+        self.voxels = nn.Conv3d(voxel_channels, query_channels, 1)
+        self.queries = nn.Sequential(nn.LayerNorm(query_channels), nn.Linear(query_channels, query_channels))
+        self.log_gain = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, features: Tensor, queries: Tensor) -> Tensor:
+        voxels = self.voxels(features)
+        masks = F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()
+        logits = torch.einsum("bcxyz,bnc->bnxyz", voxels, masks)
+        # dividing the logits by the voxels' length is L2-normalising the voxels, on N channels instead of C
+        return logits * torch.rsqrt(voxels.square().sum(dim=1, keepdim=True) + 1e-6)
+
+
+class KMaxLayer(nn.Module):
+    """One k-means step over the voxels, then self-attention and a feed-forward network over the queries."""
+
+    def __init__(self, voxel_channels: int, query_channels: int, heads: int = 8):
+        super().__init__()
+        self.mask_logits = MaskLogits(voxel_channels, query_channels)
+        self.value = nn.Conv3d(voxel_channels, query_channels, 1)
+        self.update_norm = nn.LayerNorm(query_channels)
+        self.attention_norm = nn.LayerNorm(query_channels)
+        self.attention = nn.MultiheadAttention(query_channels, heads, batch_first=True)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(query_channels),
+            nn.Linear(query_channels, 4 * query_channels),
+            nn.GELU(),
+            nn.Linear(4 * query_channels, query_channels),
+        )
+
+    def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C', x, y, z), (B, N, C) -> new queries (B, N, C) and the mask logits (B, N, x, y, z) that moved them."""
+        logits = self.mask_logits(features, queries)
+        with torch.no_grad():  # the argmax has no gradient: the mask embeddings learn from the query loss on `logits`
+            assignment = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(features.dtype)  # (B, x, y, z, N)
+        update = torch.einsum("bxyzn,bcxyz->bnc", assignment, self.value(features))
+        queries = queries + self.update_norm(update)
+        normed = self.attention_norm(queries)
+        queries = queries + self.attention(normed, normed, normed, need_weights=False)[0]
+        return queries + self.feed_forward(queries), logits
+
+
+class KMaxDecoder(nn.Module):
+    """Learnt queries, refined on voxel features of several scales, coarse to fine, `layers_per_scale` layers each."""
+
+    def __init__(
+        self,
+        voxel_channels: Sequence[int],
+        queries: int,
+        query_channels: int,
+        layers_per_scale: int = 2,
+        heads: int = 8,
+    ):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, query_channels))
+        self.scales = nn.ModuleList(
+            nn.ModuleList(KMaxLayer(channels, query_channels, heads) for _ in range(layers_per_scale))
+            for channels in voxel_channels
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """maps: one (B, C', x, y, z) a scale. Returns the queries (B, N, C) and every layer's mask logits."""
+        queries = self.queries.expand(maps[0].shape[0], -1, -1)
+        logits = []
+        for layers, features in zip(self.scales, maps, strict=True):
+            for layer in layers:
+                queries, layer_logits = layer(features, queries)
+                logits.append(layer_logits)
+        return queries, logits

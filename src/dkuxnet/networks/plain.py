@@ -1,0 +1,45 @@
+"""Plain 3D UX-Net: the same encoder and residual decoder with a 1x1x1 head and no queries (arXiv 2209.15076)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dkuxnet.lookup import parse_options
+from dkuxnet.networks.residual_decoder import ResidualDecoder
+from dkuxnet.networks.uxnet import UXNetEncoder
+from dkuxnet.types import NetworkShape, Output
+
+
+@dataclass(frozen=True)
+class UXNetOptions:
+    """Sizes as in DKUXNetOptions, whose encoder and decoder these are."""
+
+    widths: tuple[int, int, int, int] = (48, 96, 192, 384)
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    drop_rate: float = 0.0
+    layer_scale: float = 1e-6
+
+
+class UXNet(nn.Module):
+    """(B, C, X, Y, Z) -> Output with segmentation logits alone. X, Y, Z divisible by 16."""
+
+    def __init__(self, shape: NetworkShape, options: UXNetOptions):
+        super().__init__()
+        self.encoder = UXNetEncoder(
+            shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
+        )
+        self.decoder = ResidualDecoder(shape.in_channels, options.widths)
+        self.head = nn.Conv3d(options.widths[0], shape.classes, 1)
+
+    def forward(self, image: Tensor) -> Output:
+        return Output(logits=self.head(self.decoder(image, self.encoder(image))[-1]))
+
+
+def uxnet(shape: NetworkShape, options: dict) -> UXNet:
+    """3D UX-Net at its published widths."""
+    return UXNet(shape, parse_options(UXNetOptions, options, "network.uxnet"))
+
+
+def uxnet_tiny(shape: NetworkShape, options: dict) -> UXNet:
+    """3D UX-Net at the widths of `dk-uxnet-tiny`."""
+    return UXNet(shape, parse_options(UXNetOptions, {"widths": (8, 16, 32, 64)} | options, "network.uxnet-tiny"))

@@ -1,0 +1,232 @@
+"""Raw scans -> prepared cases: checked, measured, planned, resampled, normalised, stored.
+
+Two passes over the source. The first verifies every case and takes the fingerprint; the plan follows from the
+fingerprint of the images alone, never from a label; the second resamples and stores. The folder appears under its name
+only when all of it is there.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dkuxnet.data.dataset import VERSION, write_array
+from dkuxnet.data.geometry import resample, resample_label, resampled_affine, resampled_shape, to_ras
+from dkuxnet.data.layouts import find_source
+from dkuxnet.errors import UserError
+from dkuxnet.formats import read
+from dkuxnet.plan import make_plan, normalise
+from dkuxnet.types import Case, Source, Volume
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
+
+
+def prepare(
+    source: Path,
+    prepared: Path,
+    spacing_mm: float | None = None,
+    layout: str = "auto",
+    processes: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Prepare the scans of `source` in a new folder `prepared`; returns what its dataset.json holds.
+
+    spacing_mm: edge of the isotropic target voxel; None for the plan's own. Raises UserError for anything wrong with
+    the source, naming the case; nothing is left behind then.
+    """
+    if spacing_mm is not None and not spacing_mm > 0:
+        raise UserError(f"--spacing-mm must be above 0, got {spacing_mm}")
+    prepared = Path(prepared)
+    if prepared.exists():
+        raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
+    found = find_source(Path(source), layout)
+    progress = progress or (lambda what, done, total: None)
+    partial_folder = _make_folder(prepared)
+    try:
+        checks = _each(partial(check_case, found), found.cases, processes, progress, "check")
+        labels = found.labels or _found_labels(checks)
+        _check_values(checks, labels)
+        fingerprint = take_fingerprint(checks)
+        plan = make_plan(fingerprint, found.channels, spacing_mm)
+        store = partial(store_case, found, labels, plan, partial_folder / "cases")
+        shapes = _each(store, found.cases, processes, progress, "store")
+        meta = {
+            "version": VERSION,
+            "source": str(Path(source).resolve()),
+            "layout": found.layout,
+            "channels": list(found.channels),
+            "labels": labels,
+            "cases": [
+                {"name": case.name, "labelled": case.label is not None, "shape": list(shape)}
+                for case, shape in zip(found.cases, shapes, strict=True)
+            ],
+            "fingerprint": fingerprint,
+            "plan": plan,
+        }
+        (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        os.replace(partial_folder, prepared)
+    except OSError as error:
+        raise UserError(f"{prepared}: cannot write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    return meta
+
+
+def read_image(case: Case, channels: int) -> Volume:
+    """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size."""
+    volumes = [read(path) for path in case.images]
+    first = volumes[0]
+    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
+        _check_same_grid(case.name, case.images[0], first, path, volume)
+    arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
+    array = np.concatenate(arrays).astype(np.float32, copy=False)
+    if len(array) != channels:
+        raise UserError(f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected {channels}; "
+                        "a 4D scan is a series of channels: give one file per case and time point")
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise UserError(f"case '{case.name}': {bad} voxels are NaN or infinite in {case.images[0]}; repair the scan")
+    if min(first.shape) < 2:
+        raise UserError(f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis are needed")
+    return Volume(array, first.affine)
+
+
+def check_case(source: Source, case: Case) -> dict[str, Any]:
+    """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
+    image = read_image(case, len(source.channels))
+    sample = image.array.reshape(len(image.array), -1)[:, :: max(1, image.array[0].size // 20_000)]
+    ras = to_ras(image)
+    facts: dict[str, Any] = {
+        "name": case.name,
+        "shape": list(ras.shape),
+        "spacing_mm": list(ras.spacing_mm),
+        "percentiles": np.percentile(sample, (0.5, 50, 99.5), axis=1).T.tolist(),
+        "mean": sample.mean(axis=1).tolist(),
+        "std": sample.std(axis=1).tolist(),
+    }
+    if case.label is not None:
+        label = read(case.label, kind="label")
+        _check_same_grid(case.name, case.images[0], image, case.label, label)
+        values, counts = np.unique(label.array, return_counts=True)
+        facts["label_counts"] = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+    return facts
+
+
+def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sizes, spacings, intensities over all cases (RAS order), and the share of every label value over the labelled ones."""
+    shares: dict[int, list[float]] = {}
+    labelled = [c["label_counts"] for c in checks if "label_counts" in c]
+    for counts in labelled:
+        for value, n in counts.items():
+            shares.setdefault(value, []).append(n / sum(counts.values()))
+    return {
+        "cases": len(checks),
+        "labelled": len(labelled),
+        "shape_median": np.median([c["shape"] for c in checks], axis=0).tolist(),
+        "shape_max": np.max([c["shape"] for c in checks], axis=0).tolist(),
+        "spacing_mm_median": np.median([c["spacing_mm"] for c in checks], axis=0).tolist(),
+        "extent_mm_median": np.median([np.multiply(c["shape"], c["spacing_mm"]) for c in checks], axis=0).tolist(),
+        "percentiles_median": np.median([c["percentiles"] for c in checks], axis=0).tolist(),
+        "mean": np.mean([c["mean"] for c in checks], axis=0).tolist(),
+        "std": np.mean([c["std"] for c in checks], axis=0).tolist(),
+        "label_share": {str(value): float(np.sum(s) / len(labelled)) for value, s in sorted(shares.items())},
+    }
+
+
+def to_network_grid(image: Volume, plan: dict[str, Any]) -> Volume:
+    """A scan as the network sees it: (C, X, Y, Z) float32 in RAS order, at the plan's spacing, normalised."""
+    ras = to_ras(image)
+    shape = resampled_shape(ras.shape, ras.spacing_mm, plan["spacing_mm"])
+    array = normalise(resample(ras.array, shape), plan["normalisation"])
+    return Volume(array, resampled_affine(ras.affine, ras.shape, shape))
+
+
+def store_case(source: Source, labels: dict[str, int], plan: dict[str, Any], folder: Path, case: Case) -> tuple[int, ...]:
+    """Resample, normalise and write one case into `folder`; returns its shape on the prepared grid."""
+    image = read_image(case, len(source.channels))
+    grid = to_network_grid(image, plan)
+    write_array(folder / f"{case.name}.image.b2nd", grid.array)
+    if case.label is not None:
+        truth = read(case.label, kind="label")
+        indices = np.zeros(truth.array.shape, np.uint8)
+        for index, value in enumerate(labels.values()):
+            indices[truth.array == value] = index
+        write_array(folder / f"{case.name}.truth.b2nd", indices)
+        ras = to_ras(Volume(indices, truth.affine))
+        write_array(folder / f"{case.name}.label.b2nd", resample_label(ras.array, grid.shape, len(labels)))
+    info = {
+        "name": case.name,
+        "images": [str(path) for path in case.images],
+        "shape": list(image.shape),
+        "affine": image.affine.tolist(),
+        "spacing_mm": list(image.spacing_mm),
+        "prepared_affine": grid.affine.tolist(),
+    }
+    (folder / f"{case.name}.json").write_text(json.dumps(info, indent=1), "utf-8")
+    return grid.shape
+
+
+def _make_folder(prepared: Path) -> Path:
+    try:
+        prepared.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{prepared.name}.", dir=prepared.parent))
+        (folder / "cases").mkdir()
+    except OSError as error:
+        raise UserError(f"{prepared}: cannot write there: {error.strerror}") from error
+    folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
+    return folder
+
+
+def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progress, what: str) -> list:
+    cases = list(cases)
+    results = []
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    try:
+        for result in pool.map(job, cases) if pool else map(job, cases):
+            results.append(result)
+            progress(what, len(results), len(cases))
+    except BrokenProcessPool as error:
+        name = cases[len(results)].name
+        raise UserError(f"case '{name}' or one after it: a worker died, most likely of too little memory") from error
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    return results
+
+
+def _found_labels(checks: list[dict[str, Any]]) -> dict[str, int]:
+    values = {0} | {v for c in checks for v in c.get("label_counts", {})}
+    if len(values) > MAX_FOUND_LABELS:
+        raise UserError(f"{len(values)} different label values: these are not label maps; check the labels folder")
+    return {"background" if v == 0 else f"class_{v}": v for v in sorted(values)}
+
+
+def _check_values(checks: list[dict[str, Any]], labels: dict[str, int]) -> None:
+    known = set(labels.values())
+    for check in checks:
+        for value, count in check.get("label_counts", {}).items():
+            if value not in known:
+                raise UserError(f"case '{check['name']}': {count} voxels have the label value {value}, which is not in the "
+                                f"label map {labels}; correct the label or the map")
+    if len(labels) < 2:
+        raise UserError("no label but the background: nothing to learn; at least one labelled case is needed")
+
+
+def _check_same_grid(name: str, path: Path, volume: Volume, other_path: Path, other: Volume) -> None:
+    if volume.shape != other.shape:
+        raise UserError(f"case '{name}': {path.name} has shape {volume.shape}, {other_path.name} {other.shape}; "
+                        "they must lie on one grid")
+    corners = np.array([[0, 0, 0, 1], [*volume.shape, 1]], float).T
+    apart = np.abs((volume.affine - other.affine) @ corners).max()
+    if apart > 0.01 * min(volume.spacing_mm) + 1e-3 * max(volume.spacing_mm):
+        raise UserError(f"case '{name}': {path.name} and {other_path.name} lie {apart:.3g} mm apart in the world; "
+                        "their affines must agree")

@@ -1,0 +1,178 @@
+"""A run folder: settings, manifest, metrics, checkpoints, weights. Every file appears whole or not at all.
+
+RUN/settings.json        the settings as used             RUN/metrics.jsonl      one JSON object a logged step
+RUN/manifest.json        data, split, versions, machine   RUN/tensorboard/       the same, for TensorBoard
+RUN/checkpoint.pt        the state to resume from         RUN/final.safetensors  weights; best.safetensors where validated
+RUN/evaluation/          test cases: summary.json, cases.csv, predictions/
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dkuxnet.errors import UserError
+
+CHECKPOINT_VERSION = 1
+
+
+class RunFolder:
+    """A run on disk. `create` makes a new one, `open` takes one that is there."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._writer = None
+
+    @classmethod
+    def create(cls, folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> "RunFolder":
+        """Raises UserError where the folder exists and is not empty, or cannot be written."""
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists already; choose another run folder, or go on with --resume")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "settings.json", settings)
+            write_json(folder / "manifest.json", manifest)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunFolder":
+        """Raises UserError where `folder` holds no run."""
+        run = cls(folder)
+        if not (run.folder / "settings.json").is_file():
+            raise UserError(f"{folder} is not a run folder (no settings.json); dkuxnet train makes one")
+        return run
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return read_json(self.folder / "settings.json")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.folder / "manifest.json")
+
+    def update_manifest(self, **entries: Any) -> None:
+        write_json(self.folder / "manifest.json", self.manifest | entries)
+
+    # --- metrics ---
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl and the same to TensorBoard."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where a step is logged
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """What has been logged, oldest first."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.strip()]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget what was logged at `step` and after: a resumed run logs it again."""
+        kept = [json.dumps(row) for row in self.metrics() if row["step"] < step]
+        atomically(self.folder / "metrics.jsonl", lambda path: path.write_text("".join(r + "\n" for r in kept), "utf-8"))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    # --- state and weights ---
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Tensors and primitives alone, so that loading needs no unpickling of objects."""
+        import torch
+
+        atomically(self.folder / "checkpoint.pt",
+                   lambda path: torch.save({"version": CHECKPOINT_VERSION, **state}, path))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The last saved state, on the CPU. Raises UserError where there is none, or it is damaged."""
+        import torch
+
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            raise UserError(f"{self.folder} has no checkpoint.pt yet: nothing to resume; start it anew in another folder")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(f"{path}: damaged or not a checkpoint of this program ({type(error).__name__})") from error
+        if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+            raise UserError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
+        return state
+
+    def save_weights(self, name: str, state_dict: dict[str, Any]) -> Path:
+        """Write `name`.safetensors."""
+        from safetensors.torch import save_file
+
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
+        path = self.folder / f"{name}.safetensors"
+        atomically(path, lambda part: save_file(tensors, str(part)))
+        return path
+
+    def load_weights(self, name: str) -> dict[str, Any]:
+        """Read `name`.safetensors onto the CPU. Raises UserError where it is missing or damaged."""
+        from safetensors.torch import load_file
+
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            raise UserError(f"{path} is missing: the training has not finished; dkuxnet train ... --resume goes on")
+        try:
+            return load_file(str(path))
+        except Exception as error:  # safetensors raises its own Rust error type
+            raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+
+
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk, and move it to its name."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, atomically; NaN is refused, since no other program reads it."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    atomically(Path(path), lambda part: part.write_text(text, "utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError where the file is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or not JSON ({error})") from error
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    import torch
+
+    return {
+        "dkuxnet": metadata.version("dkuxnet"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

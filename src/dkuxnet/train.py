@@ -1,0 +1,216 @@
+"""The training loop. It knows batches, losses, an optimiser and a run folder; no method, no network, no data set."""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkuxnet.config import TrainSettings
+from dkuxnet.errors import UserError
+from dkuxnet.methods.base import Method
+from dkuxnet.run import RunFolder
+from dkuxnet.types import Batch
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the state was saved."""
+
+
+@dataclass
+class TrainState:
+    """Everything that an exact resume needs: random draws are functions of seed and step, so no generator is in it."""
+
+    method: Method
+    optimiser: torch.optim.Optimizer
+    average: Method | None = None
+    step: int = 0
+    best: float = -math.inf
+    seconds: float = field(default=0.0)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError where the checkpoint is of another network, method or optimiser."""
+        try:
+            self.method.load_state_dict(checkpoint["method"])
+            self.optimiser.load_state_dict(checkpoint["optimiser"])
+            if self.average:
+                self.average.load_state_dict(checkpoint["average"])
+            self.step, self.best, self.seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError("the checkpoint is of another network, method or optimiser than the settings: "
+                            f"{str(error).splitlines()[0]}") from error
+
+    def predicting(self) -> Method:
+        """The method whose predictor answers: the moving average where there is one."""
+        return self.average or self.method
+
+
+def make_state(method: Method, settings: TrainSettings) -> TrainState:
+    """Optimiser and, where asked for, moving average for a method that is already on its device."""
+    average = copy.deepcopy(method).requires_grad_(False) if settings.average else None
+    return TrainState(method, make_optimiser(method, settings), average)
+
+
+def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW or SGD over what has a gradient; only matrices and kernels decay, not norms, biases, gains or queries."""
+    named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    decays = [p for name, p in named if p.ndim > 1 and not name.endswith(("queries", "scale"))]
+    chosen = {id(p) for p in decays}
+    groups = [
+        {"params": decays, "weight_decay": settings.weight_decay},
+        {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0},
+    ]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then polynomial decay to 0, a function of the absolute step (a resumed run has no jump)."""
+    if step < settings.warm_up_steps:
+        return settings.lr * (step + 1) / settings.warm_up_steps
+    left = 1 - (step - settings.warm_up_steps) / max(settings.steps - settings.warm_up_steps, 1)
+    return settings.lr * max(left, 0.0) ** settings.poly
+
+
+def train(
+    state: TrainState,
+    batches: Iterable[Batch],
+    settings: TrainSettings,
+    run: RunFolder,
+    device: torch.device,
+    validate: Callable[[nn.Module], float] | None = None,
+    progress: Log | None = None,
+) -> None:
+    """Train from state.step to settings.steps on `batches`, which start at that step.
+
+    validate: predictor -> score (higher is better); the best weights are saved as `best`. At the end the weights are
+    saved as `final`. Raises UserError for a loss that is not finite, Interrupted after Ctrl-C or SIGTERM.
+    """
+    precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
+    started = time.monotonic() - state.seconds
+    window: dict[str, list[Tensor]] = {}
+    with interruption() as stop:
+        for batch in batches:
+            step = state.step
+            losses, norm = train_step(state, batch, settings, device, precision)
+            for name, value in {**losses, "grad_norm": norm}.items():
+                window.setdefault(name, []).append(value.detach())
+            state.step, state.seconds = step + 1, time.monotonic() - started
+
+            if state.step % settings.log_every == 0 or state.step == settings.steps:
+                values = {name: float(torch.stack(parts).mean()) for name, parts in window.items()}
+                check_finite(values, step)
+                values |= {"loss": sum(v for k, v in values.items() if k != "grad_norm"),
+                           "lr": learning_rate(step, settings), "seconds": state.seconds}
+                window = {}
+                run.log(step, values)
+                if progress:
+                    progress(state.step, values)
+            if validate and (state.step % settings.validate_every == 0 or state.step == settings.steps):
+                score = validate(state.predicting().predictor().eval())
+                state.method.train()
+                run.log(step, {"validation_dice": score})
+                if score > state.best:
+                    state.best = score
+                    run.save_weights("best", state.predicting().state_dict())
+            if state.step % settings.save_every == 0 or stop.asked:
+                run.save_checkpoint(state.to_checkpoint())
+            if stop.asked:
+                raise Interrupted(f"stopped at step {state.step} of {settings.steps}; the state is saved in {run.folder}")
+    run.save_checkpoint(state.to_checkpoint())
+    run.save_weights("final", state.predicting().state_dict())
+
+
+def train_step(
+    state: TrainState, batch: Batch, settings: TrainSettings, device: torch.device, precision: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step; the named losses and the gradient's norm before clipping, as tensors (no host sync)."""
+    torch.manual_seed(step_seed(settings.seed, state.step))  # stochastic depth and dropout: functions of seed and step
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(state.step, settings)
+    state.method.train()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        losses = state.method.losses(batch, state.step)
+    state.optimiser.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
+    state.optimiser.step()
+    state.method.after_step(state.step)
+    if state.average:
+        update_average(state.average, state.method, settings.average, state.step)
+    return losses, norm
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """average <- d average + (1 - d) model, d rising to `decay` so that the first steps are forgotten soon."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
+        else:
+            old.copy_(new)
+
+
+def check_finite(losses: dict[str, float], step: int) -> None:
+    """Raises UserError naming every loss if one is NaN or infinite."""
+    if not all(math.isfinite(value) for value in losses.values()):
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        raise UserError(f"a loss is not finite near step {step}: {parts}; lower train.lr or look at the newest scans")
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed of 63 bits for a step, far from that of its neighbours."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """"auto" takes bfloat16 where a GPU has it; it needs no loss scaling, unlike float16."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
+
+
+@dataclass
+class Stop:
+    asked: bool = False
+
+
+@contextmanager
+def interruption():
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as usual."""
+    stop, before = Stop(), {}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
