@@ -12,11 +12,13 @@ from dkuxnet.types import Batch, NetworkShape
 class Method(nn.Module):
     """Turns a batch into losses. Owns its networks; knows no optimiser, device, file or loop.
 
-    Subclasses state how many networks they take (`branches`) and what can be set (`Options`, a dataclass). Being a
+    Subclasses state how many networks they take (`branches`), whether they look at unlabelled patches, and what can be
+    set (`Options`, a dataclass). Being a
     module, a method's state_dict carries everything that it owns: saving, resuming and moving are the loop's business.
     """
 
     branches: ClassVar[int] = 1
+    uses_unlabelled: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Options:

@@ -12,6 +12,8 @@ from dkuxnet.types import Batch
 class Supervised(Method):
     """L_seg + w_qd L_qd on the strong view; the query loss counts only for networks that have queries."""
 
+    uses_unlabelled = False
+
     @dataclass(frozen=True)
     class Options:
         """w_qd: weight of the query loss."""
