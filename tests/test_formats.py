@@ -295,12 +295,16 @@ def test_packed_text(tmp_path):
     refused(tmp_path / "a.nii.gz", "NIfTI")
 
 
-def test_damaged_gzip(tmp_path):
-    formats.write(oblique(), tmp_path / "a.nii.gz")
-    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
-    content[200:260] = bytes(60)
-    (tmp_path / "a.nii.gz").write_bytes(content)
-    refused(tmp_path / "a.nii.gz", "NIfTI")
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize("part", [0.4, 0.7, 0.95])
+def test_damage_in_compressed_voxels(tmp_path, ending, part):
+    path = tmp_path / f"a{ending}"
+    formats.write(oblique(shape=(30, 30, 30)), path)
+    content = bytearray(path.read_bytes())
+    start = int(len(content) * part)
+    content[start : start + 40] = bytes(byte ^ 0x5A for byte in content[start : start + 40])
+    path.write_bytes(content)
+    refused(path, "readable")
 
 
 def test_headers_that_promise_absurd_sizes(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +13,29 @@ from dkuxnet.errors import UserError
 from dkuxnet.types import Volume
 
 HEAD_BYTES = 65536
+CHUNK_BYTES = 1 << 16
 MAGIC = ((b"NRRD", "NRRD"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"))
 # Deflate cannot do better than this, so a header that asks for more than the file could unpack to is wrong.
 MAX_DEFLATE_RATIO = 1032
 
 
 def reason(error: BaseException) -> str:
-    """The error's text on one line, without the C++ file names that ITK puts before it."""
+    """The error's text on one line."""
     if isinstance(error, MemoryError):
         return "not enough memory"
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"^Exception thrown in SimpleITK \w+: \S+:\d+: ", "", text)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Exception thrown in SimpleITK"):  # places in C++ files; what went wrong is said last
+        lines = [re.sub(r"^(itk::|sitk::|ITK )ERROR: (\w+\(\w+\): )?", "", lines[-1])]
+    text = " ".join(" ".join(lines).split())
     return text if len(text) <= 240 else text[:240] + " ..."
 
 
 def content(head: bytes) -> str:
     """What a file holds, in words, by its first bytes."""
-    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
+    if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return "NIfTI"
+    if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
+        return "the header (.hdr) of a NIfTI pair"
     if head[128:132] == b"DICM":
         return "DICOM"
     for magic, name in MAGIC:
@@ -79,6 +85,21 @@ def check_size(path: Path, needed: int, available: int) -> None:
             f"{path}: expected {needed} bytes of voxels by its header, but the file holds at most {available}: "
             "it is cut short or its header is wrong; copy or export it again"
         )
+
+
+def check_deflated(path: Path, start: int, needed: int) -> None:
+    """Inflate the voxels (zlib or gzip) that begin at byte `start`, once, for their length and checksum.
+
+    ITK reads on over damage in them: voxels would come out wrong without a word. Raises UserError or zlib.error.
+    """
+    inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while not inflater.eof and (chunk := file.read(CHUNK_BYTES)):
+            count += len(inflater.decompress(chunk))
+    if not inflater.eof:
+        raise UserError(f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy it again")
+    check_size(path, needed, count)
 
 
 def finish(path: Path, array: np.ndarray, affine: np.ndarray, kind: str) -> Volume:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dkuxnet.errors import UserError
 from dkuxnet.formats import _itk
-from dkuxnet.formats._checks import check_size, reading, require
+from dkuxnet.formats._checks import check_deflated, check_size, reading, require
 from dkuxnet.types import Volume
 
 
@@ -18,9 +18,11 @@ class MetaImage:
         _check_header(path, fields)
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
-            if fields.get("binarydata", "true").lower() == "true":
-                # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.
-                check_size(path, _stored_bytes(fields, _itk.voxel_bytes(reader)), path.stat().st_size - start)
+            # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.
+            if fields.get("compresseddata", "false").lower() == "true":
+                check_deflated(path, start, _itk.voxel_bytes(reader))
+            elif fields.get("binarydata", "true").lower() == "true":
+                check_size(path, _itk.voxel_bytes(reader), path.stat().st_size - start)
         return _itk.read_voxels(path, reader, "MetaImage", kind)
 
     def write(self, volume: Volume, path: Path) -> None:
@@ -46,13 +48,6 @@ def _check_header(path: Path, fields: dict[str, str]) -> None:
         raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
     if fields.get("ndims") not in ("2", "3", "4"):  # MetaIO has room for 10 and overruns its memory beyond
         raise UserError(f"{path}: expected NDims = 3 in the header, got {fields.get('ndims')!r}; give a 3D scan")
-
-
-def _stored_bytes(fields: dict[str, str], voxel_bytes: int) -> int:
-    """How many bytes must follow the header; 0 where they are compressed and the header does not say to how many."""
-    if fields.get("compresseddata", "false").lower() != "true":
-        return voxel_bytes
-    return int(fields.get("compresseddatasize", 0))
 
 
 MHA = MetaImage()

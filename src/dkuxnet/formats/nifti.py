@@ -1,13 +1,15 @@
 """NIfTI-1 and NIfTI-2 in one file, plain or gzip-compressed."""
 
+import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel
 import numpy as np
 
 from dkuxnet.errors import UserError
-from dkuxnet.formats._checks import MAX_DEFLATE_RATIO, check_size, finish, reading, require
+from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, check_size, finish, reading, require
 from dkuxnet.types import Volume
 
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
@@ -21,13 +23,13 @@ class Nifti:
         """Data with a scale (scl_slope) as float32, all other in their own type; sform or qform as nibabel chooses."""
         packed = path.name.lower().endswith(".gz")
         require(path, "gzip" if packed else "NIfTI")
-        with reading(path, "NIfTI"):
-            image = nibabel.load(path, mmap=False)
-            if not isinstance(image, nibabel.Nifti1Image):
-                raise UserError(f"{path}: expected NIfTI, but it holds {type(image).__name__}; export it as NIfTI")
+        with reading(path, "NIfTI"), gzip.open(path) if packed else path.open("rb") as file:
+            image = _open(file)
             _check_bytes(path, image, packed)
             array = _channels_first(_voxels(image))
             affine = np.diag([_unit_mm(image)] * 3 + [1.0]) @ image.affine
+            while packed and file.read(CHUNK_BYTES):  # gzip's checksum stands at its end, behind the voxels
+                pass
         return finish(path, array, affine, kind)
 
     def write(self, volume: Volume, path: Path) -> None:
@@ -38,6 +40,15 @@ class Nifti:
         image.set_qform(volume.affine, code="scanner")
         image.header.set_xyzt_units("mm")
         nibabel.save(image, path)
+
+
+def _open(file: BinaryIO) -> nibabel.Nifti1Image:
+    """The header of an open file; its voxels are read when asked for. Given the file, nibabel maps no memory to it."""
+    (header_bytes,) = np.frombuffer(file.read(4), "<i4").tolist()
+    file.seek(0)
+    second = header_bytes in (540, int(np.int32(540).byteswap()))
+    form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+    return form.from_stream(file)
 
 
 def _check_bytes(path: Path, image: nibabel.Nifti1Image, packed: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dkuxnet.errors import UserError
 from dkuxnet.formats import _itk
-from dkuxnet.formats._checks import reading, require
+from dkuxnet.formats._checks import check_deflated, reading, require
 from dkuxnet.types import Volume
 
 
@@ -15,15 +15,23 @@ class Nrrd:
     """Vector images are volumes with channels first."""
 
     def read(self, path: Path, kind: str = "image") -> Volume:
-        head = require(path, "NRRD")
-        if re.search(rb"(?im)^data ?file:", re.split(rb"\r?\n\r?\n", head)[0]):
+        header, start = _header(require(path, "NRRD"))
+        if re.search(rb"(?im)^data ?file:", header):
             raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
         with reading(path, "NRRD"):
             reader = _itk.open_header(path, "NrrdImageIO")
+            if re.search(rb"(?im)^encoding: *gz", header) and not re.search(rb"(?im)^(line|byte) ?skip:", header):
+                check_deflated(path, start, _itk.voxel_bytes(reader))
         return _itk.read_voxels(path, reader, "NRRD", kind)
 
     def write(self, volume: Volume, path: Path) -> None:
         _itk.write_image(volume, path)
+
+
+def _header(head: bytes) -> tuple[bytes, int]:
+    """The header, which an empty line ends, and the position of the first voxel, from a file's first bytes."""
+    end = re.search(rb"\n\r?\n", head)
+    return (head[: end.start() + 1], end.end()) if end else (head, len(head))
 
 
 NRRD = Nrrd()
