@@ -186,6 +186,14 @@ def test_nifti_in_metres_is_read_in_mm(tmp_path):
     np.testing.assert_allclose(formats.read(tmp_path / "a.nii").spacing_mm, (1, 1, 2), rtol=1e-5)
 
 
+def test_array_is_independent_of_the_file(tmp_path):
+    formats.write(oblique(), tmp_path / "a.nii")
+    array = formats.read(tmp_path / "a.nii").array
+    while array is not None:
+        assert not isinstance(array, np.memmap)
+        array = getattr(array, "base", None)
+
+
 def test_trailing_single_axis_of_nifti_is_squeezed(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((*SHAPE, 1), np.float32), np.eye(4)), tmp_path / "a.nii")
     assert formats.read(tmp_path / "a.nii").array.shape == SHAPE

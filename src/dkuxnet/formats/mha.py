@@ -19,9 +19,9 @@ class MetaImage:
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
             # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.
-            if fields.get("compresseddata", "false").lower() == "true":
+            if _true(fields.get("compresseddata", "False")):
                 check_deflated(path, start, _itk.voxel_bytes(reader))
-            elif fields.get("binarydata", "true").lower() == "true":
+            elif _true(fields.get("binarydata", "True")):
                 check_size(path, _itk.voxel_bytes(reader), path.stat().st_size - start)
         return _itk.read_voxels(path, reader, "MetaImage", kind)
 
@@ -48,6 +48,11 @@ def _check_header(path: Path, fields: dict[str, str]) -> None:
         raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
     if fields.get("ndims") not in ("2", "3", "4"):  # MetaIO has room for 10 and overruns its memory beyond
         raise UserError(f"{path}: expected NDims = 3 in the header, got {fields.get('ndims')!r}; give a 3D scan")
+
+
+def _true(value: str) -> bool:
+    """As MetaIO itself decides."""
+    return value.startswith(("T", "t", "1"))
 
 
 MHA = MetaImage()

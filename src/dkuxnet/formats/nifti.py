@@ -43,12 +43,12 @@ class Nifti:
 
 
 def _open(file: BinaryIO) -> nibabel.Nifti1Image:
-    """The header of an open file; its voxels are read when asked for. Given the file, nibabel maps no memory to it."""
+    """The header of an open file; the voxels are read when asked for, into memory of their own."""
     (header_bytes,) = np.frombuffer(file.read(4), "<i4").tolist()
     file.seek(0)
     second = header_bytes in (540, int(np.int32(540).byteswap()))
     form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-    return form.from_stream(file)
+    return form.from_file_map(form.make_file_map({"image": file}), mmap=False)
 
 
 def _check_bytes(path: Path, image: nibabel.Nifti1Image, packed: bool) -> None:
