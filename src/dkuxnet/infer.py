@@ -50,12 +50,11 @@ def sliding_window(
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities. A scan smaller than the window is padded.
 
-    The probabilities are held once, in float32 on the CPU: 4 (K + 2) bytes a voxel. Raises UserError where the machine
-    has not that much memory left.
+    Memory on the CPU is `grid_bytes`; raises UserError where the machine has not that much left.
     """
     padded, back = pad_to(image, window, float(image.min()))
     size = padded.shape[1:]
-    check_memory(4 * (classes + 1 + 2 * with_uncertainty) * math.prod(size))
+    check_memory(grid_bytes(size, window, classes, with_uncertainty))
     starts = [
         (x, y, z)
         for x in window_starts(size[0], window[0], settings.overlap)
@@ -82,6 +81,12 @@ def sliding_window(
     if doubt is not None:
         result.uncertainty = (doubt / total).numpy()[back]
     return result
+
+
+def grid_bytes(shape: Sequence[int], window: Sequence[int], classes: int, with_uncertainty: bool) -> int:
+    """Bytes that `sliding_window` holds for a scan of `shape` voxels: sums of probability, weight and uncertainty."""
+    voxels = math.prod(max(n, w) for n, w in zip(shape, window, strict=True))
+    return 4 * voxels * (classes + 1 + 2 * with_uncertainty)
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:

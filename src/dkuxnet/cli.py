@@ -1,0 +1,152 @@
+"""The command line: each command parses and makes one call. Nothing here imports torch before a command needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dkuxnet.errors import UserError
+
+app = typer.Typer(
+    name="dkuxnet",
+    help="A few labelled 3D scans and many unlabelled ones become a segmentation model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command; a UserError becomes one line on stderr and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder of scans: nnU-Net, MSD, LA h5, LA challenge, or plain images.")],
+    prepared: Annotated[Path, typer.Argument(help="New folder for the prepared cases.")],
+    spacing_mm: Annotated[float | None, typer.Option(help="Edge of a voxel in mm; the data's median by default.")] = None,
+    layout: Annotated[str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")] = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Cases worked on at once.")] = 2,
+) -> None:
+    """Check raw scans, plan, resample, normalise and store them."""
+    from dkuxnet.console import case_progress, show_prepared
+    from dkuxnet.prepare import prepare as run_prepare
+
+    with case_progress() as progress:
+        meta = run_prepare(source, prepared, spacing_mm, layout, processes, progress)
+    show_prepared(meta, prepared)
+
+
+@app.command()
+def train(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `dkuxnet prepare` made.")],
+    run: Annotated[Path, typer.Argument(help="New folder for this run.")],
+    preset: Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")] = "default",
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings, over the preset's.")] = None,
+    network: Annotated[str | None, typer.Option(help="Network by name.")] = None,
+    method: Annotated[str | None, typer.Option(help="Semi-supervised method by name.")] = None,
+    labelled: Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")] = None,
+    split: Annotated[Path | None, typer.Option(help="JSON file with train, validation and test lists.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count.")] = False,
+) -> None:
+    """Train on a prepared data set, then evaluate the test list."""
+    from dkuxnet.config import load_settings, parse_override
+
+    named = {"network.name": network, "method.name": method, "data.labelled": labelled, "train.steps": steps,
+             "data.split": None if split is None else str(split), "train.seed": seed, "train.device": device}
+    overrides = dict(map(parse_override, set_ or [])) | {key: value for key, value in named.items() if value is not None}
+    if resume and (overrides or config or preset != "default"):
+        raise typer.BadParameter("--resume takes the settings of the run: leave out --preset, --config, --set and the others")
+    settings = load_settings(preset, config, overrides)
+
+    from dkuxnet.console import show_trained, train_progress
+    from dkuxnet.experiment import run_training
+    from dkuxnet.train import Interrupted
+
+    try:
+        with train_progress() as progress:
+            manifest = run_training(prepared, run, settings, resume, progress)
+    except Interrupted as stop:
+        typer.echo(f"{stop}\nGo on with: dkuxnet train {prepared} {run} --resume", err=True)
+        raise typer.Exit(130) from None
+    show_trained(manifest, run)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, or folders of scans.")],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")] = False,
+    save_uncertainty: Annotated[bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")] = False,
+    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
+    from dkuxnet.console import sentence_progress
+    from dkuxnet.predict import predict as run_predict
+
+    with sentence_progress("predict") as progress:
+        written = run_predict(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress)
+    typer.echo(f"{len(written)} label maps in {output}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of true label maps, or a source folder.")],
+    output: Annotated[Path | None, typer.Option(help="JSON file, with nnU-Net's summary keys.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
+) -> None:
+    """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
+    from dkuxnet.console import case_progress, show_evaluation
+    from dkuxnet.evaluate import evaluate_folders
+
+    with case_progress() as progress:
+        result = evaluate_folders(predictions, labels, lambda done, total: progress("evaluate", done, total))
+    if output:
+        result.write_json(output)
+    if csv:
+        result.write_csv(csv)
+    show_evaluation(result)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """One offline html page of a run: settings, curves, table, slices."""
+    from dkuxnet.report.page import write_report
+
+    typer.echo(f"report: {write_report(run)}")
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """List networks, methods, formats, layouts and presets."""
+    from dkuxnet.catalogue import catalogue
+
+    listed = catalogue()
+    if as_json:
+        typer.echo(json.dumps(listed, indent=1))
+    else:
+        for what, names in listed.items():
+            typer.echo(f"{what:9} {names if isinstance(names, str) else ', '.join(names)}")
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(help="New folder for what the demonstration makes.")] = Path("demo")) -> None:
+    """The whole chain on synthetic scans: prepare, train, predict, evaluate, report. A few minutes on two cores."""
+    from dkuxnet.console import case_progress, sentence_progress, show_demo, train_progress
+    from dkuxnet.demo import run_demo
+
+    show_demo(run_demo(folder, case_progress, train_progress, sentence_progress))

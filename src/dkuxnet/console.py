@@ -1,0 +1,128 @@
+"""What the commands show: progress (a bar on a terminal, plain lines elsewhere), tables, last words."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dkuxnet.evaluate import Evaluation
+
+PLAIN_SECONDS = 10  # between two lines where there is no terminal
+UNITS = {"dice": "Dice", "jaccard": "Jaccard", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)",
+         "hd95_voxels": "95HD (voxels)", "asd_voxels": "ASD (voxels)"}
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def case_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a job over cases: (what, done, of how many)."""
+    with _shown() as update:
+        yield lambda what, done, total: update(what, done, total, "")
+
+
+@contextmanager
+def train_progress() -> Iterator[Callable[[str, int, int, dict[str, float]], None]]:
+    """Progress of a training: (what, done, of how many, figures)."""
+    with _shown() as update:
+        def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            parts = [f"{key} {value:.3g}" for key, value in figures.items() if key not in ("seconds", "lr", "grad_norm")]
+            update(what, done, total, "  ".join(parts))
+        yield show
+
+
+@contextmanager
+def sentence_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a job that says what it does now: (sentence, done, of how many)."""
+    with _shown(every=0) as update:
+        yield lambda sentence, done, total: update(what, done, total, sentence)
+
+
+@contextmanager
+def _shown(every: float = PLAIN_SECONDS) -> Iterator[Callable[[str, int, int, str], None]]:
+    if not console.is_terminal:
+        yield _plain_lines(every)
+        return
+    columns = (TextColumn("{task.description:9}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+        def update(what: str, done: int, total: int, note: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, note="")
+            bars.update(tasks[what], completed=done, total=total, note=escape(note))
+        yield update
+
+
+def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
+    last = {"what": "", "time": 0.0}
+
+    def update(what: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if what != last["what"] or done == total or now - last["time"] >= every:
+            last.update(what=what, time=now)
+            console.print(f"{what} {done}/{total}  {note}".rstrip(), soft_wrap=True, markup=False)
+    return update
+
+
+def show_prepared(meta: dict[str, Any], prepared: Path) -> None:
+    plan, found = meta["plan"], meta["fingerprint"]
+    spacing = " x ".join(f"{s:.3g}" for s in plan["spacing_mm"])
+    _say(f"{found['cases']} cases prepared in {prepared}, {found['labelled']} with a label; classes: "
+         + ", ".join(meta["labels"]))
+    _say(f"plan: {spacing} mm, patch {' x '.join(map(str, plan['patch']))} voxels, network {plan['network']}")
+    _say(f"next: dkuxnet train {prepared} RUN --labelled N")
+
+
+def show_trained(manifest: dict[str, Any], run: Path) -> None:
+    _say(f"{manifest['method']} with {manifest['network']}: {manifest['steps_done']} steps in "
+         f"{manifest['train_seconds']:.0f} s; weights in {run}")
+    if "test" in manifest:
+        _show_summary(manifest["test"], f"{len(manifest['split']['test'])} test cases")
+    _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
+
+
+def show_evaluation(result: "Evaluation") -> None:
+    _show_summary(result.summary(), f"{len(result.files)} cases")
+    for note in result.notes:
+        _say(f"note: {note}")
+
+
+def show_demo(made: dict[str, Any]) -> None:
+    """The last screen of the demonstration: what was made, how good it is, what to type next."""
+    folder = made["folder"]
+    _say("")
+    _show_summary(made["summary"], f"{made['test_cases']} unseen synthetic scans")
+    _say(f"Trained on {made['labelled']} labelled and {made['unlabelled']} unlabelled scans in "
+         f"{made['train_seconds']:.0f} s. Made in {folder}:")
+    for name, what in made["files"].items():
+        _say(f"  {folder / name}: {what}")
+    _say("On your own scans (a folder of images, some of them with a label map):")
+    _say("  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first --labelled 8\n"
+         "  dkuxnet predict runs/first NEW_SCANS --output predictions\n  dkuxnet report runs/first")
+
+
+def _show_summary(summary: dict[str, dict[str, dict[str, Any]]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "metric", "mean", "std", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("class", "metric") else "right")
+    for name, metrics in summary.items():
+        if name == "foreground mean" and len(summary) == 2:
+            continue  # of a single class it says the same again
+        for metric, s in metrics.items():
+            if metric in UNITS:
+                interval = f"{s['ci95'][0]:.4f} to {s['ci95'][1]:.4f}" if s["ci95"] else "one case"
+                std = f"{s['std']:.4f}" if s["std"] is not None else "-"
+                table.add_row(escape(name), UNITS[metric], f"{s['mean']:.4f}", std, interval)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
