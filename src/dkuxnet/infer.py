@@ -1,9 +1,9 @@
 """Prediction: a sliding window over a scan of any size, and the way back to the scan's own grid."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -130,11 +130,9 @@ def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence
 def check_memory(needed: int) -> None:
     """Raises UserError where `needed` bytes are more than the machine has free."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        for line in open("/proc/meminfo"):
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    except (OSError, ValueError, AttributeError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
         return  # a system that does not say
     if needed > free:
         raise UserError(f"this scan needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; "

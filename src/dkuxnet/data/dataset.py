@@ -97,7 +97,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Store (..., X, Y, Z) as .b2nd in chunks of about 64 voxels an edge, so that a random patch reads little."""
     import blosc2
 
-    chunks = tuple([*array.shape[:-3], *(min(n, 64) for n in array.shape[-3:])])
+    chunks = (*array.shape[:-3], *(min(n, 64) for n in array.shape[-3:]))
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
     blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=codec)
 

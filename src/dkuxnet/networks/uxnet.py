@@ -1,5 +1,6 @@
 """The encoder of 3D UX-Net (Lee et al., arXiv 2209.15076): large depthwise kernels at strides 2, 4, 8 and 16."""
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class UXNetEncoder(nn.Module):
         rates = iter([drop_rate * i / max(blocks - 1, 1) for i in range(blocks)])  # deeper blocks drop more often
         stem = nn.Sequential(nn.Conv3d(in_channels, widths[0], 7, stride=2, padding=3), ChannelLayerNorm(widths[0]))
         self.reduce = nn.ModuleList([stem])
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             self.reduce.append(nn.Sequential(ChannelLayerNorm(before), nn.Conv3d(before, after, 2, stride=2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*[UXBlock(width, next(rates), layer_scale) for _ in range(depth)])
