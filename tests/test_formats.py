@@ -32,9 +32,7 @@ def rotation(quaternion) -> np.ndarray:
     )
 
 
-def affine_of(
-    quaternion=(0.9, 0.2, -0.3, 0.25), spacing_mm=(0.7, 1.1, 2.5), origin_mm=(-123.4, 45.67, 890.1)
-) -> np.ndarray:
+def affine_of(quaternion=(0.9, 0.2, -0.3, 0.25), spacing_mm=(0.7, 1.1, 2.5), origin_mm=(-123.4, 45.67, 890.1)) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = rotation(quaternion) * spacing_mm
     affine[:3, 3] = origin_mm
@@ -141,9 +139,7 @@ def test_simpleitk_sees_the_same_voxels_in_the_same_places(tmp_path, ending, cha
 @pytest.mark.parametrize("vector", [False, True])
 def test_files_of_simpleitk(tmp_path, ending, vector):
     volume = oblique(shape=(3, *SHAPE) if vector else SHAPE)
-    image = sitk.GetImageFromArray(
-        volume.array.T if not vector else volume.array.transpose(3, 2, 1, 0), isVector=vector
-    )
+    image = sitk.GetImageFromArray(volume.array.T if not vector else volume.array.transpose(3, 2, 1, 0), isVector=vector)
     lps = np.diag([-1, -1, 1, 1]) @ volume.affine
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection((lps[:3, :3] / volume.spacing_mm).ravel())
@@ -177,6 +173,19 @@ def test_scaled_nifti_is_float32_and_unscaled_keeps_its_type(tmp_path):
     back = formats.read(tmp_path / "a.nii").array
     assert stored.dtype == np.int16 and back.dtype == np.float32
     np.testing.assert_allclose(back, stored * 0.5 + 10)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_nifti_2_and_foreign_byte_order(tmp_path, ending):
+    volume = oblique("int16")
+    nibabel.save(nibabel.Nifti2Image(volume.array, volume.affine), tmp_path / f"a{ending}")
+    assert_same(formats.read(tmp_path / f"a{ending}"), volume)
+    for form in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        header = form.header_class(endianness=">")
+        header.set_data_dtype(np.int16)
+        nibabel.save(form(volume.array, volume.affine, header), tmp_path / f"b{ending}")
+        assert nibabel.load(tmp_path / f"b{ending}").header.endianness == ">"
+        assert_same(formats.read(tmp_path / f"b{ending}"), volume)
 
 
 def test_nifti_in_metres_is_read_in_mm(tmp_path):
@@ -257,7 +266,7 @@ def test_label_map_of_channels_is_refused(tmp_path, ending):
 def test_missing_folder_and_empty(tmp_path, ending):
     refused(tmp_path / f"none{ending}", "there is none")
     (tmp_path / f"folder{ending}").mkdir()
-    refused(tmp_path / f"folder{ending}", "folder")
+    refused(tmp_path / f"folder{ending}", "this is a folder")
     (tmp_path / f"empty{ending}").touch()
     refused(tmp_path / f"empty{ending}", "0 bytes")
 
@@ -275,12 +284,13 @@ def test_truncated(tmp_path, capfd, ending, part):
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_truncated_mha_and_nrrd_of_others(tmp_path, compressed):
+def test_truncated_mha_and_nrrd_of_others(tmp_path, capfd, compressed):
     image = sitk.GetImageFromArray(np.random.default_rng(0).random((9, 9, 9)))
     for name in ("a.mha", "a.nrrd"):
         sitk.WriteImage(image, str(tmp_path / name), compressed)
         os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 20)
         refused(tmp_path / name, "expected")
+        assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("other", [*FORMATS, "text", "noise"])
@@ -330,6 +340,28 @@ def test_headers_that_promise_absurd_sizes(tmp_path):
         assert size in content
         (tmp_path / f"a{ending}").write_bytes(content.replace(size, size.replace(b"5 6 7", b"50000 60000 70000")))
         refused(tmp_path / f"a{ending}", "bytes of voxels")
+
+
+def test_raw_nrrd_that_promises_an_absurd_size(tmp_path):
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(oblique().array.T), str(path), useCompression=False)
+    path.write_bytes(path.read_bytes().replace(b"sizes: 5 6 7", b"sizes: 50000 60000 70000"))
+    refused(path, "bytes of voxels")
+
+
+def test_metaimage_of_more_axes_than_its_library_has_room_for(tmp_path):
+    formats.write(oblique(), tmp_path / "a.mha")
+    content = (tmp_path / "a.mha").read_bytes()
+    (tmp_path / "a.mha").write_bytes(content.replace(b"NDims = 3", b"NDims = 93"))
+    refused(tmp_path / "a.mha", "NDims", "93")
+
+
+def test_nifti_of_negative_size(tmp_path):
+    formats.write(oblique(), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[42:46] = np.array([-5, -6], "<i2").tobytes()  # dim[1], dim[2]
+    (tmp_path / "a.nii").write_bytes(content)
+    refused(tmp_path / "a.nii", "(-5, -6, 7)")
 
 
 @pytest.mark.parametrize("ending", FORMATS)

@@ -41,9 +41,7 @@ def listing(source: Source) -> dict[str, tuple]:
     def relative(path: Path) -> str:
         return path.relative_to(source.folder).as_posix()
 
-    return {
-        case.name: (tuple(map(relative, case.images)), case.label and relative(case.label)) for case in source.cases
-    }
+    return {case.name: (tuple(map(relative, case.images)), case.label and relative(case.label)) for case in source.cases}
 
 
 def refused(folder: Path, *parts: str, layout: str = "auto") -> None:
@@ -67,6 +65,7 @@ def build_nnunet(folder: Path) -> None:
     ):
         scan(folder / f"{name}.nii.gz")
     scan(folder / "imagesUn" / "u_0000.nii.gz")
+    scan(folder / "imagesTr" / "other_0000.nrrd")  # not of the file_ending
 
 
 def build_msd(folder: Path) -> None:
@@ -111,8 +110,8 @@ B = "2018LA_Seg_Training Set/{}/mri_norm2.h5"
 EXPECTED = {
     "nnunet": {
         "a": (("imagesTr/a_0000.nii.gz",), "labelsTr/a.nii.gz"),
+        "a1": (("imagesTr/a1_0000.nii.gz",), None),
         "b": (("imagesTr/b_0000.nii.gz",), "labelsTr/b.nii.gz"),
-        "c": (("imagesTr/c_0000.nii.gz",), None),
         "u": (("imagesUn/u_0000.nii.gz",), None),
     },
     "msd": {
@@ -291,9 +290,7 @@ def test_dataset_json_that_is_none(tmp_path, layout, text):
 # Medical Segmentation Decathlon
 
 
-@pytest.mark.parametrize(
-    "entry", [3, {}, {"image": 3}, {"label": "a.nii.gz"}, {"image": "a.png"}, {"image": "a.nii.gz"}]
-)
+@pytest.mark.parametrize("entry", [3, {}, {"image": 3}, {"label": "a.nii.gz"}, {"image": "a.png"}, {"image": "a.nii.gz"}])
 @pytest.mark.parametrize("key", ["training", "unlabeled"])
 def test_msd_entries_that_are_wrong(tmp_path, key, entry):
     build_msd(tmp_path)
@@ -304,10 +301,10 @@ def test_msd_entries_that_are_wrong(tmp_path, key, entry):
 def test_msd_labels_by_value_and_several_channels(tmp_path):
     build_msd(tmp_path)
     fields = json.loads((tmp_path / "dataset.json").read_text())
-    labels = {"2": "edema", "10": "tumour", "0": "background"}
+    labels = {"2": "oedema", "10": "core", "0": "background"}
     describe(tmp_path, {**fields, "labels": labels, "modality": {"0": "FLAIR", "1": "T1w"}})
     source = find_source(tmp_path)
-    assert list(source.labels.items()) == [("background", 0), ("edema", 2), ("tumour", 10)]
+    assert list(source.labels.items()) == [("background", 0), ("oedema", 2), ("core", 10)]
     assert source.channels == ("FLAIR", "T1w")
     assert len(source.cases[0].images) == 1
 

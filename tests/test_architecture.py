@@ -1,0 +1,100 @@
+"""The table of who may import whom, held over the syntax trees; and what else the house promises of every file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "dkuxnet"
+BASE = {"errors", "types", "lookup"}  # importable from everywhere
+
+# room -> rooms that it may import besides BASE; a room is a module, or a folder where it ends with a dot
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "lookup": set(),
+    "config": set(),
+    "metrics": set(),
+    "losses": set(),
+    "plan": set(),
+    "run": set(),
+    "formats.": {"formats."},
+    "phantom": {"formats."},
+    "networks.": {"networks."},
+    "methods.": {"methods.", "losses"},
+    "data.geometry": set(),
+    "data.splits": set(),
+    "data.dataset": set(),
+    "data.loader": {"data.dataset", "data.geometry"},
+    "data.augment": {"config"},
+    "data.": {"data.", "formats."},  # layouts and their parts
+    "evaluate": {"metrics", "formats.", "data.layouts", "data.layout_files"},
+    "prepare": {"plan", "formats.", "data.layouts", "data.geometry", "data.dataset"},
+    "train": {"config", "run", "methods.base"},
+    "infer": {"config", "data.geometry"},
+    "report.": {"report.", "run", "formats.", "evaluate", "metrics", "data.dataset", "data.geometry"},
+    "experiment": {"config", "data.", "evaluate", "formats.", "infer", "methods.", "metrics", "networks.", "run", "train"},
+    "predict": {"data.layouts", "experiment", "formats.", "infer", "prepare", "run"},
+    "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
+    "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
+    "console": {"evaluate"},
+    "cli": {"catalogue", "config", "console", "demo", "evaluate", "experiment", "predict", "prepare", "report.", "train"},
+}
+FILES = sorted(p for p in ROOT.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def rule_for(module: str) -> set[str]:
+    fits = [room for room in ALLOWED if in_room(module, room)]
+    assert fits, f"{module} stands in no room of the table"
+    return ALLOWED[max(fits, key=len)] | BASE
+
+
+def in_room(module: str, room: str) -> bool:
+    return f"{module}.".startswith(room) if room.endswith(".") else module == room
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} if node.module != "dkuxnet" else {f"dkuxnet.{alias.name}" for alias in node.names}
+    return {name.removeprefix("dkuxnet.") for name in names if name and name.startswith("dkuxnet.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_table(path):
+    module = module_name(path)
+    if not module:
+        return  # the package itself holds the public names
+    for imported in imports_of(path):
+        assert any(in_room(imported, room) for room in rule_for(module)), f"{module} must not import {imported}"
+
+
+def test_no_cycles():
+    graph = {module_name(p): imports_of(p) for p in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"cycle: {' -> '.join((*trail, module))}"
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_command_line_prints_and_no_assert_meets_a_user(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Assert), f"line {node.lineno}: raise an error instead of assert"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"line {node.lineno}: only the command line prints"
