@@ -60,7 +60,7 @@ def build_nnunet(folder: Path) -> None:
         "labelsTr/b",
         "imagesTr/a_0000",
         "labelsTr/a",
-        "imagesTr/c_0000",
+        "imagesTr/a1_0000",
         "imagesTs/t_0000",
     ):
         scan(folder / f"{name}.nii.gz")

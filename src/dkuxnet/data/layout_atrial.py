@@ -48,10 +48,8 @@ def _listed(path: Path) -> list[str] | None:
 
 def _h5_case(scans: Path, name: str) -> Case:
     path = scans / name / "mri_norm2.h5"
-    if Path(name).name != name or not os.path.isfile(path):
-        raise UserError(
-            f"{scans}: expected '{name}/mri_norm2.h5' by train.list, but there is none; add it or take it off"
-        )
+    if not os.path.isfile(path):
+        raise UserError(f"{scans}: expected '{name}/mri_norm2.h5' by train.list, but there is none; add it or take it off")
     return Case(name, (path,), path if lookup(FORMATS, ".h5", "format").has_label(path) else None)
 
 

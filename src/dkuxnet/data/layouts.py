@@ -73,9 +73,7 @@ def _check_names(folder: Path, cases: Iterable[Case]) -> None:
     seen: dict[str, Case] = {}
     for case in cases:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+", case.name) or case.name.startswith("."):
-            raise UserError(
-                f"{folder}: expected a case name without slash or leading dot, got {case.name!r}; rename it"
-            )
+            raise UserError(f"{folder}: expected a case name without slash or leading dot, got {case.name!r}; rename it")
         if case.name in seen:
             first, second = seen[case.name].images[0].name, case.images[0].name
             raise UserError(f"{folder}: expected one case named '{case.name}', got two ({first}, {second}); rename one")
