@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
@@ -14,7 +14,7 @@ Share = Field(ge=0, le=1)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -198,8 +198,8 @@ def _explain(error: ValidationError) -> UserError:
     path = [str(part) for part in first["loc"]]
     if first["type"] != "extra_forbidden":
         return UserError(f"setting {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
-    model: type[BaseModel] = Settings
+    model: Any = Settings
     for part in path[:-1]:
-        model = model.model_fields[part].annotation
+        model = get_args(model)[0] if part.isdigit() else model.model_fields[part].annotation  # an entry of a list, or a field
     prefix = ".".join(path[:-1])
     return unknown("setting", ".".join(path), [f"{prefix}.{name}" if prefix else name for name in model.model_fields])

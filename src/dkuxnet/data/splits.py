@@ -59,9 +59,8 @@ def make_split(
         chosen, validation = chosen[:-validation_cases], chosen[-validation_cases:]
     if not chosen:
         raise UserError("no labelled case is left to train on; at least one is needed")
-    for name in (*validation, *test):
-        if name not in set(with_label):
-            raise UserError(f"case '{name}' is in the validation or test list but has no label to compare with")
+    _check_labels((*validation, *test), with_label, "validation or test list but has no label to compare with")
+    _check_labels(lists.get("labelled", ()), with_label, "labelled list but has no label; add it and prepare again")
     taken = {*chosen, *validation}
     return Split(tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test))
 
@@ -83,6 +82,12 @@ def _read_split(file: Path) -> dict[str, list[str]]:
     ):
         raise UserError(f"{file}: a split is a JSON object of lists of case names; keys: {', '.join(known)}")
     return lists
+
+
+def _check_labels(names: Sequence[str], with_label: Sequence[str], what: str) -> None:
+    for name in names:
+        if name not in set(with_label):
+            raise UserError(f"case '{name}' is in the {what}")
 
 
 def _check_names(names: Sequence[str], cases: Sequence[str], file: Path | None) -> None:
