@@ -1,1 +1,1 @@
-"""One page that shows a run."""
+"""One self-contained html page that shows a run: `page.write_report`. Nothing here imports torch."""

@@ -1,0 +1,137 @@
+"""A run folder -> one html file that anyone can open: figures, failures first, curves, settings. Needs no network."""
+
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.errors import UserError
+from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
+from dkuxnet.report import pictures
+from dkuxnet.report.results import SHOWN, CaseResult, Results, read_metrics, read_results
+from dkuxnet.report.words import flatten, places, tell, tell_data, uses_unlabelled, wall_times
+from dkuxnet.run import RunFolder, atomically
+
+# Heading, digits, and which way is better.
+HEADINGS = {"dice": ("Dice", 3, "higher is better"), "jaccard": ("Jaccard", 3, "higher is better"),
+            "hd95_mm": ("95HD (mm)", 2, "lower is better"), "asd_mm": ("ASD (mm)", 2, "lower is better")}
+
+
+def write_report(run: Path, output: Path | None = None) -> Path:
+    """Write the page of the run in folder `run` to `output` (RUN/report.html where None); returns its path.
+
+    Works at any time: a run that has not finished, has no test cases, or whose prepared data are gone gets a page that
+    says so. Raises UserError where `run` is no run folder, one of its files is damaged, or `output` cannot be written.
+    """
+    folder = RunFolder.open(Path(run))
+    path = folder.folder / "report.html" if output is None else Path(output)
+    page = render(describe(folder)).encode("utf-8", errors="replace")  # a file's name need not be valid Unicode
+    atomically(path, lambda part: part.write_bytes(page))
+    return path
+
+
+def render(page: dict[str, Any]) -> str:
+    """Fill the template. Everything is escaped: names come from outside."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("dkuxnet.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(template).render(page)
+
+
+def describe(folder: RunFolder) -> dict[str, Any]:
+    """All that the template shows, as text, tables and data URIs."""
+    settings, manifest = folder.settings, folder.manifest
+    if not isinstance(settings, dict) or not isinstance(manifest, dict):
+        raise UserError(f"{folder.folder}: settings.json and manifest.json must hold objects; the run is damaged")
+    rows = read_metrics(folder.folder / "metrics.jsonl")
+    results = read_results(folder.folder / "evaluation")
+    try:
+        data, data_missing = PreparedSet(manifest.get("prepared", "")), ""
+    except UserError as error:
+        data, data_missing = None, str(error)
+    split = {key: len(manifest.get("split", {}).get(key, ())) for key in ("labelled", "unlabelled", "validation", "test")}
+    steps = manifest.get("steps_done") or (int(rows[-1]["step"]) + 1 if rows else 0)
+    finished = (folder.folder / "final.safetensors").is_file()
+    return {
+        "name": folder.folder.resolve().name,
+        "manifest": manifest,
+        "split": split,
+        "ignores_unlabelled": split["unlabelled"] > 0 and not uses_unlabelled(manifest, split),
+        "version": manifest.get("machine", {}).get("dkuxnet", "unknown"),
+        "finished": finished,
+        "steps": steps,
+        "steps_planned": settings.get("train", {}).get("steps", "?"),
+        "times": wall_times(manifest, rows),
+        "story": tell(settings, manifest, split, steps, finished),
+        "results": None if results is None else show_results(results, data, manifest),
+        "pictures": [] if results is None else show_cases(results, data, manifest),
+        "colours": {"truth": pictures.TRUTH, "prediction": pictures.PREDICTION},
+        "curves": pictures.draw_curves(rows) if rows else None,
+        "settings": [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flatten(settings)],
+        "data_facts": tell_data(manifest),
+        "places": places(folder, manifest, data),
+        "data_missing": data_missing,
+    }
+
+
+def show_results(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Tables of figures, as text, and the plot of Dice."""
+    classes = list(results.cases[0].classes)
+    shown = [*classes, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
+    dice = {name: [case.classes[name]["Dice"] for case in results.cases] for name in classes}
+    statistics = results.statistics
+    means = {name: (statistics[name]["Dice"]["mean"], statistics[name]["Dice"]["ci95"]) for name in classes}
+    return {
+        "headline": show_statistic(statistics[FOREGROUND_MEAN]["Dice"], 3),
+        "several_classes": len(classes) > 1,
+        "headings": [HEADINGS[column] for column in SHOWN],
+        "summary": [{"class": name, "cells": [show_statistic(statistics[name][METRICS[column]], HEADINGS[column][1])
+                                              for column in SHOWN]} for name in shown],
+        "cases": [show_case(case, data) for case in results.cases],
+        "missed": any(case.missed for case in results.cases),
+        "notes": results.notes,
+        "plot": pictures.draw_dice(dice, means),
+    }
+
+
+def show_statistic(statistic: dict[str, Any], digits: int) -> dict[str, str]:
+    """mean, std and 95 % interval as text; "–" where one case alone has none."""
+    mean, std, interval = (statistic[key] for key in ("mean", "std", "ci95"))
+    return {
+        "mean": f"{mean:.{digits}f}",
+        "std": "–" if std is None else f"{std:.{digits}f}",
+        "interval": "–" if interval is None else " to ".join(f"{edge:.{digits}f}" for edge in interval),
+    }
+
+
+def show_case(case: CaseResult, data: PreparedSet | None) -> dict[str, Any]:
+    """A case's rows, one a class; volumes in ml where the voxel's size is known."""
+    try:
+        ml = 0.0 if data is None else math.prod(data.info(case.name)["spacing_mm"]) / 1000
+    except (UserError, KeyError):
+        ml = 0.0
+    rows = []
+    for name, figures in case.classes.items():
+        cells = [f"{figures[METRICS[column]]:.{HEADINGS[column][1]}f}" for column in SHOWN]
+        volumes = [f"{figures[key] * ml:.1f}" if ml else "–" for key in ("n_ref", "n_pred")]
+        rows.append({"class": name, "cells": cells + volumes, "empty": figures["n_pred"] == 0 < figures["n_ref"]})
+    return {"name": case.name, "dice": f"{case.dice:.3f}", "rows": rows}
+
+
+def show_cases(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> list[dict[str, str]]:
+    """The pictured cases, worst first; `missing` says why one has no picture."""
+    shown = []
+    for title, case in results.chosen():
+        entry = {"title": title, "name": case.name, "dice": f"{case.dice:.3f}", "image": "", "note": "", "missing": ""}
+        try:
+            if data is None:
+                raise UserError("the prepared data set of this run is not where it was")
+            loaded = pictures.load_case(data, case.name, case.file, manifest["labels"])
+            entry |= {"image": pictures.draw_slices(loaded), "note": loaded.note, "oriented": loaded.oriented}
+        except UserError as error:
+            entry["missing"] = str(error)
+        shown.append(entry)
+    return shown

@@ -1,0 +1,112 @@
+"""What a run folder says about how well the run went: evaluation/summary.json and metrics.jsonl, read and checked."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dkuxnet import formats
+from dkuxnet.errors import UserError
+from dkuxnet.evaluate import METRICS
+from dkuxnet.run import read_json
+
+SHOWN = ("dice", "jaccard", "hd95_mm", "asd_mm")
+NEEDED = [*(METRICS[column] for column in SHOWN), "n_pred", "n_ref"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One test case. classes: class name -> key of summary.json ("Dice", "HD95_mm", "n_ref", ...) -> figure.
+    file: the predicted label map."""
+
+    name: str
+    file: Path
+    classes: dict[str, dict[str, float]]
+
+    @property
+    def dice(self) -> float:
+        """Mean over the foreground classes."""
+        return sum(figures["Dice"] for figures in self.classes.values()) / len(self.classes)
+
+    @property
+    def missed(self) -> bool:
+        """Whether a class is empty in the prediction or in the truth alone: its distances are then a convention."""
+        return any((figures["n_pred"] == 0) != (figures["n_ref"] == 0) for figures in self.classes.values())
+
+
+@dataclass(frozen=True)
+class Results:
+    """cases: worst first. statistics: class name, or evaluate.FOREGROUND_MEAN -> key -> mean, std, ci95 (or None)."""
+
+    cases: list[CaseResult]
+    statistics: dict[str, dict[str, dict[str, Any]]]
+    notes: list[str]
+
+    def chosen(self) -> list[tuple[str, CaseResult]]:
+        """(title, case) of those that the page pictures: the worst, the median (of an even number the worse), the best."""
+        if len(self.cases) == 1:
+            return [("The only test case", self.cases[0])]
+        chosen = [("Worst case", self.cases[0]), ("Median case", self.cases[(len(self.cases) - 1) // 2]),
+                  ("Best case", self.cases[-1])]
+        return chosen if len(self.cases) > 2 else [chosen[0], chosen[2]]
+
+
+def read_results(evaluation: Path) -> Results | None:
+    """The test cases' figures; None where the run has no summary.json. Raises UserError where it is damaged."""
+    path = evaluation / "summary.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        names = {str(value): name for name, value in content["labels"].items()}
+        cases = [_read_case(entry, names, evaluation) for entry in content["metric_per_case"]]
+        results = Results(
+            sorted(cases, key=lambda case: (case.dice, case.name)), content["statistics"], list(content["notes"])
+        )
+        for summary in results.statistics.values():
+            for key in NEEDED[:len(SHOWN)]:
+                float(summary[key]["mean"]), summary[key]["std"], summary[key]["ci95"]
+        if not cases:
+            raise ValueError("no case in it")
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
+                        "evaluate the run again") from error
+    return results
+
+
+def _read_case(entry: dict[str, Any], names: dict[str, str], evaluation: Path) -> CaseResult:
+    classes = {}
+    for value, figures in entry["metrics"].items():
+        classes[names[value]] = {**figures, **{key: float(figures[key]) for key in NEEDED}}
+    file = evaluation / entry["prediction_file"]
+    try:
+        name = formats.stem(file)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return CaseResult(name, file, classes)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The logged steps, oldest first; [] where nothing was logged. A last line that was cut short is left out.
+
+    Raises UserError where another line is damaged.
+    """
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({key: float(value) for key, value in row.items()})
+            if not math.isfinite(row["step"]):
+                raise ValueError("step is not a number")
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            if number == len(lines):
+                break  # a run that is being written to, or that was killed while it wrote
+            raise UserError(f"{path}: line {number} is damaged ({type(error).__name__}); delete that line") from error
+    return [row for row in rows if "step" in row]
