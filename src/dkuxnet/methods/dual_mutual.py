@@ -1,6 +1,7 @@
 """Dual mutual learning, the method of the paper (Wu, Li, Zhang, ISBI 2024): two branches that teach each other."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from dkuxnet.losses import consistency_loss, query_loss_all, segmentation_loss
 from dkuxnet.methods.base import Method
-from dkuxnet.types import Batch, Output
+from dkuxnet.types import Batch, NetworkShape, Output
 
 
 class DualMutual(Method):
@@ -31,6 +32,11 @@ class DualMutual(Method):
         threshold: float = 0.0
         predict: Literal["mean", "a", "b"] = "mean"
 
+    def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
+        super().__init__(networks, options, shape)
+        if (options.w_qd or options.w_qdc) and not all(getattr(network, "has_queries", False) for network in networks):
+            raise ValueError("this network has no queries: set method.w_qd=0 and method.w_qdc=0, or take a dk-uxnet")
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, labelled, unlabelled = self.options, batch.labelled, batch.unlabelled
         # one forward a branch: labelled patches first, unlabelled after them
@@ -39,9 +45,6 @@ class DualMutual(Method):
         count = len(labelled.label)
 
         losses = {"seg": sum(segmentation_loss(output.logits[:count], labelled.label) for output in (a, b))}
-        has_queries = a.group_prob is not None
-        if not has_queries and (options.w_qd or options.w_qdc):
-            raise ValueError("this network has no queries: set method.w_qd=0 and method.w_qdc=0, or take a dk-uxnet")
         if options.w_qd:
             losses["qd"] = options.w_qd * sum(
                 query_loss_all(first(output, count), labelled.label, self.shape.groups) for output in (a, b)

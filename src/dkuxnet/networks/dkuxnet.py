@@ -33,6 +33,8 @@ class DKUXNetOptions:
 class DKUXNet(nn.Module):
     """(B, C, X, Y, Z) -> Output with segmentation logits and grouped assignments. X, Y, Z divisible by 16."""
 
+    has_queries = True  # a method whose losses need a grouped assignment asks before it trains
+
     def __init__(self, shape: NetworkShape, options: DKUXNetOptions):
         super().__init__()
         check_groups(shape.groups, shape.classes)
