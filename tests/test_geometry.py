@@ -77,23 +77,18 @@ def test_a_ramp_through_the_world_stays_the_ramp(new):
         before, after = world(affine, old) @ direction, world(resampled_affine(affine, old, new), new) @ direction
         reach = tuple(slice(r, n - r) for n, r in zip(new, (2 * max(1, -(-n // o)) for n, o in zip(new, old, strict=True)),
                                                       strict=True))
-        # the triangle filter is sampled at voxels: by odd factors a centre moves by some hundredths of a voxel
-        np.testing.assert_allclose(resample(before, new)[reach], after[reach], atol=0.06)
+        # the triangle filter is sampled at voxels: by odd factors a centre moves by up to 0.083 of a voxel
+        np.testing.assert_allclose(resample(before, new)[reach], after[reach], atol=0.085)
 
 
 def test_interpolation_towards_smaller_voxels_is_linear():
     np.testing.assert_allclose(resample(np.array([0.0, 4.0]).reshape(2, 1, 1), (4, 1, 1)).ravel(), [0, 1, 3, 4])
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(1, 4))
-def test_whole_factors_down_conserve_the_mean(new, factor):
-    array = RNG.normal(size=[n * factor for n in new])
-    inside = np.pad(array, factor, mode="edge")  # at the border the filter reads the border twice
-    big = resample(inside, [n + 2 for n in new])
-    np.testing.assert_allclose(big.mean(), inside.mean(), atol=0.35 * array.std())
-    flat = np.pad(array, 2 * factor)
-    np.testing.assert_allclose(resample(flat, [n + 4 for n in new]).mean(), flat.mean(), atol=1e-6)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_whole_factors_down_conserve_the_mean(factor):
+    array = np.pad(RNG.normal(size=[4 * factor] * 3), 2 * factor)  # the filter would count voxels at the border twice
+    np.testing.assert_allclose(resample(array, [8] * 3).mean(), array.mean(), atol=1e-6)
 
 
 def test_averaging_down_removes_what_the_coarse_grid_cannot_hold():
@@ -127,17 +122,17 @@ def ball(shape, centre, radius) -> np.ndarray:
     return np.linalg.norm(places - centre, axis=-1) <= radius
 
 
-@pytest.mark.parametrize("new", [(15, 16, 14), (45, 40, 48), (30, 40, 14)])
+@pytest.mark.parametrize("new", [(18, 20, 16), (54, 48, 40), (36, 50, 16)])
 def test_a_label_keeps_its_classes_volume_and_place(new):
-    old = (30, 32, 28)
-    label = ball(old, (14, 16, 12), 10).astype(np.uint8)
-    label[ball(old, (17, 16, 12), 5)] = 4
+    old = (36, 40, 32)
+    label = ball(old, (17, 20, 15), 14).astype(np.uint8)
+    label[ball(old, (20, 20, 15), 9)] = 4
     result = resample_label(label, new, 5)
     assert result.dtype == np.uint8 and result.shape == new
     assert set(np.unique(result)) == {0, 1, 4}  # no class between two others
     voxel = np.prod(old) / np.prod(new)
     for k in (1, 4):
-        assert voxel * (result == k).sum() == pytest.approx((label == k).sum(), rel=0.08)
+        assert voxel * (result == k).sum() == pytest.approx((label == k).sum(), rel=0.06)
         centre = (np.argwhere(result == k).mean(axis=0) + 0.5) * np.divide(old, new) - 0.5
         np.testing.assert_allclose(centre, np.argwhere(label == k).mean(axis=0), atol=0.25)
 

@@ -111,7 +111,7 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, lists, part):
 
 def test_validation_comes_from_the_file_or_from_a_number_not_from_both(tmp_path):
     file = split_file(tmp_path, train=["a", "b"], validation=["c"])
-    with pytest.raises(UserError, match="set data.validation_cases=0"):
+    with pytest.raises(UserError, match=r"set data\.validation_cases=0"):
         make_split(CASES, CASES, validation_cases=1, file=file)
 
 
