@@ -137,6 +137,10 @@ def test_a_label_keeps_its_classes_volume_and_place(new):
         np.testing.assert_allclose(centre, np.argwhere(label == k).mean(axis=0), atol=0.25)
 
 
+def test_the_largest_share_wins_without_a_majority():
+    assert resample_label(np.array([[0, 1], [1, 2]])[..., None], (1, 1, 1), 3) == 1
+
+
 def test_a_label_on_its_own_grid_is_untouched():
     label = RNG.integers(0, 4, SHAPE)
     np.testing.assert_array_equal(resample_label(label, SHAPE, 4), label)

@@ -55,12 +55,14 @@ def draw_grid(image: Tensor, settings: AugmentSettings, generator: torch.Generat
 
 @dataclass
 class ViewParameters:
-    """What `apply_view` needs: factors (B, 1, 1, 1, 1), noise and field at full size, a mask of blanked voxels; None is off."""
+    """What `apply_view` needs: factors (B, 1, 1, 1, 1), noise and field at full size, a mask of blanked voxels; None is off.
+    reach: voxels that the blur reads to either side."""
 
     contrast: Tensor
     brightness: Tensor
     gamma: Tensor | None
     sigma: Tensor | None
+    reach: int
     field: Tensor | None
     noise: Tensor | None
     blank: Tensor | None
@@ -91,6 +93,7 @@ def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator)
         brightness=settings.brightness * each(),
         gamma=settings.gamma ** (each() * half_of()) if settings.gamma > 1 else None,
         sigma=settings.blur * each().abs() * half_of() if settings.blur else None,
+        reach=math.ceil(3 * settings.blur),
         field=field,
         noise=noise,
         blank=blank,
@@ -108,7 +111,7 @@ def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
     mean = image.mean(dim=(2, 3, 4), keepdim=True)
     image = (image - mean) * p.contrast + mean + p.brightness
     if p.sigma is not None:
-        image = gaussian_blur(image, p.sigma.flatten())
+        image = gaussian_blur(image, p.sigma.flatten(), p.reach)
     if p.noise is not None:
         image = image + p.noise
     if p.blank is not None:
@@ -116,8 +119,10 @@ def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
     return image
 
 
-def gaussian_blur(image: Tensor, sigma: Tensor, reach: int = 3) -> Tensor:
-    """Blur each patch of (B, C, X, Y, Z) with its own sigma (B,) in voxels; sigma 0 leaves it unchanged."""
+def gaussian_blur(image: Tensor, sigma: Tensor, reach: int) -> Tensor:
+    """Blur each patch of (B, C, X, Y, Z) with its own sigma (B,) in voxels; sigma 0 leaves it unchanged.
+
+    reach: voxels to either side that count; three of the largest sigma are enough."""
     batch, channels = image.shape[:2]
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))
