@@ -29,6 +29,8 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     """
     folder = RunFolder.open(Path(run))
     path = folder.folder / "report.html" if output is None else Path(output)
+    if not path.parent.is_dir():  # before the work, not after it
+        raise UserError(f"{path}: cannot write: the folder {path.parent} does not exist; create it")
     page = render(describe(folder)).encode("utf-8", errors="replace")  # a file's name need not be valid Unicode
     atomically(path, lambda part: part.write_bytes(page))
     return path
@@ -48,16 +50,14 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         raise UserError(f"{folder.folder}: settings.json and manifest.json must hold objects; the run is damaged")
     rows = read_metrics(folder.folder / "metrics.jsonl")
     results = read_results(folder.folder / "evaluation")
-    try:
-        data, data_missing = PreparedSet(manifest.get("prepared", "")), ""
-    except UserError as error:
-        data, data_missing = None, str(error)
+    data, data_missing = open_prepared(manifest)
     split = {key: len(manifest.get("split", {}).get(key, ())) for key in ("labelled", "unlabelled", "validation", "test")}
     steps = manifest.get("steps_done") or (int(rows[-1]["step"]) + 1 if rows else 0)
     finished = (folder.folder / "final.safetensors").is_file()
     return {
         "name": folder.folder.resolve().name,
-        "manifest": manifest,
+        "method": manifest.get("method", "?"),
+        "network": manifest.get("network", "?"),
         "split": split,
         "ignores_unlabelled": split["unlabelled"] > 0 and not uses_unlabelled(manifest, split),
         "version": manifest.get("machine", {}).get("dkuxnet", "unknown"),
@@ -66,7 +66,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "steps_planned": settings.get("train", {}).get("steps", "?"),
         "times": wall_times(manifest, rows),
         "story": tell(settings, manifest, split, steps, finished),
-        "results": None if results is None else show_results(results, data, manifest),
+        "results": None if results is None else show_results(results, data),
         "pictures": [] if results is None else show_cases(results, data, manifest),
         "colours": {"truth": pictures.TRUTH, "prediction": pictures.PREDICTION},
         "curves": pictures.draw_curves(rows) if rows else None,
@@ -77,7 +77,17 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def show_results(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> dict[str, Any]:
+def open_prepared(manifest: dict[str, Any]) -> tuple[PreparedSet | None, str]:
+    """(the prepared set that the run used, ""), or (None, why it cannot be opened): a report outlives its data."""
+    if "prepared" not in manifest:
+        return None, "manifest.json does not say where it is"
+    try:
+        return PreparedSet(manifest["prepared"]), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def show_results(results: Results, data: PreparedSet | None) -> dict[str, Any]:
     """Tables of figures, as text, and the plot of Dice."""
     classes = list(results.cases[0].classes)
     shown = [*classes, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
@@ -121,11 +131,12 @@ def show_case(case: CaseResult, data: PreparedSet | None) -> dict[str, Any]:
     return {"name": case.name, "dice": f"{case.dice:.3f}", "rows": rows}
 
 
-def show_cases(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> list[dict[str, str]]:
+def show_cases(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The pictured cases, worst first; `missing` says why one has no picture."""
     shown = []
     for title, case in results.chosen():
-        entry = {"title": title, "name": case.name, "dice": f"{case.dice:.3f}", "image": "", "note": "", "missing": ""}
+        entry = {"title": title, "name": case.name, "dice": f"{case.dice:.3f}", "image": "", "note": "", "missing": "",
+                 "oriented": True}
         try:
             if data is None:
                 raise UserError("the prepared data set of this run is not where it was")
@@ -133,5 +144,7 @@ def show_cases(results: Results, data: PreparedSet | None, manifest: dict[str, A
             entry |= {"image": pictures.draw_slices(loaded), "note": loaded.note, "oriented": loaded.oriented}
         except UserError as error:
             entry["missing"] = str(error)
+        except (KeyError, IndexError) as error:
+            entry["missing"] = f"the prepared data do not describe this case as they should ({error})"
         shown.append(entry)
     return shown

@@ -146,7 +146,8 @@ def _draw_plane(
     for label, colour, dashes in ((truth, TRUTH, "solid"), (prediction, PREDICTION, (0, (4, 1.2)))):
         for k in np.unique(label[label > 0]):
             inside = np.pad(label == k, 1).astype(float)  # the border closes outlines that leave the picture
-            axes.contour(x_mm, y_mm, inside, levels=[0.5], colors=[colour], linewidths=1.5, linestyles=[dashes])
+            lines = axes.contour(x_mm, y_mm, inside, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=[dashes])
+            lines.set_path_effects([withStroke(linewidth=2.8, foreground="#1a1a1a")])  # stands out on bright tissue too
     axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)

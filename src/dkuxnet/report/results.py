@@ -8,7 +8,7 @@ from typing import Any
 
 from dkuxnet import formats
 from dkuxnet.errors import UserError
-from dkuxnet.evaluate import METRICS
+from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
 from dkuxnet.run import read_json
 
 SHOWN = ("dice", "jaccard", "hd95_mm", "asd_mm")
@@ -61,24 +61,21 @@ def read_results(evaluation: Path) -> Results | None:
     try:
         names = {str(value): name for name, value in content["labels"].items()}
         cases = [_read_case(entry, names, evaluation) for entry in content["metric_per_case"]]
-        results = Results(
-            sorted(cases, key=lambda case: (case.dice, case.name)), content["statistics"], list(content["notes"])
-        )
-        for summary in results.statistics.values():
-            for key in NEEDED[:len(SHOWN)]:
-                float(summary[key]["mean"]), summary[key]["std"], summary[key]["ci95"]
-        if not cases:
-            raise ValueError("no case in it")
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        if not cases or not names:
+            raise ValueError("it holds no case or no class")
+        for name in (*names.values(), FOREGROUND_MEAN):
+            for column in SHOWN:
+                statistic = content["statistics"][name][METRICS[column]]
+                float(statistic["mean"]), statistic["std"], statistic["ci95"]
+        cases.sort(key=lambda case: (case.dice, case.name))
+        return Results(cases, content["statistics"], list(content["notes"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
                         "evaluate the run again") from error
-    return results
 
 
 def _read_case(entry: dict[str, Any], names: dict[str, str], evaluation: Path) -> CaseResult:
-    classes = {}
-    for value, figures in entry["metrics"].items():
-        classes[names[value]] = {**figures, **{key: float(figures[key]) for key in NEEDED}}
+    classes = {name: {key: float(entry["metrics"][value][key]) for key in NEEDED} for value, name in names.items()}
     file = evaluation / entry["prediction_file"]
     try:
         name = formats.stem(file)

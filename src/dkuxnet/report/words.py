@@ -16,12 +16,12 @@ def tell(settings: dict[str, Any], manifest: dict[str, Any], split: dict[str, in
     parameters = manifest.get("parameters")
     told = [
         f"The program learned to outline {join(foreground) or 'the labelled structures'} in 3D scans from "
-        f"{count(split['labelled'], 'scan')} with an expert's label"
-        + (f" and {count(split['unlabelled'], 'scan')} without." if uses_unlabelled(manifest, split) else ".")
+        f"{count(split['labelled'], 'scan')} with their labels"
+        + (f" and {count(split['unlabelled'], 'scan')} whose labels it did not see." if uses_unlabelled(manifest, split)
+           else ".")
     ]
     if split["unlabelled"] and not uses_unlabelled(manifest, split):
-        told.append(f"{count(split['unlabelled'], 'more scan')} would have been there without label; this method does not "
-                    "use them.")
+        told.append(f"This method leaves the {count(split['unlabelled'], 'unlabelled scan')} aside.")
     told.append(f"It trained the network {manifest.get('network', '?')}"
                 + (f" ({parameters / 1e6:.1f} million parameters in all)" if parameters else "")
                 + f" by the method {manifest.get('method', '?')} "
@@ -70,7 +70,7 @@ def tell_data(manifest: dict[str, Any]) -> list[str]:
         told.append(f"A scan has {by(print_['shape_median'])} voxels of {by(print_['spacing_mm_median'], 3)} mm, which is "
                     f"{by(print_['extent_mm_median'])} mm (medians; axes: left-right, back-front, down-up).")
     names = {str(value): name for name, value in manifest.get("labels", {}).items() if value != 0}
-    shares = [f"{name} {100 * share:.2g} %" for key, share in print_.get("label_share", {}).items()
+    shares = [f"{name} {100 * share:.3g} %" for key, share in print_.get("label_share", {}).items()
               if (name := names.get(key))]
     if shares:
         told.append(f"Share of a labelled scan's voxels: {join(shares)}.")
