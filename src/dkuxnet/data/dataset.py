@@ -8,6 +8,7 @@ PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own 
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,22 +58,20 @@ class PreparedSet:
         key = (name, kind)
         if key in self._cache:
             return self._cache[key]
-        array = self._open(name, kind)[...]
-        if kind != "image" and array.max(initial=0) >= len(self.class_names):
-            raise UserError(f"{self._path(name, kind + '.b2nd')}: class {array.max()} in a data set of "
-                            f"{len(self.class_names)} classes; prepare it again")
+        array = self._read(name, kind)
         if array.nbytes <= self._room:
             self._room -= array.nbytes
             self._cache[key] = array
         return array
 
     def crop(self, name: str, kind: Kind, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """A box of a case, read from the chunks that it touches; `start` and `shape` are in voxels, inside the case."""
+        """A box of a case; `start` and `shape` are in voxels, inside the case. Where the cache has no room for the case,
+        only the chunks that the box touches are read. Raises UserError for a damaged file."""
         box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
         whole = self._cache.get((name, kind))
-        if whole is None and self._room > 0:
+        if whole is None and self._grid_bytes(name, kind) <= self._room:
             whole = self.array(name, kind)
-        return whole[(..., *box)] if whole is not None else self._open(name, kind)[(..., *box)]
+        return whole[(..., *box)] if whole is not None else self._read(name, kind, box)
 
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
@@ -81,25 +80,36 @@ class PreparedSet:
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / "cases" / f"{name}.{ending}"
 
-    def _open(self, name: str, kind: Kind):
+    def _grid_bytes(self, name: str, kind: Kind) -> int:
+        return math.prod(self.shape(name)) * (4 * len(self.meta["channels"]) if kind == "image" else 1)
+
+    def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
         import blosc2
 
         if name not in self.names:
             raise unknown("case", name, self.names)
         path = self._path(name, f"{kind}.b2nd")
         try:
-            return blosc2.open(str(path), mode="r")
+            array = blosc2.open(str(path), mode="r")[(..., *box)]
         except Exception as error:  # blosc2 raises RuntimeError, OSError or ValueError by the kind of damage
             raise UserError(f"{path}: missing or damaged ({error}); prepare the data set again") from error
+        if kind != "image" and array.max(initial=0) >= len(self.class_names):
+            raise UserError(f"{path}: class {array.max()} in a data set of {len(self.class_names)} classes; "
+                            "prepare it again")
+        return array
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Store (..., X, Y, Z) as .b2nd in chunks of about 64 voxels an edge, so that a random patch reads little."""
+    """Store (..., X, Y, Z) as .b2nd in chunks of about 64 voxels an edge, so that a random patch reads little.
+    Raises UserError where the disk does not take it."""
     import blosc2
 
     chunks = (*array.shape[:-3], *(min(n, 64) for n in array.shape[-3:]))
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
-    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=codec)
+    try:
+        blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=codec)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot write ({error}); check the folder's rights and space") from error
 
 
 def _read_json(path: Path, message: str) -> dict[str, Any]:
