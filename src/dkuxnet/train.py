@@ -117,8 +117,7 @@ def train(
             state.step, state.seconds = step + 1, time.monotonic() - started
 
             if state.step % settings.log_every == 0 or state.step == settings.steps:
-                values = {name: float(torch.stack(parts).mean()) for name, parts in window.items()}
-                check_finite(values, step)
+                values = finite_means(window, step)
                 values |= {"loss": sum(v for k, v in values.items() if k != "grad_norm"),
                            "lr": learning_rate(step, settings), "seconds": state.seconds}
                 window = {}
@@ -133,6 +132,7 @@ def train(
                     state.best = score
                     run.save_weights("best", state.predicting().state_dict())
             if state.step % settings.save_every == 0 or stop.asked:
+                finite_means(window, step)  # weights that a broken loss has spoilt must not replace good ones
                 run.save_checkpoint(state.to_checkpoint())
             if stop.asked:
                 raise Interrupted(f"stopped at step {state.step} of {settings.steps}; the state is saved in {run.folder}")
@@ -171,11 +171,13 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             old.copy_(new)
 
 
-def check_finite(losses: dict[str, float], step: int) -> None:
-    """Raises UserError naming every loss if one is NaN or infinite."""
-    if not all(math.isfinite(value) for value in losses.values()):
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
+    """Name -> mean of the values gathered. Raises UserError naming every part if one is NaN or infinite."""
+    means = {name: float(torch.stack(parts).mean()) for name, parts in window.items()}
+    if not all(math.isfinite(value) for value in means.values()):
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         raise UserError(f"a loss is not finite near step {step}: {parts}; lower train.lr or look at the newest scans")
+    return means
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -84,14 +84,14 @@ def _read_scan(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 @rc_context(STYLE)
 def draw_slices(case: CasePicture) -> str:
-    """Three slices through the truth's centre of mass, all at one scale, with the outlines of truth and prediction.
+    """Three slices through the truth's centre of mass , all at one scale, with the outlines of truth and prediction.
 
     Radiological convention: the patient's right is on the picture's left. Scans without orientation are shown as their
     file stores them: x to the right, y downwards, z upwards.
     """
     box = _box_around(case)
     image, truth, prediction = (array[box] for array in (case.image, case.truth, case.prediction))
-    centre = [round(c) for c in _centre_of_mass(truth if truth.any() else prediction)]
+    centre = _slices_through(truth if truth.any() else prediction)
     low, high = np.percentile(image, (0.5, 99.5))
     flips = ((-1, 1), (-1, 1), (-1, 1)) if case.oriented else ((1, -1), (1, 1), (1, 1))
     axes_of_view = ((0, 1), (0, 2), (1, 2))
@@ -128,9 +128,14 @@ def _box_around(case: CasePicture) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _centre_of_mass(mask: np.ndarray) -> list[float]:
-    places = np.nonzero(mask)
-    return [float(p.mean()) if p.size else (n - 1) / 2 for p, n in zip(places, mask.shape, strict=True)]
+def _slices_through(label: np.ndarray) -> list[int]:
+    """Index along each axis of the slice through the centre of mass; where that one holds nothing, of the fullest."""
+    chosen = []
+    for axis, places in enumerate(np.nonzero(label)):
+        occupied = np.bincount(places, minlength=label.shape[axis])
+        middle = round(places.mean()) if places.size else label.shape[axis] // 2
+        chosen.append(middle if occupied[middle] or not places.size else int(occupied.argmax()))
+    return chosen
 
 
 def _draw_plane(
@@ -182,7 +187,8 @@ def draw_dice(dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Se
     axes = figure.add_subplot()
     for row, (name, values) in enumerate(dice.items()):
         spread = 0.16 * np.sin(2.4 * np.arange(len(values)))  # keeps neighbours apart; a random jitter would change the page
-        axes.plot(values, row + 0.12 + spread, "o", color=LINES[0], alpha=0.55, markersize=6, markeredgewidth=0)
+        axes.plot(values, row + 0.12 + spread, "o", color=LINES[0], alpha=0.55, markersize=6, markeredgewidth=0,
+                  clip_on=False)
         mean, interval = means[name]
         low, high = interval or (mean, mean)
         axes.plot([low, high], [row - 0.28] * 2, color=INK, linewidth=2)

@@ -1,0 +1,168 @@
+"""The whole job on tiny synthetic scans: exact resume, labels that stay shut, a run that can be used without its data."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dkuxnet import formats, phantom
+from dkuxnet.config import load_settings
+from dkuxnet.data.dataset import PreparedSet, write_array
+from dkuxnet.errors import UserError
+from dkuxnet.evaluate import evaluate_folders
+from dkuxnet.experiment import load_predictor, run_training
+from dkuxnet.methods import METHODS
+from dkuxnet.predict import predict
+from dkuxnet.prepare import prepare
+
+TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
+        "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
+        "train.log_every": 2, "train.warm_up_steps": 2, "method.name": "dual-mutual"}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return phantom.write_dataset(tmp_path_factory.mktemp("scans") / "scans", cases=6, labelled=5, size=20)
+
+
+@pytest.fixture(scope="module")
+def prepared(scans, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared") / "prepared"
+    prepare(scans, folder, processes=1)
+    return folder
+
+
+def settings(**overrides):
+    return load_settings(overrides=TINY | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def weights(run, name="final"):
+    return load_file(run / f"{name}.safetensors")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("method, network", [*((name, "dk-uxnet-tiny") for name in METHODS), ("supervised", "vnet")])
+def test_8_steps_are_4_steps_saved_and_4_more_in_a_new_process(prepared, tmp_path, method, network):
+    """V-Net brings dropout and running statistics; the moving average and stochastic depth are on as well."""
+    more = {"method__name": method, "train__average": 0.9, "data__labelled": 2, "network__name": network}
+    if network == "vnet":
+        more |= {"network__widths": None, "network__query_channels": None, "train__patch": [32, 32, 32]}
+    else:
+        more |= {"network__drop_rate": 0.2}
+    overrides = {k: v for k, v in (TINY | {k.replace("__", "."): v for k, v in more.items()}).items() if v is not None}
+    run_training(prepared, tmp_path / "whole", load_settings(overrides=overrides))
+
+    config = tmp_path / "stop.py"  # the first half stops as by Ctrl-C at step 4
+    config.write_text(
+        "import sys, os, signal, pathlib, torch\n"
+        "from dkuxnet.config import load_settings\n"
+        "from dkuxnet.experiment import run_training\n"
+        "from dkuxnet.train import Interrupted\n"
+        "import json\n"
+        "prepared, run, resume = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3] == 'resume'\n"
+        "torch.set_num_threads(int(sys.argv[5]))\n"
+        "def stop(what, done, total, figures):\n"
+        "    if done == 4 and not resume: os.kill(os.getpid(), signal.SIGINT)\n"
+        "try: run_training(prepared, run, load_settings(overrides=json.loads(sys.argv[4])), resume, stop)\n"
+        "except Interrupted: pass\n"
+    )
+    for mode in ("first", "resume"):
+        subprocess.run([sys.executable, config, prepared, tmp_path / "halves", mode, json.dumps(overrides),
+                        str(torch.get_num_threads())], check=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+
+    def logged(run):
+        rows = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    assert logged("whole") == logged("halves")
+
+
+def test_labels_beyond_the_first_n_are_never_opened(prepared, tmp_path):
+    """Replaced by garbage: the same run, bit for bit."""
+    spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
+    names = PreparedSet(prepared).names
+    for name in names[2:5]:
+        for kind in ("label", "truth"):
+            path = spoilt / "cases" / f"{name}.{kind}.b2nd"
+            path.unlink()
+            path.write_bytes(b"garbage")
+    for folder in (prepared, spoilt):
+        run_training(folder, tmp_path / f"run_{folder.name}", settings(data__labelled=2))
+    assert same(weights(tmp_path / "run_prepared"), weights(tmp_path / "run_spoilt"))
+
+
+def test_the_test_list_has_no_say_in_training_and_the_checkpoint(prepared, tmp_path):
+    """Test cases replaced by noise: the same final and the same best weights."""
+    spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
+    split = tmp_path / "split.json"
+    names = PreparedSet(prepared).names
+    split.write_text(json.dumps({"train": [*names[:3], names[5]], "validation": [names[3]], "test": [names[4]]}))
+    cases = spoilt / "cases"
+    rng = np.random.default_rng(0)
+    image = PreparedSet(prepared).array(names[4], "image")
+    for kind, array in (("image", rng.normal(size=image.shape).astype(np.float32)),
+                        ("label", rng.integers(0, 3, image.shape[1:]).astype(np.uint8))):
+        (cases / f"{names[4]}.{kind}.b2nd").unlink()
+        write_array(cases / f"{names[4]}.{kind}.b2nd", array)
+    for folder in (prepared, spoilt):
+        run_training(folder, tmp_path / f"run_{folder.name}", settings(data__split=str(split), train__validate_every=4))
+    for name in ("final", "best"):
+        assert same(weights(tmp_path / "run_prepared", name), weights(tmp_path / "run_spoilt", name))
+
+
+def test_the_number_of_workers_changes_nothing(prepared, tmp_path):
+    for workers in (0, 2):
+        run_training(prepared, tmp_path / str(workers), settings(data__workers=workers, data__labelled=2))
+    assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+def test_the_seed_decides(prepared, tmp_path):
+    for seed in (0, 1):
+        run_training(prepared, tmp_path / str(seed), settings(train__seed=seed, train__steps=2))
+    assert not same(weights(tmp_path / "0"), weights(tmp_path / "1"))
+
+
+def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
+    """`predict` on the raw scan gives the label map that the run's own evaluation wrote, and the same scores."""
+    run = tmp_path / "run"
+    manifest = run_training(prepared, run, settings(data__labelled=3, data__split=str(split_with_test(prepared, tmp_path))))
+    name = manifest["split"]["test"][0]
+    written = predict(run, [scans / "imagesTr" / f"{name}_0000.nii.gz"], tmp_path / "out")
+    ours, theirs = formats.read(written[0], "label"), formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label")
+    assert np.array_equal(ours.array, theirs.array)
+    np.testing.assert_allclose(ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5)
+    scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()
+    assert scores["organ"]["dice"]["mean"] == pytest.approx(manifest["test"]["organ"]["dice"]["mean"])
+
+
+def split_with_test(prepared, tmp_path):
+    names = PreparedSet(prepared).names
+    path = tmp_path / "with_test.json"
+    path.write_text(json.dumps({"train": names[:4], "test": [names[4]]}))
+    return path
+
+
+def test_a_resumed_run_of_another_network_is_refused(prepared, tmp_path):
+    run = tmp_path / "run"
+    run_training(prepared, run, settings(train__steps=2))
+    stored = json.loads((run / "settings.json").read_text())
+    stored["network"]["widths"] = [8, 8, 8, 16]
+    (run / "settings.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="another network"):
+        run_training(prepared, run, settings(), resume=True)
+    with pytest.raises(UserError, match="another network"):
+        load_predictor(run)
+
+
+def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):
+    with pytest.raises(UserError, match="try auto or cpu"):
+        run_training(prepared, tmp_path / "run", settings(train__device="cuda:99"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,84 @@
+"""A run folder: whole files or none, damage noticed."""
+
+import json
+
+import pytest
+import torch
+
+from dkuxnet.errors import UserError
+from dkuxnet.run import RunFolder, atomically, write_json
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", {"a": 1}, {"b": 2})
+
+
+def test_create_open_and_update(run):
+    again = RunFolder.open(run.folder)
+    again.update_manifest(c=3)
+    assert again.settings == {"a": 1} and again.manifest == {"b": 2, "c": 3}
+
+
+def test_an_existing_folder_is_refused_and_left_alone(run):
+    with pytest.raises(UserError, match="exists already"):
+        RunFolder.create(run.folder, {"a": 9}, {})
+    assert run.settings == {"a": 1}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+
+
+def test_a_file_in_the_way_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write"):
+        RunFolder.create(tmp_path / "file" / "run", {}, {})
+
+
+def test_metrics_rewind_to_the_step_of_the_checkpoint(run):
+    for step in (1, 3, 5):
+        run.log(step, {"loss": float(step)})
+    run.rewind_metrics(4)
+    run.log(4, {"loss": 0.0})
+    run.close()
+    assert [row["step"] for row in run.metrics()] == [1, 3, 4]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+
+    def fails(part):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(UserError, match="No space left"):
+        atomically(path, fails)
+    assert json.loads(path.read_text()) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_weights_and_checkpoints_come_back_and_damage_is_noticed(run):
+    run.save_weights("final", {"w": torch.arange(3.0)})
+    run.save_checkpoint({"step": 7})
+    assert torch.equal(run.load_weights("final")["w"], torch.arange(3.0)) and run.load_checkpoint()["step"] == 7
+    for name, load in (("final.safetensors", lambda: run.load_weights("final")), ("checkpoint.pt", run.load_checkpoint)):
+        path = run.folder / name
+        path.write_bytes(path.read_bytes()[:20])
+        with pytest.raises(UserError, match="damaged"):
+            load()
+        path.unlink()
+        with pytest.raises(UserError, match=r"missing|no checkpoint"):
+            load()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(run):
+    import pickle
+
+    class Harm:
+        def __reduce__(self):
+            return (run.folder.joinpath("harm").write_text, ("done",))
+    (run.folder / "checkpoint.pt").write_bytes(pickle.dumps({"version": 1, "x": Harm()}))
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
+        run.load_checkpoint()
+    assert not (run.folder / "harm").exists()

@@ -1,0 +1,206 @@
+"""The loop with a fake method of fifteen lines: schedule, optimiser, logging, faults, interruption."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from dkuxnet.config import TrainSettings
+from dkuxnet.errors import UserError
+from dkuxnet.methods.base import Method
+from dkuxnet.run import RunFolder
+from dkuxnet.train import (
+    Interrupted,
+    finite_means,
+    learning_rate,
+    make_optimiser,
+    make_state,
+    step_seed,
+    train,
+    update_average,
+    uses_bfloat16,
+)
+from dkuxnet.types import Batch, Output, Views
+
+CPU = torch.device("cpu")
+
+
+class Line(nn.Module):
+    """y = w x: a network small enough to follow by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 1, bias=False)
+
+    def forward(self, x):
+        return Output(logits=self.conv(x))
+
+
+class Fit(Method):
+    """Pulls the network towards doubling its input; dropout makes it depend on the random state of the step."""
+
+    def losses(self, batch, step):
+        strong = batch.labelled.strong
+        noise = torch.rand(()) * 1e-2
+        error = (self.networks[0](strong).logits - (2 + noise) * strong).square().mean()
+        return {"fit": error, "noise": noise}
+
+    def after_step(self, step):
+        self.seen = [*getattr(self, "seen", []), step]
+
+
+def batches(first: int, last: int):
+    for step in range(first, last):
+        image = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(step))
+        yield Batch(Views(image, image, torch.zeros(1, 2, 2, 2, dtype=torch.long)))
+
+
+def make(settings: TrainSettings):
+    torch.manual_seed(0)
+    return make_state(Fit([Line()], Method.Options(), None), settings)
+
+
+def run_folder(path) -> RunFolder:
+    return RunFolder.create(path, {}, {})
+
+
+def test_the_loop_learns_logs_and_saves(tmp_path):
+    settings = TrainSettings(steps=60, lr=0.1, warm_up_steps=5, log_every=20, weight_decay=0, save_every=1000)
+    state, run, shown = make(settings), run_folder(tmp_path / "run"), []
+    train(state, batches(0, 60), settings, run, CPU, progress=lambda step, values: shown.append(step))
+    assert state.method.networks[0].conv.weight.item() == pytest.approx(2, abs=0.15)
+    assert state.method.seen == list(range(60))
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == [19, 39, 59] and shown == [20, 40, 60]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["fit"] + rows[0]["noise"])
+    assert rows[-1]["lr"] == pytest.approx(learning_rate(59, settings))
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert torch.equal(run.load_weights("final")["networks.0.conv.weight"], state.method.networks[0].conv.weight)
+    assert run.load_checkpoint()["step"] == 60
+
+
+def test_the_learning_rate_warms_up_then_decays_by_the_absolute_step():
+    settings = TrainSettings(steps=100, lr=1.0, warm_up_steps=10, poly=0.9)
+    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(9, settings) == pytest.approx(1.0)
+    assert learning_rate(10, settings) == 1.0
+    assert learning_rate(55, settings) == pytest.approx(0.5**0.9)
+    assert 0 < learning_rate(99, settings) < 0.02 and learning_rate(100, settings) == 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_norms_biases_and_queries_do_not_decay(name):
+    module = nn.ModuleDict({"conv": nn.Conv3d(1, 2, 1), "norm": nn.GroupNorm(1, 2)})
+    module.queries = nn.Parameter(torch.randn(3, 4))
+    optimiser = make_optimiser(module, TrainSettings(optimiser=name, weight_decay=0.5))
+    decayed = [id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]]
+    assert decayed == [id(module["conv"].weight)]
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == 5
+
+
+def test_a_gradient_is_clipped(tmp_path):
+    settings = TrainSettings(steps=1, optimiser="sgd", momentum=0, lr=1.0, warm_up_steps=0, clip=0.5, weight_decay=0)
+    state = make(settings)
+    before = state.method.networks[0].conv.weight.item()
+    train(state, batches(0, 1), settings, run_folder(tmp_path / "run"), CPU)
+    assert abs(state.method.networks[0].conv.weight.item() - before) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_keeps_the_last_state(tmp_path):
+    settings = TrainSettings(steps=4, log_every=1, save_every=1)
+
+    class Broken(Fit):
+        def losses(self, batch, step):
+            losses = super().losses(batch, step)
+            return losses | {"noise": losses["noise"] * (float("nan") if step == 2 else 1)}
+
+    state, run = make_state(Broken([Line()], Method.Options(), None), settings), run_folder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"near step 2: .*noise nan"):
+        train(state, batches(0, 4), settings, run, CPU)
+    assert run.load_checkpoint()["step"] == 2
+    with pytest.raises(UserError, match="fit inf"):
+        finite_means({"fit": [torch.tensor(math.inf)], "ok": [torch.tensor(1.0)]}, 0)
+
+
+def test_weights_that_a_broken_loss_has_spoilt_are_never_saved(tmp_path):
+    settings = TrainSettings(steps=8, log_every=100, save_every=2)
+
+    class Broken(Fit):
+        def losses(self, batch, step):
+            losses = super().losses(batch, step)
+            return {"fit": losses["fit"] * (float("nan") if step == 3 else 1)}
+
+    run = run_folder(tmp_path / "run")
+    with pytest.raises(UserError, match="not finite"):
+        train(make_state(Broken([Line()], Method.Options(), None), settings), batches(0, 8), settings, run, CPU)
+    checkpoint = run.load_checkpoint()
+    assert checkpoint["step"] == 2 and torch.isfinite(checkpoint["method"]["networks.0.conv.weight"]).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, number):
+    settings = TrainSettings(steps=10, lr=0.05, warm_up_steps=2, log_every=2, save_every=1000, average=0.9)
+    whole = make(settings)
+    train(whole, batches(0, 10), settings, run_folder(tmp_path / "whole"), CPU)
+
+    stopped, run = make(settings), run_folder(tmp_path / "stopped")
+
+    def interrupted():
+        for step, batch in enumerate(batches(0, 10)):
+            if step == 4:
+                os.kill(os.getpid(), number)
+            yield batch
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="step 5 of 10"):
+        train(stopped, interrupted(), settings, run, CPU)
+    assert signal.getsignal(number) == handler
+
+    resumed = make(settings)
+    resumed.restore(run.load_checkpoint())
+    run.rewind_metrics(resumed.step)
+    train(resumed, batches(5, 10), settings, run, CPU)
+    for key, value in whole.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[key])
+        assert torch.equal(whole.average.state_dict()[key], resumed.average.state_dict()[key])
+
+
+def test_a_checkpoint_of_something_else_is_refused():
+    state = make(TrainSettings())
+    checkpoint = state.to_checkpoint()
+    other = make_state(Fit([Line(), Line()], Method.Options(), None), TrainSettings())
+    with pytest.raises(UserError, match="another network"):
+        other.restore(checkpoint)
+
+
+def test_validation_keeps_the_best_weights(tmp_path):
+    settings = TrainSettings(steps=6, validate_every=2, log_every=10, lr=0.1)
+    state, run = make(settings), run_folder(tmp_path / "run")
+    scores, seen = iter([0.2, 0.9, 0.5]), []
+
+    def validate(predictor):
+        assert not predictor.training
+        seen.append(predictor.conv.weight.clone())
+        return next(scores)
+    train(state, batches(0, 6), settings, run, CPU, validate=validate)
+    assert torch.equal(run.load_weights("best")["networks.0.conv.weight"], seen[1])
+    assert [row["validation_dice"] for row in run.metrics() if "validation_dice" in row] == [0.2, 0.9, 0.5]
+
+
+def test_the_average_moves_towards_the_model():
+    average, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    distance = (average.weight - model.weight).abs().item()
+    update_average(average, model, 0.9, step=1000)
+    assert (average.weight - model.weight).abs().item() == pytest.approx(0.9 * distance, rel=1e-4)
+    update_average(average, model, 0.99, step=0)  # early, the average forgets fast
+    assert (average.weight - model.weight).abs().item() == pytest.approx(0.09 * distance, rel=1e-3)
+
+
+def test_seeds_of_steps_differ():
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(200)}
+    assert len(seeds) == 4000 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_precision_follows_device_and_wish():
+    assert not uses_bfloat16("auto", CPU) and uses_bfloat16("bfloat16", CPU) and not uses_bfloat16("float32", CPU)
