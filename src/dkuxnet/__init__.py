@@ -1,1 +1,30 @@
-"""dkuxnet: a few labelled 3D scans and many unlabelled ones become a segmentation model that people can trust."""
+"""dkuxnet: a few labelled 3D scans and many unlabelled ones become a segmentation model that people can trust.
+
+The jobs of the command line, for Python. Importing this is instant: each name is loaded when it is first used.
+"""
+
+from typing import Any
+
+from dkuxnet.lookup import lookup
+
+PUBLIC = {
+    "prepare_scans": "dkuxnet.prepare:prepare_scans",
+    "load_settings": "dkuxnet.config:load_settings",
+    "run_training": "dkuxnet.experiment:run_training",
+    "load_predictor": "dkuxnet.experiment:load_predictor",
+    "predict_scans": "dkuxnet.predict:predict_scans",
+    "evaluate_folders": "dkuxnet.evaluate:evaluate_folders",
+    "write_report": "dkuxnet.report.page:write_report",
+    "UserError": "dkuxnet.errors:UserError",
+}
+__all__ = list(PUBLIC)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'dkuxnet' has no attribute '{name}'")
+    return lookup(PUBLIC, name, "name")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -73,8 +73,9 @@ def write(volume: Volume, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path}: cannot be written: expected the folder {path.parent} to exist; create it")
     beside = path.with_name(f".{uuid.uuid4().hex}{ending}")
+    form = lookup(FORMATS, ending, "format")
     try:
-        lookup(FORMATS, ending, "format").write(volume, beside)
+        form.write(volume, beside)
         os.replace(beside, path)
     except Exception as error:  # each library raises types of its own
         raise UserError(f"{path}: cannot be written: {reason(error)}; check the folder's rights and space") from error
