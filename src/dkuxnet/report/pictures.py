@@ -27,7 +27,8 @@ STYLE = {"font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.e
          "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
          "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "svg.hashsalt": "dkuxnet", "svg.image_inline": True}
 MARGIN_MM = 25.0  # of the scan around what is outlined
-WIDTH_IN, GAP_IN, TITLE_IN = 11.0, 0.12, 0.3
+WIDTH_IN, MOST_HEIGHT_IN, GAP_IN, TITLE_IN = 11.0, 6.0, 0.12, 0.3  # two tall bodies fit on a printed page
+VIEWS = ((0, 1), (0, 2), (1, 2))  # axial, coronal, sagittal: the axis across the picture and the axis up
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _read_scan(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 @rc_context(STYLE)
 def draw_slices(case: CasePicture) -> str:
-    """Three slices through the truth's centre of mass , all at one scale, with the outlines of truth and prediction.
+    """Three slices through the truth's centre of mass, all at one scale, with the outlines of truth and prediction.
 
     Radiological convention: the patient's right is on the picture's left. Scans without orientation are shown as their
     file stores them: x to the right, y downwards, z upwards.
@@ -92,29 +93,32 @@ def draw_slices(case: CasePicture) -> str:
     box = _box_around(case)
     image, truth, prediction = (array[box] for array in (case.image, case.truth, case.prediction))
     centre = _slices_through(truth if truth.any() else prediction)
-    low, high = np.percentile(image, (0.5, 99.5))
-    flips = ((-1, 1), (-1, 1), (-1, 1)) if case.oriented else ((1, -1), (1, 1), (1, 1))
-    axes_of_view = ((0, 1), (0, 2), (1, 2))
-    extents_mm = [[n * s for n, s in zip(image.shape, case.spacing_mm, strict=True)][axis] for axis in range(3)]
-    widths = [extents_mm[across] for across, _ in axes_of_view]
-    heights = [extents_mm[up] for _, up in axes_of_view]
-    scale = (WIDTH_IN - 2 * GAP_IN) / sum(widths)
-    scale = min(scale, 6.0 / max(heights))  # a tall body must fit on a printed page
-    height_in = max(heights) * scale + TITLE_IN
-    figure, left = Figure(figsize=(sum(widths) * scale + 2 * GAP_IN, height_in)), 0.0
-    for view, (across, up) in enumerate(axes_of_view):
-        size_in = (widths[view] * scale, heights[view] * scale)
-        axes = figure.add_axes((left / figure.get_figwidth(), 1 - (TITLE_IN + size_in[1]) / height_in,
-                                size_in[0] / figure.get_figwidth(), size_in[1] / height_in))
-        left += size_in[0] + GAP_IN
+    window = np.percentile(image, (0.5, 99.5)).tolist()
+    size_mm = [n * spacing for n, spacing in zip(image.shape, case.spacing_mm, strict=True)]
+    all_axes = _lay_out([(size_mm[across], size_mm[up]) for across, up in VIEWS])
+    for view, (axes, (across, up)) in enumerate(zip(all_axes, VIEWS, strict=True)):
+        flip_across, flip_up = (-1, 1) if case.oriented else (1, -1 if view == 0 else 1)
         through = 3 - across - up
-        planes = [np.take(a, centre[through], axis=through).T[:: flips[view][1], :: flips[view][0]]
-                  for a in (image, truth, prediction)]
-        _draw_plane(axes, *planes, (case.spacing_mm[across], case.spacing_mm[up]), (float(low), float(high)))
+        planes = [array.take(centre[through], axis=through).T[::flip_up, ::flip_across]
+                  for array in (image, truth, prediction)]
+        _draw_plane(axes, *planes, (case.spacing_mm[across], case.spacing_mm[up]), window)
         _name_edges(axes, view, case.oriented)
-        if view == 0:
-            _draw_scale_bar(axes, widths[0], heights[0])
-    return _to_svg(figure)
+    _draw_scale_bar(all_axes[0], *all_axes[0].viewLim.size)
+    return _to_svg(all_axes[0].figure)
+
+
+def _lay_out(sizes_mm: list[tuple[float, float]]) -> list[Axes]:
+    """Axes beside each other in a new figure, all with as many mm to the inch."""
+    widths_mm, heights_mm = zip(*sizes_mm, strict=True)
+    gaps_in = GAP_IN * (len(sizes_mm) - 1)
+    scale = min((WIDTH_IN - gaps_in) / sum(widths_mm), MOST_HEIGHT_IN / max(heights_mm))  # inches a mm
+    width_in, height_in = sum(widths_mm) * scale + gaps_in, max(heights_mm) * scale + TITLE_IN
+    figure, left = Figure(figsize=(width_in, height_in)), 0.0
+    for width, height in sizes_mm:
+        bottom = height_in - TITLE_IN - height * scale
+        figure.add_axes((left / width_in, bottom / height_in, width * scale / width_in, height * scale / height_in))
+        left += width * scale + GAP_IN
+    return figure.axes
 
 
 def _box_around(case: CasePicture) -> tuple[slice, ...]:
@@ -140,7 +144,7 @@ def _slices_through(label: np.ndarray) -> list[int]:
 
 def _draw_plane(
     axes: Axes, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, float],
-    window: tuple[float, float],
+    window: Sequence[float],
 ) -> None:
     """(rows upwards, columns to the right), in mm."""
     rows, columns = image.shape
