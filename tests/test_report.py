@@ -133,7 +133,7 @@ def test_the_page_says_what_was_done(page):
     for part in ("run", "method dual-mutual", "network dk-uxnet-tiny", "1 labelled", "2 unlabelled", "0 validation",
                  "4 test cases", "1 h 2 min training, then 12 s testing", "dkuxnet 9.8.7",
                  "1 scan with their labels and 2 scans whose", "train.lr = 0.25", 'method.name = "dual-mutual"',
-                 "7 scans, 5 of them with a label", "16 × 16 × 16 voxels"):
+                 "4 scans took no part in training", "7 scans, 5 of them with a label", "16 × 16 × 16 voxels"):
         assert part in text
     assert "not finished" not in text and "not used" not in text
 
@@ -314,6 +314,10 @@ def test_the_report_needs_no_torch_and_is_the_same_every_time(finished, page, tm
             "write_report(Path(sys.argv[1]), Path(sys.argv[2])); assert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, str(finished), str(tmp_path / "page.html")], check=True)
     assert (tmp_path / "page.html").read_text("utf-8") == page and len(page) < 5e6
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    assert pictures.draw_dice({r"$\frac$": [0.5, 0.6]}, {r"$\frac$": (0.55, None)}).startswith("data:image/svg+xml")
 
 
 def test_words():
