@@ -38,13 +38,16 @@ def normalise(array: np.ndarray, plan: Sequence[dict[str, Any]]) -> np.ndarray:
         if how["kind"] == "ct":
             out[...] = (np.clip(channel, how["low"], how["high"]) - how["mean"]) / max(how["std"], 1e-6)
         else:
-            out[...] = (channel - channel.mean(dtype=np.float64)) / max(float(channel.std(dtype=np.float64)), 1e-6)
+            mean, std = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
+            constant = std <= 1e-5 * abs(mean)  # what is left is the rounding of the resampling
+            out[...] = 0 if constant else (channel - mean) / std
     return result
 
 
 def plan_patch(size: Sequence[float], voxels: int) -> list[int]:
     """Multiples of 16 near the case's median size, the longest edge shortened until the patch has at most `voxels`."""
-    patch = [max(16, 16 * math.ceil(n / 16 - 0.1)) for n in size]
+    longest = voxels / 16**2  # no edge of a patch of so many voxels is longer
+    patch = [max(16, 16 * math.ceil(min(n, longest) / 16 - 0.1)) for n in size]
     while math.prod(patch) > voxels and max(patch) > 16:
         patch[patch.index(max(patch))] -= 16
     return patch

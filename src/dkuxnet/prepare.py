@@ -6,12 +6,14 @@ only when all of it is there.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from dkuxnet.plan import make_plan, normalise
 from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
+MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
@@ -43,19 +46,21 @@ def prepare(
     spacing_mm: edge of the isotropic target voxel; None for the plan's own. Raises UserError for anything wrong with
     the source, naming the case; nothing is left behind then.
     """
-    if spacing_mm is not None and not spacing_mm > 0:
-        raise UserError(f"--spacing-mm must be above 0, got {spacing_mm}")
+    if spacing_mm is not None and not 0 < spacing_mm < math.inf:
+        raise UserError(f"--spacing-mm must be a number above 0, got {spacing_mm}")
     prepared = Path(prepared)
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     found = find_source(Path(source), layout)
     progress = progress or (lambda what, done, total: None)
+    new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
     try:
         checks = _each(partial(check_case, found), found.cases, processes, progress, "check")
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         fingerprint = take_fingerprint(checks)
+        _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
         plan = make_plan(fingerprint, found.channels, spacing_mm)
         store = partial(store_case, found, labels, plan, partial_folder / "cases")
         shapes = _each(store, found.cases, processes, progress, "store")
@@ -78,6 +83,9 @@ def prepare(
         raise UserError(f"{prepared}: cannot write: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
+        with suppress(OSError):  # the first one that is not empty stays, with all above it
+            for folder in new_parents:
+                folder.rmdir()
     return meta
 
 
@@ -161,7 +169,7 @@ def store_case(source: Source, labels: dict[str, int], plan: dict[str, Any], fol
         for index, value in enumerate(labels.values()):
             indices[truth.array == value] = index
         write_array(folder / f"{case.name}.truth.b2nd", indices)
-        ras = to_ras(Volume(indices, truth.affine))
+        ras = to_ras(Volume(indices, image.affine))
         write_array(folder / f"{case.name}.label.b2nd", resample_label(ras.array, grid.shape, len(labels)))
     info = {
         "name": case.name,
@@ -194,9 +202,10 @@ def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progre
         for result in pool.map(job, cases) if pool else map(job, cases):
             results.append(result)
             progress(what, len(results), len(cases))
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, MemoryError) as error:
         name = cases[len(results)].name
-        raise UserError(f"case '{name}' or one after it: a worker died, most likely of too little memory") from error
+        raise UserError(f"case '{name}' or one after it: too little memory; use --processes 1 or a coarser --spacing-mm"
+                        ) from error
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
@@ -217,8 +226,16 @@ def _check_values(checks: list[dict[str, Any]], labels: dict[str, int]) -> None:
             if value not in known:
                 raise UserError(f"case '{check['name']}': {count} voxels have the label value {value}, which is not in the "
                                 f"label map {labels}; correct the label or the map")
-    if len(labels) < 2:
+    if len(labels) < 2 or not any("label_counts" in check for check in checks):
         raise UserError("no label but the background: nothing to learn; at least one labelled case is needed")
+
+
+def _check_size(checks: list[dict[str, Any]], spacing_mm: list[float]) -> None:
+    for check in checks:
+        voxels = math.prod(n * s / t for n, s, t in zip(check["shape"], check["spacing_mm"], spacing_mm, strict=True))
+        if voxels > MAX_VOXELS:
+            raise UserError(f"case '{check['name']}': {voxels:.2g} voxels at {spacing_mm} mm, more than {MAX_VOXELS:.2g}; "
+                            "choose a coarser --spacing-mm")
 
 
 def _check_same_grid(name: str, path: Path, volume: Volume, other_path: Path, other: Volume) -> None:

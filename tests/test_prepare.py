@@ -1,0 +1,352 @@
+"""Raw scans -> prepared cases: where every voxel goes, and that a bad input leaves one line and nothing else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from dkuxnet import formats
+from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.data.geometry import from_ras
+from dkuxnet.errors import UserError
+from dkuxnet.infer import label_on_scan, label_volume
+from dkuxnet.metrics import dice
+from dkuxnet.plan import normalise
+from dkuxnet.prepare import prepare
+from dkuxnet.types import Volume
+
+LABELS = {"background": 0, "LA": 255, "wall": 7}
+# array axes run along anterior, left, inferior, and the scan is tilted
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = (
+    Rotation.from_euler("xyz", (8, -12, 20), degrees=True).as_matrix()
+    @ np.array([[0, -1.0, 0], [1.0, 0, 0], [0, 0, -1.0]])
+    * (2.0, 1.5, 4.0)
+)
+OBLIQUE[:3, 3] = (50, -20, 300)
+SHAPE = (22, 30, 12)
+
+
+def scan(seed: int = 0, shape=SHAPE, affine=OBLIQUE) -> tuple[Volume, Volume]:
+    """Noise, brighter where the label is: an off-centre block of value 255 with a wall of value 7 on one side."""
+    label = np.zeros(shape, np.uint8)
+    a, b, c = (n // 4 for n in shape)
+    label[a : 3 * a, b : 2 * b, c : 3 * c] = 255
+    label[a : 3 * a, 2 * b : 2 * b + 5, c : 3 * c] = 7
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1)
+    return Volume((500 + 100 * noise + 2 * label).astype(np.int16), affine), Volume(label, affine)
+
+
+def write_source(folder: Path, cases: int = 3, labelled: int = 2, channels: int = 1, **options) -> Path:
+    """An nnU-Net folder; channel number i holds i more than the first."""
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    for n in range(cases):
+        image, label = scan(n, **options)
+        for i in range(channels):
+            formats.write(Volume(image.array + np.int16(i), image.affine), folder / "imagesTr" / f"c{n}_{i:04d}.nii.gz")
+        if n < labelled:
+            formats.write(label, folder / "labelsTr" / f"c{n}.nii.gz")
+    names = {str(i): "MRI" for i in range(channels)}
+    (folder / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": LABELS, "file_ending": ".nii.gz"}))
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return write_source(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def oblique(tmp_path_factory) -> PreparedSet:
+    folder = tmp_path_factory.mktemp("oblique")
+    prepare(write_source(folder / "source"), folder / "prepared", processes=1)
+    return PreparedSet(folder / "prepared")
+
+
+def rewrite(path: Path, array=None, affine=None) -> None:
+    volume = formats.read(path, kind="label" if "labelsTr" in str(path) else "image")
+    formats.write(Volume(volume.array if array is None else array, volume.affine if affine is None else affine), path)
+
+
+# --- what comes out ---
+
+
+def test_cases_come_out_in_ras_order_at_the_spacing_of_the_plan_and_normalised(oblique):
+    assert oblique.meta["plan"]["spacing_mm"] == pytest.approx([1.5, 2.0, 4.0])  # the array's axes, sorted to RAS
+    assert [case["labelled"] for case in oblique.meta["cases"]] == [True, True, False]
+    for name in oblique.names:
+        image = oblique.array(name, "image")
+        assert image.dtype == np.float32 and image.shape == (1, 30, 22, 12) == (1, *oblique.shape(name))
+        assert image.mean() == pytest.approx(0, abs=1e-5) and image.std() == pytest.approx(1, abs=1e-5)
+        info = oblique.info(name)
+        assert info["shape"] == list(SHAPE)
+        np.testing.assert_allclose(info["affine"], OBLIQUE, atol=1e-4)
+        np.testing.assert_allclose(info["spacing_mm"], (2.0, 1.5, 4.0), rtol=1e-6)
+
+
+def test_a_label_has_the_image_s_grid_and_class_indices_for_the_values_of_its_file(oblique):
+    assert oblique.class_names == ["background", "wall", "LA"]  # by value: index 1 is value 7, index 2 is value 255
+    label, truth = oblique.array("c0", "label"), oblique.array("c0", "truth")
+    original = scan(0)[1].array
+    for index, value in enumerate((0, 7, 255)):
+        np.testing.assert_array_equal(truth == index, original == value)
+    np.testing.assert_array_equal(from_ras(label, OBLIQUE), truth)
+    image = oblique.array("c0", "image")[0]
+    assert image[label == 2].mean() > 1 > image[label == 1].mean() > image[label == 0].mean()
+
+
+def test_a_case_without_label_has_no_label_file(oblique):
+    cases = oblique.folder / "cases"
+    assert sorted(p.name for p in cases.glob("c2.*")) == ["c2.image.b2nd", "c2.json"]
+    assert sorted(p.name for p in cases.glob("c1.*")) == [f"c1.{e}" for e in ("image.b2nd", "json", "label.b2nd", "truth.b2nd")]
+    assert oblique.names_with_label == ["c0", "c1"]
+
+
+def test_the_prepared_affine_puts_every_voxel_where_it_was(oblique):
+    affine = np.array(oblique.info("c0")["prepared_affine"])
+    image, original = oblique.array("c0", "image")[0], scan(0)[0].array
+    flat = normalise(original[None].astype(np.float32), [{"kind": "z-score"}])[0]
+    for voxel in np.random.default_rng(0).integers(0, image.shape, (20, 3)):
+        place = np.linalg.inv(OBLIQUE) @ affine @ [*voxel, 1]
+        assert image[tuple(voxel)] == pytest.approx(flat[tuple(np.round(place[:3]).astype(int))], abs=1e-3)
+
+
+def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path):
+    prepare(source, tmp_path / "prepared", spacing_mm=2.0, processes=1)
+    data = PreparedSet(tmp_path / "prepared")
+    assert data.meta["plan"]["spacing_mm"] == [2.0] * 3
+    assert data.shape("c0") == (22, 22, 24) == data.array("c0", "label").shape
+    one_hot = np.stack([data.array("c0", "label") == k for k in range(3)]).astype(np.float32)
+    back = label_volume(label_on_scan(one_hot, SHAPE, OBLIQUE), OBLIQUE, list(data.meta["labels"].values()))
+    original = formats.read(source / "labelsTr" / "c0.nii.gz", kind="label")
+    assert dice(back.array == 255, original.array == 255) > 0.95
+    assert dice(back.array == 7, original.array == 7) > 0.8  # five voxels thick
+
+
+def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
+    prepare(write_source(tmp_path / "source", channels=2), tmp_path / "prepared", processes=1)
+    data = PreparedSet(tmp_path / "prepared")
+    image = data.array("c0", "image")
+    assert image.shape == (2, 30, 22, 12) and data.meta["channels"] == ["MRI", "MRI"]
+    np.testing.assert_allclose(image[0], image[1], atol=1e-4)  # they differ by an offset, which normalising takes away
+
+
+def test_ct_is_scaled_by_the_data_set_s_figures_and_mri_by_the_scan_s_own(source, tmp_path):
+    fields = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps(fields | {"channel_names": {"0": "CT"}}))
+    how = prepare(source, tmp_path / "prepared", processes=1)["plan"]["normalisation"][0]
+    image = PreparedSet(tmp_path / "prepared").array("c0", "image")
+    assert how["kind"] == "ct"
+    assert image.max() == pytest.approx((how["high"] - how["mean"]) / how["std"], rel=1e-5)
+    assert image.min() >= (how["low"] - how["mean"]) / how["std"] - 1e-5
+
+
+def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):
+    rewrite(source / "imagesTr" / "c2_0000.nii.gz", array=np.full(SHAPE, 301.7, np.float32))
+    prepare(source, tmp_path / "prepared", spacing_mm=1.7, processes=1)
+    assert not PreparedSet(tmp_path / "prepared").array("c2", "image").any()
+
+
+def test_labels_have_no_say_in_the_plan(source, tmp_path):
+    plan = prepare(source, tmp_path / "first", processes=1)["plan"]
+    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 7, np.uint8))
+    (source / "labelsTr" / "c1.nii.gz").unlink()
+    again = prepare(source, tmp_path / "second", processes=1)
+    assert again["plan"] == plan
+    assert again["fingerprint"]["label_share"] == {"7": 1.0}
+
+
+def test_the_number_of_processes_changes_nothing(scans, prepared, tmp_path):
+    done = []
+    prepare(scans, tmp_path / "two", processes=2, progress=lambda *args: done.append(args))
+    files = sorted(p.relative_to(prepared) for p in prepared.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    one, two = PreparedSet(prepared), PreparedSet(tmp_path / "two")
+    assert one.meta == two.meta
+    for name in one.names:
+        for kind in ("image", "label", "truth") if name in one.names_with_label else ("image",):
+            np.testing.assert_array_equal(one.array(name, kind), two.array(name, kind))
+    assert done == [(what, n, 5) for what in ("check", "store") for n in range(1, 6)]
+
+
+def test_labels_without_a_map_take_the_values_that_occur(source, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(source / "imagesTr", folder / "images")
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+    shutil.copytree(source / "labelsTr", folder / "labels")
+    assert prepare(folder, tmp_path / "prepared", processes=1)["labels"] == {"background": 0, "class_7": 7, "class_255": 255}
+
+
+# --- what is refused, and what stays behind: nothing ---
+
+
+def stray_value(source: Path) -> None:
+    label = scan(1)[1].array
+    label[0, 0, :5] = 9
+    rewrite(source / "labelsTr" / "c1.nii.gz", array=label)
+
+
+def nan_voxels(source: Path) -> None:
+    image = scan(1)[0].array.astype(np.float32)
+    image[0, 0, :2] = np.nan, np.inf
+    rewrite(source / "imagesTr" / "c1_0000.nii.gz", array=image)
+
+
+def other_shape(source: Path) -> None:
+    rewrite(source / "labelsTr" / "c1.nii.gz", array=np.zeros((22, 30, 11), np.uint8))
+
+
+def other_place(source: Path) -> None:
+    moved = OBLIQUE.copy()
+    moved[0, 3] += 3
+    rewrite(source / "labelsTr" / "c1.nii.gz", affine=moved)
+
+
+def mirrored(source: Path) -> None:
+    rewrite(source / "labelsTr" / "c1.nii.gz", affine=OBLIQUE @ np.diag([-1, 1, 1, 1]))
+
+
+def one_slice(source: Path) -> None:
+    for path in (source / "imagesTr" / "c1_0000.nii.gz", source / "labelsTr" / "c1.nii.gz"):
+        rewrite(path, array=np.zeros((22, 30, 1), np.uint8))
+
+
+def two_dimensions(source: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.zeros((22, 30), np.int16), OBLIQUE), source / "imagesTr" / "c1_0000.nii.gz")
+
+
+def time_series(source: Path) -> None:
+    rewrite(source / "imagesTr" / "c1_0000.nii.gz", array=np.zeros((3, *SHAPE), np.int16))
+
+
+def flat_voxels(source: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), None)
+    image.set_sform(np.diag([0.0, 1, 1, 1]), code=1)
+    nibabel.save(image, source / "imagesTr" / "c1_0000.nii.gz")
+
+
+def no_labels(source: Path) -> None:
+    shutil.rmtree(source / "labelsTr")
+
+
+def cut_short(source: Path) -> None:
+    path = source / "imagesTr" / "c1_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def no_cases(source: Path) -> None:
+    shutil.rmtree(source / "imagesTr")
+    shutil.rmtree(source / "labelsTr")
+
+
+def fractions(source: Path) -> None:
+    rewrite(source / "labelsTr" / "c1.nii.gz", array=np.full(SHAPE, 0.5, np.float32))
+
+
+BAD = [
+    (stray_value, ["case 'c1'", "5 voxels", "label value 9", "'wall': 7", "correct"]),
+    (nan_voxels, ["case 'c1'", "2 voxels are NaN or infinite", "c1_0000.nii.gz"]),
+    (other_shape, ["case 'c1'", "(22, 30, 12)", "(22, 30, 11)"]),
+    (other_place, ["case 'c1'", "3 mm apart"]),
+    (mirrored, ["case 'c1'", "mm apart"]),
+    (one_slice, ["case 'c1'", "(22, 30, 1)", "not a 3D scan"]),
+    (two_dimensions, ["c1_0000.nii.gz", "3D", "(22, 30)"]),
+    (time_series, ["case 'c1'", "3 channels", "expected 1"]),
+    (flat_voxels, ["c1_0000.nii.gz", "singular"]),
+    (no_labels, ["at least one labelled case"]),
+    (cut_short, ["c1_0000.nii.gz"]),
+    (no_cases, ["dataset.json"]),
+    (fractions, ["c1.nii.gz", "whole numbers"]),
+]
+
+
+def refused(source: Path, prepared: Path, **options) -> str:
+    """The one line of the refusal, after a look at what stayed behind."""
+    before = sorted(p for p in source.parent.rglob("*") if source not in p.parents)
+    with pytest.raises(UserError) as caught:
+        prepare(source, prepared, **{"processes": 1} | options)
+    assert sorted(p for p in source.parent.rglob("*") if source not in p.parents) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("spoil", "parts"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_a_bad_source_is_one_clear_line_and_leaves_nothing_behind(source, tmp_path, spoil, parts):
+    spoil(source)
+    message = refused(source, tmp_path / "deep" / "down" / "prepared")
+    for part in parts:
+        assert part in message
+
+
+def test_a_bad_case_is_refused_by_a_worker_too(source, tmp_path):
+    stray_value(source)
+    assert "label value 9" in refused(source, tmp_path / "prepared", processes=2)
+
+
+def test_channels_on_different_grids_are_refused(tmp_path):
+    source = write_source(tmp_path / "source", channels=2)
+    rewrite(source / "imagesTr" / "c1_0001.nii.gz", affine=OBLIQUE @ np.diag([1, 1, 1.2, 1]))
+    assert "case 'c1': c1_0000.nii.gz and c1_0001.nii.gz lie" in refused(source, tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("spacing_mm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_spacing_must_be_a_number_above_zero(source, tmp_path, spacing_mm):
+    assert "--spacing-mm must be a number above 0" in refused(source, tmp_path / "prepared", spacing_mm=spacing_mm)
+
+
+@pytest.mark.parametrize("spacing_mm", [1e-3, 1e-300])
+def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried(source, tmp_path, spacing_mm):
+    assert "choose a coarser --spacing-mm" in refused(source, tmp_path / "prepared", spacing_mm=spacing_mm)
+
+
+def test_too_little_memory_is_one_clear_line(source, tmp_path, monkeypatch):
+    def starve(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("dkuxnet.prepare.to_network_grid", starve)
+    assert "case 'c0' or one after it: too little memory" in refused(source, tmp_path / "prepared")
+
+
+def test_an_existing_output_is_refused_and_stays_as_it_is(source, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "mine").write_text("mine")
+    assert "exists already" in refused(source, tmp_path / "prepared")
+    assert (tmp_path / "prepared" / "mine").read_text() == "mine"
+
+
+def test_an_output_inside_a_file_is_refused(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write there" in refused(source, tmp_path / "file" / "prepared")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_without_rights_is_refused(source, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "cannot write there" in refused(source, tmp_path / "locked" / "prepared")
+
+
+def test_a_disk_that_fails_while_storing_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    def full(path, array):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dkuxnet.prepare.write_array", full)
+    assert "cannot write: No space left on device" in refused(source, tmp_path / "prepared")
+
+
+def test_ctrl_c_leaves_nothing_behind(source, tmp_path):
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "store":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "prepared", processes=1, progress=interrupt)
+    assert list(tmp_path.iterdir()) == [source]
