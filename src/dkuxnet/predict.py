@@ -1,6 +1,8 @@
 """Scans in, label maps out, each on its scan's own grid and in its scan's own format."""
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,16 +33,19 @@ def predict(
 
     inputs: scans, or folders in any layout that `prepare` reads. A label map has its scan's shape, affine and format, and
     the label values of the training data. output/probabilities holds (K, X, Y, Z) float32, output/uncertainty (X, Y, Z)
-    float32 in [0, 1], where asked for. Raises UserError naming the case; maps that are done stay.
+    float32 in [0, 1], where asked for. Raises UserError naming the case; maps that are done stay. No file of the inputs
+    is ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     cases = find_cases(inputs)
     predictor, settings, manifest = load_predictor(run, weights, device)
     labels, channels = manifest["labels"], len(manifest["channels"])
-    output = _make_folder(output, labels)
+    targets = [Path(output) / f"{case.name}{formats.suffix(case.images[0])}" for case in cases]
+    _check_no_scan(targets, cases)
+    maps = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
+    _make_folder(Path(output), labels, [kind for kind, wanted in maps.items() if wanted])
     where = next(predictor.parameters()).device
-    written = []
-    for done, case in enumerate(cases):
+    for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, channels)
         grid = to_network_grid(scan, manifest["plan"])
         size = grid_bytes(grid.shape, manifest["patch"], len(labels), save_uncertainty)
@@ -48,18 +53,14 @@ def predict(
                  f"about {size / 2**30:.2g} GiB", done, len(cases))
         result = sliding_window(predictor, grid.array, manifest["patch"], len(labels), settings.infer, where,
                                 save_uncertainty)
-        ending = formats.suffix(case.images[0])
         label = label_on_scan(result.prob, scan.shape, scan.affine)
-        written.append(output / f"{case.name}{ending}")
-        formats.write(label_volume(label, scan.affine, list(labels.values())), written[-1])
-        for kind, values in (("probabilities", result.prob if save_probabilities else None),
-                             ("uncertainty", result.uncertainty)):
-            if values is not None:
-                (output / kind).mkdir(exist_ok=True)
+        formats.write(label_volume(label, scan.affine, list(labels.values())), target)
+        for kind, values in (("probabilities", result.prob), ("uncertainty", result.uncertainty)):
+            if maps[kind]:
                 on_scan = Volume(map_on_scan(values, scan.shape, scan.affine), scan.affine)
-                formats.write(on_scan, output / kind / f"{case.name}{ending}")
+                formats.write(on_scan, target.parent / kind / target.name)
     progress("done", len(cases), len(cases))
-    return written
+    return targets
 
 
 def find_cases(inputs: Sequence[Path]) -> list[Case]:
@@ -68,34 +69,53 @@ def find_cases(inputs: Sequence[Path]) -> list[Case]:
     for path in map(Path, inputs):
         if not path.exists():
             raise UserError(f"{path} does not exist; give a scan or a folder of scans")
-        for case in find_source(path).cases if path.is_dir() else [_single(path)]:
-            if case.name in cases:
-                if path.is_file() and path in cases[case.name].images:
-                    continue  # another channel of a case that is there already
-                raise UserError(f"two inputs give the case name '{case.name}': {cases[case.name].images[0]} and "
-                                f"{case.images[0]}; rename one or predict them into different folders")
-            cases[case.name] = case
+        for case in _in_folder(path) if path.is_dir() else [_single(path)]:
+            first = cases.setdefault(case.name, case)
+            if first.images != case.images:  # else it was given twice, or by another of its channels
+                raise UserError(f"two inputs give the case name '{case.name}': {first.images[0]} and {case.images[0]}; "
+                                "rename one or predict them into different folders")
     return list(cases.values())
+
+
+def _in_folder(folder: Path) -> list[Case]:
+    """The cases of a folder; the channels of nnU-Net's imagesTs, where no dataset.json lies, come together by name."""
+    source = find_source(folder)
+    if source.layout != "folder":
+        return list(source.cases)
+    return list({case.name: case for case in (_single(case.images[0]) for case in source.cases)}.values())
 
 
 def _single(path: Path) -> Case:
     """A file as a case; nnU-Net's NAME_0000 brings its sibling channels along."""
     stem = formats.stem(path)
-    name, underscore, number = stem.rpartition("_")
-    if underscore and len(number) == 4 and number.isdigit():
-        return Case(name, tuple(sorted(path.parent.glob(f"{name}_[0-9][0-9][0-9][0-9]{formats.suffix(path)}"))))
-    return Case(path.parent.name if stem in COMMON_NAMES else stem, (path,))
+    ending = path.name[len(stem):]
+    if match := re.fullmatch(r"(.+)_\d{4}", stem):
+        numbered = (path.with_name(f"{match[1]}_{i:04d}{ending}") for i in itertools.count())
+        channels = tuple(itertools.takewhile(Path.is_file, numbered))
+        if path in channels:
+            return Case(match[1], channels)
+    return Case(path.absolute().parent.name if stem in COMMON_NAMES else stem, (path,))
 
 
-def _make_folder(output: Path, labels: dict[str, int]) -> Path:
-    output = Path(output)
+def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:
+    scans = {image.resolve() for case in cases for image in case.images}
+    for target in targets:
+        if target.resolve() in scans:
+            raise UserError(f"{target} is a scan, and its label map would replace it; choose another --output")
+
+
+def _make_folder(output: Path, labels: dict[str, int], kinds: Sequence[str]) -> None:
+    described, text = output / "dataset.json", json.dumps({"labels": labels}, indent=1)
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, *(output / kind for kind in kinds)):
+            folder.mkdir(parents=True, exist_ok=True)
+        foreign = described.exists() and described.read_bytes() != text.encode()
     except OSError as error:
         raise UserError(f"{output}: cannot write there: {error.strerror}") from error
+    if foreign:
+        raise UserError(f"{described} describes other data than these label maps would be; choose another --output")
     # `dkuxnet evaluate` reads from it what the values mean
-    atomically(output / "dataset.json", lambda part: part.write_text(json.dumps({"labels": labels}, indent=1), "utf-8"))
-    return output
+    atomically(described, lambda part: part.write_text(text, "utf-8"))
 
 
 def _voxels(shape: Sequence[int]) -> str:

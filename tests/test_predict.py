@@ -1,0 +1,246 @@
+"""Prediction: which files are a case, and label maps that lie on their scans."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+from torch import nn
+
+from dkuxnet import formats
+from dkuxnet.config import validate
+from dkuxnet.errors import UserError
+from dkuxnet.metrics import dice
+from dkuxnet.predict import find_cases, predict
+from dkuxnet.types import Output, Volume
+
+THRESHOLD = 0.5
+SHAPE = (26, 21, 15)
+SPACING_MM = (1.5, 2.0, 3.0)
+TURN = Rotation.from_euler("xyz", (10, -15, 25), degrees=True).as_matrix()
+DIRECTIONS = {
+    "straight": np.eye(3),
+    "flipped": np.diag([-1.0, 1.0, -1.0]),
+    "permuted": np.array([[0, 0, -1.0], [1.0, 0, 0], [0, -1.0, 0]]),
+    "oblique": TURN @ np.diag([-1.0, -1.0, 1.0]),
+}
+
+
+class Threshold(nn.Module):
+    """Class 1 where the last channel is above THRESHOLD; how sure it is grows with the distance."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, image: torch.Tensor) -> Output:
+        score = self.slope * (image[:, -1] - THRESHOLD)
+        return Output(torch.stack([torch.zeros_like(score), score], dim=1))
+
+
+@pytest.fixture
+def run(monkeypatch) -> Path:
+    """A run whose predictor is Threshold, with labels 0 and 255 and a grid of 1.8 mm."""
+    return fake_run(monkeypatch)
+
+
+def fake_run(monkeypatch, channels: int = 1) -> Path:
+    plan = {"spacing_mm": [1.8] * 3, "normalisation": [{"kind": "z-score"}] * channels}
+    labels = {"background": 0, "LA": 255}
+    manifest = {"labels": labels, "channels": ["MRI"] * channels, "plan": plan, "patch": [16, 16, 16]}
+    monkeypatch.setattr("dkuxnet.predict.load_predictor", lambda run, weights, device: (Threshold(), validate({}), manifest))
+    return Path("run")
+
+
+def scan(direction: str = "straight", seed: int = 0) -> Volume:
+    """Smooth random blobs: no symmetry that could hide a mirrored or shifted map."""
+    array = 1000 * gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 3)
+    affine = np.eye(4)
+    affine[:3, :3] = DIRECTIONS[direction] * SPACING_MM
+    affine[:3, 3] = (40, -60, 512.5)
+    return Volume(array.astype(np.float32), affine)
+
+
+def write(path: Path, volume: Volume | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    formats.write(volume or scan(), path)
+    return path
+
+
+def expected(volume: Volume) -> np.ndarray:
+    return (volume.array - volume.array.mean()) / volume.array.std() > THRESHOLD
+
+
+def names(*inputs: Path) -> dict[str, list[str]]:
+    return {case.name: [path.name for path in case.images] for case in find_cases(inputs)}
+
+
+# --- which files are a case ---
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_files_and_folders_give_cases_by_name(tmp_path):
+    touch(tmp_path / "b.nrrd", tmp_path / "in" / "c.nii.gz", tmp_path / "in" / "a.mha", tmp_path / "in" / "notes.txt")
+    assert names(tmp_path / "b.nrrd", tmp_path / "in") == {"b": ["b.nrrd"], "a": ["a.mha"], "c": ["c.nii.gz"]}
+
+
+def test_a_source_folder_gives_its_cases(scans):
+    assert names(scans) == {f"phantom_{i:03d}": [f"phantom_{i:03d}_0000.nii.gz"] for i in range(5)}
+
+
+@pytest.mark.parametrize("given", ["folder", "first", "second", "both"])
+def test_numbered_channels_come_together(tmp_path, given):
+    files = [tmp_path / f"case[1]_{i:04d}.nii.gz" for i in range(2)]
+    touch(*files)
+    inputs = {"folder": [tmp_path], "first": files[:1], "second": files[1:], "both": files}[given]
+    assert names(*inputs) == {"case[1]": [path.name for path in files]}
+
+
+def test_a_number_that_is_no_channel_stays_in_the_name(tmp_path):
+    touch(tmp_path / "patient_0012.nii.gz", tmp_path / "patient_0013.nii.gz", tmp_path / "scan_2018.NII.GZ")
+    both = {"patient_0012": ["patient_0012.nii.gz"], "patient_0013": ["patient_0013.nii.gz"]}
+    assert names(tmp_path) == both | {"scan_2018": ["scan_2018.NII.GZ"]}
+    assert names(tmp_path / "patient_0012.nii.gz") == {"patient_0012": ["patient_0012.nii.gz"]}
+
+
+def test_a_file_that_is_called_the_same_for_everybody_is_named_after_its_folder(tmp_path, monkeypatch):
+    touch(tmp_path / "P1" / "lgemri.nrrd", tmp_path / "P2" / "mri_norm2.h5")
+    assert list(names(tmp_path / "P1" / "lgemri.nrrd", tmp_path / "P2" / "mri_norm2.h5")) == ["P1", "P2"]
+    monkeypatch.chdir(tmp_path / "P1")
+    assert list(names(Path("lgemri.nrrd"))) == ["P1"]
+
+
+def test_an_input_given_twice_counts_once(tmp_path):
+    touch(tmp_path / "a.nii.gz", tmp_path / "b_0000.nii.gz")
+    assert list(names(tmp_path, tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path / "b_0000.nii.gz")) == ["a", "b"]
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path):
+    touch(tmp_path / "x" / "a.nii.gz", tmp_path / "y" / "a.nrrd")
+    with pytest.raises(UserError, match=r"two inputs give the case name 'a'.*x/a\.nii\.gz and .*y/a\.nrrd"):
+        find_cases([tmp_path / "x", tmp_path / "y" / "a.nrrd"])
+
+
+def test_missing_and_unknown_inputs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        find_cases([tmp_path / "none.nii.gz"])
+    touch(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png"):
+        find_cases([tmp_path / "a.png"])
+
+
+# --- label maps ---
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".h5"])
+def test_a_label_map_lies_on_its_scan_in_its_format(run, tmp_path, ending, direction):
+    volume = scan(direction)
+    path = write(tmp_path / "in" / f"case{ending}", volume)
+    (written,) = predict(run, [path], tmp_path / "out")
+    assert written == tmp_path / "out" / f"case{ending}"
+    label = formats.read(written, kind="label")
+    assert label.array.shape == SHAPE and label.array.dtype == np.uint8
+    np.testing.assert_allclose(label.affine, volume.affine, atol=1e-4)  # NIfTI stores it as float32
+    np.testing.assert_allclose(label.affine, formats.read(path).affine, atol=1e-5)
+    assert set(np.unique(label.array)) == {0, 255}
+    assert dice(label.array == 255, expected(volume)) > 0.95
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == {"labels": {"background": 0, "LA": 255}}
+
+
+def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
+    volume = scan("oblique")
+    path = write(tmp_path / "in" / "case.nii.gz", volume)
+    (written,) = predict(run, [path], tmp_path / "out", save_probabilities=True, save_uncertainty=True)
+    prob, doubt, label = (
+        formats.read(tmp_path / "out" / folder / "case.nii.gz") for folder in ("probabilities", "uncertainty", ".")
+    )
+    assert prob.array.shape == (2, *SHAPE) and doubt.array.shape == SHAPE
+    assert prob.array.dtype == doubt.array.dtype == np.float32
+    for other in (prob, doubt):
+        np.testing.assert_array_equal(other.affine, label.affine)
+    np.testing.assert_allclose(prob.array.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(prob.array[1] > prob.array[0], label.array == 255)
+    assert doubt.array.min() >= 0 and doubt.array.max() <= 1
+    sure = np.abs(prob.array[1] - 0.5)
+    assert doubt.array[sure < 0.1].mean() > 0.3 > 0.05 > doubt.array[sure > 0.499].mean()
+    assert written.parent == tmp_path / "out"
+
+
+def test_only_what_was_asked_for_is_written(run, tmp_path):
+    predict(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case.nii.gz", "dataset.json"]
+
+
+def test_channels_reach_the_predictor_in_their_order(monkeypatch, tmp_path):
+    first, second = scan(seed=1), scan(seed=2)
+    write(tmp_path / "in" / "case_0000.nii.gz", first)
+    write(tmp_path / "in" / "case_0001.nii.gz", second)
+    (written,) = predict(fake_run(monkeypatch, channels=2), [tmp_path / "in"], tmp_path / "out")
+    assert written.name == "case.nii.gz"
+    assert dice(formats.read(written).array == 255, expected(second)) > 0.95
+
+
+def test_progress_tells_each_case_and_the_end(run, tmp_path):
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    told = []
+    predict(run, [tmp_path / "in"], tmp_path / "out", progress=lambda *args: told.append(args))
+    assert [args[1:] for args in told] == [(0, 2), (1, 2), (2, 2)]
+    assert told[0][0].startswith("a: 26 x 21 x 15 voxels, 22 x 23 x 25 for the network")
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf])
+def test_a_bad_scan_is_named_and_leaves_no_map_while_others_stay(run, tmp_path, spoiled):
+    write(tmp_path / "in" / "a.nii.gz")
+    bad = scan()
+    bad.array[3, 3, 3] = spoiled
+    write(tmp_path / "in" / "b.nii.gz", bad)
+    with pytest.raises(UserError, match="case 'b': 1 voxels are NaN or infinite"):
+        predict(run, [tmp_path / "in"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "dataset.json"]
+
+
+def test_another_number_of_channels_is_refused(monkeypatch, tmp_path):
+    path = write(tmp_path / "case.nii.gz")
+    with pytest.raises(UserError, match=r"case 'case': 1 channels .* expected 2"):
+        predict(fake_run(monkeypatch, channels=2), [path], tmp_path / "out")
+
+
+def test_a_scan_is_never_replaced_by_its_label_map(run, tmp_path):
+    path = write(tmp_path / "case.nii.gz")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is a scan, and its label map would replace it"):
+        predict(run, [path], tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_data_set_s_description_is_never_replaced(run, tmp_path):
+    path = write(tmp_path / "data" / "imagesTr" / "case_0000.nii.gz")
+    description = tmp_path / "data" / "dataset.json"
+    description.write_text('{"labels": {"background": 0}}')
+    with pytest.raises(UserError, match=r"dataset\.json describes other data"):
+        predict(run, [path], tmp_path / "data")
+    assert description.read_text() == '{"labels": {"background": 0}}'
+
+
+def test_predicting_again_into_the_same_folder_works(run, tmp_path):
+    path = write(tmp_path / "in" / "case.nii.gz")
+    assert predict(run, [path], tmp_path / "out") == predict(run, [path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_an_output_that_cannot_be_a_folder_is_refused(run, tmp_path, place):
+    path = write(tmp_path / "case.nii.gz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        predict(run, [path], tmp_path / place)
