@@ -11,9 +11,10 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from dkuxnet import formats
+from dkuxnet import formats, phantom
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.geometry import from_ras
+from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import UserError
 from dkuxnet.infer import label_on_scan, label_volume
 from dkuxnet.metrics import dice
@@ -183,6 +184,36 @@ def test_labels_without_a_map_take_the_values_that_occur(source, tmp_path):
         path.rename(path.with_name(path.name.replace("_0000", "")))
     shutil.copytree(source / "labelsTr", folder / "labels")
     assert prepare(folder, tmp_path / "prepared", processes=1)["labels"] == {"background": 0, "class_7": 7, "class_255": 255}
+
+
+# --- the synthetic scans ---
+
+
+def test_synthetic_scans_are_a_function_of_their_seed(scans, tmp_path):
+    again = phantom.write_dataset(tmp_path / "again", cases=5, labelled=3, seed=3, size=20)
+    other = phantom.write_dataset(tmp_path / "other", cases=1, labelled=0, seed=4, size=20)
+    for path in sorted(scans.rglob("*.nii.gz")):
+        first, second = formats.read(path), formats.read(again / path.relative_to(scans))
+        np.testing.assert_array_equal(first.array, second.array)
+        np.testing.assert_array_equal(first.affine, second.affine)
+    third = formats.read(other / "imagesTr" / "phantom_000_0000.nii.gz")
+    assert not np.array_equal(third.affine, formats.read(scans / "imagesTr" / "phantom_000_0000.nii.gz").affine)
+
+
+def test_only_the_first_synthetic_scans_show_their_label(scans):
+    found = find_source(scans)
+    assert [case.label is not None for case in found.cases] == [True] * 3 + [False] * 2
+    assert sorted(path.name for path in (scans / "labelsHidden").iterdir()) == ["phantom_003.nii.gz", "phantom_004.nii.gz"]
+
+
+def test_a_synthetic_scan_holds_an_organ_that_is_brighter_than_its_body_but_no_threshold_finds():
+    for seed in range(3):
+        image, label = phantom.make_case(np.random.default_rng(seed), size=24)
+        assert image.array.shape == label.array.shape and np.array_equal(image.affine, label.affine)
+        assert set(np.unique(label.array)) == {0, 1, 2}
+        organ, rest = image.array[label.array == 1], image.array[label.array == 0]
+        assert organ.mean() > rest.mean() + 50
+        assert max(dice(image.array > t, label.array > 0) for t in range(200, 700, 20)) < 0.8
 
 
 # --- what is refused, and what stays behind: nothing ---

@@ -1,0 +1,235 @@
+"""The command line: quick without torch, 1 and one line for a user's mistake, 2 for a wrong command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dkuxnet import cli
+from dkuxnet.catalogue import catalogue
+from dkuxnet.config import presets
+from dkuxnet.data.layouts import LAYOUTS
+from dkuxnet.formats import FORMATS
+from dkuxnet.methods import METHODS
+from dkuxnet.networks import NETWORKS
+
+COMMANDS = ("prepare", "train", "predict", "evaluate", "report", "info", "demo")
+HEAVY = ("torch", "monai", "scipy", "SimpleITK", "nibabel", "matplotlib")
+WATCHED = f"""
+import sys
+from dkuxnet.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+    sys.exit(stop.code)
+"""
+
+
+@pytest.fixture
+def dkuxnet(monkeypatch, capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dkuxnet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def process(code: str, *args) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120)
+
+
+# --- what needs no torch ---
+
+
+@pytest.mark.parametrize("args", [("--help",), ("info",), ("info", "--json"), ("train", "--help"), ("train",)], ids=str)
+def test_help_and_lists_import_nothing_heavy(args):
+    done = process(WATCHED, *args)
+    assert done.returncode == (2 if args == ("train",) else 0), done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_a_wrong_setting_is_told_without_torch(tmp_path):
+    done = process(WATCHED.replace("SystemExit as stop", "BaseException as stop"), "train", tmp_path, tmp_path / "run",
+                   "--preset", "demmo")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: unknown preset 'demmo'; did you mean 'demo'? known: " + ", ".join(presets()),
+                                        "[]"]
+
+
+def test_help_names_every_command(dkuxnet):
+    code, out, _ = dkuxnet("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize("args", [("info",), ("info", "--json")], ids=str)
+def test_info_names_every_entry_of_every_table(dkuxnet, args):
+    code, out, err = dkuxnet(*args)
+    assert (code, err) == (0, "")
+    tables = {"networks": NETWORKS, "methods": METHODS, "formats": FORMATS, "layouts": LAYOUTS, "presets": presets()}
+    if "--json" in args:
+        assert json.loads(out) == catalogue() == {"version": "0.1.0"} | {what: list(names) for what, names in tables.items()}
+    else:
+        assert out.splitlines()[1:] == [f"{what:9} {', '.join(names)}" for what, names in tables.items()]
+
+
+# --- a user's mistake: exit code 1 and one line ---
+
+
+@pytest.fixture
+def places(scans: Path, prepared: Path, tmp_path: Path) -> dict[str, Path]:
+    """What the mistakes below refer to by name."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("")
+    (tmp_path / "broken.toml").write_text("[train\n")
+    (tmp_path / "wrong.toml").write_text("[train]\nstepz = 3\n")
+    (tmp_path / "split.json").write_text('{"train": ["phantom_000", "nobody"]}')
+    return {"SCANS": scans, "PREPARED": prepared, "NEW": tmp_path / "new"} | {
+        name.upper().split(".")[0]: tmp_path / name for name in ("file", "full", "broken.toml", "wrong.toml", "split.json")
+    }
+
+
+TRAIN = "train PREPARED NEW --device cpu --network uxnet-tiny --method supervised --set train.patch=[16,16,16] --steps 1"
+MISTAKES = {
+    "prepare NEW/none NEW": ["none: expected a folder of scans"],
+    "prepare FILE NEW": ["this is a file"],
+    "prepare FULL NEW": ["expected scans in one of the layouts", "notes.txt"],
+    "prepare SCANS FULL": ["exists already"],
+    "prepare SCANS FILE/deep": ["cannot write there"],
+    "prepare SCANS NEW --layout nnunett": ["unknown layout 'nnunett'; did you mean 'nnunet'"],
+    "prepare SCANS NEW --spacing-mm 0": ["--spacing-mm must be a number above 0, got 0.0"],
+    "train NEW/none NEW": ["is not a prepared data set; run dkuxnet prepare"],
+    f"{TRAIN} --method supervized": ["unknown method 'supervized'; did you mean 'supervised'?"],
+    f"{TRAIN} --network uxnet-tini": ["unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?"],
+    f"{TRAIN} --set train.stepz=3": ["unknown setting 'train.stepz'; did you mean 'train.steps'?"],
+    f"{TRAIN} --set method.rampp=3": ["unknown setting in method.supervised: 'rampp'"],
+    f"{TRAIN} --set train.steps": ["--set expects key=value", "train.steps"],
+    f"{TRAIN} --set train.lr=fast": ["setting train.lr", "'fast'"],
+    f"{TRAIN} --set train.patch=[16,16,17]": ["train.patch", "multiple of 16"],
+    f"{TRAIN} --config BROKEN": ["broken.toml: not a TOML file"],
+    f"{TRAIN} --config WRONG": ["unknown setting 'train.stepz'"],
+    f"{TRAIN} --config NEW/none.toml": ["none.toml: cannot read the settings"],
+    f"{TRAIN} --labelled 4": ["--labelled 4: the training pool has 3 labelled cases of 5"],
+    f"{TRAIN} --split SPLIT": ["'nobody' is not in the prepared data set"],
+    f"{TRAIN} --split NEW/none.json": ["none.json: cannot read the split"],
+    f"{TRAIN} --device cuda:99": ["cuda:99", "not available here"],
+    f"{TRAIN} --device gpu": ["gpu", "not available here"],
+    TRAIN.replace("NEW", "FULL"): ["full exists already; choose another run folder, or go on with --resume"],
+    TRAIN.replace("NEW", "FILE/run"): ["cannot write"],
+    "train PREPARED FULL --resume": ["is not a run folder"],
+    "predict NEW/run NEW/scan.nii.gz --output NEW": ["scan.nii.gz does not exist; give a scan or a folder of scans"],
+    "predict FULL SCANS --output NEW": ["is not a run folder (no settings.json); dkuxnet train makes one"],
+    "predict FULL FILE --output NEW": ["expected a file that ends with .nii.gz"],
+    "evaluate NEW/none SCANS/labelsTr": ["none"],
+    "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],
+    "evaluate SCANS/labelsTr SCANS/labelsHidden": ["with the same names"],
+    "evaluate SCANS/labelsTr SCANS/labelsTr --output FILE/x.json": ["x.json: cannot be written"],
+    "report FULL": ["is not a run folder"],
+    "report NEW/none": ["is not a run folder"],
+    "demo FULL": ["exists already", "dkuxnet demo DIR"],
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line_on_stderr_and_makes_nothing(dkuxnet, places, line):
+    def fill(word: str) -> str:
+        name, slash, rest = word.partition("/")
+        return f"{places[name]}{slash}{rest}" if name in places else word
+
+    before = sorted(places["FILE"].parent.rglob("*"))
+    code, out, err = dkuxnet(*map(fill, line.split()))
+    assert code == 1, out + err
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    for part in MISTAKES[line]:
+        assert part in err
+    assert sorted(places["FILE"].parent.rglob("*")) == before
+
+
+def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
+    command = Path(sys.executable).with_name("dkuxnet")
+    done = subprocess.run([command, "prepare", tmp_path / "none", tmp_path / "new"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# --- a wrong command line: exit code 2 ---
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        ("trian", "trian"),
+        ("train", "Missing argument"),
+        ("train a b --stepz 3", "--stepz"),
+        ("train a b --steps many", "'--steps'"),
+        ("train a b --resume --steps 3", "--resume takes the settings of the run"),
+        ("train a b --resume --preset demo", "--resume takes the settings of the run"),
+        ("prepare a", "Missing argument"),
+        ("prepare a b --processes 0", "--processes"),
+        ("prepare a b --spacing-mm wide", "'--spacing-mm'"),
+        ("predict a b", "--output"),
+        ("predict a --output c", "Missing argument"),
+        ("evaluate a", "Missing argument"),
+        ("report", "Missing argument"),
+        ("info --jsn", "--jsn"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(dkuxnet, args, part):
+    code, _, err = dkuxnet(*args.split())
+    assert code == 2
+    assert part in err and "Traceback" not in err
+
+
+# --- the chain ---
+
+
+def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
+    prepared, run, predictions = (tmp_path / name for name in ("prepared", "run", "predictions"))
+    steps = [
+        ("prepare", scans, prepared, "--processes", 1),
+        ("train", prepared, run, *TRAIN.split()[3:], "--set", "infer.overlap=0"),
+        ("predict", run, scans / "imagesTr", "--output", predictions, "--device", "cpu", "--save-uncertainty"),
+        ("evaluate", predictions, tmp_path / "labels", "--output", tmp_path / "s.json", "--csv", tmp_path / "s.csv"),
+        ("report", run),
+    ]
+    (tmp_path / "labels").mkdir()
+    for path in (*scans.glob("labelsTr/*"), *scans.glob("labelsHidden/*")):
+        (tmp_path / "labels" / path.name).symlink_to(path)
+    said = []
+    for step in steps:
+        code, out, err = dkuxnet(*step)
+        assert (code, err) == (0, ""), err
+        said.append(out)
+    assert "5 cases prepared" in said[0] and "3 with a label" in said[0]
+    assert "supervised with uxnet-tiny: 1 steps" in said[1]
+    assert f"5 label maps in {predictions}" in said[2].replace("\n", "")
+    assert "organ" in said[3] and "95HD (mm)" in said[3]
+    assert len(list(predictions.glob("*.nii.gz"))) == 5 == len(list(predictions.glob("uncertainty/*.nii.gz")))
+    assert json.loads((tmp_path / "s.json").read_text())["n_cases"] == 5
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 5 * 2
+    assert (run / "report.html").is_file()
+
+
+def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(dkuxnet, prepared, tmp_path, monkeypatch):
+    from dkuxnet.train import Interrupted
+
+    def stop(*_):
+        raise Interrupted("stopped at step 1 of 5")
+
+    monkeypatch.setattr("dkuxnet.experiment.run_training", stop)
+    code, _, err = dkuxnet("train", prepared, tmp_path / "run")
+    assert code == 130
+    assert err.splitlines() == ["stopped at step 1 of 5", f"Go on with: dkuxnet train {prepared} {tmp_path / 'run'} --resume"]
