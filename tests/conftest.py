@@ -19,8 +19,8 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`scans`, prepared."""
-    from dkuxnet.prepare import prepare
+    from dkuxnet.prepare import prepare_scans
 
     folder = tmp_path_factory.mktemp("phantom") / "prepared"
-    prepare(scans, folder, processes=1)
+    prepare_scans(scans, folder, processes=1)
     return folder

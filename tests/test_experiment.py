@@ -17,8 +17,8 @@ from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
 from dkuxnet.experiment import load_predictor, run_training
 from dkuxnet.methods import METHODS
-from dkuxnet.predict import predict
-from dkuxnet.prepare import prepare
+from dkuxnet.predict import predict_scans
+from dkuxnet.prepare import prepare_scans
 
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
         "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
@@ -33,7 +33,7 @@ def scans(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(scans, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared") / "prepared"
-    prepare(scans, folder, processes=1)
+    prepare_scans(scans, folder, processes=1)
     return folder
 
 
@@ -135,8 +135,9 @@ def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
     run = tmp_path / "run"
     manifest = run_training(prepared, run, settings(data__labelled=3, data__split=str(split_with_test(prepared, tmp_path))))
     name = manifest["split"]["test"][0]
-    written = predict(run, [scans / "imagesTr" / f"{name}_0000.nii.gz"], tmp_path / "out")
-    ours, theirs = formats.read(written[0], "label"), formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label")
+    written = predict_scans(run, [scans / "imagesTr" / f"{name}_0000.nii.gz"], tmp_path / "out")
+    ours = formats.read(written[0], "label")
+    theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label")
     assert np.array_equal(ours.array, theirs.array)
     np.testing.assert_allclose(ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5)
     scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()

@@ -1,5 +1,7 @@
 """The sliding window and the way back to the scan's grid."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_windows_cover_and_overlap():
     for size in range(16, 80):
         starts = infer.window_starts(size, 16, 0.5)
         assert starts[0] == 0 and starts[-1] == size - 16
-        assert all(b - a <= 8 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= 8 for a, b in itertools.pairwise(starts))
     assert infer.window_starts(10, 16, 0.5) == [0]
 
 
@@ -118,3 +120,14 @@ def test_memory_is_asked_for_before_it_is_taken():
         infer.check_memory(2**60)
     infer.check_memory(1)
     assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 3, False) == 4 * 16 * 32 * 32 * 4
+
+
+def test_of_each_class_the_largest_piece_stays():
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[1:4, 1:4, 1:4], label[6, 6, 6], label[4, 4, 4] = 1, 1, 1  # a cube, a speck, a speck that touches by a corner
+    label[6:9, 0:2, 0], label[0, 8, 8] = 3, 3  # class 2 is absent
+    kept = infer.keep_largest_component(label)
+    assert (kept == 1).sum() == 27 and (kept == 3).sum() == 6 and kept[6, 6, 6] == kept[4, 4, 4] == kept[0, 8, 8] == 0
+    prob = np.stack([label == k for k in range(4)]).astype(np.float32)
+    assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4), largest_component=True), kept)
+    assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4)), label)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dkuxnet.errors import UserError
-from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.lookup import lookup
+from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import check_groups, default_groups, grouped_assignment
 from dkuxnet.networks.kmax import KMaxLayer, MaskLogits

@@ -14,7 +14,7 @@ from dkuxnet import formats
 from dkuxnet.config import validate
 from dkuxnet.errors import UserError
 from dkuxnet.metrics import dice
-from dkuxnet.predict import find_cases, predict
+from dkuxnet.predict import find_cases, predict_scans
 from dkuxnet.types import Output, Volume
 
 THRESHOLD = 0.5
@@ -145,7 +145,7 @@ def test_missing_and_unknown_inputs_are_refused(tmp_path):
 def test_a_label_map_lies_on_its_scan_in_its_format(run, tmp_path, ending, direction):
     volume = scan(direction)
     path = write(tmp_path / "in" / f"case{ending}", volume)
-    (written,) = predict(run, [path], tmp_path / "out")
+    (written,) = predict_scans(run, [path], tmp_path / "out")
     assert written == tmp_path / "out" / f"case{ending}"
     label = formats.read(written, kind="label")
     assert label.array.shape == SHAPE and label.array.dtype == np.uint8
@@ -159,7 +159,7 @@ def test_a_label_map_lies_on_its_scan_in_its_format(run, tmp_path, ending, direc
 def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
     volume = scan("oblique")
     path = write(tmp_path / "in" / "case.nii.gz", volume)
-    (written,) = predict(run, [path], tmp_path / "out", save_probabilities=True, save_uncertainty=True)
+    (written,) = predict_scans(run, [path], tmp_path / "out", save_probabilities=True, save_uncertainty=True)
     prob, doubt, label = (
         formats.read(tmp_path / "out" / folder / "case.nii.gz") for folder in ("probabilities", "uncertainty", ".")
     )
@@ -176,7 +176,7 @@ def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
 
 
 def test_only_what_was_asked_for_is_written(run, tmp_path):
-    predict(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
+    predict_scans(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case.nii.gz", "dataset.json"]
 
 
@@ -184,7 +184,7 @@ def test_channels_reach_the_predictor_in_their_order(monkeypatch, tmp_path):
     first, second = scan(seed=1), scan(seed=2)
     write(tmp_path / "in" / "case_0000.nii.gz", first)
     write(tmp_path / "in" / "case_0001.nii.gz", second)
-    (written,) = predict(fake_run(monkeypatch, channels=2), [tmp_path / "in"], tmp_path / "out")
+    (written,) = predict_scans(fake_run(monkeypatch, channels=2), [tmp_path / "in"], tmp_path / "out")
     assert written.name == "case.nii.gz"
     assert dice(formats.read(written).array == 255, expected(second)) > 0.95
 
@@ -193,7 +193,7 @@ def test_progress_tells_each_case_and_the_end(run, tmp_path):
     for name in "ab":
         write(tmp_path / "in" / f"{name}.nii.gz")
     told = []
-    predict(run, [tmp_path / "in"], tmp_path / "out", progress=lambda *args: told.append(args))
+    predict_scans(run, [tmp_path / "in"], tmp_path / "out", progress=lambda *args: told.append(args))
     assert [args[1:] for args in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[0][0].startswith("a: 26 x 21 x 15 voxels, 22 x 23 x 25 for the network")
 
@@ -205,21 +205,21 @@ def test_a_bad_scan_is_named_and_leaves_no_map_while_others_stay(run, tmp_path, 
     bad.array[3, 3, 3] = spoiled
     write(tmp_path / "in" / "b.nii.gz", bad)
     with pytest.raises(UserError, match="case 'b': 1 voxels are NaN or infinite"):
-        predict(run, [tmp_path / "in"], tmp_path / "out")
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "dataset.json"]
 
 
 def test_another_number_of_channels_is_refused(monkeypatch, tmp_path):
     path = write(tmp_path / "case.nii.gz")
     with pytest.raises(UserError, match=r"case 'case': 1 channels .* expected 2"):
-        predict(fake_run(monkeypatch, channels=2), [path], tmp_path / "out")
+        predict_scans(fake_run(monkeypatch, channels=2), [path], tmp_path / "out")
 
 
 def test_a_scan_is_never_replaced_by_its_label_map(run, tmp_path):
     path = write(tmp_path / "case.nii.gz")
     before = path.read_bytes()
     with pytest.raises(UserError, match="is a scan, and its label map would replace it"):
-        predict(run, [path], tmp_path)
+        predict_scans(run, [path], tmp_path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -229,13 +229,13 @@ def test_a_data_set_s_description_is_never_replaced(run, tmp_path):
     description = tmp_path / "data" / "dataset.json"
     description.write_text('{"labels": {"background": 0}}')
     with pytest.raises(UserError, match=r"dataset\.json describes other data"):
-        predict(run, [path], tmp_path / "data")
+        predict_scans(run, [path], tmp_path / "data")
     assert description.read_text() == '{"labels": {"background": 0}}'
 
 
 def test_predicting_again_into_the_same_folder_works(run, tmp_path):
     path = write(tmp_path / "in" / "case.nii.gz")
-    assert predict(run, [path], tmp_path / "out") == predict(run, [path], tmp_path / "out")
+    assert predict_scans(run, [path], tmp_path / "out") == predict_scans(run, [path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("place", ["file", "file/out"])
@@ -243,4 +243,4 @@ def test_an_output_that_cannot_be_a_folder_is_refused(run, tmp_path, place):
     path = write(tmp_path / "case.nii.gz")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write there"):
-        predict(run, [path], tmp_path / place)
+        predict_scans(run, [path], tmp_path / place)

@@ -19,7 +19,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.infer import label_on_scan, label_volume
 from dkuxnet.metrics import dice
 from dkuxnet.plan import normalise
-from dkuxnet.prepare import prepare
+from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
 
 LABELS = {"background": 0, "LA": 255, "wall": 7}
@@ -67,7 +67,7 @@ def source(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def oblique(tmp_path_factory) -> PreparedSet:
     folder = tmp_path_factory.mktemp("oblique")
-    prepare(write_source(folder / "source"), folder / "prepared", processes=1)
+    prepare_scans(write_source(folder / "source"), folder / "prepared", processes=1)
     return PreparedSet(folder / "prepared")
 
 
@@ -120,7 +120,7 @@ def test_the_prepared_affine_puts_every_voxel_where_it_was(oblique):
 
 
 def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path):
-    prepare(source, tmp_path / "prepared", spacing_mm=2.0, processes=1)
+    prepare_scans(source, tmp_path / "prepared", spacing_mm=2.0, processes=1)
     data = PreparedSet(tmp_path / "prepared")
     assert data.meta["plan"]["spacing_mm"] == [2.0] * 3
     assert data.shape("c0") == (22, 22, 24) == data.array("c0", "label").shape
@@ -132,7 +132,7 @@ def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path
 
 
 def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
-    prepare(write_source(tmp_path / "source", channels=2), tmp_path / "prepared", processes=1)
+    prepare_scans(write_source(tmp_path / "source", channels=2), tmp_path / "prepared", processes=1)
     data = PreparedSet(tmp_path / "prepared")
     image = data.array("c0", "image")
     assert image.shape == (2, 30, 22, 12) and data.meta["channels"] == ["MRI", "MRI"]
@@ -142,7 +142,7 @@ def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
 def test_ct_is_scaled_by_the_data_set_s_figures_and_mri_by_the_scan_s_own(source, tmp_path):
     fields = json.loads((source / "dataset.json").read_text())
     (source / "dataset.json").write_text(json.dumps(fields | {"channel_names": {"0": "CT"}}))
-    how = prepare(source, tmp_path / "prepared", processes=1)["plan"]["normalisation"][0]
+    how = prepare_scans(source, tmp_path / "prepared", processes=1)["plan"]["normalisation"][0]
     image = PreparedSet(tmp_path / "prepared").array("c0", "image")
     assert how["kind"] == "ct"
     assert image.max() == pytest.approx((how["high"] - how["mean"]) / how["std"], rel=1e-5)
@@ -151,22 +151,22 @@ def test_ct_is_scaled_by_the_data_set_s_figures_and_mri_by_the_scan_s_own(source
 
 def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):
     rewrite(source / "imagesTr" / "c2_0000.nii.gz", array=np.full(SHAPE, 301.7, np.float32))
-    prepare(source, tmp_path / "prepared", spacing_mm=1.7, processes=1)
+    prepare_scans(source, tmp_path / "prepared", spacing_mm=1.7, processes=1)
     assert not PreparedSet(tmp_path / "prepared").array("c2", "image").any()
 
 
 def test_labels_have_no_say_in_the_plan(source, tmp_path):
-    plan = prepare(source, tmp_path / "first", processes=1)["plan"]
+    plan = prepare_scans(source, tmp_path / "first", processes=1)["plan"]
     rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 7, np.uint8))
     (source / "labelsTr" / "c1.nii.gz").unlink()
-    again = prepare(source, tmp_path / "second", processes=1)
+    again = prepare_scans(source, tmp_path / "second", processes=1)
     assert again["plan"] == plan
     assert again["fingerprint"]["label_share"] == {"7": 1.0}
 
 
 def test_the_number_of_processes_changes_nothing(scans, prepared, tmp_path):
     done = []
-    prepare(scans, tmp_path / "two", processes=2, progress=lambda *args: done.append(args))
+    prepare_scans(scans, tmp_path / "two", processes=2, progress=lambda *args: done.append(args))
     files = sorted(p.relative_to(prepared) for p in prepared.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
     one, two = PreparedSet(prepared), PreparedSet(tmp_path / "two")
@@ -183,7 +183,8 @@ def test_labels_without_a_map_take_the_values_that_occur(source, tmp_path):
     for path in (folder / "images").iterdir():
         path.rename(path.with_name(path.name.replace("_0000", "")))
     shutil.copytree(source / "labelsTr", folder / "labels")
-    assert prepare(folder, tmp_path / "prepared", processes=1)["labels"] == {"background": 0, "class_7": 7, "class_255": 255}
+    meta = prepare_scans(folder, tmp_path / "prepared", processes=1)
+    assert meta["labels"] == {"background": 0, "class_7": 7, "class_255": 255}
 
 
 # --- the synthetic scans ---
@@ -303,7 +304,7 @@ def refused(source: Path, prepared: Path, **options) -> str:
     """The one line of the refusal, after a look at what stayed behind."""
     before = sorted(p for p in source.parent.rglob("*") if source not in p.parents)
     with pytest.raises(UserError) as caught:
-        prepare(source, prepared, **{"processes": 1} | options)
+        prepare_scans(source, prepared, **{"processes": 1} | options)
     assert sorted(p for p in source.parent.rglob("*") if source not in p.parents) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -379,5 +380,5 @@ def test_ctrl_c_leaves_nothing_behind(source, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(source, tmp_path / "prepared", processes=1, progress=interrupt)
+        prepare_scans(source, tmp_path / "prepared", processes=1, progress=interrupt)
     assert list(tmp_path.iterdir()) == [source]

@@ -17,7 +17,7 @@ PUBLIC = {
     "write_report": "dkuxnet.report.page:write_report",
     "UserError": "dkuxnet.errors:UserError",
 }
-__all__ = list(PUBLIC)  # noqa: PLE0604
+__all__ = list(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

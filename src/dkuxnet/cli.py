@@ -37,10 +37,10 @@ def prepare(
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.console import case_progress, show_prepared
-    from dkuxnet.prepare import prepare as run_prepare
+    from dkuxnet.prepare import prepare_scans
 
     with case_progress() as progress:
-        meta = run_prepare(source, prepared, spacing_mm, layout, processes, progress)
+        meta = prepare_scans(source, prepared, spacing_mm, layout, processes, progress)
     show_prepared(meta, prepared)
 
 
@@ -95,10 +95,10 @@ def predict(
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress
-    from dkuxnet.predict import predict as run_predict
+    from dkuxnet.predict import predict_scans
 
     with sentence_progress("predict") as progress:
-        written = run_predict(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress)
+        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress)
     typer.echo(f"{len(written)} label maps in {output}")
 
 

@@ -110,10 +110,12 @@ class TrainSettings(Section):
 
 
 class InferSettings(Section):
-    """Sliding window. overlap: share of a window that its neighbour covers again. batch: windows at once."""
+    """Sliding window. overlap: share of a window that its neighbour covers again. batch: windows at once.
+    largest_component: of each class keep the largest connected piece (for organs of which there is one)."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
     batch: PositiveInt = 2
+    largest_component: bool = False
 
 
 class Settings(Section):

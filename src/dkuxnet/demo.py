@@ -10,8 +10,8 @@ from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
 from dkuxnet.experiment import run_training
-from dkuxnet.predict import predict
-from dkuxnet.prepare import prepare
+from dkuxnet.predict import predict_scans
+from dkuxnet.prepare import prepare_scans
 from dkuxnet.report.page import write_report
 
 CASES, LABELLED, UNSEEN = 24, 6, 6
@@ -29,12 +29,12 @@ def run_demo(folder: Path, case_progress: Shown, train_progress: Shown, sentence
     scans = phantom.write_dataset(folder / "scans", CASES, LABELLED, seed=1)
     unseen = phantom.write_dataset(folder / "unseen", UNSEEN, 0, seed=2)
     with case_progress() as progress:
-        meta = prepare(scans, folder / "prepared", progress=progress)
+        meta = prepare_scans(scans, folder / "prepared", progress=progress)
     settings = load_settings("demo")
     with train_progress() as progress:
         manifest = run_training(folder / "prepared", folder / "run", settings, progress=progress)
     with sentence_progress("predict") as progress:
-        predict(folder / "run", [unseen / "imagesTr"], folder / "predictions", save_uncertainty=True, progress=progress)
+        predict_scans(folder / "run", [unseen / "imagesTr"], folder / "predictions", save_uncertainty=True, progress=progress)
     result = evaluate_folders(folder / "predictions", unseen / "labelsHidden")
     result.write_json(folder / "predictions.json")
     write_report(folder / "run")

@@ -170,7 +170,8 @@ def evaluate_test(
         info = data.info(name)
         affine = np.array(info["affine"])
         grid = sliding_window(predictor, data.array(name, "image"), patch, len(labels), settings.infer, device)
-        prediction = label_volume(label_on_scan(grid.prob, info["shape"], affine), affine, list(labels.values()))
+        label = label_on_scan(grid.prob, info["shape"], affine, settings.infer.largest_component)
+        prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
         truth = label_volume(data.array(name, "truth"), affine, list(labels.values()))
@@ -229,6 +230,7 @@ def describe(
         "network_shape": json.loads(json.dumps(dataclasses.asdict(shape))),
         "network": settings.network.name or data.meta["plan"]["network"],
         "method": settings.method.name,
+        "uses_unlabelled": method.uses_unlabelled,
         "patch": list(patch),
         "parameters": sum(p.numel() for p in method.parameters()),
         "machine": machine(),

@@ -97,11 +97,13 @@ def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
     return entropy / math.log(probs.shape[1])
 
 
-def label_on_scan(prob: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+def label_on_scan(
+    prob: np.ndarray, shape: Sequence[int], affine: np.ndarray, largest_component: bool = False
+) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) uint8 on the scan's own grid.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing first. Works in slabs,
-    so that classes x scan is never in memory.
+    so that classes x scan is never in memory. largest_component: see `InferSettings`.
     """
     ras_shape = _ras_shape(shape, affine)
     label = np.empty(ras_shape, np.uint8)
@@ -111,7 +113,22 @@ def label_on_scan(prob: np.ndarray, shape: Sequence[int], affine: np.ndarray) ->
         rows = matrix[first:first + slab]
         part = np.moveaxis(np.tensordot(rows, prob, axes=(1, 1)), 0, 1)  # (K, slab, y, z)
         label[first:first + slab] = resample(part, (len(rows), *ras_shape[1:])).argmax(axis=0)
+    if largest_component:
+        label = keep_largest_component(label)
     return np.ascontiguousarray(from_ras(label, affine))
+
+
+def keep_largest_component(label: np.ndarray) -> np.ndarray:
+    """Class indices (X, Y, Z): of each foreground class the largest piece of face-connected voxels, the rest background."""
+    from scipy.ndimage import find_objects
+    from scipy.ndimage import label as connected
+
+    kept = np.zeros_like(label)
+    for k, box in enumerate(find_objects(label), 1):
+        if box is not None:
+            pieces, _ = connected(label[box] == k)
+            kept[box][pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = k
+    return kept
 
 
 def map_on_scan(values: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: th
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
 
 
-def predict(
+def predict_scans(
     run: Path,
     inputs: Sequence[Path],
     output: Path,
@@ -53,7 +53,7 @@ def predict(
                  f"about {size / 2**30:.2g} GiB", done, len(cases))
         result = sliding_window(predictor, grid.array, manifest["patch"], len(labels), settings.infer, where,
                                 save_uncertainty)
-        label = label_on_scan(result.prob, scan.shape, scan.affine)
+        label = label_on_scan(result.prob, scan.shape, scan.affine, settings.infer.largest_component)
         formats.write(label_volume(label, scan.affine, list(labels.values())), target)
         for kind, values in (("probabilities", result.prob), ("uncertainty", result.uncertainty)):
             if maps[kind]:

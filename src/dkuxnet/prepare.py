@@ -33,7 +33,7 @@ MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
-def prepare(
+def prepare_scans(
     source: Path,
     prepared: Path,
     spacing_mm: float | None = None,

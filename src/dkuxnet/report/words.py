@@ -6,8 +6,6 @@ from typing import Any
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.run import RunFolder
 
-LABELLED_ONLY = {"supervised"}  # the methods that leave the unlabelled scans alone
-
 
 def tell(settings: dict[str, Any], manifest: dict[str, Any], split: dict[str, int], steps: int, finished: bool) -> list[str]:
     """What was done, in plain words, a sentence each."""
@@ -41,7 +39,7 @@ def tell(settings: dict[str, Any], manifest: dict[str, Any], split: dict[str, in
 
 
 def uses_unlabelled(manifest: dict[str, Any], split: dict[str, int]) -> bool:
-    return split["unlabelled"] > 0 and manifest.get("method") not in LABELLED_ONLY
+    return split["unlabelled"] > 0 and manifest.get("uses_unlabelled", True)
 
 
 def wall_times(manifest: dict[str, Any], rows: list[dict[str, float]]) -> dict[str, str]:
