@@ -44,7 +44,7 @@ def test_later_sources_win(tmp_path):
     settings = load_settings("demo", config, {"train.steps": 9, "augment.weak.noise": 0.3})
     assert load_settings("demo").train.labelled_batch == 1
     assert (settings.train.steps, settings.train.labelled_batch, settings.infer.batch) == (9, 3, 5)
-    assert settings.train.patch == (48, 48, 48)  # of the preset: a section of the file does not replace its section
+    assert settings.train.patch == (32, 32, 32)  # of the preset: a section of the file does not replace its section
     assert settings.augment.weak.noise == 0.3
     assert settings.augment.strong == Settings().augment.strong
 

@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 
-PATCH_VOXELS = {"dk-uxnet-tiny": 64 * 64 * 32, "dk-uxnet-small": 96**3, "dk-uxnet": 96**3}
-BYTES_A_VOXEL = {"dk-uxnet-small": 9_000, "dk-uxnet": 18_000}  # of a training patch, both branches, forward and backward
+LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3  # voxels: the field's on the left atrium; less shows too little
+CPU_PATCH = 64 * 64 * 32
+# Bytes of a training step per voxel of the patch: two branches, two patches a stream, bfloat16. From 16 kB a voxel, patch
+# and branch, in float32 (8.5 GB for a batch of two 64 cubes at the paper's widths); an estimate, not measured on a GPU.
+STEP_BYTES = {"dk-uxnet": 72_000, "dk-uxnet-small": 36_000}
 
 
 def make_plan(fingerprint: dict[str, Any], channels: Sequence[str], spacing_mm: float | None) -> dict[str, Any]:
     """spacing_mm, normalisation, patch and network for a data set; the target spacing is the median, or as given."""
     spacing = [spacing_mm] * 3 if spacing_mm else [float(s) for s in fingerprint["spacing_mm_median"]]
-    network = advise_network()
+    network, voxels = advise_network()
     size = [extent / s for extent, s in zip(fingerprint["extent_mm_median"], spacing, strict=True)]
     return {
         "spacing_mm": spacing,
         "normalisation": [plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
-        "patch": plan_patch(size, PATCH_VOXELS[network]),
+        "patch": plan_patch(size, voxels),
         "network": network,
     }
 
@@ -45,22 +48,27 @@ def normalise(array: np.ndarray, plan: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def plan_patch(size: Sequence[float], voxels: int) -> list[int]:
-    """Multiples of 16 near the case's median size, the longest edge shortened until the patch has at most `voxels`."""
+    """Multiples of 16 just under the case's median size, the longest edge shortened until there are at most `voxels`.
+
+    Under, not over: padding costs time and teaches nothing, and patches from many places are an augmentation.
+    """
     longest = voxels / 16**2  # no edge of a patch of so many voxels is longer
-    patch = [max(16, 16 * math.ceil(min(n, longest) / 16 - 0.1)) for n in size]
+    patch = [max(16, 16 * math.floor(min(n, longest) / 16 + 0.1)) for n in size]
     while math.prod(patch) > voxels and max(patch) > 16:
         patch[patch.index(max(patch))] -= 16
     return patch
 
 
-def advise_network() -> str:
-    """The largest DK-UXNet that the memory of the device holds with one patch a stream; without a GPU the tiny one."""
+def advise_network() -> tuple[str, int]:
+    """The largest DK-UXNet that the GPU trains on patches worth training on, and the voxels that its patches may have.
+
+    Without a GPU, or on a small one, the tiny network.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return "dk-uxnet-tiny"
-    memory = torch.cuda.get_device_properties(0).total_memory
-    for name in ("dk-uxnet", "dk-uxnet-small"):
-        if PATCH_VOXELS[name] * BYTES_A_VOXEL[name] < 0.8 * memory:
-            return name
-    return "dk-uxnet-tiny"
+    if torch.cuda.is_available():
+        memory = 0.8 * torch.cuda.get_device_properties(0).total_memory
+        for name, needed in STEP_BYTES.items():
+            if memory / needed >= SMALLEST_PATCH:
+                return name, min(int(memory / needed), LARGEST_PATCH)
+    return "dk-uxnet-tiny", CPU_PATCH

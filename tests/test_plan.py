@@ -1,0 +1,46 @@
+"""The plan: patches, normalisation, networks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dkuxnet import plan
+
+
+@pytest.mark.parametrize("size, voxels, expected", [
+    ((48, 35.6, 22), 131072, [48, 32, 16]),  # the left atrium at 2.5 mm
+    ((9, 17, 33), 131072, [16, 16, 32]),
+    ((31, 32, 33), 131072, [32, 32, 32]),  # a voxel short of a block counts as the block
+    ((500, 500, 100), 96**3, [96, 96, 96]),
+    ((1e12, 3, 3), 131072, [512, 16, 16]),
+])
+def test_patches_fit_into_the_case_and_the_memory(size, voxels, expected):
+    patch = plan.plan_patch(size, voxels)
+    assert patch == expected and math.prod(patch) <= voxels and all(n % 16 == 0 for n in patch)
+
+
+def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
+    fingerprint = {"percentiles_median": [[-100.0, 0.0, 300.0]], "mean": [20.0], "std": [40.0]}
+    assert plan.plan_channel("MRI", 0, fingerprint) == {"kind": "z-score"}
+    assert plan.plan_channel("contrast", 0, fingerprint) == {"kind": "z-score"}  # holds the letters CT, is none
+    ct = plan.plan_channel("CT", 0, fingerprint)
+    scan = np.array([[[[-1000.0, 20.0, 60.0, 3000.0]]]], np.float32)
+    np.testing.assert_allclose(plan.normalise(scan, [ct]).ravel(), [-3, 0, 1, 7], atol=1e-5)
+    z = plan.normalise(np.random.default_rng(0).normal(5, 3, (2, 8, 8, 8)).astype(np.float32), [{"kind": "z-score"}] * 2)
+    np.testing.assert_allclose([z.mean(axis=(1, 2, 3)), z.std(axis=(1, 2, 3))], [[0, 0], [1, 1]], atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_gib, expected", [
+    (None, "dk-uxnet-tiny"), (4, "dk-uxnet-tiny"), (12, "dk-uxnet-small"), (24, "dk-uxnet"), (80, "dk-uxnet"),
+])
+def test_the_network_and_its_patch_follow_the_memory(monkeypatch, memory_gib, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: memory_gib is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: type("P", (), {"total_memory": memory_gib * 2**30}))
+    name, voxels = plan.advise_network()
+    assert name == expected
+    if name in plan.STEP_BYTES:
+        assert plan.SMALLEST_PATCH <= voxels <= plan.LARGEST_PATCH
+        assert voxels * plan.STEP_BYTES[name] <= 0.8 * memory_gib * 2**30
