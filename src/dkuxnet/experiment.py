@@ -54,7 +54,7 @@ def run_training(
     split = split_cases(data, settings)
     shape = network_shape(data, settings)
     patch = settings.train.patch or data.meta["plan"]["patch"]
-    method = build_method(settings, shape, data.meta["plan"]).to(device, memory_format=torch.channels_last_3d)
+    method = to_device(build_method(settings, shape, data.meta["plan"]), device)
     state = make_state(method, settings.train)
     if resume:
         checkpoint = folder.load_checkpoint()
@@ -200,8 +200,7 @@ def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> t
     except RuntimeError as error:
         raise UserError(f"{run}/{weights}.safetensors holds the weights of another network than settings.json "
                         f"describes: {str(error).splitlines()[1].strip()}") from error
-    chosen = choose_device(device)
-    return method.predictor().to(chosen, memory_format=torch.channels_last_3d).eval(), settings, manifest
+    return to_device(method.predictor(), choose_device(device)).eval(), settings, manifest
 
 
 def choose_device(name: str) -> torch.device:
@@ -214,6 +213,16 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error
     return device
+
+
+def to_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module, its kernels in channels-last memory: a 3x3x3 convolution is then twice as fast on a CPU, and
+    LayerNorm over channels reads contiguous memory."""
+    module.to(device)
+    for parameter in module.parameters():
+        if parameter.ndim == 5:  # Module.to would refuse a module with a parameter of 4 axes
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return module
 
 
 def describe(
