@@ -35,12 +35,13 @@ def test_segmentation_loss_is_monai_s_dice_ce():
 def test_query_loss_is_the_mean_log_of_the_right_group():
     prob = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])], dim=1).view(1, 2, 2, 1, 1)
     merged = torch.tensor([0, 1]).view(1, 2, 1, 1)
-    assert losses.query_loss(prob, merged, 2).item() == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2, rel=1e-5)
+    loss = losses.query_loss(prob, losses.one_hot(merged, 2))
+    assert loss.item() == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2, rel=1e-5)
 
 
 def test_query_loss_does_not_grow_with_the_patch_and_survives_a_zero():
-    small = losses.query_loss(as_prob(0.0, 1.0), torch.zeros(1, 1, 1, 1, dtype=torch.long), 2)
-    large = losses.query_loss(as_prob(0.0, 1.0).expand(1, 2, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.long), 2)
+    small = losses.query_loss(as_prob(0.0, 1.0), as_prob(1.0, 0.0))
+    large = losses.query_loss(as_prob(0.0, 1.0).expand(1, 2, 8, 8, 8), as_prob(1.0, 0.0).expand(1, 2, 8, 8, 8))
     assert torch.isfinite(small) and small.item() == pytest.approx(large.item(), rel=1e-5)
 
 
@@ -48,7 +49,7 @@ def test_query_loss_at_a_coarse_scale_weighs_the_shares_of_its_block():
     merged = torch.zeros(1, 2, 2, 2, dtype=torch.long)
     merged[0, 0, 0, 0] = 1  # an eighth of the block: sampling one voxel of it would lose or inflate it
     expected = -(7 / 8 * math.log(0.7) + 1 / 8 * math.log(0.3))
-    assert losses.query_loss(as_prob(0.7, 0.3), merged, 2).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.query_loss(as_prob(0.7, 0.3), losses.one_hot(merged, 2)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_merging_groups_leaves_the_label_alone_and_refuses_a_class_outside():
@@ -109,3 +110,14 @@ def test_cross_entropy_part_is_torch_s():
     logits, label = torch.randn(1, 2, 3, 3, 3), torch.randint(0, 2, (1, 3, 3, 3))
     dice = losses.soft_dice_loss(logits.softmax(1), losses.one_hot(label, 2))
     assert losses.segmentation_loss(logits, label).item() == pytest.approx((dice + F.cross_entropy(logits, label)).item())
+
+
+@pytest.mark.parametrize("loss", [
+    lambda prob: losses.query_loss(prob, as_prob(1.0, 0.0)),
+    lambda prob: losses.FORMS["pseudo"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
+    lambda prob: losses.FORMS["kl"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
+])
+def test_a_voxel_that_is_confidently_wrong_still_learns(loss):
+    logits = torch.tensor([-16.0, 0.0]).view(1, 2, 1, 1, 1).requires_grad_()
+    loss(logits.softmax(1)).backward()
+    assert logits.grad[0, 0].item() < -0.05

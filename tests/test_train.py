@@ -198,8 +198,8 @@ def test_the_average_moves_towards_the_model():
 
 
 def test_seeds_of_steps_differ():
-    seeds = {step_seed(seed, step) for seed in range(20) for step in range(200)}
-    assert len(seeds) == 4000 and all(0 <= seed < 2**63 for seed in seeds)
+    seeds = {step_seed(seed, stream, step) for seed in range(10) for stream in range(3) for step in range(100)}
+    assert len(seeds) == 3000 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_precision_follows_device_and_wish():

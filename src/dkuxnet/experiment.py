@@ -31,7 +31,7 @@ from dkuxnet.metrics import dice
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.run import RunFolder, machine, write_json
-from dkuxnet.train import make_state, step_seed, train
+from dkuxnet.train import INITIAL, VIEWS, make_state, step_seed, train
 from dkuxnet.types import Batch, Group, NetworkShape
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
@@ -113,7 +113,7 @@ def build_method(settings: Settings, shape: NetworkShape, plan: dict[str, Any]) 
     options = parse_options(method.Options, settings.method.model_extra, f"method.{settings.method.name}")
     networks = []
     for branch in range(method.branches):
-        torch.manual_seed(step_seed(settings.train.seed, branch))
+        torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
         networks.append(builder(shape, settings.network.model_extra))
     try:
         return method(networks, options, shape)
@@ -133,7 +133,7 @@ def batches(
         streams.append(PatchStream(data, split.unlabelled, patch, chosen.unlabelled_batch, chosen.seed, False))
     generator = torch.Generator(device)
     for step, patches in enumerate(read_ahead(streams, first, chosen.steps, settings.data.workers), first):
-        generator.manual_seed(step_seed(chosen.seed, step))
+        generator.manual_seed(step_seed(chosen.seed, VIEWS, step))
         views = []
         for image, label in patches:
             label = None if label is None else torch.from_numpy(label).to(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dkuxnet.types import Group, Output
 
-FLOOR = 1e-6  # inside every logarithm of a probability: one wrong voxel must not decide the step
+FLOOR = 1e-6  # added inside every logarithm of a probability: bounds a voxel's loss and, unlike a clamp, keeps its gradient
 
 
 # --- segmentation ---------------------------------------------------------------------------------------------------
@@ -59,23 +59,22 @@ def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
     return merged
 
 
-def query_loss(group_prob: Tensor, merged: Tensor, groups: int) -> Tensor:
+def query_loss(group_prob: Tensor, target: Tensor) -> Tensor:
     """L_qd: -mean over voxels of log G_{g(Y)}.
 
-    group_prob: (B, G, x, y, z) at any scale that divides the label's. merged: (B, X, Y, Z) group indices. At a coarser
-    scale the target is the share of each group in the voxel's block, so that a small organ is not lost to sampling.
+    group_prob: (B, G, x, y, z) at any scale that divides the label's. target: (B, G, X, Y, Z), one-hot or shares. At a coarser
+    scale it becomes the share of each group in the voxel's block, so that a small organ is not lost to sampling.
     """
-    target = one_hot(merged, groups)
     if group_prob.shape[2:] != target.shape[2:]:
         target = F.adaptive_avg_pool3d(target, group_prob.shape[2:])
-    return -(target * group_prob.float().clamp_min(FLOOR).log()).sum(dim=1).mean()
+    return -(target * (group_prob.float() + FLOOR).log()).sum(dim=1).mean()
 
 
 def query_loss_all(output: Output, label: Tensor, groups: Sequence[Group]) -> Tensor:
     """L_qd on the final assignment plus its mean over the kMaX layers, whose mask heads learn from nothing else."""
-    merged = merge_label(label, groups)
-    loss = query_loss(output.group_prob, merged, len(groups))
-    layers = [query_loss(layer, merged, len(groups)) for layer in output.layer_group_prob]
+    target = one_hot(merge_label(label, groups), len(groups))
+    loss = query_loss(output.group_prob, target)
+    layers = [query_loss(layer, target) for layer in output.layer_group_prob]
     return loss + torch.stack(layers).mean() if layers else loss
 
 
@@ -90,14 +89,14 @@ def squared_error(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def kl_divergence(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """KL(target || student) in nats; its mean over both directions is the symmetric KL."""
-    ratio = target.clamp_min(FLOOR).log() - student.clamp_min(FLOOR).log()
+    ratio = (target + FLOOR).log() - (student + FLOOR).log()
     return ((target * ratio).sum(dim=1) * mask).mean()
 
 
 def pseudo_label(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy against the target's hard decision: cross pseudo supervision (Chen et al., arXiv 2106.01226)."""
     chosen = student.gather(1, target.argmax(dim=1, keepdim=True)).squeeze(1)
-    return (-chosen.clamp_min(FLOOR).log() * mask).mean()
+    return (-(chosen + FLOOR).log() * mask).mean()
 
 
 def pseudo_dice(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:

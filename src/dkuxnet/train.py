@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -144,7 +145,7 @@ def train_step(
     state: TrainState, batch: Batch, settings: TrainSettings, device: torch.device, precision: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One optimiser step; the named losses and the gradient's norm before clipping, as tensors (no host sync)."""
-    torch.manual_seed(step_seed(settings.seed, state.step))  # stochastic depth and dropout: functions of seed and step
+    torch.manual_seed(step_seed(settings.seed, DROPOUT, state.step))  # stochastic depth and dropout: functions of seed and step
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(state.step, settings)
     state.method.train()
@@ -180,9 +181,12 @@ def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]
     return means
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A seed of 63 bits for a step, far from that of its neighbours."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
+INITIAL, VIEWS, DROPOUT = 0, 1, 2  # what a seed is for: streams that must not repeat each other
+
+
+def step_seed(seed: int, stream: int, step: int) -> int:
+    """A seed of 63 bits for a step of a stream, far from that of its neighbours."""
+    return int(np.random.SeedSequence((seed, stream, step)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:

@@ -24,10 +24,10 @@ class DualMutual(Method):
         threshold: see `losses.consistency_loss`. predict: which branch answers."""
 
         w_qd: float = 0.1
-        w_segc: float = 0.1
+        w_segc: float = 1.0
         w_qdc: float = 0.1
         ramp_up_steps: int = 400
-        form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "mse"
+        form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
         gradient: Literal["both", "strong"] = "both"
         threshold: float = 0.0
         predict: Literal["mean", "a", "b"] = "mean"
