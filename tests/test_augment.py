@@ -115,11 +115,13 @@ def fixed_draws(monkeypatch, *draws: list[float]) -> None:
     )
 
 
-def turned(monkeypatch, settings, angles=(0.0, 0.0, 0.0), scale=0.0, shift=(0.0, 0.0, 0.0), offset=(3, 5, -6)):
+def turned(
+    monkeypatch, settings, angles=(0.0, 0.0, 0.0), scale=0.0, shift=(0.0, 0.0, 0.0), offset=(3, 5, -6), spacing_mm=(1, 1, 1)
+):
     """Where the marker goes, by shares of the settings' largest angles (about x, y, z), scale and shift."""
     fixed_draws(monkeypatch, angles, [scale], shift)
     image = marker(offset)
-    grid = augment.draw_grid(image, settings, generator())
+    grid = augment.draw_grid(image, settings, generator(), spacing_mm)
     moved = torch.nn.functional.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
     return centre_of_mass(moved[0, 0]), moved.sum() / image.sum()
 
@@ -137,6 +139,15 @@ def test_a_rotation_turns_voxels_without_shear_on_a_patch_that_is_no_cube(monkey
     after[v] = -np.sin(angle) * offset[u] + np.cos(angle) * offset[v]
     np.testing.assert_allclose(place, after, atol=0.1)
     assert mass == pytest.approx(1, abs=0.03)
+
+
+def test_a_rotation_is_of_the_body_where_voxels_are_no_cubes(monkeypatch):
+    spacing, offset = np.array([1.0, 2.0, 4.0]), np.array([6.0, 4.0, 1.0])
+    place, _ = turned(monkeypatch, with_(STILL, rotation=30), [1.0, 0.0, 0.0], offset=offset, spacing_mm=spacing)
+    before, after = offset * spacing, place * spacing
+    assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), abs=0.3)  # a shear would change the length
+    turn = np.arctan2(after[2], after[1]) - np.arctan2(before[2], before[1])
+    assert abs(turn) == pytest.approx(np.radians(30), abs=0.05)
 
 
 def test_scale_and_shift_count_in_voxels(monkeypatch):
@@ -160,8 +171,8 @@ def test_a_flip_mirrors_its_axes_and_no_other_for_about_half_of_the_patches(axes
 
 def test_the_elastic_field_moves_by_at_most_its_setting():
     image = patches()[0]
-    still = augment.draw_grid(image, STILL, generator())
-    moved = augment.draw_grid(image, with_(STILL, elastic=3), generator())
+    still = augment.draw_grid(image, STILL, generator(), (1, 1, 1))
+    moved = augment.draw_grid(image, with_(STILL, elastic=3), generator(), (1, 1, 1))
     voxels = (moved - still) * torch.tensor([n / 2 for n in SIZE[::-1]])
     assert 1 < voxels.abs().max() <= 3
     assert (voxels.abs().amax(dim=(0, 1, 2, 3)) > 0.5).all(), "along each axis"

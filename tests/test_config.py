@@ -39,6 +39,16 @@ def test_an_unknown_preset_gets_the_near_match_and_the_list():
         load_settings("demmo")
 
 
+def test_naming_another_method_or_network_leaves_the_options_of_the_one_before_behind(tmp_path):
+    paper = load_settings("paper", overrides={"method.name": "supervised"})
+    assert paper.method.name == "supervised" and not paper.method.model_extra
+    config = toml(tmp_path, '[network]\nname = "dk-uxnet-tiny"\nwidths = [8, 8, 8, 8]\nqueries = 12\n')
+    other = load_settings(config=config, overrides={"network.dropout": 0.1, "network.name": "vnet"})
+    assert other.network.model_extra == {"dropout": 0.1} and other.network.queries == 12
+    same = load_settings("paper", overrides={"method.w_qd": 0.5})
+    assert same.method.model_extra["w_qd"] == 0.5 and same.method.model_extra["form"] == "mse"
+
+
 def test_later_sources_win(tmp_path):
     config = toml(tmp_path, "[train]\nsteps = 7\nlabelled_batch = 3\n[infer]\nbatch = 5\n")
     settings = load_settings("demo", config, {"train.steps": 9, "augment.weak.noise": 0.3})

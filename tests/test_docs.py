@@ -42,7 +42,7 @@ def test_the_method_and_the_network_of_the_page_train_together(modules, monkeypa
     prepare_scans(phantom.write_dataset(tmp_path / "scans", cases=4, labelled=2, size=20), tmp_path / "prepared", processes=1)
     settings = load_settings(overrides={
         "method.name": "mean-teacher", "method.decay": 0.5, "network.name": "pointwise", "network.width": 8,
-        "train.steps": 3, "train.patch": [16, 16, 16],
+        "train.steps": 3, "train.device": "cpu", "train.patch": [16, 16, 16],
     })
     run_training(tmp_path / "prepared", tmp_path / "run", settings)
     teacher, student = modules[0].MeanTeacher, modules[1].Pointwise
@@ -74,7 +74,8 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     phantom.write_dataset(tmp_path / "scans", cases=4, labelled=3, size=20)
     phantom.write_dataset(tmp_path / "new_scans", cases=1, labelled=0, size=20, seed=9)
     code = blocks("README.md")[0]
-    code, count = re.subn(r'overrides=\{', 'overrides={"train.steps": 2, "train.patch": [16, 16, 16], ', code)
+    few = 'overrides={"train.steps": 2, "train.device": "cpu", "train.patch": [16, 16, 16], '
+    code, count = re.subn(r"overrides=\{", few, code)
     assert count == 1
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert (tmp_path / "runs" / "first" / "report.html").is_file()

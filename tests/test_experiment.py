@@ -22,7 +22,7 @@ from dkuxnet.prepare import prepare_scans
 
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
         "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
-        "train.log_every": 2, "train.warm_up_steps": 2, "method.name": "dual-mutual"}
+        "train.log_every": 2, "train.device": "cpu", "train.warm_up_steps": 2, "method.name": "dual-mutual"}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,59 @@ def test_a_resumed_run_of_another_network_is_refused(prepared, tmp_path):
         run_training(prepared, run, settings(), resume=True)
     with pytest.raises(UserError, match="another network"):
         load_predictor(run)
+
+
+def test_a_resumed_run_goes_on_with_its_own_split_and_refuses_other_data(scans, prepared, tmp_path):
+    run, split = tmp_path / "run", split_with_test(prepared, tmp_path)
+    before = run_training(prepared, run, settings(train__steps=2, data__split=str(split)))
+    split.write_text(json.dumps({"train": [before["split"]["test"][0], *before["split"]["labelled"][1:]]}))
+    assert run_training(prepared, run, settings(), resume=True)["split"] == before["split"]
+    prepare_scans(scans, tmp_path / "other", spacing_mm=4.0, processes=1)
+    with pytest.raises(UserError, match="another data set"):
+        run_training(tmp_path / "other", run, settings(), resume=True)
+
+
+def test_a_run_that_fails_before_it_saves_leaves_no_folder(prepared, tmp_path):
+    spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
+    (spoilt / "cases" / f"{PreparedSet(prepared).names[0]}.image.b2nd").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="missing or damaged"):
+        run_training(spoilt, tmp_path / "run", settings())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option, value", [("query_channels", 30), ("widths", [0, 8, 8, 8]), ("heads", 0)])
+def test_sizes_that_no_network_can_have_are_one_clear_line(prepared, tmp_path, option, value):
+    with pytest.raises(UserError, match="with network 'dk-uxnet-tiny'"):
+        run_training(prepared, tmp_path / "run", settings(**{f"network__{option}": value}))
+
+
+def test_a_damaged_manifest_and_unknown_weights_are_one_clear_line(prepared, tmp_path):
+    run = tmp_path / "run"
+    run_training(prepared, run, settings(train__steps=1))
+    with pytest.raises(UserError, match="'finall'; did you mean 'final'"):
+        load_predictor(run, "finall")
+    with pytest.raises(UserError, match="from a training with validation cases"):
+        load_predictor(run, "best")
+    (run / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        load_predictor(run)
+
+
+def test_the_demonstration_runs_from_end_to_end(monkeypatch, tmp_path):
+    from contextlib import contextmanager
+
+    from dkuxnet import demo
+
+    @contextmanager
+    def silent(*args):
+        yield lambda *told: None
+    monkeypatch.setattr(demo, "load_settings", lambda name: load_settings(name, overrides={
+        "train.steps": 2, "train.device": "cpu", "network.widths": [8, 8, 8, 8]}))
+    monkeypatch.setattr(demo, "SIZE", 20)
+    made = demo.run_demo(tmp_path / "demo", silent, silent, silent)
+    assert all((tmp_path / "demo" / name).exists() for name in made["files"])
+    assert made["labelled"] + made["unlabelled"] == demo.CASES - load_settings("demo").data.test_cases
+    assert set(made["summary"]) == {"organ", "tumour", "foreground mean"} and made["test_cases"] == demo.UNSEEN
 
 
 def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):

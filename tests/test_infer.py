@@ -119,7 +119,7 @@ def test_memory_is_asked_for_before_it_is_taken():
     with pytest.raises(UserError, match="GiB of memory"):
         infer.check_memory(2**60)
     infer.check_memory(1)
-    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 3, False) == 4 * 16 * 32 * 32 * 4
+    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (2 + 3 + 1)
 
 
 def test_of_each_class_the_largest_piece_stays():

@@ -323,6 +323,26 @@ def test_a_bad_case_is_refused_by_a_worker_too(source, tmp_path):
     assert "label value 9" in refused(source, tmp_path / "prepared", processes=2)
 
 
+def test_a_label_whose_axes_are_swapped_is_refused_where_its_shape_fits(tmp_path):
+    folder = tmp_path / "source"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    image, label = scan(shape=(8, 8, 5), affine=np.eye(4))
+    formats.write(image, folder / "images" / "c.nii.gz")
+    formats.write(Volume(label.array, np.eye(4)[:, [1, 0, 2, 3]]), folder / "labels" / "c.nii.gz")
+    assert "their affines must agree" in refused(folder, tmp_path / "prepared")
+
+
+def test_negative_label_values_are_refused_and_the_background_comes_first(tmp_path):
+    folder = tmp_path / "source"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    image, label = scan(affine=np.eye(4))
+    formats.write(image, folder / "images" / "c.nii.gz")
+    formats.write(Volume(label.array.astype(np.int16) - 1, np.eye(4)), folder / "labels" / "c.nii.gz")
+    assert "0 is background, the others are above it" in refused(folder, tmp_path / "prepared")
+
+
 def test_channels_on_different_grids_are_refused(tmp_path):
     source = write_source(tmp_path / "source", channels=2)
     rewrite(source / "imagesTr" / "c1_0001.nii.gz", affine=OBLIQUE @ np.diag([1, 1, 1.2, 1]))

@@ -46,6 +46,25 @@ def test_metrics_rewind_to_the_step_of_the_checkpoint(run):
     assert [row["step"] for row in run.metrics()] == [1, 3, 4]
 
 
+def test_a_last_line_that_a_kill_cut_off_is_ignored_and_damage_elsewhere_is_not(run):
+    path = run.folder / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 3, "lo')
+    assert run.metrics() == [{"step": 1, "loss": 2.0}]
+    run.rewind_metrics(9)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+    path.write_text('{"step"\n{"step": 3, "loss": 2.0}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        run.metrics()
+
+
+def test_a_run_that_saved_nothing_leaves_its_name_free(run):
+    kept = RunFolder.create(run.folder.with_name("kept"), {}, {})
+    kept.save_checkpoint({"step": 1})
+    for folder in (run, kept):
+        folder.discard_unless_saved()
+    assert not run.folder.exists() and kept.folder.exists()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})

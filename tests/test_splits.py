@@ -38,6 +38,15 @@ def test_the_last_cases_test_and_the_last_labelled_ones_validate():
     )
 
 
+def test_the_last_labelled_cases_test_where_the_unlabelled_come_last():
+    assert make_split(CASES, "abcd", test_cases=1) == Split(tuple("abc"), tuple("efgh"), (), ("d",))
+
+
+def test_a_test_case_without_a_label_is_refused(tmp_path):
+    with pytest.raises(UserError, match="case 'h' is in the validation or test list but has no label"):
+        make_split(CASES, "bdf", file=split_file(tmp_path, train=["b"], test=["h"]))
+
+
 def test_a_file_names_train_validation_and_test_and_the_others_stay_out(tmp_path):
     file = split_file(tmp_path, train=["h", "a", "c"], validation=["b"], test=["d", "e"])
     assert make_split(CASES, CASES, labelled=1, test_cases=3, file=file) == Split(("h",), ("a", "c"), ("b",), ("d", "e"))
@@ -71,8 +80,7 @@ def test_the_lists_are_disjoint_and_hold_every_case_once(data):
     [
         ({"labelled": 4}, "--labelled 4: the training pool has 3 labelled cases of 8"),
         ({"labelled": 2, "validation_cases": 2}, "data.validation_cases=2 leaves none of 2"),
-        ({"test_cases": 8}, "data.test_cases=8 leaves none of 8"),
-        ({"test_cases": 1}, "case 'h' is in the validation or test list but has no label"),
+        ({"test_cases": 3}, "data.test_cases=3 leaves none of 3 labelled"),
     ],
 )
 def test_what_cannot_be_is_refused(options, part):

@@ -1,6 +1,7 @@
 """The command line: each command parses and makes one call. Nothing here imports torch before a command needs it."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,7 +79,7 @@ def train(
         with train_progress() as progress:
             manifest = run_training(prepared, run, settings, resume, progress)
     except Interrupted as stop:
-        typer.echo(f"{stop}\nGo on with: dkuxnet train {prepared} {run} --resume", err=True)
+        typer.echo(f"{stop}\nGo on with: {shlex.join(['dkuxnet', 'train', str(prepared), str(run), '--resume'])}", err=True)
         raise typer.Exit(130) from None
     show_trained(manifest, run)
 

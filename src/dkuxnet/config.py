@@ -19,8 +19,8 @@ class Section(BaseModel):
 
 class DataSettings(Section):
     """Which cases train. labelled: keep the labels of the first N cases (None: of all). validation_cases: how many of
-    these choose a checkpoint instead of training. test_cases: the last N cases are the test list, where no split file
-    says otherwise. foreground_share: share of labelled patches that are centred on a foreground voxel."""
+    these choose a checkpoint instead of training. test_cases: the last N labelled cases are the test list, where no split
+    file says otherwise. foreground_share: share of labelled patches that are centred on a foreground voxel."""
 
     labelled: PositiveInt | None = None
     split: Path | None = None
@@ -144,9 +144,11 @@ def load_settings(preset: str = "default", config: Path | None = None, overrides
         raise unknown("preset", preset, presets())
     values = tomllib.loads((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
     if config is not None:
-        _merge(values, _read_toml(config))
-    for key, value in (overrides or {}).items():
-        _merge(values, _nested(key, value))
+        _lay_over(values, _read_toml(config))
+    given: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():  # gathered first, so that a name and its options come together
+        _merge(given, _nested(key, value))
+    _lay_over(values, given)
     return validate(values)
 
 
@@ -185,6 +187,15 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def _lay_over(values: dict[str, Any], layer: dict[str, Any]) -> None:
+    """Write a layer over what is below. Where it names another network or method, that one's options are dropped."""
+    for section, own in (("network", NetworkSettings), ("method", MethodSettings)):
+        below, above = values.get(section, {}), layer.get(section, {})
+        if isinstance(above, dict) and "name" in above and above["name"] != below.get("name"):
+            values[section] = {key: value for key, value in below.items() if key in own.model_fields}
+    _merge(values, layer)
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:

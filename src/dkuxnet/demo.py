@@ -15,6 +15,7 @@ from dkuxnet.prepare import prepare_scans
 from dkuxnet.report.page import write_report
 
 CASES, LABELLED, UNSEEN = 24, 6, 6
+SIZE = 44  # voxels along an edge, about
 Shown = Callable[..., AbstractContextManager]
 
 
@@ -26,8 +27,8 @@ def run_demo(folder: Path, case_progress: Shown, train_progress: Shown, sentence
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it, or name another: dkuxnet demo DIR")
-    scans = phantom.write_dataset(folder / "scans", CASES, LABELLED, seed=1)
-    unseen = phantom.write_dataset(folder / "unseen", UNSEEN, 0, seed=2)
+    scans = phantom.write_dataset(folder / "scans", CASES, LABELLED, seed=1, size=SIZE)
+    unseen = phantom.write_dataset(folder / "unseen", UNSEEN, 0, seed=2, size=SIZE)
     with case_progress() as progress:
         meta = prepare_scans(scans, folder / "prepared", progress=progress)
     settings = load_settings("demo")

@@ -5,9 +5,9 @@ what follows what.
 """
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dkuxnet.data.splits import Split, make_split
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import Evaluation, evaluate_pair
 from dkuxnet.infer import label_on_scan, label_volume, sliding_window
-from dkuxnet.lookup import lookup, parse_options
+from dkuxnet.lookup import lookup, parse_options, unknown
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import Method
 from dkuxnet.metrics import dice
@@ -37,56 +37,81 @@ from dkuxnet.types import Batch, Group, NetworkShape
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a training is about: who trains and judges, what the network must hold, the patch (X, Y, Z) in voxels."""
+
+    settings: Settings
+    data: PreparedSet
+    split: Split
+    shape: NetworkShape
+    patch: tuple[int, int, int]
+    device: torch.device
+
+
 def run_training(
     prepared: Path, run: Path, settings: Settings, resume: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Train on a prepared data set in a new run folder, then evaluate the test list; returns the manifest.
 
     resume: go on with the run as its folder describes it; `settings` is then ignored. Raises UserError for anything
-    wrong with the input, `train.Interrupted` after Ctrl-C.
+    wrong with the input, `train.Interrupted` after Ctrl-C. A new run that fails before it saved anything leaves no folder.
     """
     progress = progress or (lambda what, done, total, figures: None)
+    job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+    method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+    state = make_state(method, job.settings.train)
     if resume:
         folder = RunFolder.open(run)
-        settings = validate(folder.settings)
-    data = PreparedSet(prepared, settings.data.cache_gib)
-    device = choose_device(settings.train.device)
-    split = split_cases(data, settings)
-    shape = network_shape(data, settings)
-    patch = settings.train.patch or data.meta["plan"]["patch"]
-    method = to_device(build_method(settings, shape, data.meta["plan"]), device)
-    state = make_state(method, settings.train)
-    if resume:
-        checkpoint = folder.load_checkpoint()
-        state.restore(checkpoint)
+        state.restore(folder.load_checkpoint())
         folder.rewind_metrics(state.step)
     else:
-        folder = RunFolder.create(run, settings.model_dump(mode="json"), describe(data, split, shape, patch, method, settings))
-
-    total = settings.train.steps
-    train(
-        state,
-        batches(data, split, patch, settings, device, state.step),
-        settings.train,
-        folder,
-        device,
-        validate=(lambda predictor: validation_dice(predictor, data, split.validation, patch, settings, device))
-        if split.validation else None,
-        progress=lambda step, figures: progress("train", step, total, figures),
-    )
-    folder.close()
-    folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step)
-    if split.test:
-        evaluate_test(folder, data, state.predicting().predictor().eval(), split.test, patch, settings, device, progress)
+        folder = RunFolder.create(run, job.settings.model_dump(mode="json"), describe(job, method))
+    total = job.settings.train.steps
+    try:
+        train(
+            state,
+            batches(job, state.step),
+            job.settings.train,
+            folder,
+            job.device,
+            validate=(lambda predictor: validation_dice(predictor, job)) if job.split.validation else None,
+            progress=lambda step, figures: progress("train", step, total, figures),
+        )
+        folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step)
+        if job.split.test:
+            evaluate_test(folder, state.predicting().predictor().eval(), job, progress)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError("out of memory; lower train.labelled_batch and train.unlabelled_batch, then train.patch, or take a "
+                        "smaller network") from error
+    finally:
+        folder.close()
+        folder.discard_unless_saved()
     return folder.manifest
 
 
-def split_cases(data: PreparedSet, settings: Settings) -> Split:
-    """Who trains and who judges, by the settings."""
-    chosen = settings.data
-    return make_split(
+def new_job(prepared: Path, settings: Settings) -> Job:
+    """The job that the settings describe."""
+    data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
+    split = make_split(
         data.names, data.names_with_label, chosen.labelled, chosen.validation_cases, chosen.test_cases, chosen.split
     )
+    patch = tuple(settings.train.patch or data.meta["plan"]["patch"])
+    return Job(settings, data, split, network_shape(data, settings), patch, choose_device(settings.train.device))
+
+
+def resumed_job(prepared: Path, run: Path) -> Job:
+    """The job of a run that is there, as its manifest has it. Raises UserError where the prepared set is another one."""
+    folder = RunFolder.open(run)
+    settings, manifest = validate(folder.settings), folder.manifest
+    data = PreparedSet(prepared, settings.data.cache_gib)
+    shape, patch = described_network(manifest, run)
+    for key, now in data_identity(data).items():
+        if manifest.get(key) != now:
+            raise UserError(f"{run} was trained on another data set than {prepared} (its {key} differ); resume it with "
+                            f"{manifest.get('prepared')}")
+    split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
+    return Job(settings, data, split, shape, patch, choose_device(settings.train.device))
 
 
 def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
@@ -112,72 +137,63 @@ def build_method(settings: Settings, shape: NetworkShape, plan: dict[str, Any]) 
     builder = lookup(NETWORKS, name, "network")
     options = parse_options(method.Options, settings.method.model_extra, f"method.{settings.method.name}")
     networks = []
-    for branch in range(method.branches):
-        torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
-        networks.append(builder(shape, settings.network.model_extra))
     try:
+        for branch in range(method.branches):
+            torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
+            networks.append(builder(shape, settings.network.model_extra))
         return method(networks, options, shape)
-    except ValueError as error:
+    except (ValueError, AssertionError, ZeroDivisionError) as error:  # the last two are torch's for sizes that do not fit
         raise UserError(f"method '{settings.method.name}' with network '{name}': {error}") from error
 
 
-def batches(
-    data: PreparedSet, split: Split, patch: Sequence[int], settings: Settings, device: torch.device, first: int
-) -> Iterator[Batch]:
+def batches(job: Job, first: int) -> Iterator[Batch]:
     """The batches of the steps from `first` on: patches read ahead, views made on the device."""
-    chosen = settings.train
-    streams = [PatchStream(data, split.labelled, patch, chosen.labelled_batch, chosen.seed, True,
-                           settings.data.foreground_share)]
-    uses_unlabelled = lookup(METHODS, settings.method.name, "method").uses_unlabelled
-    if split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
-        streams.append(PatchStream(data, split.unlabelled, patch, chosen.unlabelled_batch, chosen.seed, False))
-    generator = torch.Generator(device)
-    for step, patches in enumerate(read_ahead(streams, first, chosen.steps, settings.data.workers), first):
+    chosen, data = job.settings.train, job.settings.data
+    streams = [PatchStream(job.data, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
+                           data.foreground_share)]
+    uses_unlabelled = lookup(METHODS, job.settings.method.name, "method").uses_unlabelled
+    if job.split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
+        streams.append(PatchStream(job.data, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
+    generator, spacing = torch.Generator(job.device), job.data.meta["plan"]["spacing_mm"]
+    for step, patches in enumerate(read_ahead(streams, first, chosen.steps, data.workers), first):
         generator.manual_seed(step_seed(chosen.seed, VIEWS, step))
         views = []
         for image, label in patches:
-            label = None if label is None else torch.from_numpy(label).to(device)
-            image = torch.from_numpy(image).to(device, memory_format=torch.channels_last_3d)
-            views.append(make_views(image, label, settings.augment, generator))
+            label = None if label is None else torch.from_numpy(label).to(job.device)
+            views.append(make_views(torch.from_numpy(image).to(job.device), label, job.settings.augment, generator, spacing))
         yield Batch(*views)
 
 
-def validation_dice(
-    predictor: nn.Module, data: PreparedSet, cases: Sequence[str], patch: Sequence[int], settings: Settings,
-    device: torch.device,
-) -> float:
-    """Mean Dice over the cases and the foreground classes, on the prepared grid."""
-    classes = len(data.class_names)
+def validation_dice(predictor: nn.Module, job: Job) -> float:
+    """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
     scores = []
-    for name in cases:
-        prob = sliding_window(predictor, data.array(name, "image"), patch, classes, settings.infer, device).prob
-        label, truth = prob.argmax(axis=0), data.array(name, "label")
-        scores += [dice(label == k, truth == k) for k in range(1, classes)]
+    for name in job.split.validation:
+        image, truth = job.data.array(name, "image"), job.data.array(name, "label")
+        prob = sliding_window(predictor, image, job.patch, job.shape.classes, job.settings.infer, job.device).prob
+        label = prob.argmax(axis=0)
+        scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
     return float(np.mean(scores))
 
 
-def evaluate_test(
-    folder: RunFolder, data: PreparedSet, predictor: nn.Module, cases: Sequence[str], patch: Sequence[int],
-    settings: Settings, device: torch.device, progress: Progress,
-) -> Evaluation:
+def evaluate_test(folder: RunFolder, predictor: nn.Module, job: Job, progress: Progress) -> Evaluation:
     """Predict the test cases, score them on their own grids, write RUN/evaluation/; the summary goes to the manifest."""
-    target = folder.folder / "evaluation"
+    target, infer = folder.folder / "evaluation", job.settings.infer
     (target / "predictions").mkdir(parents=True, exist_ok=True)
-    labels = data.meta["labels"]
+    labels = job.data.meta["labels"]
     write_json(target / "predictions" / "dataset.json", {"labels": labels})
     started, rows, files = time.monotonic(), [], {}
-    for done, name in enumerate(cases, 1):
-        info = data.info(name)
+    for done, name in enumerate(job.split.test, 1):
+        info = job.data.info(name)
         affine = np.array(info["affine"])
-        grid = sliding_window(predictor, data.array(name, "image"), patch, len(labels), settings.infer, device)
-        label = label_on_scan(grid.prob, info["shape"], affine, settings.infer.largest_component)
+        grid = sliding_window(predictor, job.data.array(name, "image"), job.patch, len(labels), infer, job.device)
+        label = label_on_scan(grid.prob, info["shape"], affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
-        truth = label_volume(data.array(name, "truth"), affine, list(labels.values()))
+        truth = label_volume(job.data.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
-        files[name] = (path.relative_to(target), data.folder / "cases" / f"{name}.truth.b2nd")
-        progress("evaluate", done, len(cases), {})
+        files[name] = (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd")
+        progress("evaluate", done, len(job.split.test), {})
     result = Evaluation(rows, files)
     result.write_json(target / "summary.json")
     result.write_csv(target / "cases.csv")
@@ -186,14 +202,15 @@ def evaluate_test(
 
 
 def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> tuple[nn.Module, Settings, dict[str, Any]]:
-    """The trained predictor of a run in eval mode, its settings and its manifest. Raises UserError where it does not fit."""
+    """The trained predictor of a run in eval mode, its settings and its manifest.
+
+    weights: "final" or "best". Raises UserError where the run has none, or they are of another network.
+    """
+    if weights not in ("final", "best"):
+        raise unknown("weights", weights, ("final", "best"))
     folder = RunFolder.open(run)
     settings, manifest = validate(folder.settings), folder.manifest
-    described = manifest["network_shape"]
-    shape = NetworkShape(
-        described["in_channels"], described["classes"],
-        tuple(Group(g["name"], tuple(g["classes"]), g["queries"]) for g in described["groups"]),
-    )
+    shape, _ = described_network(manifest, run)
     method = build_method(settings, shape, manifest["plan"])
     try:
         method.load_state_dict(folder.load_weights(weights))
@@ -201,6 +218,17 @@ def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> t
         raise UserError(f"{run}/{weights}.safetensors holds the weights of another network than settings.json "
                         f"describes: {str(error).splitlines()[1].strip()}") from error
     return to_device(method.predictor(), choose_device(device)).eval(), settings, manifest
+
+
+def described_network(manifest: dict[str, Any], run: Path) -> tuple[NetworkShape, tuple[int, int, int]]:
+    """What a manifest says of the network: its shape and its patch. Raises UserError where it does not."""
+    try:
+        described, patch = manifest["network_shape"], tuple(map(int, manifest["patch"]))
+        groups = tuple(Group(g["name"], tuple(g["classes"]), g["queries"]) for g in described["groups"])
+        manifest["plan"]["normalisation"], manifest["labels"], manifest["channels"], manifest["split"]
+        return NetworkShape(described["in_channels"], described["classes"], groups), patch
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run}/manifest.json is damaged: {type(error).__name__} {error}") from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -225,22 +253,23 @@ def to_device(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def describe(
-    data: PreparedSet, split: Split, shape: NetworkShape, patch: Sequence[int], method: Method, settings: Settings
-) -> dict[str, Any]:
+def describe(job: Job, method: Method) -> dict[str, Any]:
     """The manifest: what a machine needs to know to use this run without the prepared set."""
     return {
-        "prepared": str(data.folder.resolve()),
-        "labels": data.meta["labels"],
-        "channels": data.meta["channels"],
-        "plan": data.meta["plan"],
-        "fingerprint": data.meta["fingerprint"],
-        "split": split.to_json(),
-        "network_shape": json.loads(json.dumps(dataclasses.asdict(shape))),
-        "network": settings.network.name or data.meta["plan"]["network"],
-        "method": settings.method.name,
-        "uses_unlabelled": method.uses_unlabelled,
-        "patch": list(patch),
+        "prepared": str(job.data.folder.resolve()),
+        **data_identity(job.data),
+        "fingerprint": job.data.meta["fingerprint"],
+        "split": job.split.to_json(),
+        "network_shape": dataclasses.asdict(job.shape),
+        "network": job.settings.network.name or job.data.meta["plan"]["network"],
+        "method": job.settings.method.name,
+        "uses_unlabelled": method.uses_unlabelled and job.settings.train.unlabelled_batch > 0,
+        "patch": list(job.patch),
         "parameters": sum(p.numel() for p in method.parameters()),
-        "machine": machine(),
+        "machine": machine(job.device),
     }
+
+
+def data_identity(data: PreparedSet) -> dict[str, Any]:
+    """By what a resumed run knows its data set again."""
+    return {"cases": data.names} | {key: data.meta[key] for key in ("labels", "channels", "plan")}

@@ -54,7 +54,7 @@ def sliding_window(
     """
     padded, back = pad_to(image, window, float(image.min()))
     size = padded.shape[1:]
-    check_memory(grid_bytes(size, window, classes, with_uncertainty))
+    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty))
     starts = [
         (x, y, z)
         for x in window_starts(size[0], window[0], settings.overlap)
@@ -83,10 +83,13 @@ def sliding_window(
     return result
 
 
-def grid_bytes(shape: Sequence[int], window: Sequence[int], classes: int, with_uncertainty: bool) -> int:
-    """Bytes that `sliding_window` holds for a scan of `shape` voxels: sums of probability, weight and uncertainty."""
+def grid_bytes(
+    shape: Sequence[int], window: Sequence[int], channels: int, classes: int, with_uncertainty: bool
+) -> int:
+    """Bytes that `sliding_window` holds for a scan of `shape` voxels: the scan, padded, and the sums of probability,
+    weight and uncertainty."""
     voxels = math.prod(max(n, w) for n, w in zip(shape, window, strict=True))
-    return 4 * voxels * (classes + 1 + 2 * with_uncertainty)
+    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty)
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:

@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from dkuxnet import formats
 from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import UserError
 from dkuxnet.experiment import load_predictor
-from dkuxnet.infer import grid_bytes, label_on_scan, label_volume, map_on_scan, sliding_window
-from dkuxnet.prepare import read_image, to_network_grid
+from dkuxnet.infer import check_memory, grid_bytes, label_on_scan, label_volume, map_on_scan, sliding_window
+from dkuxnet.prepare import network_shape_of, read_image, to_network_grid
 from dkuxnet.run import atomically
 from dkuxnet.types import Case, Volume
 
@@ -31,28 +34,34 @@ def predict_scans(
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written to `output`, one a case.
 
-    inputs: scans, or folders in any layout that `prepare` reads. A label map has its scan's shape, affine and format, and
-    the label values of the training data. output/probabilities holds (K, X, Y, Z) float32, output/uncertainty (X, Y, Z)
-    float32 in [0, 1], where asked for. Raises UserError naming the case; maps that are done stay. No file of the inputs
-    is ever replaced.
+    inputs: scans, or folders in any layout that `prepare` reads. A label map has its scan's shape, affine and format (NIfTI
+    for h5, which no viewer opens), and the label values of the training data. Where asked for, output/probabilities holds
+    (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. Raises UserError naming the case; maps that
+    are done stay. No file of the inputs is ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     cases = find_cases(inputs)
     predictor, settings, manifest = load_predictor(run, weights, device)
-    labels, channels = manifest["labels"], len(manifest["channels"])
-    targets = [Path(output) / f"{case.name}{formats.suffix(case.images[0])}" for case in cases]
+    labels, channels, plan = manifest["labels"], len(manifest["channels"]), manifest["plan"]
+    targets = [Path(output) / f"{case.name}{_ending(case)}" for case in cases]
     _check_no_scan(targets, cases)
     maps = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
-    _make_folder(Path(output), labels, [kind for kind, wanted in maps.items() if wanted])
     where = next(predictor.parameters()).device
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, channels)
-        grid = to_network_grid(scan, manifest["plan"])
-        size = grid_bytes(grid.shape, manifest["patch"], len(labels), save_uncertainty)
-        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(grid.shape)} for the network, "
-                 f"about {size / 2**30:.2g} GiB", done, len(cases))
-        result = sliding_window(predictor, grid.array, manifest["patch"], len(labels), settings.infer, where,
-                                save_uncertainty)
+        shape = network_shape_of(scan, plan)
+        needed = grid_bytes(shape, manifest["patch"], channels, len(labels), save_uncertainty)
+        needed += 4 * math.prod(scan.shape) * (1 + 2 * save_uncertainty + 2 * len(labels) * save_probabilities)
+        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(shape)} for the network, "
+                 f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+        check_memory(needed)
+        try:
+            result = sliding_window(predictor, to_network_grid(scan, plan).array, manifest["patch"], len(labels),
+                                    settings.infer, where, save_uncertainty)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError(f"case '{case.name}': out of memory; use --device cpu, or a smaller infer.batch") from error
+        if not done:  # nothing is made for scans that cannot be read
+            _make_folder(Path(output), labels, [kind for kind, wanted in maps.items() if wanted])
         label = label_on_scan(result.prob, scan.shape, scan.affine, settings.infer.largest_component)
         formats.write(label_volume(label, scan.affine, list(labels.values())), target)
         for kind, values in (("probabilities", result.prob), ("uncertainty", result.uncertainty)):
@@ -61,6 +70,12 @@ def predict_scans(
                 formats.write(on_scan, target.parent / kind / target.name)
     progress("done", len(cases), len(cases))
     return targets
+
+
+def _ending(case: Case) -> str:
+    """The format of the scan; for h5, which no viewer opens, NIfTI."""
+    ending = formats.suffix(case.images[0])
+    return ".nii.gz" if ending == ".h5" else ending
 
 
 def find_cases(inputs: Sequence[Path]) -> list[Case]:

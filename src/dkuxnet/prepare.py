@@ -30,6 +30,7 @@ from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
+MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
@@ -150,10 +151,16 @@ def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def network_shape_of(image: Volume, plan: dict[str, Any]) -> tuple[int, ...]:
+    """Voxels (X, Y, Z) in RAS order that a scan has at the plan's spacing."""
+    orientation = to_ras(Volume(np.empty((0, *image.shape), np.float32), image.affine))  # no voxel is moved
+    return resampled_shape(orientation.shape, orientation.spacing_mm, plan["spacing_mm"])
+
+
 def to_network_grid(image: Volume, plan: dict[str, Any]) -> Volume:
     """A scan as the network sees it: (C, X, Y, Z) float32 in RAS order, at the plan's spacing, normalised."""
     ras = to_ras(image)
-    shape = resampled_shape(ras.shape, ras.spacing_mm, plan["spacing_mm"])
+    shape = network_shape_of(image, plan)
     array = normalise(resample(ras.array, shape), plan["normalisation"])
     return Volume(array, resampled_affine(ras.affine, ras.shape, shape))
 
@@ -216,11 +223,14 @@ def _found_labels(checks: list[dict[str, Any]]) -> dict[str, int]:
     values = {0} | {v for c in checks for v in c.get("label_counts", {})}
     if len(values) > MAX_FOUND_LABELS:
         raise UserError(f"{len(values)} different label values: these are not label maps; check the labels folder")
-    return {"background" if v == 0 else f"class_{v}": v for v in sorted(values)}
+    return {"background" if v == 0 else f"class_{v}": v for v in sorted(values, key=lambda v: (v != 0, v))}
 
 
 def _check_values(checks: list[dict[str, Any]], labels: dict[str, int]) -> None:
     known = set(labels.values())
+    if min(known) < 0 or len(known) > MAX_CLASSES:
+        raise UserError(f"the label values {sorted(known)} are not those of a label map: 0 is background, the others are "
+                        f"above it, {MAX_CLASSES} at most")
     for check in checks:
         for value, count in check.get("label_counts", {}).items():
             if value not in known:
@@ -242,7 +252,8 @@ def _check_same_grid(name: str, path: Path, volume: Volume, other_path: Path, ot
     if volume.shape != other.shape:
         raise UserError(f"case '{name}': {path.name} has shape {volume.shape}, {other_path.name} {other.shape}; "
                         "they must lie on one grid")
-    corners = np.array([[0, 0, 0, 1], [*volume.shape, 1]], float).T
+    x, y, z = volume.shape  # the origin and the ends of the axes: two corners alone would not notice swapped axes
+    corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1]], float).T
     apart = np.abs((volume.affine - other.affine) @ corners).max()
     if apart > 0.01 * min(volume.spacing_mm) + 1e-3 * max(volume.spacing_mm):
         raise UserError(f"case '{name}': {path.name} and {other_path.name} lie {apart:.3g} mm apart in the world; "

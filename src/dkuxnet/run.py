@@ -9,13 +9,17 @@ RUN/evaluation/          test cases: summary.json, cases.csv, predictions/
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dkuxnet.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT_VERSION = 1
 
@@ -57,6 +61,11 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         return read_json(self.folder / "manifest.json")
 
+    def discard_unless_saved(self) -> None:
+        """Remove the folder of a run that ended before it saved anything: its name is free again."""
+        if not (self.folder / "checkpoint.pt").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def update_manifest(self, **entries: Any) -> None:
         write_json(self.folder / "manifest.json", self.manifest | entries)
 
@@ -74,10 +83,19 @@ class RunFolder:
             self._writer.add_scalar(key, value, step)
 
     def metrics(self) -> list[dict[str, float]]:
-        """What has been logged, oldest first."""
+        """What has been logged, oldest first. A last line that a kill cut off is ignored; a damaged line anywhere else is
+        a UserError with its number."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.strip()]
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                rows.append({"step": int(row["step"]), **{key: float(value) for key, value in row.items() if key != "step"}})
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if number < len(lines):
+                    raise UserError(f"{path}: line {number} is damaged ({type(error).__name__}); delete it") from error
+        return rows
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged at `step` and after: a resumed run logs it again."""
@@ -128,7 +146,8 @@ class RunFolder:
 
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            raise UserError(f"{path} is missing: the training has not finished; dkuxnet train ... --resume goes on")
+            raise UserError(f"{path} is missing: `final` comes at the end of a training (dkuxnet train ... --resume goes on), "
+                            "`best` from a training with validation cases")
         try:
             return load_file(str(path))
         except Exception as error:  # safetensors raises its own Rust error type
@@ -163,8 +182,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: missing or not JSON ({error})") from error
 
 
-def machine() -> dict[str, Any]:
-    """Versions and hardware, for the manifest."""
+def machine(device: "torch.device") -> dict[str, Any]:
+    """Versions and the hardware that is used, for the manifest."""
     import torch
 
     return {
@@ -173,6 +192,6 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

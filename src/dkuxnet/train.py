@@ -57,7 +57,7 @@ class TrainState:
             self.step, self.best, self.seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError("the checkpoint is of another network, method or optimiser than the settings: "
-                            f"{str(error).splitlines()[0]}") from error
+                            f"{str(error).splitlines()[-1].strip()}") from error
 
     def predicting(self) -> Method:
         """The method whose predictor answers: the moving average where there is one."""
@@ -190,9 +190,10 @@ def step_seed(seed: int, stream: int, step: int) -> int:
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """"auto" takes bfloat16 where a GPU has it; it needs no loss scaling, unlike float16."""
+    """"auto" takes bfloat16 where the GPU computes in it (torch says yes where it is but emulated, before Ampere); unlike
+    float16 it needs no loss scaling."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return precision == "bfloat16"
 
 

@@ -92,14 +92,12 @@ class Output:
     logits: (B, K, X, Y, Z) segmentation logits.
     group_prob: (B, G, X, Y, Z) the grouped assignment, a distribution over groups at every voxel; None without queries.
     layer_group_prob: the same from each kMaX layer at its own scale, (B, G, x, y, z) each.
-    max_query: (B, X, Y, Z) the largest mask logit over the queries, MaxQuery's score (low = unlike the training scans).
     uncertainty: (B, X, Y, Z) in [0, 1], where the predictor has something to say.
     """
 
     logits: Tensor
     group_prob: Tensor | None = None
     layer_group_prob: tuple[Tensor, ...] = ()
-    max_query: Tensor | None = None
     uncertainty: Tensor | None = None
 
 

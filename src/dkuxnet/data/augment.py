@@ -5,6 +5,7 @@ resumed run draws what the uninterrupted one would have drawn.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,15 @@ from dkuxnet.config import AugmentSettings, ViewSettings
 from dkuxnet.types import Views
 
 
-def make_views(image: Tensor, label: Tensor | None, settings: AugmentSettings, generator: torch.Generator) -> Views:
+def make_views(
+    image: Tensor,
+    label: Tensor | None,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Views:
     """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels are the same places."""
-    grid = draw_grid(image, settings, generator)
+    grid = draw_grid(image, settings, generator, spacing_mm)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         label = F.grid_sample(
@@ -28,15 +35,21 @@ def make_views(image: Tensor, label: Tensor | None, settings: AugmentSettings, g
     return Views(weak, strong, label)
 
 
-def draw_grid(image: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`: rotation, scale, flips, shift, then a smooth displacement."""
+def draw_grid(
+    image: Tensor, settings: AugmentSettings, generator: torch.Generator, spacing_mm: Sequence[float]
+) -> Tensor:
+    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`: rotation, scale, flips, shift, then a smooth displacement.
+
+    Rotation is of the body, in mm: in voxels of unequal edges it would be a shear.
+    """
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
     half = torch.tensor([n / 2 for n in size], device=device)  # voxels from the centre to the face
 
     angles = uniform(batch, 3) * math.radians(settings.rotation)
     factor = settings.scale ** uniform(batch, 1, 1)
-    matrix = _rotation(angles) * factor  # voxels -> voxels, about the centre
+    spacing = torch.tensor([float(s) for s in spacing_mm], device=device)
+    matrix = _rotation(angles) * factor * spacing / spacing[:, None]  # voxels -> voxels, about the centre
     for axis, name in enumerate("xyz"):
         if name in settings.flip:
             sign = 1 - 2 * torch.randint(0, 2, (batch, 1), generator=generator, device=device)

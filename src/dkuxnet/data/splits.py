@@ -31,14 +31,14 @@ def make_split(
 ) -> Split:
     """Split `cases` (the data set's order); `with_label` names those that have a label.
 
-    The test list is the file's, or else the last `test_cases`. Of the others, the first `labelled` cases that have a label
-    keep it (all, where None); the last `validation_cases` of these validate. A file is JSON: {"train": [..],
+    The test list is the file's, or else the last `test_cases` that have a label. Of the others, the first `labelled` that
+    have a label keep it (all, where None); the last `validation_cases` of these validate. A file is JSON: {"train": [..],
     "validation": [..], "test": [..]}, or "labelled" and "unlabelled" in place of "train"; cases that it does not name
     stay out. Raises UserError for a name twice, a name that is not in the data set, or too few labels.
     """
     lists = _read_split(file) if file else {}
     pool = [*lists.get("labelled", ()), *lists.get("unlabelled", ()), *lists.get("train", ())]
-    test = lists.get("test", () if file else _last(cases, test_cases))
+    test = lists.get("test", () if file else _last(with_label, test_cases))
     if not file:
         pool = [name for name in cases if name not in set(test)]
     validation = list(lists.get("validation", ()))
@@ -65,10 +65,10 @@ def make_split(
     return Split(tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test))
 
 
-def _last(cases: Sequence[str], count: int) -> list[str]:
-    if count >= len(cases) > 0 and count:
-        raise UserError(f"data.test_cases={count} leaves none of {len(cases)} cases to train on")
-    return list(cases[len(cases) - count:])
+def _last(with_label: Sequence[str], count: int) -> list[str]:
+    if count and count >= len(with_label):
+        raise UserError(f"data.test_cases={count} leaves none of {len(with_label)} labelled cases to train on")
+    return list(with_label[len(with_label) - count:])
 
 
 def _read_split(file: Path) -> dict[str, list[str]]:

@@ -13,8 +13,8 @@ class Method(nn.Module):
     """Turns a batch into losses. Owns its networks; knows no optimiser, device, file or loop.
 
     Subclasses state how many networks they take (`branches`), whether they look at unlabelled patches, and what can be
-    set (`Options`, a dataclass). Being a
-    module, a method's state_dict carries everything that it owns: saving, resuming and moving are the loop's business.
+    set (`Options`, a dataclass). Being a module, a method's state_dict carries everything that it owns: saving, resuming
+    and moving are the loop's business.
     """
 
     branches: ClassVar[int] = 1

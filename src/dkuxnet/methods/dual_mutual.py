@@ -77,8 +77,7 @@ class BranchMean(nn.Module):
         log_a, log_b = a.logits.float().log_softmax(dim=1), b.logits.float().log_softmax(dim=1)
         log_mean = torch.logaddexp(log_a, log_b) - math.log(2)
         divergence = (log_a.exp() * (log_a - log_mean) + log_b.exp() * (log_b - log_mean)).sum(dim=1) / 2
-        score = (a.max_query + b.max_query) / 2 if a.max_query is not None else None
-        return Output(logits=log_mean, max_query=score, uncertainty=(divergence / math.log(2)).clamp(0, 1))
+        return Output(logits=log_mean, uncertainty=(divergence / math.log(2)).clamp(0, 1))
 
 
 def ramp_up(step: int, length: int) -> float:

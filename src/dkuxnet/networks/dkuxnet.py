@@ -62,7 +62,6 @@ class DKUXNet(nn.Module):
             logits=torch.einsum("bnk,bnxyz->bkxyz", classes, assignment),  # Z = S^T M
             group_prob=grouped_assignment(assignment, self.groups),
             layer_group_prob=tuple(grouped_assignment(layer.softmax(dim=1), self.groups) for layer in layer_logits),
-            max_query=mask_logits.amax(dim=1),
         )
 
 

@@ -14,8 +14,7 @@ class MaskLogits(nn.Module):
     """R = norm(P C^T): (B, C', x, y, z) voxel features and (B, N, C) queries -> (B, N, x, y, z) mask logits.
 
     kMaX-DeepLab normalises with a batch norm. Here both sides are L2-normalised and one learnt gain sets the scale:
-    the same at batch 1, on every device and in every window, so that logits of different patches can be compared (the
-    out-of-distribution score compares them).
+    the same at batch 1, on every device and in every window, so that logits of different patches can be compared.
     """
 
     def __init__(self, voxel_channels: int, query_channels: int):

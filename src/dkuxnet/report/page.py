@@ -12,7 +12,7 @@ from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
 from dkuxnet.report import pictures
-from dkuxnet.report.results import SHOWN, CaseResult, Results, read_metrics, read_results
+from dkuxnet.report.results import SHOWN, CaseResult, Results, read_results
 from dkuxnet.report.words import flatten, places, tell, tell_data, uses_unlabelled, wall_times
 from dkuxnet.run import RunFolder, atomically
 
@@ -48,7 +48,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     settings, manifest = folder.settings, folder.manifest
     if not isinstance(settings, dict) or not isinstance(manifest, dict):
         raise UserError(f"{folder.folder}: settings.json and manifest.json must hold objects; the run is damaged")
-    rows = read_metrics(folder.folder / "metrics.jsonl")
+    rows = folder.metrics()
     results = read_results(folder.folder / "evaluation")
     data, data_missing = open_prepared(manifest)
     split = {key: len(manifest.get("split", {}).get(key, ())) for key in ("labelled", "unlabelled", "validation", "test")}

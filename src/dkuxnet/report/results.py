@@ -1,7 +1,5 @@
-"""What a run folder says about how well the run went: evaluation/summary.json and metrics.jsonl, read and checked."""
+"""What a run folder says about how well the run went: evaluation/summary.json, read and checked."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,28 +80,3 @@ def _read_case(entry: dict[str, Any], names: dict[str, str], evaluation: Path) -
     except UserError as error:
         raise ValueError(str(error)) from error
     return CaseResult(name, file, classes)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The logged steps, oldest first; [] where nothing was logged. A last line that was cut short is left out.
-
-    Raises UserError where another line is damaged.
-    """
-    try:
-        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({key: float(value) for key, value in row.items()})
-            if not math.isfinite(row["step"]):
-                raise ValueError("step is not a number")
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            if number == len(lines):
-                break  # a run that is being written to, or that was killed while it wrote
-            raise UserError(f"{path}: line {number} is damaged ({type(error).__name__}); delete that line") from error
-    return [row for row in rows if "step" in row]
