@@ -33,14 +33,14 @@ def make_case(rng: np.random.Generator, size: int = 48, spacing_mm: float = 2.5)
     organ = _inside(points, centre, radii, _rotation(rng)) & body
     offset = rng.normal(size=3)
     tumour = organ & _inside(points, centre + 0.6 * radii * offset / np.linalg.norm(offset),
-                             radii.mean() * rng.uniform(0.35, 0.6, 3))
+                             radii.mean() * rng.uniform(0.5, 0.7, 3))
 
     image = np.where(body, 300.0, 0.0)
-    for _ in range(3):  # other organs, of nearly the same brightness: position and shape must decide, not a threshold
+    for _ in range(3):  # other organs, some of the same brightness: position and shape must decide, not a threshold
         place = extent * rng.uniform(0.2, 0.8, 3)
-        image[_inside(points, place, extent.mean() * rng.uniform(0.06, 0.12, 3)) & body & ~organ] = 300 + rng.uniform(80, 260)
-    image[organ] = 300 + rng.uniform(140, 220)
-    image[tumour] = 300 + rng.uniform(-20, 60)
+        image[_inside(points, place, extent.mean() * rng.uniform(0.06, 0.12, 3)) & body & ~organ] = 300 + rng.uniform(60, 180)
+    image[organ] = 300 + rng.uniform(160, 240)
+    image[tumour] = 300 - rng.uniform(60, 140)
     image = gaussian_filter(image, 0.7) * np.exp(0.25 * _smooth_noise(rng, shape, 2))
     image = rng.uniform(0.8, 1.25) * image + rng.normal(0, 35, shape)
 
