@@ -133,12 +133,13 @@ def test_the_seed_decides(prepared, tmp_path):
 def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
     """`predict` on the raw scan gives the label map that the run's own evaluation wrote, and the same scores."""
     run = tmp_path / "run"
-    manifest = run_training(prepared, run, settings(data__labelled=3, data__split=str(split_with_test(prepared, tmp_path))))
+    manifest = run_training(prepared, run, settings(
+        data__labelled=3, data__split=str(split_with_test(prepared, tmp_path)), train__steps=40, train__lr=0.01))
     name = manifest["split"]["test"][0]
     written = predict_scans(run, [scans / "imagesTr" / f"{name}_0000.nii.gz"], tmp_path / "out")
     ours = formats.read(written[0], "label")
     theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label")
-    assert np.array_equal(ours.array, theirs.array)
+    assert ours.array.any() and np.array_equal(ours.array, theirs.array)
     np.testing.assert_allclose(ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5)
     scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()
     assert scores["organ"]["dice"]["mean"] == pytest.approx(manifest["test"]["organ"]["dice"]["mean"])
@@ -166,7 +167,7 @@ def test_a_resumed_run_of_another_network_is_refused(prepared, tmp_path):
 def test_a_resumed_run_goes_on_with_its_own_split_and_refuses_other_data(scans, prepared, tmp_path):
     run, split = tmp_path / "run", split_with_test(prepared, tmp_path)
     before = run_training(prepared, run, settings(train__steps=2, data__split=str(split)))
-    split.write_text(json.dumps({"train": [before["split"]["test"][0], *before["split"]["labelled"][1:]]}))
+    split.unlink()  # what it said stands in the manifest
     assert run_training(prepared, run, settings(), resume=True)["split"] == before["split"]
     prepare_scans(scans, tmp_path / "other", spacing_mm=4.0, processes=1)
     with pytest.raises(UserError, match="another data set"):
