@@ -127,7 +127,6 @@ def train(
                     progress(state.step, values)
             if validate and (state.step % settings.validate_every == 0 or state.step == settings.steps):
                 score = validate(state.predicting().predictor().eval())
-                state.method.train()
                 run.log(step, {"validation_dice": score})
                 if score > state.best:
                     state.best = score
