@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup
 from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.networks import NETWORKS
+from dkuxnet.networks.blocks import DepthwiseConv3d
 from dkuxnet.networks.grouping import check_groups, default_groups, grouped_assignment
 from dkuxnet.networks.kmax import KMaxLayer, MaskLogits
 from dkuxnet.types import Group, NetworkShape
@@ -152,3 +154,28 @@ def test_grouped_assignment_sums_within_groups():
 def test_an_unknown_option_names_its_near_match():
     with pytest.raises(UserError, match="'width'; did you mean 'widths'"):
         lookup(NETWORKS, "dk-uxnet-tiny", "network")(NetworkShape(1, 2, default_groups(["b", "o"], 8)), {"width": 1})
+
+
+@pytest.mark.parametrize("size", [(5, 4, 3), (9, 8, 7)])
+def test_the_fast_depthwise_convolution_has_torch_s_output_and_gradients(size):
+    fast = DepthwiseConv3d(3, 7).double()
+    plain = nn.Conv3d(3, 3, 7, padding=3, groups=3).double()
+    plain.load_state_dict(fast.state_dict())
+    x, target = (torch.randn(2, 3, *size, dtype=torch.float64) for _ in range(2))
+    results = []
+    for convolution in (fast, plain):
+        image = x.clone().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        output = convolution(image)
+        (output * target).sum().backward()
+        results.append((output, image.grad, convolution.weight.grad, convolution.bias.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_mask_logits_are_the_same_whether_voxels_are_projected_or_not():
+    """With fewer voxel than query channels the projection is folded into the queries: compare with making the map."""
+    head = MaskLogits(voxel_channels=3, query_channels=8).double()
+    features, queries = torch.randn(2, 3, 4, 5, 6).double(), torch.randn(2, 4, 8).double()
+    voxels = nn.functional.normalize(head.voxels(features), dim=1)
+    masks = nn.functional.normalize(head.queries(queries), dim=2) * head.log_gain.exp()
+    torch.testing.assert_close(head(features, queries), torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-4, atol=1e-4)

