@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dkuxnet import infer
+from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import resampled_shape, to_ras
 from dkuxnet.errors import UserError
@@ -126,7 +127,7 @@ def test_of_each_class_the_largest_piece_stays():
     label = np.zeros((9, 9, 9), np.uint8)
     label[1:4, 1:4, 1:4], label[6, 6, 6], label[4, 4, 4] = 1, 1, 1  # a cube, a speck, a speck that touches by a corner
     label[6:9, 0:2, 0], label[0, 8, 8] = 3, 3  # class 2 is absent
-    kept = infer.keep_largest_component(label)
+    kept = keep_largest_component(label)
     assert (kept == 1).sum() == 27 and (kept == 3).sum() == 6 and kept[6, 6, 6] == kept[4, 4, 4] == kept[0, 8, 8] == 0
     prob = np.stack([label == k for k in range(4)]).astype(np.float32)
     assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4), largest_component=True), kept)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dkuxnet.average import update_average
 from dkuxnet.config import TrainSettings
 from dkuxnet.errors import UserError
 from dkuxnet.methods.base import Method
@@ -20,7 +21,6 @@ from dkuxnet.train import (
     make_state,
     step_seed,
     train,
-    update_average,
     uses_bfloat16,
 )
 from dkuxnet.types import Batch, Output, Views

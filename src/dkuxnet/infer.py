@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import from_ras, pad_to, resample, resampling_matrix
 from dkuxnet.errors import UserError
@@ -119,19 +120,6 @@ def label_on_scan(
     if largest_component:
         label = keep_largest_component(label)
     return np.ascontiguousarray(from_ras(label, affine))
-
-
-def keep_largest_component(label: np.ndarray) -> np.ndarray:
-    """Class indices (X, Y, Z): of each foreground class the largest piece of face-connected voxels, the rest background."""
-    from scipy.ndimage import find_objects
-    from scipy.ndimage import label as connected
-
-    kept = np.zeros_like(label)
-    for k, box in enumerate(find_objects(label), 1):
-        if box is not None:
-            pieces, _ = connected(label[box] == k)
-            kept[box][pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = k
-    return kept
 
 
 def map_on_scan(values: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:

@@ -31,10 +31,21 @@ def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     return 1 - ((2 * overlap + 1e-5) / (prob.sum(dims) + target.sum(dims) + 1e-5)).mean()
 
 
-def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """L_seg: soft Dice + cross-entropy. logits (B, K, X, Y, Z), label (B, X, Y, Z) int64 in 0 .. K - 1."""
+def segmentation_loss(logits: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L_seg: soft Dice + cross-entropy. logits (B, K, X, Y, Z), label (B, X, Y, Z) int64 in 0 .. K - 1.
+
+    mask: (B, X, Y, Z), voxels that count: both terms are then over these alone; without any, the loss is 0.
+    """
     logits = logits.float()
-    return soft_dice_loss(logits.softmax(dim=1), one_hot(label, logits.shape[1])) + F.cross_entropy(logits, label)
+    dice = soft_dice_loss(logits.softmax(dim=1), one_hot(label, logits.shape[1]), mask)
+    if mask is None:
+        return dice + F.cross_entropy(logits, label)
+    return dice + masked_mean(F.cross_entropy(logits, label, reduction="none"), mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` over the voxels that count, same shapes; 0 where none does."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
 def one_hot(label: Tensor, classes: int) -> Tensor:
@@ -70,12 +81,19 @@ def query_loss(group_prob: Tensor, target: Tensor) -> Tensor:
     return -(target * (group_prob.float() + FLOOR).log()).sum(dim=1).mean()
 
 
-def query_loss_all(output: Output, label: Tensor, groups: Sequence[Group]) -> Tensor:
-    """L_qd on the final assignment plus its mean over the kMaX layers, whose mask heads learn from nothing else."""
+def query_loss_all(output: Output, label: Tensor, groups: Sequence[Group], mask: Tensor | None = None) -> Tensor:
+    """L_qd on the final assignment plus its mean over the kMaX layers, whose mask heads learn from nothing else.
+
+    mask: (B, X, Y, Z), voxels whose label counts; a coarse voxel counts by their share in its block.
+    """
     target = one_hot(merge_label(label, groups), len(groups))
+    share = 1.0
+    if mask is not None:
+        target, share = target * mask.unsqueeze(1), mask.float().mean().clamp_min(FLOOR)
     loss = query_loss(output.group_prob, target)
-    layers = [query_loss(layer, target) for layer in output.layer_group_prob]
-    return loss + torch.stack(layers).mean() if layers else loss
+    if output.layer_group_prob:
+        loss = loss + torch.stack([query_loss(layer, target) for layer in output.layer_group_prob]).mean()
+    return loss / share
 
 
 # --- consistency ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dkuxnet.average import update_average
 from dkuxnet.config import TrainSettings
 from dkuxnet.errors import UserError
 from dkuxnet.methods.base import Method
@@ -158,17 +159,6 @@ def train_step(
     if state.average:
         update_average(state.average, state.method, settings.average, state.step)
     return losses, norm
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """average <- d average + (1 - d) model, d rising to `decay` so that the first steps are forgotten soon."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
 
 
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:

@@ -92,12 +92,14 @@ class Output:
     logits: (B, K, X, Y, Z) segmentation logits.
     group_prob: (B, G, X, Y, Z) the grouped assignment, a distribution over groups at every voxel; None without queries.
     layer_group_prob: the same from each kMaX layer at its own scale, (B, G, x, y, z) each.
+    features: (B, C', X, Y, Z) the voxel features under the head, for methods that put a head of their own on them.
     uncertainty: (B, X, Y, Z) in [0, 1], where the predictor has something to say.
     """
 
     logits: Tensor
     group_prob: Tensor | None = None
     layer_group_prob: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
     uncertainty: Tensor | None = None
 
 

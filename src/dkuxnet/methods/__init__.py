@@ -2,5 +2,13 @@
 
 METHODS = {
     "supervised": "dkuxnet.methods.supervised:Supervised",
+    "mean-teacher": "dkuxnet.methods.mean_teacher:MeanTeacher",
+    "ua-mt": "dkuxnet.methods.ua_mt:UAMT",
+    "cps": "dkuxnet.methods.cps:CPS",
+    "mc-net-plus": "dkuxnet.methods.mc_net:MCNetPlus",
+    "bcp": "dkuxnet.methods.bcp:BCP",
+    "fixmatch": "dkuxnet.methods.fixmatch:FixMatch",
+    "unimatch": "dkuxnet.methods.unimatch:UniMatch",
+    "dtc": "dkuxnet.methods.dtc:DTC",
     "dual-mutual": "dkuxnet.methods.dual_mutual:DualMutual",
 }

@@ -1,12 +1,15 @@
-"""The contract of a method."""
+"""The contract of a method, and what many methods share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from dkuxnet.types import Batch, NetworkShape
+from dkuxnet.losses import query_loss_all, segmentation_loss
+from dkuxnet.types import Batch, NetworkShape, Output
 
 
 class Method(nn.Module):
@@ -32,7 +35,10 @@ class Method(nn.Module):
         self.shape = shape
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Named, weighted scalars; the loop sums them. `step` counts optimiser steps from 0."""
+        """Named, weighted scalars; the loop sums them. `step` counts optimiser steps from 0.
+
+        What is drawn at random here comes from torch's own generator, which the loop seeds with every step.
+        """
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
@@ -41,3 +47,62 @@ class Method(nn.Module):
     def predictor(self) -> nn.Module:
         """The module that validation, prediction and export use: image (B, C, X, Y, Z) -> Output."""
         return self.networks[0]
+
+    def supervision(
+        self, outputs: Sequence[Output], label: Tensor, w_qd: float, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """L_seg + w_qd L_qd, summed over branches whose first patches are those of `label`; L_qd where there are queries.
+
+        mask: (B, X, Y, Z), voxels whose label counts; None is all.
+        """
+        outputs = [first(output, len(label)) for output in outputs]
+        losses = {"seg": sum(segmentation_loss(output.logits, label, mask) for output in outputs)}
+        if w_qd and outputs[0].group_prob is not None:
+            losses["qd"] = w_qd * sum(query_loss_all(output, label, self.shape.groups, mask) for output in outputs)
+        return losses
+
+
+def all_patches(batch: Batch, view: str) -> Tensor:
+    """The labelled patches, then the unlabelled ones, (B, C, X, Y, Z). view: "weak" or "strong"."""
+    labelled = getattr(batch.labelled, view)
+    return labelled if batch.unlabelled is None else torch.cat([labelled, getattr(batch.unlabelled, view)])
+
+
+def first(output: Output, count: int) -> Output:
+    """The part of the first `count` patches of a batch that the losses on labels read."""
+    return Output(
+        logits=output.logits[:count],
+        group_prob=None if output.group_prob is None else output.group_prob[:count],
+        layer_group_prob=tuple(layer[:count] for layer in output.layer_group_prob),
+    )
+
+
+def probabilities(output: Output) -> Tensor:
+    """Softmax over the classes in float32, (B, K, X, Y, Z)."""
+    return output.logits.float().softmax(dim=1)
+
+
+def ramp_up(step: int, length: int) -> float:
+    """r(t): the Gaussian ramp exp(-5 (1 - t)^2), t from 0 to 1 over `length` steps (Laine and Aila, arXiv 1610.02242)."""
+    t = min(step / length, 1.0) if length > 0 else 1.0
+    return math.exp(-5 * (1 - t) ** 2)
+
+
+class MeanOf(nn.Module):
+    """The mean of networks' probabilities, as logits; their disagreement is the uncertainty: see `mean_output`."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, image: Tensor) -> Output:
+        return mean_output([network(image) for network in self.networks])
+
+
+def mean_output(outputs: Sequence[Output]) -> Output:
+    """Mean probabilities as logits, and as uncertainty the Jensen-Shannon divergence of the outputs over its maximum, the
+    log of their number: 0 agreement, 1 contradiction."""
+    logs = torch.stack([output.logits.float().log_softmax(dim=1) for output in outputs])  # (M, B, K, X, Y, Z)
+    log_mean = logs.logsumexp(dim=0) - math.log(len(outputs))
+    divergence = (logs.exp() * (logs - log_mean)).sum(dim=2).mean(dim=0)
+    return Output(logits=log_mean, uncertainty=(divergence / math.log(len(outputs))).clamp(0, 1))

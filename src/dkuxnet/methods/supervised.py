@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.methods.base import Method
 from dkuxnet.types import Batch
 
@@ -21,9 +20,5 @@ class Supervised(Method):
         w_qd: float = 0.1
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        labelled = batch.labelled
-        output = self.networks[0](labelled.strong)
-        losses = {"seg": segmentation_loss(output.logits, labelled.label)}
-        if self.options.w_qd and output.group_prob is not None:
-            losses["qd"] = self.options.w_qd * query_loss_all(output, labelled.label, self.shape.groups)
-        return losses
+        output = self.networks[0](batch.labelled.strong)
+        return self.supervision([output], batch.labelled.label, self.options.w_qd)

@@ -3,6 +3,7 @@
 MONAI takes seconds to import: the builders import it when they are called.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -44,20 +45,53 @@ class SegResNetOptions:
     width: int = 16
 
 
-def vnet(shape: NetworkShape, options: dict) -> nn.Module:
-    """V-Net (Milletari et al., 2016), the field's usual backbone on the left atrium. MONAI's V-Net tiles its input to 16
-    channels and so needs a divisor of 16: other numbers of channels go through a 1x1x1 convolution first."""
-    from monai.networks.nets import VNet
+class VNet(nn.Module):
+    """MONAI's V-Net as an encoder and a decoder. It tiles its input to 16 channels and so needs a divisor of 16: other
+    numbers of channels go through a 1x1x1 convolution first."""
 
-    chosen = parse_options(VNetOptions, options, "network.vnet")
-    adapt = 16 % shape.in_channels != 0
-    network = VNet(
-        in_channels=16 if adapt else shape.in_channels,
-        out_channels=shape.classes,
-        dropout_prob_down=chosen.dropout,
-        dropout_prob_up=(chosen.dropout, chosen.dropout),
-    )
-    return LogitsNetwork(nn.Sequential(nn.Conv3d(shape.in_channels, 16, 1), network) if adapt else network)
+    voxel_channels = 32
+
+    def __init__(self, in_channels: int, classes: int, dropout: float):
+        from monai.networks.nets import VNet as Whole
+
+        super().__init__()
+        fits = 16 % in_channels == 0
+        whole = Whole(in_channels=in_channels if fits else 16, out_channels=classes, dropout_prob_down=dropout,
+                      dropout_prob_up=(dropout, dropout))
+        adapt = nn.Identity() if fits else nn.Conv3d(in_channels, 16, 1)
+        downs = (whole.down_tr32, whole.down_tr64, whole.down_tr128, whole.down_tr256)
+        self.encoder = VNetEncoder([nn.Sequential(adapt, whole.in_tr), *downs])
+        self.ups = nn.ModuleList([whole.up_tr256, whole.up_tr128, whole.up_tr64, whole.up_tr32])
+        self.head = whole.out_tr
+
+    def forward(self, image: Tensor) -> Output:
+        return self.decode(image, self.encoder(image))
+
+    def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:
+        *skips, x = features
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            x = up(x, skip)
+        return Output(logits=self.head(x), features=x)
+
+
+class VNetEncoder(nn.Module):
+    """(B, C, X, Y, Z) -> five maps at strides 1, 2, 4, 8, 16 with 16, 32, 64, 128, 256 channels."""
+
+    def __init__(self, stages: Sequence[nn.Module]):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features, x = [], image
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+def vnet(shape: NetworkShape, options: dict) -> VNet:
+    """V-Net (Milletari et al., 2016), the field's usual backbone on the left atrium."""
+    return VNet(shape.in_channels, shape.classes, parse_options(VNetOptions, options, "network.vnet").dropout)
 
 
 def unet(shape: NetworkShape, options: dict) -> nn.Module:

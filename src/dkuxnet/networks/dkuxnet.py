@@ -1,5 +1,6 @@
 """One branch of DK-UXNet, the kMaX UX-Net, wired from its boxes (Wu, Li, Zhang, ISBI 2024, Figures 1 and 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,7 @@ class DKUXNet(nn.Module):
         super().__init__()
         check_groups(shape.groups, shape.classes)
         self.groups = shape.groups
+        self.voxel_channels = options.widths[0]
         channels = options.query_channels
         self.encoder = UXNetEncoder(
             shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
@@ -53,7 +55,10 @@ class DKUXNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Output:
-        maps = self.decoder(image, self.encoder(image))
+        return self.decode(image, self.encoder(image))
+
+    def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:
+        maps = self.decoder(image, features)
         queries, layer_logits = self.kmax(maps[:3])  # (B, N, C)
         mask_logits = self.assignment(maps[-1], queries)  # R: (B, N, X, Y, Z)
         classes = self.classify(queries)  # S: (B, N, K), one MLP shared by all queries
@@ -62,6 +67,7 @@ class DKUXNet(nn.Module):
             logits=torch.einsum("bnk,bnxyz->bkxyz", classes, assignment),  # Z = S^T M
             group_prob=grouped_assignment(assignment, self.groups),
             layer_group_prob=tuple(grouped_assignment(layer.softmax(dim=1), self.groups) for layer in layer_logits),
+            features=maps[-1],
         )
 
 

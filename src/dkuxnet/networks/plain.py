@@ -1,5 +1,6 @@
 """Plain 3D UX-Net: the same encoder and residual decoder with a 1x1x1 head and no queries (arXiv 2209.15076)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,10 +30,15 @@ class UXNet(nn.Module):
             shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
         )
         self.decoder = ResidualDecoder(shape.in_channels, options.widths)
-        self.head = nn.Conv3d(options.widths[0], shape.classes, 1)
+        self.voxel_channels = options.widths[0]
+        self.head = nn.Conv3d(self.voxel_channels, shape.classes, 1)
 
     def forward(self, image: Tensor) -> Output:
-        return Output(logits=self.head(self.decoder(image, self.encoder(image))[-1]))
+        return self.decode(image, self.encoder(image))
+
+    def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:
+        voxels = self.decoder(image, features)[-1]
+        return Output(logits=self.head(voxels), features=voxels)
 
 
 def uxnet(shape: NetworkShape, options: dict) -> UXNet:

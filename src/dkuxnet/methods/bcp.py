@@ -1,0 +1,66 @@
+"""BCP, bidirectional copy-paste (Bai et al., CVPR 2023, arXiv 2305.00673): labelled and unlabelled scans in one patch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dkuxnet.components import keep_largest_component
+from dkuxnet.losses import query_loss_all, segmentation_loss
+from dkuxnet.methods.base import probabilities
+from dkuxnet.methods.mixing import paste, random_boxes
+from dkuxnet.methods.teacher import TeacherMethod
+from dkuxnet.types import Batch
+
+
+class BCP(TeacherMethod):
+    """The student learns on labelled patches with a box of an unlabelled one pasted in, and the other way round; a teacher's
+    largest component labels what is unlabelled. Before `pretrain_steps` labelled patches are pasted into each other.
+
+    The teacher follows the student from the first step (the paper starts it from the pre-trained one). The query
+    loss reads true labels alone.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """box: edge of the pasted box as a share of the patch's, beta in the paper. alpha: weight of what is labelled by the
+        teacher. pretrain_steps: copy-paste among labelled patches alone. decay, predict: of the teacher. w_qd: weight of
+        the query loss."""
+
+        box: float = 2 / 3
+        alpha: float = 0.5
+        pretrain_steps: int = 200
+        decay: float = 0.99
+        w_qd: float = 0.1
+        predict: Literal["teacher", "student"] = "teacher"
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        options, image, label = self.options, batch.labelled.strong, batch.labelled.label
+        if batch.unlabelled is None or step < options.pretrain_steps:
+            other_image, other_label, weight = image.roll(1, 0), label.roll(1, 0), 1.0
+        else:
+            other_image, weight = batch.unlabelled.strong, options.alpha
+            other_label = self.pseudo_label(batch.unlabelled.weak)
+        # as many mixed patches of each direction as the larger of the two parts has
+        pairs = torch.arange(max(len(image), len(other_image)), device=image.device)
+        mine, theirs = pairs % len(image), pairs % len(other_image)
+        image, label, other_image, other_label = image[mine], label[mine], other_image[theirs], other_label[theirs]
+        boxes = random_boxes(2 * len(pairs), image.shape[2:], options.box, image.device)
+        into, out = boxes.chunk(2)
+        mixed_image = torch.cat([paste(other_image, image, into), paste(image, other_image, out)])
+        mixed_label = torch.cat([paste(other_label, label, into), paste(label, other_label, out)])
+        labelled = torch.cat([1 - into, out])[:, 0]  # where the true labels are
+
+        output = self.networks[0](mixed_image)
+        losses = {"labelled": segmentation_loss(output.logits, mixed_label, labelled),
+                  "pasted": weight * segmentation_loss(output.logits, mixed_label, 1 - labelled)}
+        if options.w_qd and output.group_prob is not None:
+            losses["qd"] = options.w_qd * query_loss_all(output, mixed_label, self.shape.groups, labelled)
+        return losses
+
+    @torch.no_grad()
+    def pseudo_label(self, image: Tensor) -> Tensor:
+        """The teacher's decision, of each class the largest component: (B, C, X, Y, Z) -> (B, X, Y, Z) int64."""
+        decided = probabilities(self.teacher(image)).argmax(dim=1).cpu().numpy()
+        return torch.stack([torch.from_numpy(keep_largest_component(label)) for label in decided]).to(image.device)

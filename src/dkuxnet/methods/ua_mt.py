@@ -1,0 +1,40 @@
+"""UA-MT (Yu et al., MICCAI 2019, arXiv 1907.07034): a mean teacher that is followed only where it is sure."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dkuxnet.losses import FLOOR, masked_mean
+from dkuxnet.methods.base import probabilities, ramp_up
+from dkuxnet.methods.mean_teacher import MeanTeacher
+
+
+class UAMT(MeanTeacher):
+    """The consistency counts in voxels where the entropy of the teacher's mean over noisy passes is under a threshold, which
+    rises with the ramp from 3/4 of its maximum to the maximum (the paper's Equations 2 to 4).
+
+    The passes differ by noise on the image and by whatever dropout the network has (V-Net has some, a dk-uxnet has none).
+    """
+
+    @dataclass(frozen=True)
+    class Options(MeanTeacher.Options):
+        """As the mean teacher's. passes: noisy passes of the teacher, T in the paper. noise: their standard deviation, in
+        units of the normalised image; draws beyond twice of it are cut."""
+
+        passes: int = 8
+        noise: float = 0.1
+
+    def consistency(self, student: Tensor, image: Tensor, step: int) -> Tensor:
+        options = self.options
+        with torch.no_grad():
+            target = probabilities(self.teacher(image))
+            mean = torch.zeros_like(target)
+            for _ in range(options.passes):
+                noise = (options.noise * torch.randn_like(image)).clamp(-2 * options.noise, 2 * options.noise)
+                mean += probabilities(self.teacher(image + noise)) / options.passes
+            entropy = -(mean * (mean + FLOOR).log()).sum(dim=1)
+            threshold = (0.75 + 0.25 * ramp_up(step, options.ramp_up_steps)) * math.log(mean.shape[1])
+            sure = (entropy < threshold).float()
+        return masked_mean((student - target).square().mean(dim=1), sure)

@@ -1,0 +1,309 @@
+"""What makes each method the method that it is named after, by hand where that can be done."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dkuxnet.config import load_settings
+from dkuxnet.errors import UserError
+from dkuxnet.experiment import build_method
+from dkuxnet.lookup import lookup
+from dkuxnet.losses import segmentation_loss
+from dkuxnet.methods import METHODS
+from dkuxnet.methods.base import mean_output, ramp_up
+from dkuxnet.methods.dtc import signed_distance
+from dkuxnet.methods.mc_net import sharpen
+from dkuxnet.methods.mixing import paste, random_boxes
+from dkuxnet.types import Output
+from test_methods import SHAPE, make_batch, make_method
+
+NETWORKS = {
+    "dk-uxnet-tiny": {"network.widths": [8, 8, 8, 8], "network.query_channels": 16},
+    "uxnet-tiny": {"network.widths": [8, 8, 8, 8]},
+    "vnet": {},
+}
+NO_QUERIES = {"method.w_qd": 0, "method.w_qdc": 0}
+
+
+class VoxelWise(nn.Module):
+    """A network whose answer can be computed by hand: class logits (0, slope x intensity)."""
+
+    def __init__(self, slope: float = 1.0):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, image):
+        return Output(logits=torch.cat([torch.zeros_like(image), self.slope * image], dim=1))
+
+
+def by_hand(name: str, *slopes: float, **options):
+    """A method of voxel-wise networks, without query terms."""
+    method = lookup(METHODS, name, "method")
+    return method([VoxelWise(slope) for slope in slopes], method.Options(w_qd=0, **options), SHAPE)
+
+
+def organ_probability(image, slope):
+    return torch.sigmoid(slope * image)
+
+
+def squared_error(a, b):
+    """Mean over voxels and both classes of the squared difference of two organ probabilities."""
+    return (a - b).square().mean()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_and_networks_go_together(name, network):
+    overrides = {"network.name": network, "method.name": name} | NETWORKS[network]
+    if name == "dual-mutual" and network != "dk-uxnet-tiny":
+        overrides |= NO_QUERIES
+    method = build_method(load_settings(overrides=overrides), SHAPE, plan={})
+    losses = method.losses(make_batch(), step=1000)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+    with torch.no_grad():
+        assert method.predictor().eval()(torch.randn(1, 1, 32, 32, 16)).logits.shape == (1, 2, 32, 32, 16)
+
+
+@pytest.mark.parametrize("name", ["mc-net-plus", "unimatch", "dtc"])
+def test_a_network_that_does_not_fit_is_refused_and_the_error_names_what_fits(name):
+    settings = load_settings(overrides={"network.name": "unet", "method.name": name})
+    with pytest.raises(UserError, match=f"'{name}' with network 'unet'.*dk-uxnet, uxnet and vnet"):
+        build_method(settings, SHAPE, plan={})
+
+
+# --- teachers -------------------------------------------------------------------------------------------------------
+
+WITH_TEACHER = ["mean-teacher", "ua-mt", "bcp"]
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_a_teacher_starts_as_its_student_follows_it_and_gets_no_gradient(name):
+    method = make_method(name)
+    student, teacher = method.networks[0].state_dict(), method.teacher.state_dict()
+    assert all(torch.equal(teacher[key], student[key]) for key in student)
+    sum(method.losses(make_batch(), step=1000).values()).backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+    before = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for p in method.networks[0].parameters():
+            p += 1
+    method.after_step(10_000)
+    for key, p in method.networks[0].named_parameters():
+        torch.testing.assert_close(method.teacher.state_dict()[key], 0.99 * before[key] + 0.01 * p.detach())
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_teacher_or_student_answers(name):
+    assert make_method(name).predictor() is not make_method(name).networks[0]
+    teacher, student = make_method(name), make_method(name, method__predict="student")
+    assert teacher.predictor() is teacher.teacher and student.predictor() is student.networks[0]
+
+
+def test_the_mean_teacher_s_consistency_is_the_squared_error_to_the_teacher_s_weak_view():
+    method, batch = by_hand("mean-teacher", 1.0, w=3.0, ramp_up_steps=100), make_batch()
+    with torch.no_grad():
+        method.teacher.slope.fill_(2.0)
+    expected = 3 * squared_error(organ_probability(batch.unlabelled.strong, 1.0), organ_probability(batch.unlabelled.weak, 2.0))
+    torch.testing.assert_close(method.losses(batch, 100)["consistency"], expected)
+    torch.testing.assert_close(method.losses(batch, 50)["consistency"], expected * ramp_up(50, 100))
+
+
+def test_ua_mt_counts_only_voxels_where_the_teacher_is_sure():
+    """Without noise the passes agree: entropy follows from the intensity, and half of these voxels are sure."""
+    method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=10_000, noise=0.0, passes=3), make_batch()
+    weak = batch.unlabelled.weak
+    weak[:] = 0.1  # p = 0.52: entropy 0.999 log 2, above the first threshold
+    weak[:, :, :16] = 4.0  # p = 0.98: sure
+    sure = batch.unlabelled.strong[:, :, :16]
+    expected = squared_error(organ_probability(sure, 1.0), organ_probability(torch.full_like(sure, 4.0), 1.0))
+    first = method.losses(batch, 0)["consistency"] / ramp_up(0, 10_000)
+    torch.testing.assert_close(first, expected)
+    everywhere = squared_error(organ_probability(batch.unlabelled.strong, 1.0), organ_probability(weak, 1.0))
+    torch.testing.assert_close(method.losses(batch, 10_000)["consistency"], everywhere)  # the last threshold lets all in
+
+
+def test_ua_mt_s_noise_makes_it_less_sure():
+    """Intensity 1: p = 0.73, entropy 0.84 log 2 without noise, under a threshold of 0.9 log 2; noise takes voxels over it."""
+    losses = []
+    for noise in (0.0, 3.0):
+        method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=100, noise=noise, passes=2), make_batch()
+        batch.unlabelled.weak[:] = 1.0
+        batch.unlabelled.strong[:] = 1.0
+        batch.unlabelled.strong[0] = 2.0
+        torch.manual_seed(0)
+        losses.append(method.losses(batch, 60)["consistency"])
+    assert 0.75 + 0.25 * ramp_up(60, 100) > 0.84
+    assert not torch.allclose(losses[0], losses[1])
+
+
+# --- pseudo labels --------------------------------------------------------------------------------------------------
+
+
+def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
+    method, batch = by_hand("cps", 1.0, -1.0, w=2.0, ramp_up_steps=0), make_batch()
+    images = torch.cat([batch.labelled.strong, batch.unlabelled.strong])
+    loss = method.losses(batch, 0)["cross"]
+    # opposite signs: each is told by the other to be where it is not
+    torch.testing.assert_close(loss, 2 * 2 * F.softplus(images.abs()).mean(), rtol=1e-4, atol=1e-4)
+    loss.backward()
+    assert method.networks[0].slope.grad * method.networks[1].slope.grad < 0  # both move towards the other
+
+
+def test_fixmatch_learns_from_sure_voxels_of_the_strong_view_alone():
+    method, batch = by_hand("fixmatch", 1.0, threshold=0.95), make_batch()
+    batch.unlabelled.weak[:] = torch.linspace(-6, 6, 16)
+    weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
+    sure = (organ_probability(weak, 1.0) - 0.5).abs() >= 0.45
+    assert 0 < sure.float().mean() < 1
+    expected = (F.softplus(torch.where(weak > 0, -strong, strong)) * sure).mean()
+    torch.testing.assert_close(method.losses(batch, 0)["pseudo"], expected, rtol=1e-4, atol=1e-4)
+    assert by_hand("fixmatch", 1.0, threshold=1.1).losses(batch, 0)["pseudo"] == 0
+
+
+def test_unimatch_s_streams_are_cutmix_and_dropped_features():
+    method, batch = make_method("unimatch", method__threshold=0.0), make_batch()
+    seen = []
+    method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    losses = method.losses(batch, 0)
+    weak, mixed = seen
+    strong, other = batch.unlabelled.strong, batch.unlabelled.strong.roll(1, 0)
+    assert torch.equal(weak, batch.unlabelled.weak) and torch.equal(mixed[:2], batch.labelled.strong)
+    for stream in mixed[2:].split(2):
+        taken = (stream == other) & (stream != strong)
+        assert ((stream == strong) | (stream == other)).all()
+        assert taken.float().mean() == pytest.approx(0.5**3, abs=1e-6)  # a box of half of each edge
+    assert not torch.equal(mixed[2:4], mixed[4:])  # two boxes, not one
+    assert set(losses) == {"seg", "qd", "strong", "features"}
+    kept = make_method("unimatch", method__threshold=0.0, method__dropout=0.0)
+    assert not torch.allclose(kept.losses(batch, 0)["features"], losses["features"])
+
+
+def test_unimatch_compares_a_mixed_patch_with_the_mixed_decisions():
+    """With a box of the whole patch every patch is its neighbour: its decisions must be the neighbour's too."""
+    method, swapped = make_method("unimatch", method__threshold=0.0, method__box=1.0), make_batch()
+    for view in ("weak", "strong"):
+        setattr(swapped.unlabelled, view, getattr(swapped.unlabelled, view).roll(1, 0))
+    torch.testing.assert_close(method.losses(make_batch(), 0)["strong"], method.losses(swapped, 0)["strong"])
+
+
+# --- copy-paste -----------------------------------------------------------------------------------------------------
+
+
+def test_random_boxes_have_the_asked_size_and_move():
+    torch.manual_seed(0)
+    boxes = random_boxes(20, (12, 9, 6), 2 / 3, torch.device("cpu"))
+    assert boxes.shape == (20, 1, 12, 9, 6) and (boxes.sum(dim=(1, 2, 3, 4)) == 8 * 6 * 4).all()
+    corners = {tuple(np.argwhere(box[0].numpy())[0]) for box in boxes}
+    assert len(corners) > 5 and max(x for x, _, _ in corners) == 4  # up to the far side
+
+
+def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
+    boxes = random_boxes(2, (4, 4, 4), 0.5, torch.device("cpu"))
+    image = paste(torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 3, 4, 4, 4), boxes)
+    label = paste(torch.ones(2, 4, 4, 4), torch.zeros(2, 4, 4, 4), boxes)
+    assert torch.equal(image, boxes.expand_as(image)) and torch.equal(label, boxes[:, 0])
+
+
+def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
+    method, batch = by_hand("bcp", 1.0, pretrain_steps=5, alpha=0.5), make_batch()
+    batch.labelled.strong[:], batch.unlabelled.strong[:], batch.unlabelled.weak[:] = 1.0, -1.0, -1.0
+    batch.labelled.label[:] = 1
+    seen = []
+    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.logits)))
+    losses = method.losses(batch, 5)
+    image, logits = seen[0]
+    inside = [(patch == -1).float().mean().item() for patch in image]
+    box = round(32 * 2 / 3) ** 2 * round(16 * 2 / 3) / (32 * 32 * 16)
+    assert inside == pytest.approx([box, box, 1 - box, 1 - box])  # unlabelled into labelled, labelled into unlabelled
+    labelled = (image[:, 0] == 1).float()
+    label = labelled.long()  # the teacher calls intensity -1 background
+    torch.testing.assert_close(losses["labelled"], segmentation_loss(logits, label, labelled))
+    torch.testing.assert_close(losses["pasted"], 0.5 * segmentation_loss(logits, label, 1 - labelled))
+
+    method.losses(batch, 4)  # still pre-training: nothing of the unlabelled patches is seen
+    assert (seen[1][0] == 1).all()
+
+
+def test_bcp_s_pseudo_label_is_the_largest_component():
+    method = by_hand("bcp", 1.0)
+    image = torch.full((1, 1, 16, 16, 16), -1.0)
+    image[0, 0, 2:8, 2:8, 2:8] = 1
+    image[0, 0, 12:14, 12:14, 12:14] = 1
+    label = method.pseudo_label(image)
+    assert label[0, 2:8, 2:8, 2:8].all() and label.sum() == 6**3 and label.dtype == torch.int64
+
+
+# --- several decoders -----------------------------------------------------------------------------------------------
+
+
+def test_mc_net_plus_has_one_encoder_and_decoders_that_upsample_differently():
+    method = make_method("mc-net-plus")
+    assert [network.encoder is None for network in method.networks] == [False, True, True]
+    kinds = [{type(m) for m in network.modules()} for network in method.networks]
+    assert [nn.ConvTranspose3d in kind for kind in kinds] == [True, False, False]
+    modes = [{m.mode for m in network.modules() if isinstance(m, nn.Upsample)} for network in method.networks]
+    assert modes == [set(), {"trilinear"}, {"nearest"}]
+
+
+def test_mc_net_plus_compares_each_decoder_with_the_others_sharpened():
+    method, batch = make_method("mc-net-plus", method__w=2.0, method__ramp_up_steps=0), make_batch()
+    loss = method.losses(batch, 0)["mutual"]
+    with torch.no_grad():
+        probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))]
+    expected = sum(squared_error(p, sharpen(q, 0.1)) for i, p in enumerate(probs) for j, q in enumerate(probs) if i != j)
+    torch.testing.assert_close(loss, 2 * expected)
+
+
+def test_sharpening_by_hand():
+    prob = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1, 1)
+    torch.testing.assert_close(sharpen(prob, 0.5).flatten(), torch.tensor([0.36, 0.16]) / 0.52)
+    torch.testing.assert_close(sharpen(prob, 1.0), prob)
+
+
+def test_the_mean_of_three_is_their_mean_and_their_disagreement():
+    probs = ([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8])
+    outputs = [Output(logits=torch.tensor(p).log().view(1, 3, 1, 1, 1)) for p in probs]
+    mean = mean_output(outputs)
+    torch.testing.assert_close(mean.logits.softmax(1).flatten(), torch.tensor([0.3, 11 / 30, 1 / 3]))
+    sure = [Output(logits=20 * torch.eye(3)[k].view(1, 3, 1, 1, 1)) for k in range(3)]
+    assert mean_output(sure).uncertainty.item() == pytest.approx(1, abs=1e-3)  # full contradiction
+    assert mean_output([outputs[0]] * 3).uncertainty.item() == pytest.approx(0, abs=1e-6)
+
+
+# --- dual task ------------------------------------------------------------------------------------------------------
+
+
+def test_signed_distance_by_hand():
+    label = torch.zeros(3, 1, 1, 8, dtype=torch.int64)
+    label[0, 0, 0, 2:5] = 1  # three inside, the farthest outside 3 voxels from it
+    label[1] = 1
+    distance = signed_distance(label, 2)
+    assert distance.shape == (3, 1, 1, 1, 8)
+    torch.testing.assert_close(distance[0].flatten(), torch.tensor([2 / 3, 1 / 3, -1 / 2, -1, -1 / 2, 1 / 3, 2 / 3, 1.0]))
+    assert (distance[1] == -1).all() and (distance[2] == 1).all()
+
+
+def test_dtc_s_level_set_is_compared_with_the_distance_and_with_the_segmentation():
+    method, batch = make_method("dtc", method__w=2.0, method__w_level=0.5, method__ramp_up_steps=0), make_batch()
+    losses = method.losses(batch, 0)
+    with torch.no_grad():
+        output = method.networks[0](torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
+        level = method.level_set(output.features).tanh()
+    expected = 0.5 * (level[:2] - signed_distance(batch.labelled.label, 2)).square().mean()
+    torch.testing.assert_close(losses["level"], expected)
+    expected = 2 * squared_error(output.logits.softmax(1)[:, 1:], (level < 0).float())  # so steep is the way back
+    torch.testing.assert_close(losses["dual"], expected, rtol=0.02, atol=0.01)
+
+
+def test_dtc_s_consistency_moves_both_tasks():
+    method = make_method("dtc", method__ramp_up_steps=0, method__steepness=5.0)
+    method.losses(make_batch(), 0)["dual"].backward()
+    assert method.level_set.weight.grad.abs().sum() > 0
+    assert method.networks[0].classify[-1].weight.grad.abs().sum() > 0
