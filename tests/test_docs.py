@@ -1,5 +1,7 @@
 """The blocks of the documentation run, and keep the promises of their tables."""
 
+import json
+import math
 import re
 import sys
 import types
@@ -15,7 +17,7 @@ from dkuxnet.experiment import run_training
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 from dkuxnet.prepare import prepare_scans
-from dkuxnet.types import Volume
+from dkuxnet.types import Batch, Output, Views, Volume
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,27 +39,28 @@ def modules(monkeypatch) -> list[types.ModuleType]:
 
 
 def test_the_method_and_the_network_of_the_page_train_together(modules, monkeypatch, tmp_path):
-    monkeypatch.setitem(METHODS, "mean-teacher", "doc_0:MeanTeacher")
+    monkeypatch.setitem(METHODS, "entropy", "doc_0:Entropy")
     monkeypatch.setitem(NETWORKS, "pointwise", "doc_1:pointwise")
     prepare_scans(phantom.write_dataset(tmp_path / "scans", cases=4, labelled=2, size=20), tmp_path / "prepared", processes=1)
     settings = load_settings(overrides={
-        "method.name": "mean-teacher", "method.decay": 0.5, "network.name": "pointwise", "network.width": 8,
-        "train.steps": 3, "train.device": "cpu", "train.patch": [16, 16, 16],
+        "method.name": "entropy", "method.weight": 0.5, "network.name": "pointwise", "network.width": 8,
+        "train.steps": 3, "train.log_every": 1, "train.device": "cpu", "train.patch": [16, 16, 16],
     })
     run_training(tmp_path / "prepared", tmp_path / "run", settings)
-    teacher, student = modules[0].MeanTeacher, modules[1].Pointwise
-    assert teacher.branches == 2 and issubclass(student, torch.nn.Module)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["entropy"] > 0 for row in logged if "loss" in row)
 
 
-def test_the_teacher_of_the_page_moves_towards_its_student(modules):
-    networks = [torch.nn.Conv3d(1, 2, 1) for _ in range(2)]
-    method = modules[0].MeanTeacher(networks, modules[0].MeanTeacher.Options(decay=0.9), None)
-    student, teacher = (network.weight for network in method.networks)
-    assert torch.equal(student, teacher)
-    with torch.no_grad():
-        student += 1
-    method.after_step(0)
-    torch.testing.assert_close(student - teacher, torch.full_like(student, 0.9))
+def test_the_method_of_the_page_makes_a_network_decide(modules):
+    """Half of its weight at the end of the ramp is the entropy of an undecided network, log 2 a voxel."""
+    class Undecided(torch.nn.Module):
+        def forward(self, image):
+            return Output(logits=torch.zeros(len(image), 2, *image.shape[2:]))
+
+    method = modules[0].Entropy([Undecided()], modules[0].Entropy.Options(weight=0.5), None)
+    image = torch.zeros(1, 1, 4, 4, 4)
+    batch = Batch(Views(image, image, torch.zeros(1, 4, 4, 4, dtype=torch.int64)), Views(image, image))
+    assert float(method.losses(batch, 400)["entropy"]) == pytest.approx(0.5 * math.log(2), abs=1e-4)
 
 
 def test_the_format_of_the_page_round_trips(modules, monkeypatch, tmp_path):
