@@ -30,7 +30,7 @@ from dkuxnet.methods.base import Method
 from dkuxnet.metrics import dice
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
-from dkuxnet.run import RunFolder, machine, write_json
+from dkuxnet.run import RunFolder, machine, peak_memory_gib, write_json
 from dkuxnet.train import INITIAL, VIEWS, make_state, step_seed, train
 from dkuxnet.types import Batch, Group, NetworkShape
 
@@ -78,7 +78,8 @@ def run_training(
             validate=(lambda predictor: validation_dice(predictor, job)) if job.split.validation else None,
             progress=lambda step, figures: progress("train", step, total, figures),
         )
-        folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step)
+        folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step,
+                               peak_memory_gib=peak_memory_gib(job.device))
         if job.split.test:
             evaluate_test(folder, state.predicting().predictor().eval(), job, progress)
     except (torch.OutOfMemoryError, MemoryError) as error:

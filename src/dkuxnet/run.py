@@ -195,3 +195,17 @@ def machine(device: "torch.device") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def peak_memory_gib(device: "torch.device") -> float | None:
+    """The most memory held so far: on a GPU what tensors took of it, else what the process took. None where no one says."""
+    import torch
+
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 2**30 if platform.system() == "Darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
