@@ -34,13 +34,19 @@ ALLOWED = {
     "prepare": {"plan", "formats.", "data.layouts", "data.geometry", "data.dataset"},
     "train": {"average", "config", "run", "methods.base"},
     "infer": {"components", "config", "data.geometry"},
-    "report.": {"report.", "run", "formats.", "evaluate", "metrics", "data.dataset", "data.geometry"},
+    "grid": {"config", "methods", "networks"},  # their tables of names
+    "comparison": {"grid", "run"},
+    "parallel": set(),
+    "report.": {"report.", "comparison", "config", "run", "formats.", "evaluate", "metrics", "data.dataset", "data.geometry"},
     "experiment": {"config", "data.", "evaluate", "formats.", "infer", "methods.", "metrics", "networks.", "run", "train"},
     "predict": {"data.layouts", "experiment", "formats.", "infer", "prepare", "run"},
     "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
+    "benchmark": {"comparison", "config", "data.dataset", "data.splits", "experiment", "grid", "methods", "networks", "parallel",
+                  "report.", "run", "train"},
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
-    "console": {"evaluate"},
-    "cli": {"catalogue", "config", "console", "demo", "evaluate", "experiment", "predict", "prepare", "report.", "train"},
+    "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text"},
+    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "predict", "prepare",
+            "report.", "train"},
 }
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 

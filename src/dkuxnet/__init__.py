@@ -15,6 +15,7 @@ PUBLIC = {
     "predict_scans": "dkuxnet.predict:predict_scans",
     "evaluate_folders": "dkuxnet.evaluate:evaluate_folders",
     "write_report": "dkuxnet.report.page:write_report",
+    "run_benchmark": "dkuxnet.benchmark:run_benchmark",
     "UserError": "dkuxnet.errors:UserError",
 }
 __all__ = list(PUBLIC)

@@ -132,6 +132,35 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> Non
 
 
 @app.command()
+def benchmark(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="Methods, networks, labelled counts, seeds, one recipe.")],
+    prepared: Annotated[Path | None, typer.Option(help="Folder that `dkuxnet prepare` made; the file's by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for runs and tables; the file's by default.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+) -> None:
+    """Compare methods: train every missing run of a grid, then tables and a page with how sure they are."""
+    from dkuxnet.grid import read_grid
+
+    read_grid(file, prepared, output)  # a mistake in the file is told at once, without torch where it can be
+
+    from dkuxnet.benchmark import run_benchmark
+    from dkuxnet.console import benchmark_watch, show_benchmark
+    from dkuxnet.train import Interrupted
+
+    try:
+        with benchmark_watch() as watch:
+            comparison = run_benchmark(file, prepared, output, processes, watch)
+    except Interrupted as stop:
+        typer.echo(f"{stop}\nGo on with the same command: {shlex.join(['dkuxnet', *sys.argv[1:]])}", err=True)
+        raise typer.Exit(130) from None
+    show_benchmark(comparison)
+    for name, line in comparison.failed.items():
+        typer.echo(f"error: {name} failed: {line}", err=True)
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """List networks, methods, formats, layouts and presets."""
     from dkuxnet.catalogue import catalogue

@@ -1,6 +1,7 @@
 """The settings of a run: preset, then TOML file, then `--set`, validated once. An unknown key is refused."""
 
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -144,7 +145,7 @@ def load_settings(preset: str = "default", config: Path | None = None, overrides
         raise unknown("preset", preset, presets())
     values = tomllib.loads((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
     if config is not None:
-        _lay_over(values, _read_toml(config))
+        _lay_over(values, read_toml(config))
     given: dict[str, Any] = {}
     for key, value in (overrides or {}).items():  # gathered first, so that a name and its options come together
         _merge(given, _nested(key, value))
@@ -157,7 +158,7 @@ def validate(values: dict[str, Any]) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise explain(error, Settings, "setting") from error
     if settings.train.patch and any(n % 16 for n in settings.train.patch):
         raise UserError(f"setting train.patch: every edge must be a multiple of 16, got {list(settings.train.patch)}")
     return settings
@@ -174,13 +175,23 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file cannot be read, or is not TOML."""
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the settings: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not a TOML file: {error}") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"train": {"lr": 1}} -> ("train.lr", 1), as --set takes them."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -206,13 +217,17 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _explain(error: ValidationError) -> UserError:
+def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserError:
+    """The first thing that is wrong with values for `model`, in one line; an unknown key gets its near match.
+    what: how the message calls a key."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
+    if first["type"] == "missing":
+        return UserError(f"{what} {'.'.join(path)} is missing")
     if first["type"] != "extra_forbidden":
-        return UserError(f"setting {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
-    model: Any = Settings
+        return UserError(f"{what} {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
+    within: Any = model
     for part in path[:-1]:
-        model = get_args(model)[0] if part.isdigit() else model.model_fields[part].annotation  # an entry of a list, or a field
+        within = get_args(within)[0] if part.isdigit() else within.model_fields[part].annotation  # a list's entry, or a field
     prefix = ".".join(path[:-1])
-    return unknown("setting", ".".join(path), [f"{prefix}.{name}" if prefix else name for name in model.model_fields])
+    return unknown(what, ".".join(path), [f"{prefix}.{name}" if prefix else name for name in within.model_fields])

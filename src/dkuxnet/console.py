@@ -12,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from dkuxnet.benchmark import Watch
+    from dkuxnet.comparison import Comparison
     from dkuxnet.evaluate import Evaluation
+    from dkuxnet.grid import WantedRun
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 UNITS = {"dice": "Dice", "jaccard": "Jaccard", "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)",
@@ -107,6 +110,81 @@ def show_demo(made: dict[str, Any]) -> None:
     _say("On your own scans (a folder of images, some of them with a label map):")
     _say("  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first --labelled 8\n"
          "  dkuxnet predict runs/first NEW_SCANS --output predictions\n  dkuxnet report runs/first")
+
+
+@contextmanager
+def benchmark_watch() -> Iterator["Watch"]:
+    """Who follows a benchmark: a bar a run on a terminal; after each run its line and the tables so far."""
+    from dkuxnet.benchmark import Watch
+
+    if not console.is_terminal:
+        yield Watch(_plain_starts(), _show_run)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+        def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            if run not in tasks:
+                tasks[run] = bars.add_task("", total=total)
+            bars.update(tasks[run], description=escape(f"{run} {what}"), completed=done, total=total)
+
+        def ended(run: "WantedRun", error: str, comparison: "Comparison") -> None:
+            if run.name in tasks:
+                bars.remove_task(tasks.pop(run.name))
+            _show_run(run, error, comparison)
+        yield Watch(progress, ended)
+
+
+def _plain_starts() -> Callable[[str, str, int, int, dict[str, float]], None]:
+    """Where there is no terminal: a line where a run begins, and one where its test cases are evaluated."""
+    begun: set[tuple[str, str]] = set()
+
+    def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if (run, what) not in begun:
+            begun.add((run, what))
+            _say(f"{run}: {what} {done}/{total}")
+    return progress
+
+
+def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
+    if error:
+        _say(f"{run.name} failed: {error}")
+    else:
+        table = next(t for t in comparison.tables if t.network == run.network and run.labelled in (t.labelled, None))
+        row = table.bound if run.labelled is None else next(row for row in table.rows if row.arm == run.arm)
+        _say(f"{run.arm}, {run.network}, {'all' if run.labelled is None else run.labelled} labelled, seed {run.seed}: "
+             f"Dice {row.dice_by_seed[run.seed]:.4f}, {row.minutes_by_seed[run.seed]:.1f} min")
+    _show_comparison(comparison)
+
+
+def show_benchmark(comparison: "Comparison") -> None:
+    """The tables, what failed, where the page is."""
+    from dkuxnet.report.comparison_text import notes
+
+    _show_comparison(comparison)
+    for note in notes(comparison):
+        _say(note)
+    for name, line in comparison.failed.items():
+        _say(f"failed: {name}: {line}")
+    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json, figure.svg")
+
+
+def _show_comparison(comparison: "Comparison") -> None:
+    """The tables: drawn on a terminal, else the lines of benchmark.md."""
+    from dkuxnet.report.comparison_text import HEADINGS, cells, markdown_table, rows_of, title
+
+    seeds = len(comparison.seeds)
+    _say(f"{comparison.done} of {comparison.wanted} runs finished")
+    for each in comparison.tables:
+        if not console.is_terminal:
+            _say("\n".join([title(each), *markdown_table(each, seeds)]))
+            continue
+        table = Table(title=title(each), title_justify="left")
+        for number, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if number == 0 else "right")
+        for row in rows_of(each):
+            table.add_row(*map(escape, cells(row, seeds)))
+        console.print(table)
 
 
 def _show_summary(summary: dict[str, dict[str, dict[str, Any]]], title: str) -> None:

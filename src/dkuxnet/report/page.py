@@ -8,12 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from dkuxnet.config import flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
 from dkuxnet.report import pictures
 from dkuxnet.report.results import SHOWN, CaseResult, Results, read_results
-from dkuxnet.report.words import flatten, places, tell, tell_data, uses_unlabelled, wall_times
+from dkuxnet.report.words import places, tell, tell_data, uses_unlabelled, wall_times
 from dkuxnet.run import RunFolder, atomically
 
 # Heading, digits, and which way is better.

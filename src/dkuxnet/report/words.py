@@ -1,6 +1,6 @@
 """The page's sentences: what was done and with which data, in plain words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dkuxnet.data.dataset import PreparedSet
@@ -90,15 +90,6 @@ def places(folder: RunFolder, manifest: dict[str, Any], data: PreparedSet | None
     if data is not None and "source" in data.meta:
         found.append((f"Source scans (layout {data.meta.get('layout', '?')})", str(data.meta["source"])))
     return found
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"train": {"lr": 1}} -> ("train.lr", 1), as --set takes them."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def count(number: int, noun: str) -> str:

@@ -1,0 +1,219 @@
+"""A benchmark: check everything, make the runs that are missing, and write after each what is known so far.
+
+OUTPUT/runs/ARM_NETWORK_nLABELLED_seedS   the runs, each a run folder like any other
+OUTPUT/benchmark.md, benchmark.json       the tables, rewritten after every run
+OUTPUT/benchmark.html, figure.svg         the page, at the end
+OUTPUT/failed/RUN.txt                     the traceback of a run that failed for no reason that the program knows
+"""
+
+import json
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dkuxnet.comparison import Comparison, compare
+from dkuxnet.config import Settings, flatten, validate
+from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.data.splits import Split
+from dkuxnet.errors import UserError
+from dkuxnet.experiment import Job, build_method, data_identity, new_job, run_training
+from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
+from dkuxnet.methods import METHODS
+from dkuxnet.networks import NETWORKS
+from dkuxnet.parallel import side_by_side, stopping_on_sigterm
+from dkuxnet.report.comparison_text import write_text
+from dkuxnet.run import read_json
+from dkuxnet.train import Interrupted
+
+Progress = Callable[[str, str, int, int, dict[str, float]], None]  # run, what, done, of how many, figures
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a benchmark. progress: during a run; ended: after each, with the error's line ("" where none) and the
+    comparison so far."""
+
+    progress: Progress = lambda run, what, done, total, figures: None
+    ended: Callable[[WantedRun, str, Comparison], None] = lambda run, error, comparison: None
+
+
+def run_benchmark(
+    file: Path, prepared: Path | None = None, output: Path | None = None, processes: int = 1, watch: Watch | None = None
+) -> Comparison:
+    """Make every run that the grid in `file` asks for and that is not there yet, and write what they say to `output`.
+
+    prepared, output: in place of the file's. processes: trainings at once; above 1 each has a process and its share of the
+    cores. Raises UserError, before anything is made, for whatever is wrong with the grid or does not fit the data or the
+    runs that are there; train.Interrupted after Ctrl-C or SIGTERM: the same call goes on. A run that fails stops no other:
+    its line is in the comparison.
+    """
+    watch = watch or Watch()
+    grid = read_grid(file, prepared, output)
+    runs = check(grid)
+    folder = grid.output / "runs"
+    with locked(grid.output):
+        missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
+        failed: dict[str, str] = {}
+        try:
+            with stopping_on_sigterm(), closing(make([*missing.values()], grid, processes, watch.progress)) as made:
+                for name, error in made:
+                    failed |= {name: error} if error else {}
+                    comparison = compare(folder, grid, runs, failed)
+                    write_text(comparison, grid.output)
+                    watch.ended(missing[name], error, comparison)
+                comparison = compare(folder, grid, runs, failed)
+                write_text(comparison, grid.output)
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(f"stopped; finished runs and the states of unfinished ones are in {folder}") from None
+    return comparison
+
+
+# --- before anything is made ---
+
+
+def check(grid: Grid) -> list[WantedRun]:
+    """The runs of the grid, after a look at all that could be wrong with them; nothing is written."""
+    plan = PreparedSet(grid.prepared).meta["plan"]
+    runs = wanted_runs(grid, plan["network"])
+    check_pool(grid, new_job(grid.prepared, runs[0].settings).split)  # the bound with all labels comes first
+    shapes = {}
+    for run in runs:
+        job = new_job(grid.prepared, run.settings)
+        check_existing(grid.output, run, job)
+        if not is_finished(grid.output / "runs" / run.name):
+            shapes.setdefault((run.arm, run.network), (run.settings, job.shape))
+    for settings, shape in shapes.values():
+        build_method(settings, shape, plan)  # refuses what does not fit together
+    return runs
+
+
+def check_pool(grid: Grid, split: Split) -> None:
+    """split: with all labels of the pool. Raises UserError for an empty test list and for more labels than there are."""
+    if not split.test:
+        raise UserError("the test list is empty, so there is nothing to compare; set data.test_cases in [settings], or "
+                        "data.split to a file with a test list")
+    pool = len(split.labelled) + len(split.validation)
+    for count in grid.labelled:
+        if count > pool:
+            raise UserError(f"labelled holds {count}, but the training pool has {pool} labelled cases of "
+                            f"{pool + len(split.unlabelled)}; ask for fewer, or add labels and prepare again")
+
+
+def check_existing(output: Path, run: WantedRun, job: Job) -> None:
+    """Raises UserError where a run of that name is there and is not the one that the grid asks for."""
+    folder = output / "runs" / run.name
+    if not folder.exists():
+        return
+    if not (folder / "settings.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise UserError(f"{folder} is there and is no run (no settings.json); move it away, or choose another output")
+        return
+    there = dict(flatten(validate(read_json(folder / "settings.json")).model_dump(mode="json")))
+    here = dict(flatten(run.settings.model_dump(mode="json")))
+    if (folder / "manifest.json").is_file():
+        manifest, split = read_json(folder / "manifest.json"), job.split.to_json()
+        there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(manifest.get("split", {}))
+        here |= data_identity(job.data) | flatten_split(split)
+    for key in here | there:
+        if key != "data.split" and here.get(key) != there.get(key):  # the lists themselves are compared, not their file
+            raise UserError(f"{output} holds runs of another grid: {key} is {_brief(there.get(key))} there, "
+                            f"{_brief(here.get(key))} here ({run.name}); choose another output")
+
+
+def flatten_split(split: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Keys as a message names them."""
+    return {f"the {key} list": names for key, names in split.items()}
+
+
+def _brief(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run has been trained and its test cases evaluated."""
+    return (folder / "manifest.json").is_file() and "test" in read_json(folder / "manifest.json")
+
+
+# --- the runs ---
+
+
+def make(missing: list[WantedRun], grid: Grid, processes: int, progress: Progress) -> Iterator[tuple[str, str]]:
+    """Make the runs; yields (name, "" or the line of what went wrong) as they end."""
+    threads = 0 if processes == 1 else max(1, usable_cores() // processes)
+    jobs = {run.name: (grid.prepared, grid.output, run.name, run.settings, threads, (METHODS, NETWORKS)) for run in missing}
+    if processes == 1:
+        for name, job in jobs.items():
+            yield name, train_one(partial(progress, name), *job)
+    else:
+        yield from side_by_side(train_one, jobs, processes, tell_death, progress)
+
+
+def train_one(
+    tell: Callable[..., None], prepared: Path, output: Path, name: str, settings: Settings, threads: int,
+    tables: tuple[dict[str, str], dict[str, str]],
+) -> str:
+    """One run, gone on with where it left a checkpoint; "" or the line of what went wrong.
+
+    threads: of torch; 0 leaves them. tables: METHODS and NETWORKS of the process that asks, which may have more entries.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    METHODS.update(tables[0])
+    NETWORKS.update(tables[1])
+    folder, report = output / "runs" / name, output / "failed" / f"{name}.txt"
+    resume = (folder / "checkpoint.pt").exists()
+    try:
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)  # killed before it saved anything
+        run_training(prepared, folder, settings, resume, tell)
+    except Interrupted as stop:
+        raise KeyboardInterrupt from stop
+    except UserError as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # a fault in one method must not cost the others their night
+        report.parent.mkdir(exist_ok=True)
+        report.write_text(traceback.format_exc(), "utf-8")
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (see {report})"
+    report.unlink(missing_ok=True)
+    return ""
+
+
+def tell_death(exit_code: int) -> str:
+    """The line for a process that ended without a word."""
+    if exit_code == -signal.SIGKILL:
+        return "its process was killed (SIGKILL), as happens where memory runs out; take fewer --processes or smaller patches"
+    return f"its process ended with exit code {exit_code}"
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Make the folder and keep a second benchmark out of it: both would make the same runs."""
+    try:
+        (output / "runs").mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{output}: cannot write there: {error.strerror}; choose another output") from error
+    with file:
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{output}: another benchmark is at work in it; wait for it, or choose another output") from error
+        except (ImportError, OSError):  # a disk without locks
+            pass
+        yield

@@ -1,0 +1,295 @@
+"""What the runs of a benchmark say: means and spreads over seeds, gains, the share of the gap closed, and how sure it is.
+
+A run's figure is the mean over its test cases of the mean over the foreground classes. Every comparison is between runs of
+one network, over the seeds that both sides have finished and the same test cases.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from dkuxnet.errors import UserError
+from dkuxnet.grid import BOUND, Grid, WantedRun
+from dkuxnet.run import read_json
+
+METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
+RESAMPLES, SEED = 10_000, 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. cases: of the test list, in its order. figures: metric -> (cases,), the mean over classes."""
+
+    cases: tuple[str, ...]
+    figures: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; the ends are None where there is one test case only."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of the gap closed, 1 for all of it, and the gap itself in Dice. seeds: those of all three sides.
+    clear: whether the gap is; where it is not, the share says nothing. None where the gap is exactly 0."""
+
+    share: Estimate | None
+    gap: Estimate
+    seeds: list[int]
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Wilcoxon's signed-rank test against the reference arm over the test cases, Dice averaged over `seeds`.
+    difference: mean Dice of the arm less the reference's. p_holm: corrected for the arms of one table."""
+
+    difference: float
+    p: float
+    p_holm: float
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in a table. metrics: name -> (mean, standard deviation or None) over seeds, empty where no run is finished.
+    gain: in Dice over the bound with as many labels. cases: name -> Dice, mean over seeds."""
+
+    arm: str
+    method: str
+    labelled: int | None
+    metrics: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    dice_by_seed: dict[int, float] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    minutes_by_seed: dict[int, float] = field(default_factory=dict)
+    parameters: int | None = None
+    cases: dict[str, float] = field(default_factory=dict)
+    gain: Estimate | None = None
+    share: Share | None = None
+    test: Tested | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The arms with one network and one labelled count, in the grid's order. bound: the bound with all labels."""
+
+    network: str
+    labelled: int
+    rows: list[Row]
+    bound: Row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark so far. pool, test: numbers of cases. failed: run -> line. facts: see `_facts`."""
+
+    prepared: str
+    output: str
+    preset: str
+    recipe: dict[str, Any]
+    steps: int
+    seeds: list[int]
+    labelled: list[int]
+    reference: str
+    wanted: int
+    done: int
+    tables: list[Table]
+    failed: dict[str, str]
+    facts: dict[str, Any]
+
+
+def compare(folder: Path, grid: Grid, runs: Sequence[WantedRun], failed: dict[str, str]) -> Comparison:
+    """The comparison of those of `runs` in `folder` that are finished. failed: run -> line. Raises UserError where a run's
+    figures are damaged."""
+    done = {run.name: finished for run in runs if (finished := read_run(folder / run.name)) is not None}
+    networks = list(dict.fromkeys(run.network for run in runs))
+    return Comparison(
+        prepared=str(grid.prepared.resolve()), output=str(grid.output.resolve()), preset=grid.preset, recipe=grid.settings,
+        steps=runs[0].settings.train.steps, seeds=grid.seeds, labelled=grid.labelled, reference=grid.reference,
+        wanted=len(runs), done=len(done), failed=failed, facts=_facts(list(done.values())),
+        tables=[_table([run for run in runs if run.network == network], labelled, done, failed, grid.reference)
+                for network in networks for labelled in grid.labelled],
+    )
+
+
+def read_run(folder: Path) -> Finished | None:
+    """The figures of a finished run, None of any other. Raises UserError where they are damaged."""
+    if not (folder / "manifest.json").is_file():
+        return None
+    manifest, path = read_json(folder / "manifest.json"), folder / "evaluation" / "cases.csv"
+    if "test" not in manifest:
+        return None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        cases = tuple(manifest["split"]["test"])
+        figures = {metric: np.array([np.mean([float(row[metric]) for row in rows if row["case"] == case]) for case in cases])
+                   for metric in METRICS}
+        if not all(np.isfinite(values).all() for values in figures.values()):
+            raise ValueError("a case is missing or a figure is not finite")
+        float(manifest["train_seconds"])
+        return Finished(cases, figures, manifest)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); delete the run "
+                        f"{folder.name}, and it is made again") from error
+
+
+def _table(
+    runs: Sequence[WantedRun], labelled: int, done: dict[str, Finished], failed: dict[str, str], reference: str
+) -> Table:
+    """runs: those of one network, with any labels."""
+    by_arm: dict[tuple[str, int | None], list[WantedRun]] = {}
+    for run in runs:
+        by_arm.setdefault((run.arm, run.labelled), []).append(run)
+    here = {arm: group for (arm, count), group in by_arm.items() if count == labelled}
+    dice = {key: {run.seed: done[run.name].figures["dice"] for run in group if run.name in done}
+            for key, group in by_arm.items()}  # (arm, labelled) -> seed -> (cases,)
+    tests = test_against({arm: dice[arm, labelled] for arm in here}, reference)
+    rows = []
+    for arm, group in here.items():
+        more = {"test": tests.get(arm)}
+        if arm != BOUND:
+            low, high = dice[BOUND, labelled], dice[BOUND, None]
+            more |= {"gain": gain(dice[arm, labelled], low), "share": share_of_gap(dice[arm, labelled], low, high)}
+        rows.append(_row(group, done, failed, **more))
+    return Table(runs[0].network, labelled, rows, _row(by_arm[BOUND, None], done, failed))
+
+
+def _row(group: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str, str], **more: Any) -> Row:
+    """group: the runs of one arm, one a seed."""
+    first = group[0]
+    row = {"arm": first.arm, "method": first.settings.method.name, "labelled": first.labelled,
+           "failed": {run.seed: failed[run.name] for run in group if run.name in failed}} | more
+    finished = {run.seed: done[run.name] for run in group if run.name in done}
+    if not finished:
+        return Row(**row)
+    some = next(iter(finished.values()))
+    dice = np.mean([run.figures["dice"] for run in finished.values()], axis=0)
+    return Row(
+        **row,
+        metrics={metric: spread([run.figures[metric].mean() for run in finished.values()]) for metric in METRICS},
+        dice_by_seed={seed: float(run.figures["dice"].mean()) for seed, run in finished.items()},
+        minutes_by_seed={seed: run.manifest["train_seconds"] / 60 for seed, run in finished.items()},
+        parameters=some.manifest.get("parameters"),
+        cases=dict(zip(some.cases, dice.tolist(), strict=True)),
+    )
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (ddof=1; None of a single value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _common(*sides: dict[int, np.ndarray]) -> tuple[list[int], list[np.ndarray]]:
+    """The seeds that all sides have, and for each side (seeds, cases)."""
+    seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
+    return seeds, [np.array([side[seed] for seed in seeds]) for side in sides]
+
+
+def gain(arm: dict[int, np.ndarray], bound: dict[int, np.ndarray]) -> Estimate | None:
+    """Mean Dice of `arm` less that of `bound`, each seed -> (cases,); None without a common seed."""
+    seeds, (ours, theirs) = _common(arm, bound)
+    return estimate((ours - theirs).mean(), *resampled_means(ours - theirs)) if seeds else None
+
+
+def share_of_gap(arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: dict[int, np.ndarray]) -> Share | None:
+    """(arm - low) / (high - low) of mean Dice; low, high: the bound with as many labels and with all. None without a
+    common seed. The gain and the gap are resampled together, so that what they share does not widen the interval."""
+    seeds, (ours, bottom, top) = _common(arm, low, high)
+    if not seeds:
+        return None
+    gains, gaps = resampled_means(ours - bottom, top - bottom)
+    gap = estimate((top - bottom).mean(), gaps)
+    share = None
+    if gap.value != 0:
+        usable = gaps != 0
+        share = estimate((ours - bottom).mean() / gap.value, gains[usable] / gaps[usable])
+    return Share(share, gap, seeds, gap.above_zero)
+
+
+def resampled_means(*tables: np.ndarray) -> list[np.ndarray]:
+    """Means of tables (seeds, cases) of one shape over seeds and cases drawn with replacement, the same draws for each:
+    (RESAMPLES,) a table. NaN where there is one case only: nothing can be drawn."""
+    seeds, cases = tables[0].shape
+    if cases < 2:
+        return [np.full(RESAMPLES, np.nan) for _ in tables]
+    rng = np.random.default_rng(SEED)
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds  # how often each is drawn
+    by_case = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) / cases
+    return [((by_seed @ table) * by_case).sum(axis=1) for table in tables]
+
+
+def estimate(value: float, resampled: np.ndarray) -> Estimate:
+    """The value with the percentiles 2.5 and 97.5 of what was resampled."""
+    if not resampled.size or not np.isfinite(resampled).all():
+        return Estimate(float(value), None, None)
+    low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+    return Estimate(float(value), low, high)
+
+
+def test_against(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
+    """The test of every arm against the reference, each arm seed -> (cases,); arms without a common seed are left out."""
+    found = {}
+    for arm, dice in arms.items():
+        seeds, sides = _common(dice, arms[reference])
+        if arm != reference and seeds:
+            ours, theirs = (side.mean(axis=0) for side in sides)
+            found[arm] = (float((ours - theirs).mean()), signed_rank(ours - theirs), seeds)
+    corrected = holm([p for _, p, _ in found.values()])
+    return {arm: Tested(difference, p, p_holm, seeds)
+            for (arm, (difference, p, seeds)), p_holm in zip(found.items(), corrected, strict=True)}
+
+
+def signed_rank(differences: np.ndarray) -> float:
+    """The two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs."""
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never falling, at most 1."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def _facts(done: Sequence[Finished]) -> dict[str, Any]:
+    """What holds for the finished runs: sizes of pool and test list, machines and versions (each that occurs), hours."""
+    if not done:
+        return {}
+    manifest = done[0].manifest
+    machines = [run.manifest.get("machine", {}) for run in done]
+    return {
+        "pool": sum(len(manifest["split"].get(key, ())) for key in ("labelled", "unlabelled", "validation")),
+        "test": len(done[0].cases),
+        "classes": [name for name, value in manifest.get("labels", {}).items() if value != 0],
+        "patch": manifest.get("patch"),
+        "spacing_mm": manifest.get("plan", {}).get("spacing_mm"),
+        "machines": _each(f"{m.get('gpu') or 'CPU'}, {m.get('cpu_threads', '?')} threads, {m.get('platform', '?')}"
+                          for m in machines),
+        "versions": _each(f"dkuxnet {m.get('dkuxnet', '?')}, torch {m.get('torch', '?')}, Python {m.get('python', '?')}"
+                          for m in machines),
+        "train_hours": sum(run.manifest["train_seconds"] for run in done) / 3600,
+        "evaluate_hours": sum(run.manifest.get("evaluate_seconds", 0) for run in done) / 3600,
+    }
+
+
+def _each(texts: Any) -> list[str]:
+    return list(dict.fromkeys(texts))
