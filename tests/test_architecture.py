@@ -41,10 +41,10 @@ ALLOWED = {
     "experiment": {"config", "data.", "evaluate", "formats.", "infer", "methods.", "metrics", "networks.", "run", "train"},
     "predict": {"data.layouts", "experiment", "formats.", "infer", "prepare", "run"},
     "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
-    "benchmark": {"comparison", "config", "data.dataset", "data.splits", "experiment", "grid", "methods", "networks", "parallel",
-                  "report.", "run", "train"},
+    "benchmark": {"comparison", "config", "data.dataset", "data.splits", "experiment", "grid", "methods", "networks",
+                  "parallel", "report.", "run", "train"},
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
-    "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text"},
+    "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text", "report.comparison_words"},
     "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "predict", "prepare",
             "report.", "train"},
 }

@@ -30,6 +30,7 @@ from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 from dkuxnet.parallel import side_by_side, stopping_on_sigterm
+from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
 from dkuxnet.run import read_json
 from dkuxnet.train import Interrupted
@@ -72,6 +73,7 @@ def run_benchmark(
                     watch.ended(missing[name], error, comparison)
                 comparison = compare(folder, grid, runs, failed)
                 write_text(comparison, grid.output)
+                write_page(comparison, grid.output)
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(f"stopped; finished runs and the states of unfinished ones are in {folder}") from None
     return comparison

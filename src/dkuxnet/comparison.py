@@ -282,7 +282,7 @@ def _facts(done: Sequence[Finished]) -> dict[str, Any]:
         "classes": [name for name, value in manifest.get("labels", {}).items() if value != 0],
         "patch": manifest.get("patch"),
         "spacing_mm": manifest.get("plan", {}).get("spacing_mm"),
-        "machines": _each(f"{m.get('gpu') or 'CPU'}, {m.get('cpu_threads', '?')} threads, {m.get('platform', '?')}"
+        "machines": _each(f"{m.get('gpu') or 'no GPU'}, CPU threads: {m.get('cpu_threads', '?')}, {m.get('platform', '?')}"
                           for m in machines),
         "versions": _each(f"dkuxnet {m.get('dkuxnet', '?')}, torch {m.get('torch', '?')}, Python {m.get('python', '?')}"
                           for m in machines),

@@ -159,11 +159,11 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
 
 def show_benchmark(comparison: "Comparison") -> None:
     """The tables, what failed, where the page is."""
-    from dkuxnet.report.comparison_text import notes
+    from dkuxnet.report.comparison_words import headlines
 
     _show_comparison(comparison)
-    for note in notes(comparison):
-        _say(note)
+    for line in headlines(comparison):
+        _say(line)
     for name, line in comparison.failed.items():
         _say(f"failed: {name}: {line}")
     _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json, figure.svg")
@@ -171,7 +171,8 @@ def show_benchmark(comparison: "Comparison") -> None:
 
 def _show_comparison(comparison: "Comparison") -> None:
     """The tables: drawn on a terminal, else the lines of benchmark.md."""
-    from dkuxnet.report.comparison_text import HEADINGS, cells, markdown_table, rows_of, title
+    from dkuxnet.report.comparison_text import HEADINGS, cells, markdown_table, rows_of
+    from dkuxnet.report.comparison_words import title
 
     seeds = len(comparison.seeds)
     _say(f"{comparison.done} of {comparison.wanted} runs finished")
@@ -183,7 +184,7 @@ def _show_comparison(comparison: "Comparison") -> None:
         for number, heading in enumerate(HEADINGS):
             table.add_column(heading, justify="left" if number == 0 else "right")
         for row in rows_of(each):
-            table.add_row(*map(escape, cells(row, seeds)))
+            table.add_row(*(escape("\n".join(filter(None, cell))) for cell in cells(row, seeds)))
         console.print(table)
 
 

@@ -6,25 +6,13 @@ from pathlib import Path
 from statistics import median
 
 from dkuxnet.comparison import Comparison, Estimate, Row, Share, Table
-from dkuxnet.report.words import by, count, join
+from dkuxnet.report.comparison_words import UNSURE, facts, headlines, label, notes, title
 from dkuxnet.run import atomically
 
-HEADINGS = ("arm", "labelled", "seeds", "Dice", "Jaccard", "95HD (mm)", "ASD (mm)", "gain in Dice", "share of the gap",
-            "p (Holm)", "minutes")
+HEADINGS = ("arm", "seeds", "Dice", "Jaccard", "95HD (mm)", "ASD (mm)", "gain in Dice", "share of the gap", "p (Holm)",
+            "minutes")
 DIGITS = {"dice": 4, "jaccard": 4, "hd95_mm": 2, "asd_mm": 2}
-UNSURE = "†"  # beside a share whose gap is not clear
-NOTES = (
-    "Dice, Jaccard, 95HD and ASD: mean over the test cases and their foreground classes, final weights, on the scans' own "
-    "voxels; mean ± standard deviation over seeds.",
-    "Gain in Dice: over supervised with as many labels, same network and seeds. Share of the gap: the gain divided by what "
-    "supervised gains when it gets all labels of the pool; 100 % says that the missing labels were not missed.",
-    "In brackets: 95 % intervals by bootstrap over test cases and seeds (10,000 resamples of both, fixed generator). Few seeds "
-    f"make them too narrow. {UNSURE}: the interval of the gap itself includes 0, so that the share says nothing; a wide "
-    "interval says little.",
-    "p: Wilcoxon's signed-rank test over the test cases (Dice averaged over seeds) against {reference}, Holm's correction over "
-    "the arms of the table. It speaks of other cases of the same kind, not of other trainings.",
-    "All arms: equal steps under one recipe. That is not equal time: see the minutes (median of a training).",
-)
+NOTHING = "–"
 
 
 def write_text(comparison: Comparison, output: Path) -> None:
@@ -36,44 +24,21 @@ def write_text(comparison: Comparison, output: Path) -> None:
 
 def markdown(comparison: Comparison) -> str:
     """The whole of benchmark.md."""
-    lines = ["# Benchmark", "", *(f"- {fact}" for fact in facts(comparison))]
+    lines = ["# Benchmark", "", *(f"- {line}" for line in headlines(comparison))]
     for table in comparison.tables:
-        lines += ["", f"## {title(table)}", "", *markdown_table(table, len(comparison.seeds)), "", *seed_lines(table)]
+        lines += ["", f"## {title(table)}", "", *markdown_table(table, len(comparison.seeds)), "", "Dice by seed:", ""]
+        lines += [f"- {label(row)}: {seeds_of(row)}" for row in rows_of(table)]
+    lines += ["", "## What was compared", "", *(f"- {fact}" for fact in facts(comparison))]
     lines += ["", "## What the figures mean", "", *(f"- {note}" for note in notes(comparison))]
     if comparison.failed:
         lines += ["", "## Failed", "", *(f"- {name}: {line}" for name, line in comparison.failed.items())]
     return "\n".join(lines) + "\n"
 
 
-def facts(comparison: Comparison) -> list[str]:
-    """What was compared, on what, a sentence each."""
-    found = comparison.facts
-    told = [f"{comparison.done} of {count(comparison.wanted, 'run')} finished"
-            + (f", {len(comparison.failed)} failed" if comparison.failed else "") + ".",
-            f"Prepared set: {comparison.prepared}.",
-            f"Preset {comparison.preset}, {comparison.steps} steps"
-            + "".join(f", {key} = {json.dumps(value)}" for key, value in comparison.recipe.items() if key != "train.steps")
-            + f"; seeds {join(comparison.seeds)}."]
-    if not found:
-        return told
-    told.insert(2, f"Split: {count(found['pool'], 'case')} in the training pool, {count(found['test'], 'test case')}; "
-                   f"classes: {join(found['classes'])}.")
-    for table in {table.network: table for table in comparison.tables}.values():
-        sizes = {row.parameters for row in (table.bound, *table.rows) if row.arm == table.bound.arm and row.parameters}
-        told.append(f"Network {table.network}" + (f" ({max(sizes) / 1e6:.2f} million parameters)" if sizes else "")
-                    + f", patches of {by(found['patch'])} voxels of about {by(found['spacing_mm'], 3)} mm.")
-    told += [f"Machine: {machine}." for machine in found["machines"]]
-    told += [f"Versions: {version}." for version in found["versions"]]
-    return [*told, f"Training took {found['train_hours']:.2f} hours in all, testing {found['evaluate_hours']:.2f}."]
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know of the figures, a sentence or two each."""
-    return [note.format(reference=comparison.reference) for note in NOTES]
-
-
-def title(table: Table) -> str:
-    return f"{table.network}, {count(table.labelled, 'labelled case')}"
+def markdown_table(table: Table, seeds: int) -> list[str]:
+    """Its lines. seeds: how many there are to be."""
+    rows = [" | ".join(" ".join(filter(None, cell)) for cell in cells(row, seeds)) for row in rows_of(table)]
+    return ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS), *(f"| {row} |" for row in rows)]
 
 
 def rows_of(table: Table) -> list[Row]:
@@ -81,41 +46,40 @@ def rows_of(table: Table) -> list[Row]:
     return [*table.rows, table.bound]
 
 
-def cells(row: Row, seeds: int) -> list[str]:
-    """A row's texts under HEADINGS. seeds: how many there are to be."""
-    labelled = "all" if row.labelled is None else str(row.labelled)
-    done = f"{len(row.dice_by_seed)} of {seeds}" + (f", {len(row.failed)} failed" if row.failed else "")
+def cells(row: Row, seeds: int) -> list[tuple[str, str]]:
+    """Under each of HEADINGS (text, what goes in brackets or below it). seeds: how many there are to be."""
+    done = (f"{len(row.dice_by_seed)} of {seeds}", f"({len(row.failed)} failed)" if row.failed else "")
     if not row.metrics:
-        return [row.arm, labelled, done, "failed" if row.failed else "–", *["–"] * (len(HEADINGS) - 4)]
+        nothing = ["failed" if row.failed else NOTHING, *[NOTHING] * (len(HEADINGS) - 3)]
+        return [(label(row), ""), done, *((text, "") for text in nothing)]
     return [
-        row.arm, labelled, done,
-        *(show_spread(row.metrics[metric], digits) for metric, digits in DIGITS.items()),
-        show_estimate(row.gain), show_share(row.share),
-        "–" if row.test is None else show_p(row.test.p_holm),
-        f"{median(row.minutes_by_seed.values()):.1f}",
+        (label(row), ""), done,
+        *((show_spread(row.metrics[metric], digits), "") for metric, digits in DIGITS.items()),
+        show_gain(row.gain), show_share(row.share),
+        (NOTHING if row.test is None else show_p(row.test.p_holm), ""),
+        (f"{median(row.minutes_by_seed.values()):.1f}", ""),
     ]
 
 
 def show_spread(spread: tuple[float, float | None], digits: int) -> str:
+    """"0.8692 ± 0.0025"; the mean alone where there is one seed."""
     mean, std = spread
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
-def show_estimate(estimate: Estimate | None, digits: int = 4) -> str:
-    """"+0.0123 (0.0010 to 0.0240)"."""
-    if estimate is None:
-        return "–"
-    interval = "" if estimate.low is None else f" ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
-    return f"{estimate.value:+.{digits}f}{interval}"
+def show_gain(gain: Estimate | None) -> tuple[str, str]:
+    """"+0.0123", "(+0.0010 to +0.0240)"."""
+    if gain is None:
+        return NOTHING, ""
+    return f"{gain.value:+.4f}", "" if gain.low is None else f"({gain.low:+.4f} to {gain.high:+.4f})"
 
 
-def show_share(share: Share | None) -> str:
-    """"62 % (20 % to 110 %)", with a mark where the gap is not clear."""
+def show_share(share: Share | None) -> tuple[str, str]:
+    """"62 %", "(20 % to 110 %)", with a mark where the gap is not clear."""
     if share is None or share.share is None:
-        return "–"
+        return NOTHING, ""
     found, mark = share.share, "" if share.clear else f" {UNSURE}"
-    interval = "" if found.low is None else f" ({_percent(found.low)} to {_percent(found.high)})"
-    return f"{_percent(found.value)}{interval}{mark}"
+    return f"{_percent(found.value)}{mark}", "" if found.low is None else f"({_percent(found.low)} to {_percent(found.high)})"
 
 
 def _percent(share: float) -> str:
@@ -128,16 +92,7 @@ def show_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def markdown_table(table: Table, seeds: int) -> list[str]:
-    return ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS),
-            *("| " + " | ".join(cells(row, seeds)) + " |" for row in rows_of(table))]
-
-
-def seed_lines(table: Table) -> list[str]:
-    """Dice of every seed, and why there is none."""
-    lines = ["Dice by seed:", ""]
-    for row in rows_of(table):
-        found = {seed: f"{dice:.4f}" for seed, dice in row.dice_by_seed.items()} | dict.fromkeys(row.failed, "failed")
-        lines.append(f"- {row.arm}{' with all' if row.labelled is None else ''}: "
-                     + (", ".join(f"{seed}: {text}" for seed, text in sorted(found.items())) or "none yet"))
-    return lines
+def seeds_of(row: Row) -> str:
+    """"seed 0 0.8710, seed 1 failed"."""
+    found = {seed: f"{dice:.4f}" for seed, dice in row.dice_by_seed.items()} | dict.fromkeys(row.failed, "failed")
+    return ", ".join(f"seed {seed} {text}" for seed, text in sorted(found.items())) or "none yet"

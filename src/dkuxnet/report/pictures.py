@@ -104,7 +104,7 @@ def draw_slices(case: CasePicture) -> str:
         _draw_plane(axes, *planes, (case.spacing_mm[across], case.spacing_mm[up]), window)
         _name_edges(axes, view, case.oriented)
     _draw_scale_bar(all_axes[0], *all_axes[0].viewLim.size)
-    return _to_svg(all_axes[0].figure)
+    return data_uri(to_svg(all_axes[0].figure))
 
 
 def _lay_out(sizes_mm: list[tuple[float, float]]) -> list[Axes]:
@@ -199,9 +199,9 @@ def draw_dice(dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Se
         axes.plot(mean, row - 0.28, "D", color=INK, markersize=6)
     lowest = min(min(values) for values in dice.values())
     axes.set(xlim=(max(0, lowest - 0.05 * (1.02 - lowest) - 0.005), 1.005), ylim=(len(dice) - 0.5, -0.6), xlabel="Dice",
-             yticks=range(len(dice)), yticklabels=[_plain(name) for name in dice])
+             yticks=range(len(dice)), yticklabels=[plain(name) for name in dice])
     axes.grid(False, axis="y")
-    return _to_svg(figure)
+    return data_uri(to_svg(figure))
 
 
 @rc_context(STYLE)
@@ -217,7 +217,7 @@ def draw_curves(rows: list[dict[str, float]]) -> str:
     for axes, (title, keys) in zip(all_axes, panels, strict=True):
         for number, key in enumerate(keys):
             points = [(row["step"] + 1, row[key]) for row in rows if key in row]
-            name = {"loss": "sum of all"}.get(key, _plain(key))
+            name = {"loss": "sum of all"}.get(key, plain(key))
             axes.plot(*zip(*points, strict=True), color=LINES[number % len(LINES)], label=name, linewidth=1.4,
                       marker="o" if len(points) < 30 else None, markersize=3)
         axes.set_title(title, loc="left", fontsize=10)
@@ -228,15 +228,20 @@ def draw_curves(rows: list[dict[str, float]]) -> str:
             axes.legend(frameon=False, ncols=min(len(keys), 4))
         else:
             axes.set_ylim(bottom=0)
-    return _to_svg(figure)
+    return data_uri(to_svg(figure))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name from outside, without its dollar signs: matplotlib would read a formula between two."""
     return text.replace("$", r"\$")
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> bytes:
+    """The figure as a file of its own; the same figure gives the same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})  # no date: the same run, the same page
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()
+
+
+def data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

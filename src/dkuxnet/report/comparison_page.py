@@ -1,0 +1,90 @@
+"""A comparison -> one html file that anyone can open: the answer in words, a figure, tables, cases. Needs no network."""
+
+from importlib import resources
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from dkuxnet.comparison import Comparison, Table
+from dkuxnet.report.comparison_picture import draw_comparison
+from dkuxnet.report.comparison_text import HEADINGS, cells, label, rows_of, seeds_of
+from dkuxnet.report.comparison_words import facts, headlines, notes, title
+from dkuxnet.report.pictures import data_uri, to_svg
+from dkuxnet.run import atomically
+
+BETTER = {"Dice": "higher is better", "Jaccard": "higher is better", "95HD (mm)": "lower is better",
+          "ASD (mm)": "lower is better", "gain in Dice": "over supervised", "minutes": "a training"}
+
+
+def write_page(comparison: Comparison, output: Path) -> Path:
+    """Write `output`/benchmark.html and, where a run is finished, figure.svg; returns the page's path."""
+    figure = draw_comparison(comparison)
+    svg = None if figure is None else to_svg(figure)
+    if svg is not None:
+        atomically(output / "figure.svg", lambda part: part.write_bytes(svg))
+    page = render(describe(comparison) | {"figure": None if svg is None else data_uri(svg)})
+    path = output / "benchmark.html"
+    atomically(path, lambda part: part.write_bytes(page.encode("utf-8", errors="replace")))
+    return path
+
+
+def render(page: dict[str, Any]) -> str:
+    """Fill the template. Everything is escaped: names come from outside."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("dkuxnet.report").joinpath("comparison.html").read_text("utf-8")
+    return environment.from_string(template).render(page)
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """All that the template shows but the figure, as text and tables."""
+    return {
+        "name": Path(comparison.output).name,
+        "headlines": headlines(comparison),
+        "preliminary": comparison.done < comparison.wanted,
+        "tiles": tiles(comparison),
+        "headings": [(heading, BETTER.get(heading, "")) for heading in HEADINGS],
+        "tables": [show_table(table, len(comparison.seeds)) for table in comparison.tables],
+        "cases": [case_table(table) for table in comparison.tables if any(row.cases for row in table.rows)],
+        "notes": notes(comparison),
+        "facts": facts(comparison),
+        "failed": list(comparison.failed.items()),
+        "version": "; ".join(comparison.facts.get("versions", [])) or "no finished run",
+    }
+
+
+def tiles(comparison: Comparison) -> list[tuple[str, str]]:
+    """(number, what it is) at the top of the page."""
+    arms = {row.arm for table in comparison.tables for row in table.rows}
+    found = comparison.facts
+    return [
+        (f"{comparison.done} / {comparison.wanted}", "runs finished"),
+        (str(len(arms)), "arms"), (", ".join(map(str, comparison.labelled)), "labelled cases"),
+        (str(len(comparison.seeds)), "seeds" if len(comparison.seeds) > 1 else "seed"),
+        *([(str(found["pool"]), "cases in the pool"), (str(found["test"]), "test cases")] if found else []),
+        (f"{comparison.steps:,}", "steps a training"),
+    ]
+
+
+def show_table(table: Table, seeds: int) -> dict[str, Any]:
+    means = {row.arm: row.metrics["dice"][0] for row in table.rows if row.metrics}
+    best = max(means, key=means.get, default=None)
+    return {
+        "title": title(table),
+        "rows": [{"cells": cells(row, seeds), "best": row.arm == best and row.labelled is not None,
+                  "bound": row.labelled is None, "method": row.method if row.method != row.arm else ""}
+                 for row in rows_of(table)],
+        "seeds": [(label(row), seeds_of(row)) for row in rows_of(table)],
+    }
+
+
+def case_table(table: Table) -> dict[str, Any]:
+    """Cases x arms, the cases that are hardest for the arms (by their median) first."""
+    rows = [row for row in rows_of(table) if row.cases]
+    ranked = sorted(rows[0].cases, key=lambda case: (median(row.cases[case] for row in rows), case))
+    lines = []
+    for case in ranked:
+        best = max(row.cases[case] for row in rows)
+        lines.append({"case": case, "cells": [(f"{row.cases[case]:.3f}", row.cases[case] == best) for row in rows]})
+    return {"title": title(table), "arms": [label(row) for row in rows], "lines": lines}
