@@ -77,6 +77,23 @@ def test_a_network_that_does_not_fit_is_refused_and_the_error_names_what_fits(na
         build_method(settings, SHAPE, plan={})
 
 
+VIEWS = {"supervised": ("weak", None), "mean-teacher": ("weak", "strong"), "ua-mt": ("weak", "strong"), "cps": ("weak", "weak"),
+         "mc-net-plus": ("weak", "weak"), "fixmatch": ("weak", "strong"), "dtc": ("weak", "weak"),
+         "dual-mutual": ("strong", "strong")}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_student_sees_the_views_of_its_paper(name):
+    method, batch, seen = make_method(name), make_batch(), []
+    encoder = method.networks[0].encoder
+    encoder.register_forward_pre_hook(lambda module, inputs: seen.append((torch.is_grad_enabled(), inputs[0])))
+    method.losses(batch, 1000)
+    labelled, unlabelled = VIEWS[name]
+    expected = [getattr(batch.labelled, labelled)] + ([getattr(batch.unlabelled, unlabelled)] if unlabelled else [])
+    (image,) = [image for learns, image in seen if learns]
+    assert torch.equal(image, torch.cat(expected))
+
+
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 WITH_TEACHER = ["mean-teacher", "ua-mt", "bcp"]
@@ -148,7 +165,7 @@ def test_ua_mt_s_noise_makes_it_less_sure():
 
 def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
     method, batch = by_hand("cps", 1.0, -1.0, w=2.0, ramp_up_steps=0), make_batch()
-    images = torch.cat([batch.labelled.strong, batch.unlabelled.strong])
+    images = torch.cat([batch.labelled.weak, batch.unlabelled.weak])
     loss = method.losses(batch, 0)["cross"]
     # opposite signs: each is told by the other to be where it is not
     torch.testing.assert_close(loss, 2 * 2 * F.softplus(images.abs()).mean(), rtol=1e-4, atol=1e-4)
@@ -174,7 +191,7 @@ def test_unimatch_s_streams_are_cutmix_and_dropped_features():
     losses = method.losses(batch, 0)
     weak, mixed = seen
     strong, other = batch.unlabelled.strong, batch.unlabelled.strong.roll(1, 0)
-    assert torch.equal(weak, batch.unlabelled.weak) and torch.equal(mixed[:2], batch.labelled.strong)
+    assert torch.equal(weak, batch.unlabelled.weak) and torch.equal(mixed[:2], batch.labelled.weak)
     for stream in mixed[2:].split(2):
         taken = (stream == other) & (stream != strong)
         assert ((stream == strong) | (stream == other)).all()
@@ -213,7 +230,7 @@ def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
 
 def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     method, batch = by_hand("bcp", 1.0, pretrain_steps=5, alpha=0.5), make_batch()
-    batch.labelled.strong[:], batch.unlabelled.strong[:], batch.unlabelled.weak[:] = 1.0, -1.0, -1.0
+    batch.labelled.weak[:], batch.unlabelled.weak[:] = 1.0, -1.0
     batch.labelled.label[:] = 1
     seen = []
     method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.logits)))
@@ -256,7 +273,7 @@ def test_mc_net_plus_compares_each_decoder_with_the_others_sharpened():
     method, batch = make_method("mc-net-plus", method__w=2.0, method__ramp_up_steps=0), make_batch()
     loss = method.losses(batch, 0)["mutual"]
     with torch.no_grad():
-        probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))]
+        probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.weak, batch.unlabelled.weak]))]
     expected = sum(squared_error(p, sharpen(q, 0.1)) for i, p in enumerate(probs) for j, q in enumerate(probs) if i != j)
     torch.testing.assert_close(loss, 2 * expected)
 
@@ -294,7 +311,7 @@ def test_dtc_s_level_set_is_compared_with_the_distance_and_with_the_segmentation
     method, batch = make_method("dtc", method__w=2.0, method__w_level=0.5, method__ramp_up_steps=0), make_batch()
     losses = method.losses(batch, 0)
     with torch.no_grad():
-        output = method.networks[0](torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
+        output = method.networks[0](torch.cat([batch.labelled.weak, batch.unlabelled.weak]))
         level = method.level_set(output.features).tanh()
     expected = 0.5 * (level[:2] - signed_distance(batch.labelled.label, 2)).square().mean()
     torch.testing.assert_close(losses["level"], expected)

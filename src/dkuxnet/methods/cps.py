@@ -13,7 +13,7 @@ from dkuxnet.types import Batch
 class CPS(Method):
     """L_seg + w_qd L_qd of both + r(t) w (cross-entropy of each against the other's hard decision), on all patches.
 
-    Both see the same (strong) view, as in the paper. The ramp is the field's 3D version's, and the mean of both predicts
+    Both see the same view, as in the paper. The ramp is the field's 3D version's, and the mean of both predicts
     where the paper takes the first.
     """
 
@@ -30,7 +30,7 @@ class CPS(Method):
         predict: Literal["mean", "a", "b"] = "mean"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        images = all_patches(batch, "strong")
+        images = all_patches(batch)
         outputs = [network(images) for network in self.networks]
         losses = self.supervision(outputs, batch.labelled.label, self.options.w_qd)
         a, b = map(probabilities, outputs)

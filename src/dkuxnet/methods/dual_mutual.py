@@ -37,7 +37,8 @@ class DualMutual(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options = self.options
-        a, b = (network(all_patches(batch, view)) for network, view in zip(self.networks, ("strong", "weak"), strict=True))
+        a = self.networks[0](all_patches(batch, "strong", "strong"))
+        b = self.networks[1](all_patches(batch))
         losses = self.supervision([a, b], batch.labelled.label, options.w_qd)
         ramp = ramp_up(step, options.ramp_up_steps)
         form = (options.form, options.gradient, options.threshold)
