@@ -139,10 +139,12 @@ def read_run(folder: Path) -> Finished | None:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         cases = tuple(manifest["split"]["test"])
+        if sorted(row["case"] for row in rows) != sorted(case for case in cases for _ in range(len(manifest["labels"]) - 1)):
+            raise ValueError("it does not hold every test case and class")
         figures = {metric: np.array([np.mean([float(row[metric]) for row in rows if row["case"] == case]) for case in cases])
                    for metric in METRICS}
         if not all(np.isfinite(values).all() for values in figures.values()):
-            raise ValueError("a case is missing or a figure is not finite")
+            raise ValueError("a figure is not finite")
         float(manifest["train_seconds"])
         return Finished(cases, figures, manifest)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -160,7 +162,7 @@ def _table(
     here = {arm: group for (arm, count), group in by_arm.items() if count == labelled}
     dice = {key: {run.seed: done[run.name].figures["dice"] for run in group if run.name in done}
             for key, group in by_arm.items()}  # (arm, labelled) -> seed -> (cases,)
-    tests = test_against({arm: dice[arm, labelled] for arm in here}, reference)
+    tests = tested_against({arm: dice[arm, labelled] for arm in here}, reference)
     rows = []
     for arm, group in here.items():
         more = {"test": tests.get(arm)}
@@ -243,7 +245,7 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(float(value), low, high)
 
 
-def test_against(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
+def tested_against(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
     """The test of every arm against the reference, each arm seed -> (cases,); arms without a common seed are left out."""
     found = {}
     for arm, dice in arms.items():

@@ -220,7 +220,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserError:
     """The first thing that is wrong with values for `model`, in one line; an unknown key gets its near match.
     what: how the message calls a key."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda each: each["type"] == "missing")  # a key may be missing because it is misspelt
     path = [str(part) for part in first["loc"]]
     if first["type"] == "missing":
         return UserError(f"{what} {'.'.join(path)} is missing")

@@ -80,11 +80,12 @@ def show_table(table: Table, seeds: int) -> dict[str, Any]:
 
 
 def case_table(table: Table) -> dict[str, Any]:
-    """Cases x arms, the cases that are hardest for the arms (by their median) first."""
+    """Cases x arms, the cases that are hardest for the arms (by their median) first; the best arm of each is marked."""
     rows = [row for row in rows_of(table) if row.cases]
-    ranked = sorted(rows[0].cases, key=lambda case: (median(row.cases[case] for row in rows), case))
+    arms = [row for row in rows if row.labelled is not None]
     lines = []
-    for case in ranked:
-        best = max(row.cases[case] for row in rows)
-        lines.append({"case": case, "cells": [(f"{row.cases[case]:.3f}", row.cases[case] == best) for row in rows]})
+    for case in sorted(arms[0].cases, key=lambda case: (median(row.cases[case] for row in arms), case)):
+        best = max(row.cases[case] for row in arms)
+        lines.append({"case": case, "cells": [(f"{row.cases[case]:.3f}", row in arms and row.cases[case] == best)
+                                              for row in rows]})
     return {"title": title(table), "arms": [label(row) for row in rows], "lines": lines}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from dkuxnet.comparison import Comparison, Row, Table
 from dkuxnet.report.pictures import LINES, STYLE, WIDTH_IN, plain
 
-MARKERS = "osD^vP*Xph<>"  # colour and marker together keep a dozen arms apart, and the marker alone without colours
+MARKERS = "osD^vPXp<>hd"  # colour and marker together keep a dozen arms apart, and the marker alone without colours
 BOUND_COLOUR = "#5b6776"
 SPREAD = 0.5  # share of the room between two counts over which the arms are spread, so that their dots lie side by side
 
@@ -38,7 +38,7 @@ def draw_comparison(comparison: Comparison) -> Figure | None:
 
 def _draw_lines(axes: Axes, tables: list[Table], arms: list[str]) -> None:
     """tables: of one network, by labelled count."""
-    step = SPREAD / max(len(arms) - 1, 1)
+    step = min(SPREAD / max(len(arms) - 1, 1), 0.06)
     for number, arm in enumerate(arms):
         shift = (number - (len(arms) - 1) / 2) * step
         points = []
@@ -83,4 +83,4 @@ def _dots(axes: Axes, row: Row, number: int, place: float, across: bool = True) 
     """The seeds of an arm at `place` on the axis that is not Dice."""
     dice, places = list(row.dice_by_seed.values()), np.full(len(row.dice_by_seed), place)
     x, y = (places, dice) if across else (dice, places)
-    axes.plot(x, y, ".", color=LINES[number % len(LINES)], alpha=0.55, markersize=6, markeredgewidth=0, zorder=2)
+    axes.plot(x, y, ".", color=LINES[number % len(LINES)], alpha=0.55, markersize=7, markeredgewidth=0, zorder=2)

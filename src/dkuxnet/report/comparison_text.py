@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from dkuxnet.comparison import Comparison, Estimate, Row, Share, Table
-from dkuxnet.report.comparison_words import UNSURE, facts, headlines, label, notes, title
+from dkuxnet.report.comparison_words import UNSURE, facts, headlines, label, notes, percent, title
 from dkuxnet.run import atomically
 
 HEADINGS = ("arm", "seeds", "Dice", "Jaccard", "95HD (mm)", "ASD (mm)", "gain in Dice", "share of the gap", "p (Holm)",
@@ -47,24 +47,24 @@ def rows_of(table: Table) -> list[Row]:
 
 
 def cells(row: Row, seeds: int) -> list[tuple[str, str]]:
-    """Under each of HEADINGS (text, what goes in brackets or below it). seeds: how many there are to be."""
+    """Under each of HEADINGS (text, what goes after or below it). seeds: how many there are to be."""
     done = (f"{len(row.dice_by_seed)} of {seeds}", f"({len(row.failed)} failed)" if row.failed else "")
     if not row.metrics:
         nothing = ["failed" if row.failed else NOTHING, *[NOTHING] * (len(HEADINGS) - 3)]
         return [(label(row), ""), done, *((text, "") for text in nothing)]
     return [
         (label(row), ""), done,
-        *((show_spread(row.metrics[metric], digits), "") for metric, digits in DIGITS.items()),
+        *(show_spread(row.metrics[metric], digits) for metric, digits in DIGITS.items()),
         show_gain(row.gain), show_share(row.share),
         (NOTHING if row.test is None else show_p(row.test.p_holm), ""),
         (f"{median(row.minutes_by_seed.values()):.1f}", ""),
     ]
 
 
-def show_spread(spread: tuple[float, float | None], digits: int) -> str:
-    """"0.8692 ± 0.0025"; the mean alone where there is one seed."""
+def show_spread(spread: tuple[float, float | None], digits: int) -> tuple[str, str]:
+    """"0.8692", "± 0.0025"; the mean alone where there is one seed."""
     mean, std = spread
-    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    return f"{mean:.{digits}f}", "" if std is None else f"± {std:.{digits}f}"
 
 
 def show_gain(gain: Estimate | None) -> tuple[str, str]:
@@ -79,13 +79,7 @@ def show_share(share: Share | None) -> tuple[str, str]:
     if share is None or share.share is None:
         return NOTHING, ""
     found, mark = share.share, "" if share.clear else f" {UNSURE}"
-    return f"{_percent(found.value)}{mark}", "" if found.low is None else f"({_percent(found.low)} to {_percent(found.high)})"
-
-
-def _percent(share: float) -> str:
-    if abs(share) >= 10:
-        return "< -999 %" if share < 0 else "> 999 %"
-    return f"{100 * share:.0f} %"
+    return f"{percent(found.value)}{mark}", "" if found.low is None else f"({percent(found.low)} to {percent(found.high)})"
 
 
 def show_p(p: float) -> str:

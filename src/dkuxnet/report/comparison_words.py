@@ -82,8 +82,15 @@ def _share(row: Row) -> str:
     if not found.clear or found.share is None:
         return (f"With all labels supervised differs by {found.gap.value:+.3f}, which is not clearly above 0: there is no gap "
                 "whose share could be told.")
-    interval = "" if found.share.low is None else f" (95 % interval {found.share.low:.0%} to {found.share.high:.0%})"
-    return f"It closes {found.share.value:.0%} of the gap to supervised with all labels{interval}."
+    interval = "" if found.share.low is None else f" (95 % interval {percent(found.share.low)} to {percent(found.share.high)})"
+    return f"It closes {percent(found.share.value)} of the gap to supervised with all labels{interval}."
+
+
+def percent(share: float) -> str:
+    """No digits where a share is beyond all sense."""
+    if abs(share) >= 10:
+        return "< -999 %" if share < 0 else "> 999 %"
+    return f"{round(100 * share)} %"
 
 
 def facts(comparison: Comparison) -> list[str]:
