@@ -41,10 +41,13 @@ class MaskLogits(nn.Module):
         so that no map of C channels is ever made.
         """
         weight, bias = self.voxels.weight.flatten(1), self.voxels.bias  # (C, C'), (C,)
-        x = features.permute(0, 2, 3, 4, 1)  # (B, X, Y, Z, C'), a view in channels-last memory
-        logits = torch.einsum("bxyzc,bnc->bxyzn", x, masks @ weight) + (masks @ bias)[:, None, None, None]
-        square = (x * F.linear(x, weight.T @ weight, 2 * (bias @ weight))).sum(dim=-1) + bias.square().sum()
-        return logits.permute(0, 4, 1, 2, 3), square.clamp_min(0).unsqueeze(1)
+        x = features.flatten(2)  # (B, C', V)
+        logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
+        gram = (weight.T @ weight).expand(len(x), -1, -1)
+        doubled = torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)
+        square = (x * doubled).sum(dim=1, keepdim=True) + bias.square().sum()  # (B, 1, V)
+        size = features.shape[2:]
+        return logits.unflatten(2, size), square.clamp_min(0).unflatten(2, size)
 
 
 class KMaxLayer(nn.Module):
@@ -68,7 +71,7 @@ class KMaxLayer(nn.Module):
         """(B, C', x, y, z), (B, N, C) -> new queries (B, N, C) and the mask logits (B, N, x, y, z) that moved them."""
         logits = self.mask_logits(features, queries)
         with torch.no_grad():  # the argmax has no gradient: the mask embeddings learn from the query loss on `logits`
-            assignment = F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(features.dtype)  # (B, x, y, z, N)
+            assignment = F.one_hot(logits.max(dim=1).indices, logits.shape[1]).to(features.dtype)  # (B, x, y, z, N)
         update = torch.einsum("bxyzn,bcxyz->bnc", assignment, self.value(features))
         queries = queries + self.update_norm(update)
         normed = self.attention_norm(queries)
