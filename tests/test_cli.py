@@ -15,7 +15,7 @@ from dkuxnet.formats import FORMATS
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 
-COMMANDS = ("prepare", "train", "predict", "evaluate", "report", "info", "demo")
+COMMANDS = ("prepare", "train", "predict", "evaluate", "report", "benchmark", "info", "demo")
 HEAVY = ("torch", "monai", "scipy", "SimpleITK", "nibabel", "matplotlib")
 WATCHED = f"""
 import sys
@@ -96,9 +96,11 @@ def places(scans: Path, prepared: Path, tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "full" / "notes.txt").write_text("")
     (tmp_path / "broken.toml").write_text("[train\n")
     (tmp_path / "wrong.toml").write_text("[train]\nstepz = 3\n")
+    (tmp_path / "grid.toml").write_text("labelled = [1]\nseeds = [0]\n[methods.supervised]\n")
     (tmp_path / "split.json").write_text('{"train": ["phantom_000", "nobody"]}')
     return {"SCANS": scans, "PREPARED": prepared, "NEW": tmp_path / "new"} | {
-        name.upper().split(".")[0]: tmp_path / name for name in ("file", "full", "broken.toml", "wrong.toml", "split.json")
+        name.upper().split(".")[0]: tmp_path / name
+        for name in ("file", "full", "broken.toml", "wrong.toml", "grid.toml", "split.json")
     }
 
 
@@ -139,6 +141,12 @@ MISTAKES = {
     "evaluate SCANS/labelsTr SCANS/labelsTr --output FILE/x.json": ["x.json: cannot be written"],
     "report FULL": ["is not a run folder"],
     "report NEW/none": ["is not a run folder"],
+    "benchmark NEW/none.toml": ["none.toml: cannot read the settings"],
+    "benchmark BROKEN": ["broken.toml: not a TOML file"],
+    "benchmark WRONG": ["wrong.toml: unknown key 'train'"],
+    "benchmark GRID --output NEW": ["names no folder as prepared", "--prepared"],
+    "benchmark GRID --prepared FULL --output NEW": ["is not a prepared data set; run dkuxnet prepare"],
+    "benchmark GRID --prepared PREPARED --output NEW": ["the test list is empty"],
     "demo FULL": ["exists already", "dkuxnet demo DIR"],
 }
 
@@ -184,6 +192,8 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("predict a --output c", "Missing argument"),
         ("evaluate a", "Missing argument"),
         ("report", "Missing argument"),
+        ("benchmark", "Missing argument"),
+        ("benchmark a --processes 0", "--processes"),
         ("info --jsn", "--jsn"),
     ],
 )

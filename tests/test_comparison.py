@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkuxnet.comparison import compare, gain, holm, resampled_means, share_of_gap, signed_rank, tested_against
+from dkuxnet.comparison import against_reference, compare, gain, holm, resampled_means, share_of_gap, signed_rank
 from dkuxnet.errors import UserError
 from dkuxnet.grid import read_grid, wanted_runs
 from dkuxnet.report.comparison_page import write_page
@@ -78,7 +78,7 @@ def test_tests_are_against_the_reference_over_its_seeds_and_corrected_together()
     up = np.array([1, 2, 3, 4, 5, 6]) / 100
     arms = {"ref": {0: base, 1: base}, "up": {0: base + up, 1: base + up}, "same": {0: base, 1: base},
             "half": {1: base - up, 5: base + 1}, "none": {7: base}}
-    found = tested_against(arms, "ref")
+    found = against_reference(arms, "ref")
     assert set(found) == {"up", "same", "half"}
     assert (found["up"].p, found["up"].p_holm) == (pytest.approx(2 / 64), pytest.approx(6 / 64))
     assert found["half"].p_holm == pytest.approx(6 / 64) and found["half"].seeds == [1]

@@ -162,7 +162,7 @@ def _table(
     here = {arm: group for (arm, count), group in by_arm.items() if count == labelled}
     dice = {key: {run.seed: done[run.name].figures["dice"] for run in group if run.name in done}
             for key, group in by_arm.items()}  # (arm, labelled) -> seed -> (cases,)
-    tests = tested_against({arm: dice[arm, labelled] for arm in here}, reference)
+    tests = against_reference({arm: dice[arm, labelled] for arm in here}, reference)
     rows = []
     for arm, group in here.items():
         more = {"test": tests.get(arm)}
@@ -245,7 +245,7 @@ def estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(float(value), low, high)
 
 
-def tested_against(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
+def against_reference(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
     """The test of every arm against the reference, each arm seed -> (cases,); arms without a common seed are left out."""
     found = {}
     for arm, dice in arms.items():

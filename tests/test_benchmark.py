@@ -1,0 +1,356 @@
+"""A benchmark on tiny synthetic scans, end to end: what is finished stays, what was stopped goes on, what fails is told."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dkuxnet import cli, phantom
+from dkuxnet.benchmark import Watch, run_benchmark, tell_death, usable_cores
+from dkuxnet.errors import UserError
+from dkuxnet.methods import METHODS
+from dkuxnet.prepare import prepare_scans
+from dkuxnet.train import Interrupted
+
+TINY = """
+prepared = "{prepared}"
+output = "out"
+labelled = [2]
+seeds = [0]
+networks = ["dk-uxnet-tiny"]
+[settings]
+data.test_cases = 2
+train = {{ steps = 4, patch = [16, 16, 16], labelled_batch = 1, unlabelled_batch = 1, log_every = 1, device = "cpu" }}
+network = {{ widths = [8, 8, 8, 8], query_channels = 16 }}
+infer.overlap = 0.0
+[methods.supervised]
+[methods.paper]
+method = "dual-mutual"
+form = "mse"
+"""
+RUNS = ["supervised_dk-uxnet-tiny_nall_seed0", "supervised_dk-uxnet-tiny_n2_seed0", "paper_dk-uxnet-tiny_n2_seed0"]
+MINE = """
+import os, signal, torch
+from dkuxnet.methods.supervised import Supervised
+
+class Mine(Supervised):
+    "A method of somebody's own, registered from outside."
+
+class Diverges(Supervised):
+    def losses(self, batch, step):
+        return {"seg": super().losses(batch, step)["seg"] * float("nan")}
+
+class Faulty(Supervised):
+    def losses(self, batch, step):
+        raise IndexError("no such layer")
+
+class Dies(Supervised):
+    def losses(self, batch, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """Six cases of which the first five have a label: with two for testing, a pool of three labelled and one without."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    phantom.write_dataset(folder / "scans", cases=6, labelled=5, size=20, seed=4)
+    prepare_scans(folder / "scans", folder / "prepared", processes=1)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """As many threads as each of two processes gets, so that results can be compared bit by bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, usable_cores() // 2))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory) -> Path:
+    """The folder of a grid that was run to its end; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_benchmark(write(folder, prepared))
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+@pytest.fixture
+def own_methods(tmp_path, monkeypatch):
+    (tmp_path / "own_methods.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Mine", "Diverges", "Faulty", "Dies"):
+        monkeypatch.setitem(METHODS, name.lower(), f"own_methods:{name}")
+
+
+def write(folder: Path, prepared: Path, *changes: tuple[str, str]) -> Path:
+    text = TINY.format(prepared=prepared)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    folder.mkdir(exist_ok=True)
+    (folder / "grid.toml").write_text(text, "utf-8")
+    return folder / "grid.toml"
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and time."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def runs_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "out" / "runs").iterdir())
+
+
+def weights(folder: Path, run: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "runs" / run / "final.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_every_run_is_made_and_the_tables_hold_its_figures(finished):
+    assert runs_in(finished) == sorted(RUNS)
+    content = json.loads((finished / "out" / "benchmark.json").read_text("utf-8"))
+    [table] = content["tables"]
+    assert (content["done"], content["wanted"], content["steps"], content["facts"]["pool"]) == (3, 3, 4, 4)
+    for row, run in zip([table["bound"], *table["rows"]], RUNS, strict=True):
+        folder = finished / "out" / "runs" / run
+        summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))["statistics"]["foreground mean"]
+        for metric, key in (("dice", "Dice"), ("hd95_mm", "HD95_mm"), ("asd_voxels", "ASD_voxels")):
+            assert row["metrics"][metric][0] == pytest.approx(summary[key]["mean"])
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        assert len(row["cases"]) == 2 == len(manifest["split"]["test"])
+        assert len(manifest["split"]["labelled"]) == (3 if row is table["bound"] else 2)
+    settings = json.loads((finished / "out" / "runs" / RUNS[2] / "settings.json").read_text("utf-8"))
+    assert settings["method"] == {"name": "dual-mutual", "form": "mse"} and settings["data"]["labelled"] == 2
+    for name in ("benchmark.md", "benchmark.html", "figure.svg"):
+        assert (finished / "out" / name).stat().st_size > 1000
+    assert not (finished / "out" / "failed").exists()
+
+
+def test_finished_runs_are_not_made_again_and_a_grid_may_grow_and_shrink(copied, prepared):
+    before, calls = state(copied / "out" / "runs"), []
+    watch = Watch(ended=lambda run, error, comparison: calls.append(run.name))
+    comparison = run_benchmark(copied / "grid.toml", watch=watch)
+    assert comparison.done == 3 and not calls and state(copied / "out" / "runs") == before
+
+    grown = write(copied, prepared, ('"mse"', '"mse"\n[methods.kl]\nmethod = "dual-mutual"\nform = "kl"'))
+    comparison = run_benchmark(grown, watch=watch)
+    assert calls == ["kl_dk-uxnet-tiny_n2_seed0"] and comparison.done == comparison.wanted == 4
+    after = state(copied / "out" / "runs")
+    assert {path: after[path] for path in before} == before
+
+    shrunk = write(copied, prepared, ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', ""))
+    comparison = run_benchmark(shrunk, watch=watch)
+    assert comparison.wanted == 2 and [row.arm for row in comparison.tables[0].rows] == ["supervised"]
+    assert "paper" not in (copied / "out" / "benchmark.md").read_text("utf-8")
+    assert state(copied / "out" / "runs") == after and len(calls) == 1
+
+
+def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
+    """Stopped at step 2 of the second run: the first is kept, the second continued, and all equal the run in one go."""
+    file = write(tmp_path / "stopped", prepared)
+
+    def stop(run, what, done, total, figures):
+        if run == RUNS[1] and (what, done) == ("train", 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped; finished runs and the states of unfinished ones are in"):
+        run_benchmark(file, watch=Watch(progress=stop))
+    folder = file.parent
+    assert runs_in(folder) == sorted(RUNS[:2])
+    assert (folder / "out" / "runs" / RUNS[1] / "checkpoint.pt").is_file()
+    assert "1 of 3 runs finished" in (folder / "out" / "benchmark.md").read_text("utf-8")
+    first, steps = state(folder / "out" / "runs" / RUNS[0]), []
+
+    def note(run, what, done, total, figures):
+        if what == "train":
+            steps.append((run, done))
+
+    assert run_benchmark(file, watch=Watch(progress=note)).done == 3
+    assert steps == [(RUNS[1], 3), (RUNS[1], 4), *((RUNS[2], n) for n in (1, 2, 3, 4))]
+    assert state(folder / "out" / "runs" / RUNS[0]) == first
+    assert all(same(weights(folder, run), weights(finished, run)) for run in RUNS)
+
+
+def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):
+    run = copied / "out" / "runs" / RUNS[1]
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    for path in (run / "checkpoint.pt", run / "final.safetensors"):
+        path.unlink()
+    (run / "manifest.json").write_text(json.dumps({key: value for key, value in manifest.items() if key != "test"}))
+    assert run_benchmark(copied / "grid.toml").done == 3
+    assert same(weights(copied, RUNS[1]), weights(finished, RUNS[1]))
+
+
+def test_two_processes_give_the_same_and_a_death_harms_no_other(finished, prepared, tmp_path, own_methods):
+    paper = '[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n'
+    file = write(tmp_path / "two", prepared, (paper, "[methods.dies]\n"))
+    comparison = run_benchmark(file, processes=2)
+    assert comparison.done == 2
+    assert comparison.failed == {"dies_dk-uxnet-tiny_n2_seed0": tell_death(-9)} and "SIGKILL" in tell_death(-9)
+    assert all(same(weights(file.parent, run), weights(finished, run)) for run in RUNS[:2])
+    for run in RUNS[:2]:
+        manifest = json.loads((file.parent / "out" / "runs" / run / "manifest.json").read_text("utf-8"))
+        assert manifest["machine"]["cpu_threads"] == max(1, usable_cores() // 2)
+
+
+def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
+    file = write(tmp_path / "long", prepared, ("steps = 4", "steps = 100000"))
+    command = [str(Path(sys.executable).with_name("dkuxnet")), "benchmark", str(file), "--processes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        begun = [process.stdout.readline() for _ in range(2)]  # a line where each of the first two has trained a step
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        pids = children.read_text().split() if children.exists() else []
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert sorted(line.split(":")[0] for line in begun) == sorted(RUNS[:2])
+    assert f"Go on with the same command: dkuxnet benchmark {file} --processes 2" in err
+    folders = sorted((file.parent / "out" / "runs").iterdir())
+    assert [f.name for f in folders] == sorted(RUNS[:2]) and all((f / "checkpoint.pt").is_file() for f in folders)
+    left = [path.read_text() for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists()]
+    assert not any("spawn_main" in line for line in left)  # beside these there is a helper that ends by itself
+
+
+def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_methods, monkeypatch, capsys):
+    """Two kinds of failure, and a method of one's own that is in the table like any other."""
+    arms = ("[methods.supervised]", "[methods.diverges]\n[methods.faulty]\n[methods.mine]\nw_qd = 0.2")
+    file = write(tmp_path / "failing", prepared, arms)
+    monkeypatch.setattr(sys, "argv", ["dkuxnet", "benchmark", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1
+    name = "{}_dk-uxnet-tiny_n2_seed0".format
+    assert f"error: {name('diverges')} failed: a loss is not finite near step 0" in err
+    assert f"error: {name('faulty')} failed: IndexError: no such layer (see {tmp_path}" in err and len(err.splitlines()) == 2
+    report = tmp_path / "failing" / "out" / "failed" / f"{name('faulty')}.txt"
+    assert "in losses" in report.read_text("utf-8")
+    assert runs_in(tmp_path / "failing") == sorted([*RUNS, name("mine")])
+    text = (tmp_path / "failing" / "out" / "benchmark.md").read_text("utf-8")
+    failed = "0 of 1 (1 failed) | failed |"
+    for line in (f"| diverges | {failed}", f"| faulty | {failed}", "| mine | 1 of 1 | 0."):
+        assert line in text and line in out
+    content = json.loads((tmp_path / "failing" / "out" / "benchmark.json").read_text("utf-8"))
+    methods = [row["method"] for row in content["tables"][0]["rows"]]
+    assert methods == ["supervised", "diverges", "faulty", "mine", "dual-mutual"]
+
+    monkeypatch.setitem(METHODS, "faulty", "own_methods:Mine")  # mended
+    monkeypatch.setitem(METHODS, "diverges", "own_methods:Mine")
+    assert run_benchmark(file).failed == {} and not report.exists()
+
+
+# --- refused before anything is made ---
+
+
+OTHER = {
+    "recipe": (("steps = 4", "steps = 5"), r"out holds runs of another grid: train.steps is 4 there, 5 here \(supervised_"),
+    "arm": (('"mse"', '"kl"'), r'method.form is "mse" there, "kl" here \(paper_.*; choose another output'),
+    "option": (('form = "mse"', 'form = "mse"\nw_qd = 0.3'), "method.w_qd is not set there, 0.3 here"),
+    "test list": (("test_cases = 2", "test_cases = 1"), "data.test_cases is 2 there, 1 here"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_grid_is_refused_with_files_untouched(copied, prepared, name):
+    change, message = OTHER[name]
+    shutil.rmtree(copied / "out" / "runs" / RUNS[0])  # would be made first: what differs comes later
+    file, before = write(copied, prepared, change), state(copied / "out")
+    with pytest.raises(UserError, match=message):
+        run_benchmark(file)
+    assert state(copied / "out") == before and runs_in(copied) == sorted(RUNS[1:])
+
+
+def test_other_data_and_other_lists_are_refused(copied, prepared, tmp_path):
+    other = shutil.copytree(prepared, tmp_path / "other")
+    meta = json.loads((other / "dataset.json").read_text("utf-8"))
+    meta["plan"]["spacing_mm"] = [9.0, 9.0, 9.0]
+    (other / "dataset.json").write_text(json.dumps(meta))
+    before = state(copied / "out")
+    with pytest.raises(UserError, match=r"plan is .* there, .* here"):
+        run_benchmark(copied / "grid.toml", prepared=other)
+    names = [case["name"] for case in meta["cases"]]
+    (copied / "split.json").write_text(json.dumps({"train": names[:3], "test": names[3:5]}))  # the case without label left out
+    file = write(copied, prepared, ("data.test_cases = 2", 'data.test_cases = 2\ndata.split = "split.json"'))
+    with pytest.raises(UserError, match=r"the unlabelled list is .* there, .* here"):
+        run_benchmark(file)
+    (copied / "split.json").write_text(json.dumps({"train": [*names[:3], names[5]], "test": names[3:5]}))
+    assert run_benchmark(file).done == 3  # the same lists, from a file
+    assert {path: at for path, at in state(copied / "out").items() if "/runs/" in path} == \
+        {path: at for path, at in before.items() if "/runs/" in path}
+
+
+def test_a_folder_that_is_no_run_is_not_replaced(copied):
+    run = copied / "out" / "runs" / RUNS[1]
+    (run / "settings.json").unlink()
+    before = state(copied / "out")
+    with pytest.raises(UserError, match="is there and is no run"):
+        run_benchmark(copied / "grid.toml")
+    assert state(copied / "out") == before
+
+
+def test_a_second_benchmark_in_the_same_folder_is_refused(copied):
+    fcntl = pytest.importorskip("fcntl")
+    with (copied / "out" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another benchmark is at work in it"):
+            run_benchmark(copied / "grid.toml")
+
+
+MISTAKES = {
+    "labels": (("labelled = [2]", "labelled = [2, 4]"), "labelled holds 4, but the training pool has 3 labelled cases of 4"),
+    "no test": (("data.test_cases = 2", "data.test_cases = 0"), "the test list is empty, .* set data.test_cases in"),
+    "all test": (("data.test_cases = 2", "data.test_cases = 5"), "data.test_cases=5 leaves none of 5 labelled cases"),
+    "overlap": (("data.test_cases = 2", 'data.split = "split.json"'), "stands in more than one list"),
+    "no split": (("data.test_cases = 2", 'data.split = "none.json"'), "none.json: cannot read the split"),
+    "misfit": (('["dk-uxnet-tiny"]', '["unet"]'), "unknown setting in network.unet: 'widths'"),
+    "queries": (('["dk-uxnet-tiny"]', '["uxnet-tiny"]'), "uxnet-tiny"),
+    "no data": (('/prepared"', '/none"'), "is not a prepared data set; run dkuxnet prepare"),
+    "device": (('"cpu"', '"gpu"'), "gpu: not available here"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_does_not_fit_the_data_is_refused_before_anything_is_made(prepared, tmp_path, name):
+    change, message = MISTAKES[name]
+    first = json.loads((prepared / "dataset.json").read_text("utf-8"))["cases"][0]["name"]
+    (tmp_path / "split.json").write_text(json.dumps({"train": [first], "test": [first]}))
+    with pytest.raises(UserError, match=message):
+        run_benchmark(write(tmp_path, prepared, change))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.toml", "split.json"]
+
+
+def test_a_method_that_does_not_fit_a_network_is_refused_before_the_first_training(prepared, tmp_path):
+    """Mutual learning over queries with a network that has none."""
+    plain = ("network = { widths = [8, 8, 8, 8], query_channels = 16 }\n", "")
+    file = write(tmp_path, prepared, ('["dk-uxnet-tiny"]', '["uxnet-tiny"]'), plain)
+    with pytest.raises(UserError, match="'dual-mutual' with network 'uxnet-tiny': this network has no queries"):
+        run_benchmark(file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_line(prepared, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write there: .*; choose another output"):
+        run_benchmark(write(tmp_path, prepared), output=tmp_path / "file" / "deep")
+
+
+def test_cores_and_deaths():
+    assert 1 <= usable_cores() <= os.cpu_count()
+    assert tell_death(3) == "its process ended with exit code 3"
