@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from dkuxnet import cli, phantom
-from dkuxnet.benchmark import Watch, run_benchmark, tell_death, usable_cores
+from dkuxnet.benchmark import Watch, run_benchmark
 from dkuxnet.errors import UserError
 from dkuxnet.methods import METHODS
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.train import Interrupted
+from dkuxnet.trainings import tell_death, usable_cores
 
 TINY = """
 prepared = "{prepared}"
@@ -303,6 +304,14 @@ def test_a_folder_that_is_no_run_is_not_replaced(copied):
     with pytest.raises(UserError, match="is there and is no run"):
         run_benchmark(copied / "grid.toml")
     assert state(copied / "out") == before
+
+
+def test_damaged_figures_are_told_before_a_training(copied):
+    shutil.rmtree(copied / "out" / "runs" / RUNS[0])
+    (copied / "out" / "runs" / RUNS[2] / "evaluation" / "cases.csv").write_text("case\n")
+    with pytest.raises(UserError, match=r"cases.csv: damaged"):
+        run_benchmark(copied / "grid.toml")
+    assert runs_in(copied) == sorted(RUNS[1:])
 
 
 def test_a_second_benchmark_in_the_same_folder_is_refused(copied):

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkuxnet.comparison import against_reference, compare, gain, holm, resampled_means, share_of_gap, signed_rank
+from dkuxnet.comparison import compare
 from dkuxnet.errors import UserError
 from dkuxnet.grid import read_grid, wanted_runs
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_picture import draw_comparison
 from dkuxnet.report.comparison_text import markdown, show_share, write_text
 from dkuxnet.report.comparison_words import headlines
+from dkuxnet.significance import against_reference, gain, holm, resampled_means, share_of_gap, signed_rank
 
 
 def table(*rows: list[float]) -> dict[int, np.ndarray]:

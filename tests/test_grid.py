@@ -1,5 +1,6 @@
 """The file of a benchmark: the runs it asks for, and one clear line for whatever is wrong with it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,12 @@ def test_the_files_that_come_along_are_good():
     for file in sorted((Path(__file__).parents[1] / "benchmarks").glob("*.toml")):
         grid = read_grid(file, Path("p"), Path("o"))
         assert "supervised" in grid.methods and wanted_runs(grid, "dk-uxnet-tiny")
+
+
+def test_the_grids_of_the_documentation_are_good(tmp_path):
+    """Fields that the page leaves out are those of a benchmark's file that says where its data are by option."""
+    page = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text("utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    assert blocks
+    for block in blocks:
+        assert wanted_runs(read_grid(write(tmp_path, block), Path("p"), Path("o")), "dk-uxnet-tiny")

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from dkuxnet.comparison import Comparison, Estimate, Row, Share, Table
+from dkuxnet.comparison import Comparison, Row, Table
 from dkuxnet.report.comparison_words import UNSURE, facts, headlines, label, notes, percent, title
 from dkuxnet.run import atomically
+from dkuxnet.significance import Estimate, Share
 
 HEADINGS = ("arm", "seeds", "Dice", "Jaccard", "95HD (mm)", "ASD (mm)", "gain in Dice", "share of the gap", "p (Holm)",
             "minutes")

@@ -2,8 +2,9 @@
 
 import json
 
-from dkuxnet.comparison import Comparison, Estimate, Row, Table
+from dkuxnet.comparison import Comparison, Row, Table
 from dkuxnet.report.words import by, count, join
+from dkuxnet.significance import Estimate
 
 UNSURE = "†"  # beside a share whose gap is not clear
 NOTES = (
