@@ -154,7 +154,8 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
         row = table.bound if run.labelled is None else next(row for row in table.rows if row.arm == run.arm)
         _say(f"{run.arm}, {run.network}, {'all' if run.labelled is None else run.labelled} labelled, seed {run.seed}: "
              f"Dice {row.dice_by_seed[run.seed]:.4f}, {row.minutes_by_seed[run.seed]:.1f} min")
-    _show_comparison(comparison)
+    if comparison.done + len(comparison.failed) < comparison.wanted:  # the last words hold the whole table
+        _show_comparison(comparison)
 
 
 def show_benchmark(comparison: "Comparison") -> None:
