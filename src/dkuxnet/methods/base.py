@@ -62,10 +62,10 @@ class Method(nn.Module):
         return losses
 
 
-def all_patches(batch: Batch, labelled: str = "weak", unlabelled: str = "weak") -> Tensor:
-    """The labelled patches, then the unlabelled ones, (B, C, X, Y, Z), each in the named view, "weak" or "strong"."""
-    images = getattr(batch.labelled, labelled)
-    return images if batch.unlabelled is None else torch.cat([images, getattr(batch.unlabelled, unlabelled)])
+def all_patches(batch: Batch, view: str) -> Tensor:
+    """The labelled patches, then the unlabelled ones, (B, C, X, Y, Z). view: "weak" or "strong"."""
+    labelled = getattr(batch.labelled, view)
+    return labelled if batch.unlabelled is None else torch.cat([labelled, getattr(batch.unlabelled, view)])
 
 
 def first(output: Output, count: int) -> Output:

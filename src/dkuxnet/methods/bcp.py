@@ -36,11 +36,11 @@ class BCP(TeacherMethod):
         predict: Literal["teacher", "student"] = "teacher"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        options, image, label = self.options, batch.labelled.weak, batch.labelled.label
+        options, image, label = self.options, batch.labelled.strong, batch.labelled.label
         if batch.unlabelled is None or step < options.pretrain_steps:
             other_image, other_label, weight = image.roll(1, 0), label.roll(1, 0), 1.0
         else:
-            other_image, weight = batch.unlabelled.weak, options.alpha
+            other_image, weight = batch.unlabelled.strong, options.alpha
             other_label = self.pseudo_label(batch.unlabelled.weak)
         # as many mixed patches of each direction as the larger of the two parts has
         pairs = torch.arange(max(len(image), len(other_image)), device=image.device)

@@ -30,7 +30,7 @@ class CPS(Method):
         predict: Literal["mean", "a", "b"] = "mean"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        images = all_patches(batch)
+        images = all_patches(batch, "strong")
         outputs = [network(images) for network in self.networks]
         losses = self.supervision(outputs, batch.labelled.label, self.options.w_qd)
         a, b = map(probabilities, outputs)

@@ -39,7 +39,7 @@ class DTC(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, label = self.options, batch.labelled.label
-        output = self.networks[0](all_patches(batch))
+        output = self.networks[0](all_patches(batch, "strong"))
         levels = self.level_set(output.features).float().tanh()  # (B, K - 1, X, Y, Z)
         losses = self.supervision([output], label, options.w_qd)
         losses["level"] = options.w_level * (levels[:len(label)] - signed_distance(label, self.shape.classes)).square().mean()

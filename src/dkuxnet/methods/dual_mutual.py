@@ -1,25 +1,33 @@
 """Dual mutual learning, the method of the paper (Wu, Li, Zhang, ISBI 2024): two branches that teach each other."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
 from dkuxnet.methods.base import MeanOf, Method, all_patches, probabilities, ramp_up
-from dkuxnet.types import Batch, NetworkShape
+from dkuxnet.types import Batch, NetworkShape, Output
 
 
 class DualMutual(Method):
-    """L_seg + w_qd L_qd + r(t) (w_segc L_segc + w_qdc L_qdc); branch A sees the strong views, branch B the weak ones."""
+    """L_seg + w_qd L_qd + r(t) (w_segc L_segc + w_qdc L_qdc); branch A sees the strong views, branch B the weak ones.
+
+    With `decay` the branches do not teach each other directly: the mean of their moving averages, which sees the weak views,
+    teaches both on the unlabelled patches, and predicts.
+    """
 
     branches = 2
 
     @dataclass(frozen=True)
     class Options:
         """w_*: weights, 0 switches a term off. ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient,
-        threshold: see `losses.consistency_loss`. predict: which branch answers."""
+        threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
+        view_b: what branch B sees. predict: which branch answers."""
 
         w_qd: float = 0.1
         w_segc: float = 1.0
@@ -28,25 +36,54 @@ class DualMutual(Method):
         form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
         gradient: Literal["both", "strong"] = "both"
         threshold: float = 0.0
+        decay: float = 0.0
+        view_b: Literal["weak", "strong"] = "weak"
         predict: Literal["mean", "a", "b"] = "mean"
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
         super().__init__(networks, options, shape)
         if (options.w_qd or options.w_qdc) and not all(getattr(network, "has_queries", False) for network in networks):
             raise ValueError("this network has no queries: set method.w_qd=0 and method.w_qdc=0, or take a dk-uxnet")
+        self.teachers = copy.deepcopy(self.networks).requires_grad_(False) if options.decay else None
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options = self.options
-        a = self.networks[0](all_patches(batch, "strong", "strong"))
-        b = self.networks[1](all_patches(batch))
-        losses = self.supervision([a, b], batch.labelled.label, options.w_qd)
+        views = ("strong", options.view_b)
+        branches = [network(all_patches(batch, view)) for network, view in zip(self.networks, views, strict=True)]
+        losses = self.supervision(branches, batch.labelled.label, options.w_qd)
+        teachers = self.taught(batch)
         ramp = ramp_up(step, options.ramp_up_steps)
-        form = (options.form, options.gradient, options.threshold)
-        if options.w_segc:
-            losses["segc"] = ramp * options.w_segc * consistency_loss(probabilities(a), probabilities(b), *form)
-        if options.w_qdc:
-            losses["qdc"] = ramp * options.w_qdc * consistency_loss(a.group_prob, b.group_prob, *form)
+        for name, weight, spread in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)):
+            if weight:
+                losses[name] = ramp * weight * self.consistency(branches, teachers, spread)
         return losses
 
+    def taught(self, batch: Batch) -> list[Output]:
+        """What the moving averages say of the unlabelled patches; nothing where there are none."""
+        if self.teachers is None or batch.unlabelled is None:
+            return []
+        with torch.no_grad():
+            return [teacher(batch.unlabelled.weak) for teacher in self.teachers]
+
+    def consistency(self, branches: list[Output], teachers: list[Output], spread: Callable[[Output], Tensor]) -> Tensor:
+        """Between the branches, or of each with the mean of its teachers. spread: Output -> (B, K or G, X, Y, Z)."""
+        options = self.options
+        a, b = map(spread, branches)
+        if not teachers:
+            return consistency_loss(a, b, options.form, options.gradient, options.threshold)
+        target = torch.stack([spread(teacher) for teacher in teachers]).mean(dim=0)
+        return sum(consistency_loss(student[-len(target):], target, options.form, "strong", options.threshold)
+                   for student in (a, b)) / 2
+
+    def after_step(self, step: int) -> None:
+        if self.teachers is not None:
+            update_average(self.teachers, self.networks, self.options.decay, step)
+
     def predictor(self) -> nn.Module:
-        return {"mean": MeanOf(self.networks), "a": self.networks[0], "b": self.networks[1]}[self.options.predict]
+        a, b = self.networks if self.teachers is None else self.teachers
+        return {"mean": MeanOf([a, b]), "a": a, "b": b}[self.options.predict]
+
+
+def over_groups(output: Output) -> Tensor:
+    """How voxels spread over the groups of queries, (B, G, X, Y, Z)."""
+    return output.group_prob.float()

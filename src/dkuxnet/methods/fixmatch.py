@@ -25,7 +25,7 @@ class FixMatch(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         network, options = self.networks[0], self.options
-        output = network(all_patches(batch, unlabelled="strong"))
+        output = network(all_patches(batch, "strong"))
         losses = self.supervision([output], batch.labelled.label, options.w_qd)
         if batch.unlabelled is not None:
             with torch.no_grad():

@@ -38,7 +38,7 @@ class MCNetPlus(Method):
             interpolate_upsampling(network, mode)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        outputs = self(all_patches(batch))
+        outputs = self(all_patches(batch, "strong"))
         losses = self.supervision(outputs, batch.labelled.label, self.options.w_qd)
         soft = [probabilities(output) for output in outputs]
         sharp = [sharpen(prob.detach(), self.options.temperature) for prob in soft]

@@ -30,7 +30,7 @@ class MeanTeacher(TeacherMethod):
         predict: Literal["teacher", "student"] = "teacher"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        output = self.networks[0](all_patches(batch, unlabelled="strong"))
+        output = self.networks[0](all_patches(batch, "strong"))
         losses = self.supervision([output], batch.labelled.label, self.options.w_qd)
         if batch.unlabelled is not None:
             student = probabilities(output)[len(batch.labelled.label):]

@@ -9,7 +9,7 @@ from dkuxnet.types import Batch
 
 
 class Supervised(Method):
-    """L_seg + w_qd L_qd on the weak view; the query loss counts only for networks that have queries."""
+    """L_seg + w_qd L_qd on the strong view; the query loss counts only for networks that have queries."""
 
     uses_unlabelled = False
 
@@ -20,5 +20,5 @@ class Supervised(Method):
         w_qd: float = 0.1
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        output = self.networks[0](batch.labelled.weak)
+        output = self.networks[0](batch.labelled.strong)
         return self.supervision([output], batch.labelled.label, self.options.w_qd)

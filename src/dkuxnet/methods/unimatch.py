@@ -39,14 +39,14 @@ class UniMatch(Method):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         network, options, labelled = self.networks[0], self.options, batch.labelled
         if batch.unlabelled is None:
-            return self.supervision([network(labelled.weak)], labelled.label, options.w_qd)
+            return self.supervision([network(labelled.strong)], labelled.label, options.w_qd)
         weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
         count = len(weak)
         with torch.no_grad():
             target = probabilities(network(weak))
         boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in range(2)]
         streams = [paste(strong.roll(1, 0), strong, box) for box in boxes]
-        output = network(torch.cat([labelled.weak, *streams]))
+        output = network(torch.cat([labelled.strong, *streams]))
         losses = self.supervision([output], labelled.label, options.w_qd)
         perturbed = [F.dropout3d(features, options.dropout) for features in network.encoder(weak)]
 
