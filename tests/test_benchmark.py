@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dkuxnet import cli, phantom
 from dkuxnet.benchmark import Watch, run_benchmark
 from dkuxnet.errors import UserError
 from dkuxnet.methods import METHODS
+from dkuxnet.methods.supervised import Supervised
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import tell_death, usable_cores
@@ -138,7 +140,7 @@ def test_every_run_is_made_and_the_tables_hold_its_figures(finished):
         assert len(row["cases"]) == 2 == len(manifest["split"]["test"])
         assert len(manifest["split"]["labelled"]) == (3 if row is table["bound"] else 2)
     settings = json.loads((finished / "out" / "runs" / RUNS[2] / "settings.json").read_text("utf-8"))
-    assert settings["method"] == {"name": "dual-mutual", "form": "mse"} and settings["data"]["labelled"] == 2
+    assert (settings["method"]["name"], settings["method"]["form"], settings["data"]["labelled"]) == ("dual-mutual", "mse", 2)
     for name in ("benchmark.md", "benchmark.html", "figure.svg"):
         assert (finished / "out" / name).stat().st_size > 1000
     assert not (finished / "out" / "failed").exists()
@@ -263,7 +265,7 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
 OTHER = {
     "recipe": (("steps = 4", "steps = 5"), r"out holds runs of another grid: train.steps is 4 there, 5 here \(supervised_"),
     "arm": (('"mse"', '"kl"'), r'method.form is "mse" there, "kl" here \(paper_.*; choose another output'),
-    "option": (('form = "mse"', 'form = "mse"\nw_qd = 0.3'), "method.w_qd is not set there, 0.3 here"),
+    "option": (('form = "mse"', 'form = "mse"\nw_qd = 0.3'), "method.w_qd is 0.1 there, 0.3 here"),
     "test list": (("test_cases = 2", "test_cases = 1"), "data.test_cases is 2 there, 1 here"),
 }
 
@@ -276,6 +278,16 @@ def test_another_grid_is_refused_with_files_untouched(copied, prepared, name):
     with pytest.raises(UserError, match=message):
         run_benchmark(file)
     assert state(copied / "out") == before and runs_in(copied) == sorted(RUNS[1:])
+
+
+def test_a_default_that_has_changed_since_is_another_grid(copied, monkeypatch):
+    @dataclass(frozen=True)
+    class Changed(Supervised.Options):
+        w_qd: float = 0.2
+
+    monkeypatch.setattr(Supervised, "Options", Changed)
+    with pytest.raises(UserError, match=r"method\.w_qd is 0\.1 there, 0\.2 here"):
+        run_benchmark(copied / "grid.toml")
 
 
 def test_other_data_and_other_lists_are_refused(copied, prepared, tmp_path):

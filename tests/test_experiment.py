@@ -221,3 +221,11 @@ def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):
     with pytest.raises(UserError, match="try auto or cpu"):
         run_training(prepared, tmp_path / "run", settings(train__device="cuda:99"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
+    """A default that changes in a later version must not change what a run of this one was."""
+    manifest = run_training(prepared, tmp_path / "run", settings(train__steps=1, method__w_segc=0.5))
+    method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
+    assert method["w_segc"] == 0.5 and method["ramp_up_steps"] == 400 and method["form"] == "pseudo-both"
+    assert manifest["peak_memory_gib"] > 0.1  # torch alone takes more

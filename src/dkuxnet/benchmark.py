@@ -111,7 +111,7 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
             raise UserError(f"{folder} is there and is no run (no settings.json); move it away, or choose another output")
         return
     there = dict(flatten(validate(read_json(folder / "settings.json")).model_dump(mode="json")))
-    here = dict(flatten(run.settings.model_dump(mode="json")))
+    here = dict(flatten(job.settings.model_dump(mode="json")))
     if (folder / "manifest.json").is_file():
         manifest, split = read_json(folder / "manifest.json"), job.split.to_json()
         there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(manifest.get("split", {}))

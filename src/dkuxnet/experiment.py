@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dkuxnet import formats
-from dkuxnet.config import Settings, validate
+from dkuxnet.config import MethodSettings, Settings, validate
 from dkuxnet.data.augment import make_views
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.loader import PatchStream, read_ahead
@@ -93,12 +93,20 @@ def run_training(
 
 def new_job(prepared: Path, settings: Settings) -> Job:
     """The job that the settings describe."""
+    settings = write_out_options(settings)
     data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
     split = make_split(
         data.names, data.names_with_label, chosen.labelled, chosen.validation_cases, chosen.test_cases, chosen.split
     )
     patch = tuple(settings.train.patch or data.meta["plan"]["patch"])
     return Job(settings, data, split, network_shape(data, settings), patch, choose_device(settings.train.device))
+
+
+def write_out_options(settings: Settings) -> Settings:
+    """The settings with every option of the method: a default that changes later then changes no run that is there."""
+    method = lookup(METHODS, settings.method.name, "method")
+    options = parse_options(method.Options, settings.method.model_extra, f"method.{settings.method.name}")
+    return settings.model_copy(update={"method": MethodSettings(name=settings.method.name, **dataclasses.asdict(options))})
 
 
 def resumed_job(prepared: Path, run: Path) -> Job:
