@@ -179,3 +179,15 @@ def test_mask_logits_are_the_same_whether_voxels_are_projected_or_not():
     voxels = nn.functional.normalize(head.voxels(features), dim=1)
     masks = nn.functional.normalize(head.queries(queries), dim=2) * head.log_gain.exp()
     torch.testing.assert_close(head(features, queries), torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-4, atol=1e-4)
+
+
+def test_the_length_of_a_voxel_is_exact_in_bfloat16_too():
+    """Features far from the origin and a bias that brings them back: the length is a small difference of large sums."""
+    head = MaskLogits(voxel_channels=3, query_channels=8)
+    features, masks = 10 + torch.randn(2, 3, 6, 6, 6).bfloat16(), torch.randn(2, 4, 8)
+    with torch.no_grad():
+        head.voxels.bias.copy_(-10 * head.voxels.weight.flatten(1).sum(dim=1))
+        exact = head.voxels(features.float()).square().sum(dim=1, keepdim=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            _, square = head._without_projecting(features, masks)
+    torch.testing.assert_close(square, exact, rtol=1e-2, atol=1e-2)

@@ -43,9 +43,11 @@ class MaskLogits(nn.Module):
         weight, bias = self.voxels.weight.flatten(1), self.voxels.bias  # (C, C'), (C,)
         x = features.flatten(2)  # (B, C', V)
         logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
-        gram = (weight.T @ weight).expand(len(x), -1, -1)
-        doubled = torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)
-        square = (x * doubled).sum(dim=1, keepdim=True) + bias.square().sum()  # (B, 1, V)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 these sums would cancel
+            x, weight, bias = x.float(), weight.float(), bias.float()
+            gram = (weight.T @ weight).expand(len(x), -1, -1)
+            square = x * torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)
+            square = square.sum(dim=1, keepdim=True) + bias.square().sum()  # (B, 1, V)
         size = features.shape[2:]
         return logits.unflatten(2, size), square.clamp_min(0).unflatten(2, size)
 
