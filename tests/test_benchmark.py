@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import cli, phantom
+from dkuxnet import cli, experiment, phantom
 from dkuxnet.benchmark import Watch, run_benchmark
 from dkuxnet.errors import UserError
 from dkuxnet.methods import METHODS
@@ -53,6 +53,23 @@ class Diverges(Supervised):
 class Faulty(Supervised):
     def losses(self, batch, step):
         raise IndexError("no such layer")
+
+class Late(Supervised):
+    "Fails after it has been saved."
+    def losses(self, batch, step):
+        if step == 3:
+            raise self.fault
+        return super().losses(batch, step)
+
+class LateFaulty(Late):
+    fault = IndexError("no such layer")
+
+class LateFull(Late):
+    fault = MemoryError()
+
+class LateDiverges(Supervised):
+    def losses(self, batch, step):
+        return {"seg": super().losses(batch, step)["seg"] * (float("nan") if step == 3 else 1)}
 
 class Dies(Supervised):
     def losses(self, batch, step):
@@ -257,6 +274,27 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
     monkeypatch.setitem(METHODS, "faulty", "own_methods:Mine")  # mended
     monkeypatch.setitem(METHODS, "diverges", "own_methods:Mine")
     assert run_benchmark(file).failed == {} and not report.exists()
+
+
+@pytest.mark.parametrize("fault, first", [("LateFaulty", 1), ("LateDiverges", 1), ("LateFull", 3)])
+def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_outside_goes_on(
+        prepared, tmp_path, own_methods, monkeypatch, fault, first):
+    file = write(tmp_path / "late", prepared, ("log_every = 1", "log_every = 1, save_every = 2"),
+                 ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', "[methods.mine]\n"))
+    monkeypatch.setitem(METHODS, "mine", f"own_methods:{fault}")
+    assert list(run_benchmark(file).failed) == ["mine_dk-uxnet-tiny_n2_seed0"]
+    checkpoint = file.parent / "out" / "runs" / "mine_dk-uxnet-tiny_n2_seed0" / "checkpoint.pt"
+    assert checkpoint.exists() == (first == 3)
+
+    monkeypatch.setitem(METHODS, "mine", "own_methods:Mine")  # mended
+    if first == 3:  # memory that runs out before the first step costs no steps either
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment, "to_device", lambda *_: torch.empty(2**60))
+            [line] = run_benchmark(file).failed.values()
+        assert line.startswith("out of memory; lower train.labelled_batch") and checkpoint.exists()
+    steps = []
+    watch = Watch(progress=lambda run, what, done, total, figures: steps.append(done) if what == "train" else None)
+    assert run_benchmark(file, watch=watch).failed == {} and steps == list(range(first, 5))
 
 
 # --- refused before anything is made ---

@@ -7,6 +7,7 @@ what follows what.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ class Job:
     device: torch.device
 
 
+@contextmanager
+def telling_out_of_memory() -> Iterator[None]:
+    """Out of memory is a UserError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not (isinstance(error, torch.OutOfMemoryError)
+                                                    or "DefaultCPUAllocator" in str(error)):  # of the CPU torch has no kind
+            raise
+        raise UserError("out of memory; lower train.labelled_batch and train.unlabelled_batch, then train.patch, or take a "
+                        "smaller network") from error
+
+
+@telling_out_of_memory()
 def run_training(
     prepared: Path, run: Path, settings: Settings, resume: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -82,9 +97,6 @@ def run_training(
                                peak_memory_gib=peak_memory_gib(job.device))
         if job.split.test:
             evaluate_test(folder, state.predicting().predictor().eval(), job, progress)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError("out of memory; lower train.labelled_batch and train.unlabelled_batch, then train.patch, or take a "
-                        "smaller network") from error
     finally:
         folder.close()
         folder.discard_unless_saved()

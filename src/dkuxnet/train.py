@@ -27,6 +27,10 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after the state was saved."""
 
 
+class NotFinite(UserError):
+    """A loss is NaN or infinite: the method, its options or the data are at fault, and the state may be spoilt."""
+
+
 @dataclass
 class TrainState:
     """Everything that an exact resume needs: random draws are functions of seed and step, so no generator is in it."""
@@ -105,7 +109,7 @@ def train(
     """Train from state.step to settings.steps on `batches`, which start at that step.
 
     validate: predictor -> score (higher is better); the best weights are saved as `best`. At the end the weights are
-    saved as `final`. Raises UserError for a loss that is not finite, Interrupted after Ctrl-C or SIGTERM.
+    saved as `final`. Raises NotFinite for a loss that is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
     started = time.monotonic() - state.seconds
@@ -162,11 +166,11 @@ def train_step(
 
 
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
-    """Name -> mean of the values gathered. Raises UserError naming every part if one is NaN or infinite."""
+    """Name -> mean of the values gathered. Raises NotFinite naming every part if one is NaN or infinite."""
     means = {name: float(torch.stack(parts).mean()) for name, parts in window.items()}
     if not all(math.isfinite(value) for value in means.values()):
         parts = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        raise UserError(f"a loss is not finite near step {step}: {parts}; lower train.lr or look at the newest scans")
+        raise NotFinite(f"a loss is not finite near step {step}: {parts}; lower train.lr or look at the newest scans")
     return means
 
 

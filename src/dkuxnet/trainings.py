@@ -20,7 +20,7 @@ from dkuxnet.grid import Grid, WantedRun
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 from dkuxnet.parallel import side_by_side
-from dkuxnet.train import Interrupted
+from dkuxnet.train import Interrupted, NotFinite
 
 Progress = Callable[[str, str, int, int, dict[str, float]], None]  # run, what, done, of how many, figures
 
@@ -42,6 +42,9 @@ def train_one(
 ) -> str:
     """One run, gone on with where it left a checkpoint; "" or the line of what went wrong.
 
+    A fault (an exception that nobody foresaw, a loss that is no number) drops the checkpoint: once the method is mended, the
+    run starts anew and has no step of the faulty one. What stops a run from outside (Ctrl-C, a kill, no memory) keeps it.
+
     threads: of torch; 0 leaves them. tables: METHODS and NETWORKS of the process that asks, which may have more entries.
     """
     if threads:
@@ -49,7 +52,8 @@ def train_one(
     METHODS.update(tables[0])
     NETWORKS.update(tables[1])
     folder, report = output / "runs" / name, output / "failed" / f"{name}.txt"
-    resume = (folder / "checkpoint.pt").exists()
+    checkpoint = folder / "checkpoint.pt"
+    resume = checkpoint.exists()
     try:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it saved anything
@@ -57,8 +61,11 @@ def train_one(
     except Interrupted as stop:
         raise KeyboardInterrupt from stop
     except UserError as error:
+        if isinstance(error, NotFinite):
+            checkpoint.unlink(missing_ok=True)
         return " ".join(str(error).split())
     except Exception as error:  # a fault in one method must not cost the others their night
+        checkpoint.unlink(missing_ok=True)
         report.parent.mkdir(exist_ok=True)
         report.write_text(traceback.format_exc(), "utf-8")
         return f"{type(error).__name__}: {' '.join(str(error).split())} (see {report})"
