@@ -1,6 +1,7 @@
 """What makes each method the method that it is named after, by hand where that can be done."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from dkuxnet.methods.base import mean_output, ramp_up
 from dkuxnet.methods.dtc import signed_distance
 from dkuxnet.methods.mc_net import sharpen
 from dkuxnet.methods.mixing import paste, random_boxes
-from dkuxnet.types import Output
+from dkuxnet.networks.grouping import default_groups
+from dkuxnet.types import Batch, NetworkShape, Output, Views
 from test_methods import SHAPE, make_batch, make_method
 
 NETWORKS = {
@@ -37,7 +39,13 @@ class VoxelWise(nn.Module):
         self.slope = nn.Parameter(torch.tensor(slope))
 
     def forward(self, image):
-        return Output(logits=torch.cat([torch.zeros_like(image), self.slope * image], dim=1))
+        return self.decode(image, self.encoder(image))
+
+    def encoder(self, image):
+        return [image]
+
+    def decode(self, image, features):
+        return Output(logits=torch.cat([torch.zeros_like(image), self.slope * features[0]], dim=1))
 
 
 def by_hand(name: str, *slopes: float, **options):
@@ -90,6 +98,35 @@ def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
     taught = [image for learning, image in seen if not learning]
     assert len(taught) == {"mean-teacher": 1, "fixmatch": 1, "ua-mt": 9}.get(name, 0)
     assert not taught or torch.equal(taught[0], batch.unlabelled.weak)
+
+
+@pytest.mark.parametrize("labelled, unlabelled", [(1, 3), (3, 1)])
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_take_several_classes_channels_and_unequal_batches(name, labelled, unlabelled):
+    groups = default_groups(["background", "liver", "kidney", "liver tumour"], 9)
+    settings = load_settings(overrides={"network.name": "dk-uxnet-tiny", "method.name": name} | NETWORKS["dk-uxnet-tiny"])
+    method = build_method(settings, NetworkShape(2, 4, groups), plan={})
+
+    def views(count: int, label: bool) -> Views:
+        image = torch.randn(count, 2, 16, 16, 16)
+        return Views(image, image + 0.1, torch.randint(0, 4, (count, 16, 16, 16)) if label else None)
+    losses = method.losses(Batch(views(labelled, True), views(unlabelled, False)), step=1000)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+
+
+WRONG = [("mean-teacher", "w", -3.0), ("mean-teacher", "w", float("nan")), ("mean-teacher", "decay", 2.0),
+         ("mean-teacher", "ramp_up_steps", -1), ("ua-mt", "passes", 0), ("ua-mt", "noise", -1.0), ("bcp", "box", 3.0),
+         ("bcp", "box", 0.0), ("bcp", "decay", -1.0), ("unimatch", "dropout", 1.5), ("unimatch", "box", 1.0),
+         ("mc-net-plus", "temperature", 0.0), ("fixmatch", "threshold", 7.0), ("dtc", "steepness", -1.0),
+         ("dual-mutual", "w_qdc", -0.1), ("dual-mutual", "threshold", 1.5), ("dual-mutual", "decay", 1.0)]
+
+
+@pytest.mark.parametrize("name, key, value", WRONG)
+def test_an_option_out_of_bounds_is_one_line(name, key, value):
+    with pytest.raises(UserError, match=rf"method\.{name}\.{key}: Input should be"):
+        make_method(name, **{f"method__{key}": value})
 
 
 # --- teachers -------------------------------------------------------------------------------------------------------
@@ -182,30 +219,32 @@ def test_fixmatch_learns_from_sure_voxels_of_the_strong_view_alone():
     assert by_hand("fixmatch", 1.0, threshold=1.1).losses(batch, 0)["pseudo"] == 0
 
 
-def test_unimatch_s_streams_are_cutmix_and_dropped_features():
-    method, batch = make_method("unimatch", method__threshold=0.0), make_batch()
+def test_unimatch_by_hand():
+    """A quarter of each CutMix stream, half of the feature stream, each against the weak view's decisions, mixed alike."""
+    method, batch = by_hand("unimatch", 1.0, threshold=0.0, dropout=0.0, w=3.0), make_batch()
     seen = []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     losses = method.losses(batch, 0)
-    weak, mixed = seen
-    strong, other = batch.unlabelled.strong, batch.unlabelled.strong.roll(1, 0)
-    assert torch.equal(weak, batch.unlabelled.weak) and torch.equal(mixed[:2], batch.labelled.strong)
+    (mixed,) = seen
+    weak, strong, other = batch.unlabelled.weak, batch.unlabelled.strong, batch.unlabelled.strong.roll(1, 0)
+    assert torch.equal(mixed[:2], batch.labelled.strong)
+    expected, boxes = 0, []
     for stream in mixed[2:].split(2):
-        taken = (stream == other) & (stream != strong)
-        assert ((stream == strong) | (stream == other)).all()
-        assert taken.float().mean() == pytest.approx(0.5**3, abs=1e-6)  # a box of half of each edge
-    assert not torch.equal(mixed[2:4], mixed[4:])  # two boxes, not one
-    assert set(losses) == {"seg", "qd", "strong", "features"}
-    kept = make_method("unimatch", method__threshold=0.0, method__dropout=0.0)
-    assert not torch.allclose(kept.losses(batch, 0)["features"], losses["features"])
+        box = stream != strong
+        assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(0.5**3)  # half of each edge
+        sign = torch.where(torch.where(box, weak.roll(1, 0), weak) > 0, -1, 1)
+        expected += 3 * F.softplus(sign * stream).mean() / 4
+        boxes.append(box)
+    assert not torch.equal(*boxes)
+    torch.testing.assert_close(losses["strong"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses["features"], 3 * F.softplus(-weak.abs()).mean() / 2, rtol=1e-4, atol=1e-4)
 
 
-def test_unimatch_compares_a_mixed_patch_with_the_mixed_decisions():
-    """With a box of the whole patch every patch is its neighbour: its decisions must be the neighbour's too."""
-    method, swapped = make_method("unimatch", method__threshold=0.0, method__box=1.0), make_batch()
-    for view in ("weak", "strong"):
-        setattr(swapped.unlabelled, view, getattr(swapped.unlabelled, view).roll(1, 0))
-    torch.testing.assert_close(method.losses(make_batch(), 0)["strong"], method.losses(swapped, 0)["strong"])
+def test_unimatch_drops_feature_channels_of_the_stream_that_learns():
+    """With every channel dropped but by chance, a voxel-wise network sees nothing: log 2 where it would be sure."""
+    method, batch = by_hand("unimatch", 8.0, threshold=0.0, dropout=0.999), make_batch()
+    torch.manual_seed(0)
+    assert method.losses(batch, 0)["features"].item() == pytest.approx(math.log(2) / 2, abs=1e-3)
 
 
 # --- copy-paste -----------------------------------------------------------------------------------------------------
@@ -223,7 +262,7 @@ def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
     boxes = random_boxes(2, (4, 4, 4), 0.5, torch.device("cpu"))
     image = paste(torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 3, 4, 4, 4), boxes)
     label = paste(torch.ones(2, 4, 4, 4), torch.zeros(2, 4, 4, 4), boxes)
-    assert torch.equal(image, boxes.expand_as(image)) and torch.equal(label, boxes[:, 0])
+    assert torch.equal(image, boxes.expand_as(image).float()) and torch.equal(label, boxes[:, 0].float())
 
 
 def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
@@ -242,8 +281,35 @@ def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     torch.testing.assert_close(losses["labelled"], segmentation_loss(logits, label, labelled))
     torch.testing.assert_close(losses["pasted"], 0.5 * segmentation_loss(logits, label, 1 - labelled))
 
-    method.losses(batch, 4)  # still pre-training: nothing of the unlabelled patches is seen
-    assert (seen[1][0] == 1).all()
+
+
+def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_labels():
+    method, batch = by_hand("bcp", 1.0, pretrain_steps=5), make_batch()
+    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.label[0], batch.labelled.label[1] = 1, 0
+    seen = []
+    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.logits)))
+    losses = method.losses(batch, 4)
+    image, logits = seen[0]
+    shares = [(patch == 1).float().mean().item() for patch in image]
+    assert all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()  # nothing unlabelled, both in each
+    label = (image[:, 0] == 1).long()
+    mine = torch.tensor([1.0, 2.0, 1.0, 2.0]).view(-1, 1, 1, 1)  # whose patch each was before pasting; the last two are pasted
+    first, second = (segmentation_loss(logits, label, mask.float()) for mask in (image[:, 0] == mine, image[:, 0] != mine))
+    torch.testing.assert_close(losses["labelled"] + losses["pasted"], first + second)
+
+
+def test_bcp_s_query_loss_reads_true_labels_alone():
+    """Other pseudo labels change what is taught on the pasted part, and not the query loss."""
+    method, batch = make_method("bcp", method__pretrain_steps=0), make_batch()
+    results = []
+    for class_index in (0, 1):
+        method.pseudo_label = lambda image, k=class_index: torch.full_like(image[:, 0], k, dtype=torch.int64)
+        torch.manual_seed(0)
+        results.append(method.losses(batch, 0))
+    assert not torch.allclose(results[0]["pasted"], results[1]["pasted"])
+    torch.testing.assert_close(results[0]["qd"], results[1]["qd"])
+    torch.testing.assert_close(results[0]["labelled"], results[1]["labelled"])
 
 
 def test_bcp_s_pseudo_label_is_the_largest_component():
@@ -253,6 +319,7 @@ def test_bcp_s_pseudo_label_is_the_largest_component():
     image[0, 0, 12:14, 12:14, 12:14] = 1
     label = method.pseudo_label(image)
     assert label[0, 2:8, 2:8, 2:8].all() and label.sum() == 6**3 and label.dtype == torch.int64
+    assert by_hand("bcp", 1.0, largest_component=False).pseudo_label(image).sum() == 6**3 + 2**3
 
 
 # --- several decoders -----------------------------------------------------------------------------------------------
@@ -276,7 +343,19 @@ def test_mc_net_plus_compares_each_decoder_with_the_others_sharpened():
     torch.testing.assert_close(loss, 2 * expected)
 
 
+def test_mc_net_plus_s_targets_are_constants():
+    method, batch = make_method("mc-net-plus", method__w=1.0, method__ramp_up_steps=0), make_batch()
+    method.losses(batch, 0)["mutual"].backward()
+    ours = method.networks[0].classify[-1].weight.grad.clone()
+    method.zero_grad()
+    probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))]
+    sum(squared_error(probs[0], sharpen(q, 0.1).detach()) for q in probs[1:]).backward()
+    torch.testing.assert_close(ours, method.networks[0].classify[-1].weight.grad)
+
+
 def test_sharpening_by_hand():
+    even = torch.tensor([0.34, 0.33, 0.33]).view(1, 3, 1, 1, 1)
+    assert torch.isfinite(sharpen(even, 0.001)).all() and sharpen(even, 0.001)[0, 0].item() == pytest.approx(1)
     prob = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1, 1)
     torch.testing.assert_close(sharpen(prob, 0.5).flatten(), torch.tensor([0.36, 0.16]) / 0.52)
     torch.testing.assert_close(sharpen(prob, 1.0), prob)
@@ -345,6 +424,12 @@ def test_the_averages_of_both_branches_teach_both_and_answer():
     for key, value in method.networks.state_dict().items():
         torch.testing.assert_close(method.teachers.state_dict()[key], 0.9 * kept[key] + 0.1 * value)
     assert list(method.predictor().networks) == list(method.teachers)
+
+
+def test_averages_that_teach_leave_no_branch_to_stop_and_need_unlabelled_patches():
+    with pytest.raises(UserError, match=r"leave out method\.gradient"):
+        make_method("dual-mutual", method__decay=0.9, method__gradient="strong")
+    assert set(make_method("dual-mutual", method__decay=0.9).losses(make_batch(unlabelled=False), 0)) == {"seg", "qd"}
 
 
 def test_branch_b_sees_the_view_that_it_is_given():

@@ -174,20 +174,29 @@ def test_the_fast_depthwise_convolution_has_torch_s_output_and_gradients(size):
 
 def test_mask_logits_are_the_same_whether_voxels_are_projected_or_not():
     """With fewer voxel than query channels the projection is folded into the queries: compare with making the map."""
-    head = MaskLogits(voxel_channels=3, query_channels=8).double()
-    features, queries = torch.randn(2, 3, 4, 5, 6).double(), torch.randn(2, 4, 8).double()
+    head = MaskLogits(voxel_channels=3, query_channels=8)
+    features, queries = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 4, 8)
     voxels = nn.functional.normalize(head.voxels(features), dim=1)
     masks = nn.functional.normalize(head.queries(queries), dim=2) * head.log_gain.exp()
     torch.testing.assert_close(head(features, queries), torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-4, atol=1e-4)
 
 
-def test_the_length_of_a_voxel_is_exact_in_bfloat16_too():
-    """Features far from the origin and a bias that brings them back: the length is a small difference of large sums."""
+def test_the_full_resolution_head_is_exact_in_bfloat16_too():
+    """Features far from the origin and a bias that brings them back: logits and length are small differences of large sums."""
     head = MaskLogits(voxel_channels=3, query_channels=8)
     features, masks = 10 + torch.randn(2, 3, 6, 6, 6).bfloat16(), torch.randn(2, 4, 8)
     with torch.no_grad():
         head.voxels.bias.copy_(-10 * head.voxels.weight.flatten(1).sum(dim=1))
-        exact = head.voxels(features.float()).square().sum(dim=1, keepdim=True)
+        voxels = head.voxels(features.float())
         with torch.autocast("cpu", torch.bfloat16):
-            _, square = head._without_projecting(features, masks)
-    torch.testing.assert_close(square, exact, rtol=1e-2, atol=1e-2)
+            logits, square = head._without_projecting(features, masks)
+    torch.testing.assert_close(square, voxels.square().sum(dim=1, keepdim=True), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(logits, torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-2, atol=1e-2)
+
+
+def test_v_net_s_dropout_can_be_switched_off():
+    shape = NetworkShape(1, 2, ())
+    image = torch.randn(2, 1, 16, 16, 16)
+    for dropout, same in ((0.0, True), (0.5, False)):
+        network = lookup(NETWORKS, "vnet", "network")(shape, {"dropout": dropout}).train()
+        assert torch.equal(network(image).logits, network(image).logits) == same

@@ -204,4 +204,7 @@ def test_seeds_of_steps_differ():
 
 
 def test_precision_follows_device_and_wish():
-    assert not uses_bfloat16("auto", CPU) and uses_bfloat16("bfloat16", CPU) and not uses_bfloat16("float32", CPU)
+    assert not uses_bfloat16("auto", CPU) and not uses_bfloat16("float32", CPU)
+    assert uses_bfloat16("bfloat16", torch.device("cuda"))
+    with pytest.raises(UserError, match="needs a GPU; leave it at auto"):
+        uses_bfloat16("bfloat16", CPU)

@@ -184,7 +184,9 @@ def step_seed(seed: int, stream: int, step: int) -> int:
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
     """"auto" takes bfloat16 where the GPU computes in it (torch says yes where it is but emulated, before Ampere); unlike
-    float16 it needs no loss scaling."""
+    float16 it needs no loss scaling. Raises UserError for a CPU, where gradients in it were now and then not finite."""
+    if precision == "bfloat16" and device.type == "cpu":
+        raise UserError("train.precision=bfloat16 needs a GPU; leave it at auto")
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return precision == "bfloat16"

@@ -3,13 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.types import Batch, NetworkShape, Output
+
+# What options may be: checked where settings are read
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Edge = Annotated[float, Field(gt=0, lt=1)]  # of a patch
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=0)]
 
 
 class Method(nn.Module):
@@ -48,17 +57,12 @@ class Method(nn.Module):
         """The module that validation, prediction and export use: image (B, C, X, Y, Z) -> Output."""
         return self.networks[0]
 
-    def supervision(
-        self, outputs: Sequence[Output], label: Tensor, w_qd: float, mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """L_seg + w_qd L_qd, summed over branches whose first patches are those of `label`; L_qd where there are queries.
-
-        mask: (B, X, Y, Z), voxels whose label counts; None is all.
-        """
+    def supervision(self, outputs: Sequence[Output], label: Tensor, w_qd: float) -> dict[str, Tensor]:
+        """L_seg + w_qd L_qd, summed over branches whose first patches are those of `label`; L_qd where there are queries."""
         outputs = [first(output, len(label)) for output in outputs]
-        losses = {"seg": sum(segmentation_loss(output.logits, label, mask) for output in outputs)}
+        losses = {"seg": sum(segmentation_loss(output.logits, label) for output in outputs)}
         if w_qd and outputs[0].group_prob is not None:
-            losses["qd"] = w_qd * sum(query_loss_all(output, label, self.shape.groups, mask) for output in outputs)
+            losses["qd"] = w_qd * sum(query_loss_all(output, label, self.shape.groups) for output in outputs)
         return losses
 
 

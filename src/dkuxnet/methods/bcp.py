@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dkuxnet.components import keep_largest_component
-from dkuxnet.losses import query_loss_all, segmentation_loss
-from dkuxnet.methods.base import probabilities
+from dkuxnet.losses import decision, query_loss_all, segmentation_loss
+from dkuxnet.methods.base import Decay, Edge, Steps, Weight, probabilities
 from dkuxnet.methods.mixing import paste, random_boxes
 from dkuxnet.methods.teacher import TeacherMethod
 from dkuxnet.types import Batch
@@ -26,13 +26,15 @@ class BCP(TeacherMethod):
     class Options:
         """box: edge of the pasted box as a share of the patch's, beta in the paper. alpha: weight of what is labelled by the
         teacher. pretrain_steps: copy-paste among labelled patches alone. decay, predict: of the teacher. w_qd: weight of
-        the query loss."""
+        the query loss. largest_component: of each class keep that of the teacher's label alone, for organs of which there is
+        one."""
 
-        box: float = 2 / 3
-        alpha: float = 0.5
-        pretrain_steps: int = 200
-        decay: float = 0.99
-        w_qd: float = 0.1
+        box: Edge = 2 / 3
+        alpha: Weight = 0.5
+        pretrain_steps: Steps = 200
+        decay: Decay = 0.99
+        w_qd: Weight = 0.1
+        largest_component: bool = True
         predict: Literal["teacher", "student"] = "teacher"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -50,7 +52,7 @@ class BCP(TeacherMethod):
         into, out = boxes.chunk(2)
         mixed_image = torch.cat([paste(other_image, image, into), paste(image, other_image, out)])
         mixed_label = torch.cat([paste(other_label, label, into), paste(label, other_label, out)])
-        labelled = torch.cat([1 - into, out])[:, 0]  # where the true labels are
+        labelled = torch.cat([~into, out])[:, 0].float()  # where the true labels are
 
         output = self.networks[0](mixed_image)
         losses = {"labelled": segmentation_loss(output.logits, mixed_label, labelled),
@@ -61,6 +63,9 @@ class BCP(TeacherMethod):
 
     @torch.no_grad()
     def pseudo_label(self, image: Tensor) -> Tensor:
-        """The teacher's decision, of each class the largest component: (B, C, X, Y, Z) -> (B, X, Y, Z) int64."""
-        decided = probabilities(self.teacher(image)).argmax(dim=1).cpu().numpy()
-        return torch.stack([torch.from_numpy(keep_largest_component(label)) for label in decided]).to(image.device)
+        """The teacher's decision: (B, C, X, Y, Z) -> (B, X, Y, Z) int64."""
+        decided = decision(probabilities(self.teacher(image)))
+        if not self.options.largest_component:
+            return decided
+        kept = [torch.from_numpy(keep_largest_component(label)) for label in decided.cpu().numpy()]
+        return torch.stack(kept).to(image.device)

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import MeanOf, Method, all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import MeanOf, Method, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.types import Batch
 
 
@@ -24,9 +24,9 @@ class CPS(Method):
         """w: weight of the cross supervision. ramp_up_steps: see `base.ramp_up`. predict: which network answers. w_qd:
         weight of the query loss."""
 
-        w: float = 1.0
-        ramp_up_steps: int = 400
-        w_qd: float = 0.1
+        w: Weight = 1.0
+        ramp_up_steps: Steps = 400
+        w_qd: Weight = 0.1
         predict: Literal["mean", "a", "b"] = "mean"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:

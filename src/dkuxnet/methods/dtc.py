@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.losses import one_hot
-from dkuxnet.methods.base import Method, all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import Method, Positive, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.types import Batch, NetworkShape
 
 
@@ -24,11 +24,11 @@ class DTC(Method):
         """w: weight of the consistency. w_level: of the level set on labelled patches, beta in the paper. steepness: k.
         ramp_up_steps: see `base.ramp_up`. w_qd: weight of the query loss."""
 
-        w: float = 1.0
-        w_level: float = 0.3
-        steepness: float = 1500.0
-        ramp_up_steps: int = 400
-        w_qd: float = 0.1
+        w: Weight = 1.0
+        w_level: Weight = 0.3
+        steepness: Positive = 1500.0
+        ramp_up_steps: Steps = 400
+        w_qd: Weight = 0.1
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
         super().__init__(networks, options, shape)

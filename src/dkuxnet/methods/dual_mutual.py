@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import MeanOf, Method, all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.types import Batch, NetworkShape, Output
 
 
@@ -18,7 +18,7 @@ class DualMutual(Method):
     """L_seg + w_qd L_qd + r(t) (w_segc L_segc + w_qdc L_qdc); branch A sees the strong views, branch B the weak ones.
 
     With `decay` the branches do not teach each other directly: the mean of their moving averages, which sees the weak views,
-    teaches both on the unlabelled patches, and predicts.
+    teaches both on the unlabelled patches (without these there is no consistency), and predicts.
     """
 
     branches = 2
@@ -29,14 +29,14 @@ class DualMutual(Method):
         threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
         view_b: what branch B sees. predict: which branch answers."""
 
-        w_qd: float = 0.1
-        w_segc: float = 1.0
-        w_qdc: float = 0.1
-        ramp_up_steps: int = 400
+        w_qd: Weight = 0.1
+        w_segc: Weight = 1.0
+        w_qdc: Weight = 0.1
+        ramp_up_steps: Steps = 400
         form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
         gradient: Literal["both", "strong"] = "both"
-        threshold: float = 0.0
-        decay: float = 0.0
+        threshold: Share = 0.0
+        decay: Decay = 0.0
         view_b: Literal["weak", "strong"] = "weak"
         predict: Literal["mean", "a", "b"] = "mean"
 
@@ -44,6 +44,8 @@ class DualMutual(Method):
         super().__init__(networks, options, shape)
         if (options.w_qd or options.w_qdc) and not all(getattr(network, "has_queries", False) for network in networks):
             raise ValueError("this network has no queries: set method.w_qd=0 and method.w_qdc=0, or take a dk-uxnet")
+        if options.decay and options.gradient == "strong":
+            raise ValueError("with method.decay the moving averages teach and no branch does: leave out method.gradient")
         self.teachers = copy.deepcopy(self.networks).requires_grad_(False) if options.decay else None
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -51,6 +53,8 @@ class DualMutual(Method):
         views = ("strong", options.view_b)
         branches = [network(all_patches(batch, view)) for network, view in zip(self.networks, views, strict=True)]
         losses = self.supervision(branches, batch.labelled.label, options.w_qd)
+        if self.teachers is not None and batch.unlabelled is None:
+            return losses
         teachers = self.taught(batch)
         ramp = ramp_up(step, options.ramp_up_steps)
         for name, weight, spread in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)):
@@ -59,8 +63,8 @@ class DualMutual(Method):
         return losses
 
     def taught(self, batch: Batch) -> list[Output]:
-        """What the moving averages say of the unlabelled patches; nothing where there are none."""
-        if self.teachers is None or batch.unlabelled is None:
+        """What the moving averages say of the unlabelled patches; nothing where no averages teach."""
+        if self.teachers is None:
             return []
         with torch.no_grad():
             return [teacher(batch.unlabelled.weak) for teacher in self.teachers]

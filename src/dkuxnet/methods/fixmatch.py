@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import Method, all_patches, probabilities
+from dkuxnet.methods.base import Method, Share, Weight, all_patches, probabilities
 from dkuxnet.types import Batch
 
 
@@ -19,9 +19,9 @@ class FixMatch(Method):
         """w: weight of the pseudo labels. threshold: least probability of a decision that counts. w_qd: weight of the
         query loss."""
 
-        w: float = 1.0
-        threshold: float = 0.95
-        w_qd: float = 0.1
+        w: Weight = 1.0
+        threshold: Share = 0.95
+        w_qd: Weight = 0.1
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         network, options = self.networks[0], self.options

@@ -6,7 +6,7 @@ from itertools import permutations
 
 from torch import Tensor, nn
 
-from dkuxnet.methods.base import Method, all_patches, mean_output, probabilities, ramp_up
+from dkuxnet.methods.base import Method, Positive, Steps, Weight, all_patches, mean_output, probabilities, ramp_up
 from dkuxnet.types import Batch, NetworkShape, Output
 
 
@@ -24,10 +24,10 @@ class MCNetPlus(Method):
         """w: weight of the mutual consistency. temperature: of the sharpening. ramp_up_steps: see `base.ramp_up`. w_qd:
         weight of the query loss."""
 
-        w: float = 1.0
-        temperature: float = 0.1
-        ramp_up_steps: int = 400
-        w_qd: float = 0.1
+        w: Weight = 1.0
+        temperature: Positive = 0.1
+        ramp_up_steps: Steps = 400
+        w_qd: Weight = 0.1
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
         super().__init__(networks, options, shape)
@@ -66,9 +66,8 @@ class MeanOfDecoders(nn.Module):
 
 
 def sharpen(prob: Tensor, temperature: float) -> Tensor:
-    """p^(1/T) over its sum, (B, K, X, Y, Z): near a hard decision for a small T, in one function with a gradient."""
-    powered = prob.pow(1 / temperature)
-    return powered / powered.sum(dim=1, keepdim=True)
+    """p^(1/T) over its sum, (B, K, X, Y, Z): near a hard decision for a small T."""
+    return (prob.clamp_min(1e-30).log() / temperature).softmax(dim=1)  # powers themselves would underflow to 0 / 0
 
 
 def interpolate_upsampling(network: nn.Module, mode: str) -> None:

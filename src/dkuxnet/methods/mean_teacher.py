@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import Decay, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.methods.teacher import TeacherMethod
 from dkuxnet.types import Batch
 
@@ -23,10 +23,10 @@ class MeanTeacher(TeacherMethod):
         """w: weight of the consistency. decay: of the teacher's moving average. predict: who answers. ramp_up_steps: see
         `base.ramp_up`. w_qd: weight of the query loss."""
 
-        w: float = 10.0
-        decay: float = 0.99
-        ramp_up_steps: int = 400
-        w_qd: float = 0.1
+        w: Weight = 10.0
+        decay: Decay = 0.99
+        ramp_up_steps: Steps = 400
+        w_qd: Weight = 0.1
         predict: Literal["teacher", "student"] = "teacher"
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:

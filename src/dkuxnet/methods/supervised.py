@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dkuxnet.methods.base import Method
+from dkuxnet.methods.base import Method, Weight
 from dkuxnet.types import Batch
 
 
@@ -17,7 +17,7 @@ class Supervised(Method):
     class Options:
         """w_qd: weight of the query loss."""
 
-        w_qd: float = 0.1
+        w_qd: Weight = 0.1
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         output = self.networks[0](batch.labelled.strong)

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from dkuxnet.losses import FLOOR, masked_mean
-from dkuxnet.methods.base import probabilities, ramp_up
+from dkuxnet.methods.base import Weight, probabilities, ramp_up
 from dkuxnet.methods.mean_teacher import MeanTeacher
 
 
@@ -23,8 +24,8 @@ class UAMT(MeanTeacher):
         """As the mean teacher's. passes: noisy passes of the teacher, T in the paper. noise: their standard deviation, in
         units of the normalised image; draws beyond twice of it are cut."""
 
-        passes: int = 8
-        noise: float = 0.1
+        passes: PositiveInt = 8
+        noise: Weight = 0.1
 
     def consistency(self, student: Tensor, image: Tensor, step: int) -> Tensor:
         options = self.options

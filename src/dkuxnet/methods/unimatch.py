@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import Method, probabilities
+from dkuxnet.methods.base import Edge, Method, Share, Weight, probabilities
 from dkuxnet.methods.mixing import paste, random_boxes
 from dkuxnet.types import Batch, NetworkShape
 
@@ -25,11 +27,11 @@ class UniMatch(Method):
         """w: weight of the three streams. threshold: least probability of a decision that counts. box: edge of the CutMix
         box as a share of the patch's. dropout: share of feature channels dropped. w_qd: weight of the query loss."""
 
-        w: float = 1.0
-        threshold: float = 0.95
-        box: float = 0.5
-        dropout: float = 0.5
-        w_qd: float = 0.1
+        w: Weight = 1.0
+        threshold: Share = 0.95
+        box: Edge = 0.5
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+        w_qd: Weight = 0.1
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
         super().__init__(networks, options, shape)
@@ -42,13 +44,14 @@ class UniMatch(Method):
             return self.supervision([network(labelled.strong)], labelled.label, options.w_qd)
         weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
         count = len(weak)
+        features = network.encoder(weak)
         with torch.no_grad():
-            target = probabilities(network(weak))
+            target = probabilities(network.decode(weak, features))
         boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in range(2)]
         streams = [paste(strong.roll(1, 0), strong, box) for box in boxes]
         output = network(torch.cat([labelled.strong, *streams]))
         losses = self.supervision([output], labelled.label, options.w_qd)
-        perturbed = [F.dropout3d(features, options.dropout) for features in network.encoder(weak)]
+        perturbed = [F.dropout3d(each, options.dropout) for each in features]
 
         def follow(prob: Tensor, target: Tensor) -> Tensor:
             return consistency_loss(prob, target, "pseudo", "strong", options.threshold)

@@ -25,7 +25,7 @@ class LogitsNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class VNetOptions:
-    """dropout: probability in the deep stages, down and up."""
+    """dropout: probability in the deep stages and on the skips."""
 
     dropout: float = 0.5
 
@@ -62,6 +62,8 @@ class VNet(nn.Module):
         downs = (whole.down_tr32, whole.down_tr64, whole.down_tr128, whole.down_tr256)
         self.encoder = VNetEncoder([nn.Sequential(adapt, whole.in_tr), *downs])
         self.ups = nn.ModuleList([whole.up_tr256, whole.up_tr128, whole.up_tr64, whole.up_tr32])
+        for up in self.ups:
+            up.dropout2.p = dropout  # of the skips; MONAI leaves it at 0.5 in the last two
         self.head = whole.out_tr
 
     def forward(self, image: Tensor) -> Output:

@@ -40,11 +40,10 @@ class MaskLogits(nn.Module):
         The projection P = W p + b is folded into the queries, c.P = (c W).p + c.b, and into |P|^2 = p.(W'W p + 2 W'b) + b.b,
         so that no map of C channels is ever made.
         """
-        weight, bias = self.voxels.weight.flatten(1), self.voxels.bias  # (C, C'), (C,)
-        x = features.flatten(2)  # (B, C', V)
-        logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
-        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 these sums would cancel
-            x, weight, bias = x.float(), weight.float(), bias.float()
+        with torch.autocast(features.device.type, enabled=False):  # in bfloat16 these sums would cancel
+            x, masks = features.flatten(2).float(), masks.float()  # (B, C', V), (B, N, C)
+            weight, bias = self.voxels.weight.flatten(1).float(), self.voxels.bias.float()  # (C, C'), (C,)
+            logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
             gram = (weight.T @ weight).expand(len(x), -1, -1)
             square = x * torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)
             square = square.sum(dim=1, keepdim=True) + bias.square().sum()  # (B, 1, V)
