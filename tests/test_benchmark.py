@@ -318,6 +318,33 @@ def test_another_grid_is_refused_with_files_untouched(copied, prepared, name):
     assert state(copied / "out") == before and runs_in(copied) == sorted(RUNS[1:])
 
 
+def edit_settings(run: Path, edit) -> None:
+    content = json.loads((run / "settings.json").read_text("utf-8"))
+    edit(content)
+    (run / "settings.json").write_text(json.dumps(content))
+
+
+def test_a_run_from_before_an_option_existed_is_the_one_with_its_default(copied, prepared):
+    for run in RUNS:
+        edit_settings(copied / "out" / "runs" / run, lambda content: content["method"].pop("w_qd"))
+    assert run_benchmark(copied / "grid.toml").done == 3
+    with pytest.raises(UserError, match=r"method\.w_qd is 0\.1 there, 0\.3 here"):
+        run_benchmark(write(copied, prepared, ('form = "mse"', 'form = "mse"\nw_qd = 0.3')))
+
+
+def test_a_run_with_an_option_that_is_no_more_is_another_grid(copied):
+    edit_settings(copied / "out" / "runs" / RUNS[2], lambda content: content["method"].update(gone=1))
+    with pytest.raises(UserError, match=r"another grid: method\.gone is 1 there, not set here \(paper_"):
+        run_benchmark(copied / "grid.toml")
+
+
+def test_how_a_run_is_made_is_no_other_grid(copied, prepared):
+    before = state(copied / "out" / "runs")
+    file = write(copied, prepared, ("data.test_cases = 2", "data = { test_cases = 2, workers = 0, cache_gib = 1.0 }"),
+                 ('log_every = 1, device = "cpu"', 'log_every = 3, save_every = 3, device = "auto"'))
+    assert run_benchmark(file).done == 3 and state(copied / "out" / "runs") == before
+
+
 def test_a_default_that_has_changed_since_is_another_grid(copied, monkeypatch):
     @dataclass(frozen=True)
     class Changed(Supervised.Options):

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.comparison import Comparison, compare
-from dkuxnet.config import flatten, validate
+from dkuxnet.config import Settings, flatten, validate
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import Job, build_method, data_identity, new_job
+from dkuxnet.experiment import Job, build_method, data_identity, new_job, write_out_options
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
@@ -26,6 +26,9 @@ from dkuxnet.report.comparison_text import write_text
 from dkuxnet.run import read_json
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import Progress, make
+
+# how a run is made and not what it is: no reason to refuse one that is there
+HOW = ("data.workers", "data.cache_gib", "train.log_every", "train.save_every", "train.device")
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,26 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
         if not folder.is_dir() or any(folder.iterdir()):
             raise UserError(f"{folder} is there and is no run (no settings.json); move it away, or choose another output")
         return
-    there = dict(flatten(validate(read_json(folder / "settings.json")).model_dump(mode="json")))
+    there = dict(flatten(_written_out(validate(read_json(folder / "settings.json"))).model_dump(mode="json")))
     here = dict(flatten(job.settings.model_dump(mode="json")))
     if (folder / "manifest.json").is_file():
         manifest, split = read_json(folder / "manifest.json"), job.split.to_json()
         there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(manifest.get("split", {}))
         here |= data_identity(job.data) | flatten_split(split)
     for key in here | there:
-        if key != "data.split" and here.get(key) != there.get(key):  # the lists themselves are compared, not their file
+        if key in ("data.split", *HOW):  # of a split the lists themselves are compared, not their file
+            continue
+        if here.get(key) != there.get(key):
             raise UserError(f"{output} holds runs of another grid: {key} is {_brief(there.get(key))} there, "
                             f"{_brief(here.get(key))} here ({run.name}); choose another output")
+
+
+def _written_out(settings: Settings) -> Settings:
+    """With the defaults of options that are newer than the run; as they are where the run has some that are no more."""
+    try:
+        return write_out_options(settings)
+    except UserError:
+        return settings
 
 
 def flatten_split(split: dict[str, list[str]]) -> dict[str, list[str]]:
