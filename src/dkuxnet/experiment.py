@@ -1,6 +1,6 @@
 """READ FIRST. Settings -> data -> networks -> method -> train -> evaluate: the whole job from top to bottom.
 
-The only module that knows both networks and methods. Everything that has a mechanism is somewhere else; here is only
+The only module that brings networks and methods together. Everything that has a mechanism is somewhere else; here is only
 what follows what.
 """
 
