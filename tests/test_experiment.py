@@ -4,21 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import formats, phantom
+from dkuxnet import experiment, formats, phantom
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet, write_array
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
 from dkuxnet.experiment import load_predictor, run_training
 from dkuxnet.methods import METHODS
+from dkuxnet.methods.dual_mutual import DualMutual
 from dkuxnet.predict import predict_scans
 from dkuxnet.prepare import prepare_scans
+from dkuxnet.run import forget_peak_memory
 
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
         "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
@@ -225,9 +228,23 @@ def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_peak_of_a_gpu_is_that_of_this_training_alone(prepared, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: told.append(device.type))
+    forget_peak_memory(torch.device("cpu"))
+    forget_peak_memory(torch.device("cuda"))
+    assert told == ["cuda"]
+
+    def first_of_all(device):
+        raise UserError(f"the peak of {device} begins anew")
+    monkeypatch.setattr(experiment, "forget_peak_memory", first_of_all)
+    with pytest.raises(UserError, match="the peak of cpu begins anew"):
+        run_training(prepared, tmp_path / "run", settings())
+
+
 def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
     """A default that changes in a later version must not change what a run of this one was."""
     manifest = run_training(prepared, tmp_path / "run", settings(train__steps=1, method__w_segc=0.5))
     method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
-    assert method["w_segc"] == 0.5 and method["ramp_up_steps"] == 400 and method["form"] == "pseudo-both"
+    assert method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5)) and len(method) > 5
     assert manifest["peak_memory_gib"] > 0.1  # torch alone takes more

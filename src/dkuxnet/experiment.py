@@ -31,7 +31,7 @@ from dkuxnet.methods.base import Method
 from dkuxnet.metrics import dice
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
-from dkuxnet.run import RunFolder, machine, peak_memory_gib, write_json
+from dkuxnet.run import RunFolder, forget_peak_memory, machine, peak_memory_gib, write_json
 from dkuxnet.train import INITIAL, VIEWS, make_state, step_seed, train
 from dkuxnet.types import Batch, Group, NetworkShape
 
@@ -74,6 +74,7 @@ def run_training(
     """
     progress = progress or (lambda what, done, total, figures: None)
     job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+    forget_peak_memory(job.device)  # of a training before this one
     method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
     state = make_state(method, job.settings.train)
     if resume:

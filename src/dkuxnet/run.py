@@ -197,8 +197,17 @@ def machine(device: "torch.device") -> dict[str, Any]:
     }
 
 
+def forget_peak_memory(device: "torch.device") -> None:
+    """Let the peak of a GPU begin anew; that of a process cannot."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_gib(device: "torch.device") -> float | None:
-    """The most memory held so far: on a GPU what tensors took of it, else what the process took. None where no one says."""
+    """The most memory held: on a GPU by tensors since `forget_peak_memory`, else by this process so far, with whatever it did
+    before. None where no one says."""
     import torch
 
     if device.type == "cuda":
