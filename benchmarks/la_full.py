@@ -4,7 +4,8 @@
     python benchmarks/la_full.py SOURCE WORK --toy      # the same chain in minutes on a CPU, at 2.5 mm: figures mean nothing
 
 SOURCE is the field's h5 copy (80 scans with train.list). The first 64 cases are the training pool, the last 16 the
-development test. A run that is done is not made again and one that was stopped goes on, so the command can be repeated.
+development test. A run that is done is not made again and one that was stopped goes on, so the command can be repeated;
+other options are another run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from dkuxnet import load_settings, prepare_scans, run_training
+from dkuxnet.config import Settings
 from dkuxnet.run import read_json
 
 FULL = {"spacing_mm": 0.625, "settings": {}}
@@ -42,11 +44,17 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for method in ("dual-mutual", "supervised"):
             settings = load_settings("la-full", overrides=overrides | {"method.name": method})
-            run = chosen.work / f"{method}_{chosen.labelled}_seed{chosen.seed}"
+            run = chosen.work / run_name(settings, chosen.toy)
             print(row(pool.submit(train_once, prepared, run, settings).result()), flush=True)
 
 
-def train_once(prepared: Path, run: Path, settings) -> dict:
+def run_name(settings: Settings, toy: bool) -> str:
+    """The name of its folder, from all that the options change."""
+    return (f"{'toy_' if toy else ''}{settings.method.name}_{settings.network.name}_n{settings.data.labelled}"
+            f"_{settings.train.steps}steps_seed{settings.train.seed}")
+
+
+def train_once(prepared: Path, run: Path, settings: Settings) -> dict:
     """The manifest of a finished run, which is made or gone on with where it is not there yet."""
     if (run / "manifest.json").exists() and "test" in read_json(run / "manifest.json"):
         return read_json(run / "manifest.json")
