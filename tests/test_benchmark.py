@@ -2,19 +2,22 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import cli, experiment, phantom
+from dkuxnet import cli, experiment, phantom, trainings
 from dkuxnet.benchmark import Watch, run_benchmark
+from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.supervised import Supervised
@@ -260,6 +263,7 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
     name = "{}_dk-uxnet-tiny_n2_seed0".format
     assert f"error: {name('diverges')} failed: a loss is not finite near step 0" in err
     assert f"error: {name('faulty')} failed: IndexError: no such layer (see {tmp_path}" in err and len(err.splitlines()) == 2
+    assert out.count("no such layer") == 1  # when it happened; the last words are those on stderr
     report = tmp_path / "failing" / "out" / "failed" / f"{name('faulty')}.txt"
     assert "in losses" in report.read_text("utf-8")
     assert runs_in(tmp_path / "failing") == sorted([*RUNS, name("mine")])
@@ -437,6 +441,30 @@ def test_an_output_that_cannot_be_written_is_one_line(prepared, tmp_path):
         run_benchmark(write(tmp_path, prepared), output=tmp_path / "file" / "deep")
 
 
-def test_cores_and_deaths():
+def test_cores_and_deaths(monkeypatch):
     assert 1 <= usable_cores() <= os.cpu_count()
     assert tell_death(3) == "its process ended with exit code 3"
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    assert tell_death(3) == "its process ended with exit code 3"
+
+
+@pytest.mark.parametrize("processes, missing, threads", [(1, 3, 0), (2, 3, 4), (4, 2, 4), (4, 1, 8), (9, 9, 1)])
+def test_the_cores_are_shared_by_the_trainings_that_there_are(monkeypatch, processes, missing, threads):
+    given = []
+    monkeypatch.setattr(trainings, "usable_cores", lambda: 8)
+    monkeypatch.setattr(trainings, "train_one", lambda tell, *job: given.append(job[4]) or "")
+    monkeypatch.setattr(trainings, "side_by_side", lambda do, jobs, *_: [(key, do(None, *job)) for key, job in jobs.items()])
+    runs = [SimpleNamespace(name=str(n), settings=None) for n in range(missing)]
+    assert len(list(trainings.make(runs, SimpleNamespace(prepared=None, output=None), processes, lambda *_: None))) == missing
+    assert given == [threads] * missing
+
+
+def test_no_two_settings_of_the_large_benchmark_share_a_run():
+    """A finished run is returned as it is: it must be the one that was asked for."""
+    large = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "la_full.py"))
+    base = {"method.name": "supervised", "data.labelled": 8, "train.seed": 0}
+    others = ({"train.steps": 20}, {"network.name": "dk-uxnet-tiny"}, {"train.seed": 1}, {"data.labelled": 4},
+              {"method.name": "dual-mutual"})
+    names = [large["run_name"](load_settings("la-full", overrides=base | other), toy=False) for other in ({}, *others)]
+    names.append(large["run_name"](load_settings("la-full", overrides=base), toy=True))
+    assert len(set(names)) == len(names) == 7 and not any("None" in name for name in names)

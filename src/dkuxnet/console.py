@@ -159,15 +159,14 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
 
 
 def show_benchmark(comparison: "Comparison") -> None:
-    """The tables, what failed, where the page is."""
+    """The tables, the answer, where the page is; what failed is the command's to say."""
     from dkuxnet.report.comparison_words import headlines
 
     _show_comparison(comparison)
     for line in headlines(comparison):
         _say(line)
-    for name, line in comparison.failed.items():
-        _say(f"failed: {name}: {line}")
-    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json, figure.svg")
+    figure = ", figure.svg" if comparison.done else ""
+    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json{figure}")
 
 
 def _show_comparison(comparison: "Comparison") -> None:

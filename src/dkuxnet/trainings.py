@@ -27,7 +27,7 @@ Progress = Callable[[str, str, int, int, dict[str, float]], None]  # run, what, 
 
 def make(missing: list[WantedRun], grid: Grid, processes: int, progress: Progress) -> Iterator[tuple[str, str]]:
     """Make the runs; yields (name, "" or the line of what went wrong) as they end."""
-    threads = 0 if processes == 1 else max(1, usable_cores() // processes)
+    threads = 0 if processes == 1 else max(1, usable_cores() // max(1, min(processes, len(missing))))
     jobs = {run.name: (grid.prepared, grid.output, run.name, run.settings, threads, (METHODS, NETWORKS)) for run in missing}
     if processes == 1:
         for name, job in jobs.items():
@@ -75,7 +75,7 @@ def train_one(
 
 def tell_death(exit_code: int) -> str:
     """The line for a process that ended without a word."""
-    if exit_code == -signal.SIGKILL:
+    if hasattr(signal, "SIGKILL") and exit_code == -signal.SIGKILL:  # Windows has none
         return "its process was killed (SIGKILL), as happens where memory runs out; take fewer --processes or smaller patches"
     return f"its process ended with exit code {exit_code}"
 
