@@ -19,6 +19,7 @@ SHAPE = NetworkShape(1, 2, default_groups(["background", "organ"], 8))
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
         "network.layer_scale": 0.1}
 # settings under which a method's unlabelled terms count at any step, however unsure the untrained network is
+PAPER = {"method__decay": 0.0, "method__view_b": "weak"}  # dual mutual learning as its paper has it
 IN_FORCE = {"dual-mutual": {"method__ramp_up_steps": 0}, "fixmatch": {"method__threshold": 0.0},
             "unimatch": {"method__threshold": 0.0}, "bcp": {"method__pretrain_steps": 0}}
 
@@ -106,13 +107,13 @@ def test_branches_start_apart_and_the_same_seed_starts_alike():
 
 @pytest.mark.parametrize("weight, term", [("w_qd", "qd"), ("w_segc", "segc"), ("w_qdc", "qdc")])
 def test_each_term_has_its_switch(weight, term):
-    on = make_method("dual-mutual", method__ramp_up_steps=0).losses(make_batch(), 0)
-    off = make_method("dual-mutual", method__ramp_up_steps=0, **{f"method__{weight}": 0}).losses(make_batch(), 0)
+    on = make_method("dual-mutual", **PAPER, method__ramp_up_steps=0).losses(make_batch(), 0)
+    off = make_method("dual-mutual", **PAPER, method__ramp_up_steps=0, **{f"method__{weight}": 0}).losses(make_batch(), 0)
     assert set(on) == {"seg", "qd", "segc", "qdc"} and set(on) - set(off) == {term}
 
 
 def test_each_consistency_looks_at_labelled_and_unlabelled_patches():
-    method = make_method("dual-mutual", method__ramp_up_steps=0)
+    method = make_method("dual-mutual", **PAPER, method__ramp_up_steps=0)
     base = method.losses(make_batch(), 0)
     for part in ("labelled", "unlabelled"):
         batch = make_batch()
@@ -122,7 +123,7 @@ def test_each_consistency_looks_at_labelled_and_unlabelled_patches():
 
 
 def test_branch_a_sees_strong_and_branch_b_weak():
-    method, batch = make_method("dual-mutual"), make_batch()
+    method, batch = make_method("dual-mutual", **PAPER), make_batch()
     seen = []
     for network in method.networks:
         network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -134,13 +135,13 @@ def test_branch_a_sees_strong_and_branch_b_weak():
 def test_the_ramp_rises_from_nearly_0_to_1():
     assert ramp_up(0, 100) == pytest.approx(0.0067, abs=1e-3)
     assert ramp_up(0, 100) < ramp_up(50, 100) < ramp_up(100, 100) == 1 == ramp_up(1000, 100) == ramp_up(0, 0)
-    method = make_method("dual-mutual", method__ramp_up_steps=100)
+    method = make_method("dual-mutual", **PAPER, method__ramp_up_steps=100)
     early, late = (method.losses(make_batch(), step)["segc"] for step in (0, 100))
     assert early.item() == pytest.approx(late.item() * ramp_up(0, 100), rel=1e-4)
 
 
 def test_the_mean_predictor_is_the_mean_of_probabilities_and_measures_disagreement():
-    method = make_method("dual-mutual")
+    method = make_method("dual-mutual", **PAPER)
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         output = method.predictor().eval()(image)
@@ -154,7 +155,7 @@ def test_the_mean_predictor_is_the_mean_of_probabilities_and_measures_disagreeme
 
 @pytest.mark.parametrize("predict, index", [("a", 0), ("b", 1)])
 def test_either_branch_can_answer(predict, index):
-    method = make_method("dual-mutual", method__predict=predict)
+    method = make_method("dual-mutual", **PAPER, method__predict=predict)
     assert method.predictor() is method.networks[index]
 
 

@@ -15,10 +15,11 @@ from dkuxnet.types import Batch, NetworkShape, Output
 
 
 class DualMutual(Method):
-    """L_seg + w_qd L_qd + r(t) (w_segc L_segc + w_qdc L_qdc); branch A sees the strong views, branch B the weak ones.
+    """L_seg + w_qd L_qd + r(t) (w_segc L_segc + w_qdc L_qdc) over two branches.
 
-    With `decay` the branches do not teach each other directly: the mean of their moving averages, which sees the weak views,
-    teaches both on the unlabelled patches (without these there is no consistency), and predicts.
+    In the paper (`decay` 0, `view_b` "weak") branch A sees the strong views, branch B the weak ones, and they teach each other
+    on all patches. With `decay` the mean of the branches' moving averages, which sees the weak views, teaches both on the
+    unlabelled patches (without these there is no consistency), and predicts.
     """
 
     branches = 2
@@ -32,12 +33,12 @@ class DualMutual(Method):
         w_qd: Weight = 0.1
         w_segc: Weight = 1.0
         w_qdc: Weight = 0.1
-        ramp_up_steps: Steps = 400
+        ramp_up_steps: Steps = 200
         form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
         gradient: Literal["both", "strong"] = "both"
         threshold: Share = 0.0
-        decay: Decay = 0.0
-        view_b: Literal["weak", "strong"] = "weak"
+        decay: Decay = 0.99
+        view_b: Literal["weak", "strong"] = "strong"
         predict: Literal["mean", "a", "b"] = "mean"
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
