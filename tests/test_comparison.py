@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from html import unescape
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 
 from dkuxnet.comparison import compare
+from dkuxnet.console import show_benchmark
 from dkuxnet.errors import UserError
 from dkuxnet.grid import read_grid, wanted_runs
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_picture import draw_comparison
 from dkuxnet.report.comparison_text import markdown, show_share, write_text
 from dkuxnet.report.comparison_words import headlines
-from dkuxnet.significance import against_reference, gain, holm, resampled_means, share_of_gap, signed_rank
+from dkuxnet.significance import against_reference, estimate, gain, holm, resampled_means, share_of_gap, signed_rank
 
 
 def table(*rows: list[float]) -> dict[int, np.ndarray]:
@@ -130,6 +132,7 @@ form = "mse"
 CASES = [f"case{i}" for i in range(6)]
 DICE = {("supervised", None): 0.9, ("supervised", 4): 0.7, ("supervised", 8): 0.8, ("dual-mutual", 4): 0.8,
         ("dual-mutual", 8): 0.85, ("paper", 4): 0.7, ("paper", 8): 0.78}
+GAINS = dict(zip(CASES, (0.03, 0.02, -0.022, 0.02, 0.03, 0.02), strict=True))  # one case against five
 
 
 def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), cases: list[str] = CASES):
@@ -240,9 +243,10 @@ def test_the_page_says_who_is_best_and_how_sure(tmp_path):
     comparison = made(tmp_path, [4, 8])
     told = headlines(comparison)
     assert told[0] == (
-        "With 4 labelled cases, dual-mutual has the highest Dice, 0.805 (next: supervised, 0.705). That is 0.100 above "
-        "supervised with as many labels (95 % interval +0.100 to +0.100): clear over these test cases and 2 seeds. It closes "
-        "50 % of the gap to supervised with all labels (95 % interval 50 % to 50 %).")
+        "With 4 labelled cases, dual-mutual has the highest Dice of 3 arms, 0.805 (next: supervised, 0.705). That is 0.100 "
+        "above supervised with as many labels (95 % interval +0.100 to +0.100; corrected for the best of 2 arms +0.100 to "
+        "+0.100): clear over these test cases and 2 seeds. It closes 50 % "
+        "of the gap to supervised with all labels (95 % interval 50 % to 50 %).")
     page = write_page(comparison, tmp_path / "out").read_text("utf-8")
     text = visible(page)
     assert all(line in text for line in told)
@@ -264,6 +268,40 @@ def test_a_lead_that_may_be_chance_is_called_so(tmp_path, monkeypatch):
     [line] = headlines(compare(grid.output / "runs", grid, runs, {}))
     assert "which may be chance: the interval includes 0" in line
     assert "differs by +0.005, which is not clearly above 0: there is no gap whose share could be told" in line
+
+
+def test_the_best_of_many_is_clear_only_where_the_corrected_interval_is(tmp_path):
+    """The same gain over the same cases: of one arm it is clear, of two it may be the luck of the best."""
+    grid, runs = make_runs(tmp_path, [4])
+    for seed in (0, 1):
+        of_supervised, of_best = (grid.output / "runs" / f"{arm}_uxnet-tiny_n4_seed{seed}" / "evaluation" / "cases.csv"
+                                  for arm in ("supervised", "dual-mutual"))
+        head, *rows = csv.reader(of_supervised.open(newline=""))
+        with of_best.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *([*row[:3], float(row[3]) + GAINS[row[0]], *row[4:]] for row in rows)])
+    [line] = headlines(compare(grid.output / "runs", grid, runs, {}))
+    assert "dual-mutual has the highest Dice of 3 arms" in line
+    assert "corrected for the best of 2 arms -0.00" in line and "chance: the corrected interval includes 0" in line
+    for run in runs:
+        if run.arm == "paper":
+            shutil.rmtree(grid.output / "runs" / run.name)
+    [_, line] = headlines(compare(grid.output / "runs", grid, runs, {}))
+    assert "of 2 arms" in line and "corrected" not in line and ": clear over these test cases and 2 seeds" in line
+
+
+def test_intervals_of_several_comparisons_share_what_lies_outside():
+    resampled = np.linspace(0, 100, 10_001)
+    alone, of_five = estimate(50, resampled), estimate(50, resampled, 5)
+    assert (alone.low, alone.high) == (pytest.approx(2.5), pytest.approx(97.5))
+    assert (of_five.low, of_five.high) == (pytest.approx(0.5), pytest.approx(99.5))
+
+
+def test_the_last_words_name_the_figure_only_where_there_is_one(tmp_path, capsys):
+    grid, runs = make_runs(tmp_path, [4])
+    show_benchmark(compare(grid.output / "runs", grid, runs, {}))
+    assert "benchmark.json, figure.svg" in capsys.readouterr().out
+    show_benchmark(compare(tmp_path / "nowhere", grid, runs, {}))
+    assert "figure.svg" not in capsys.readouterr().out
 
 
 def test_nothing_is_loaded_from_elsewhere_and_names_are_no_markup(tmp_path):

@@ -15,7 +15,7 @@ RESAMPLES, SEED = 10_000, 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; the ends are None where there is one test case only."""
+    """A value with its interval, of 95 % where nothing else is said; the ends are None where there is one test case only."""
 
     value: float
     low: float | None
@@ -60,10 +60,11 @@ def _common(*sides: dict[int, np.ndarray]) -> tuple[list[int], list[np.ndarray]]
     return seeds, [np.array([side[seed] for seed in seeds]) for side in sides]
 
 
-def gain(arm: dict[int, np.ndarray], bound: dict[int, np.ndarray]) -> Estimate | None:
-    """Mean Dice of `arm` less that of `bound`, each seed -> (cases,); None without a common seed."""
+def gain(arm: dict[int, np.ndarray], bound: dict[int, np.ndarray], arms: int = 1) -> Estimate | None:
+    """Mean Dice of `arm` less that of `bound`, each seed -> (cases,); None without a common seed. arms: how many it was
+    picked from, which the interval is corrected for."""
     seeds, (ours, theirs) = _common(arm, bound)
-    return estimate((ours - theirs).mean(), *resampled_means(ours - theirs)) if seeds else None
+    return estimate((ours - theirs).mean(), *resampled_means(ours - theirs), arms) if seeds else None
 
 
 def share_of_gap(arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: dict[int, np.ndarray]) -> Share | None:
@@ -93,11 +94,12 @@ def resampled_means(*tables: np.ndarray) -> list[np.ndarray]:
     return [((by_seed @ table) * by_case).sum(axis=1) for table in tables]
 
 
-def estimate(value: float, resampled: np.ndarray) -> Estimate:
-    """The value with the percentiles 2.5 and 97.5 of what was resampled."""
+def estimate(value: float, resampled: np.ndarray, comparisons: int = 1) -> Estimate:
+    """The value with the percentiles 2.5 and 97.5 of what was resampled; of several comparisons each gets its share of the
+    5 % outside (Bonferroni), so that all their intervals hold at once with 95 %."""
     if not resampled.size or not np.isfinite(resampled).all():
         return Estimate(float(value), None, None)
-    low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+    low, high = np.percentile(resampled, [2.5 / comparisons, 100 - 2.5 / comparisons]).tolist()
     return Estimate(float(value), low, high)
 
 

@@ -4,7 +4,6 @@ import json
 
 from dkuxnet.comparison import Comparison, Row, Table
 from dkuxnet.report.words import by, count, join
-from dkuxnet.significance import Estimate
 
 UNSURE = "†"  # beside a share whose gap is not clear
 NOTES = (
@@ -15,7 +14,8 @@ NOTES = (
     "supervised gains when it gets all labels of the pool. 100 % says that the missing labels were not missed.",
     "Ranges are 95 % intervals by bootstrap over test cases and seeds (10,000 resamples of both, fixed generator). A few seeds "
     "make them too narrow. A share with a wide interval says little, and where the interval of the gap itself includes 0 "
-    f"({UNSURE}) it says nothing.",
+    f"({UNSURE}) it says nothing. The best of several arms is called clearly better only where its interval stays above 0 with "
+    "the 5 % outside it divided by the number of arms (Bonferroni).",
     "p: Wilcoxon's signed-rank test over the test cases (Dice averaged over seeds) against {reference}, with Holm's correction "
     "over the arms of the table. It speaks of other cases of this kind, not of other trainings.",
     "All arms train for equal steps under one recipe. That is not equal time: see the minutes (median of a training).",
@@ -54,25 +54,30 @@ def _headline(table: Table, several: bool) -> str:
     if not ranked:
         return f"{where}: no finished run yet."
     best = ranked[0]
-    told = [f"{where}, {best.arm} has the highest Dice, {best.metrics['dice'][0]:.3f}"]
+    told = [f"{where}, {best.arm} has the highest Dice of {count(len(ranked), 'arm')}, {best.metrics['dice'][0]:.3f}"]
     if len(ranked) == 1:
         return f"{told[0]}; no other arm is finished."
     told[0] += f" (next: {ranked[1].arm}, {ranked[1].metrics['dice'][0]:.3f})."
     if best.gain is None:
         return " ".join([*told, "None is above supervised." if best.arm == table.bound.arm else ""]).strip()
-    told.append(_sure(best.gain, len(best.dice_by_seed)))
+    told.append(_sure(best, sum(row.gain is not None for row in table.rows)))
     if best.share is not None:
         told.append(_share(best))
     return " ".join(told)
 
 
-def _sure(gain: Estimate, seeds: int) -> str:
+def _sure(best: Row, arms: int) -> str:
+    """arms: how many have a gain; the best of many is lucky too, so that its corrected interval says whether it is clear."""
+    gain, corrected, seeds = best.gain, best.gain_corrected, len(best.dice_by_seed)
     text = f"That is {abs(gain.value):.3f} {'above' if gain.value >= 0 else 'below'} supervised with as many labels"
     if gain.low is None:
         return f"{text}; with one test case nobody can say how sure that is."
-    text += f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
-    if not gain.above_zero:
-        return f"{text}, which may be chance: the interval includes 0."
+    widened = f"; corrected for the best of {arms} arms {corrected.low:+.3f} to {corrected.high:+.3f}" if arms > 1 else ""
+    text += f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{widened})"
+    if gain.high < 0:
+        return f"{text}."
+    if not corrected.above_zero:
+        return f"{text}, which may be chance: the {'corrected ' if gain.above_zero else ''}interval includes 0."
     if seeds == 1:
         return f"{text}: clear over these test cases, but with one seed another training may say otherwise."
     return f"{text}: clear over these test cases and {seeds} seeds."
