@@ -1,17 +1,15 @@
 """A comparison -> one html file that anyone can open: the answer in words, a figure, tables, cases. Needs no network."""
 
-from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from dkuxnet.comparison import Comparison, Table
 from dkuxnet.report.comparison_picture import draw_comparison
 from dkuxnet.report.comparison_text import HEADINGS, cells, label, rows_of, seeds_of
 from dkuxnet.report.comparison_words import facts, headlines, notes, title
 from dkuxnet.report.pictures import data_uri, to_svg
+from dkuxnet.report.template import render
 from dkuxnet.run import atomically
 
 BETTER = {"Dice": "higher is better", "Jaccard": "higher is better", "95HD (mm)": "lower is better",
@@ -24,17 +22,10 @@ def write_page(comparison: Comparison, output: Path) -> Path:
     svg = None if figure is None else to_svg(figure)
     if svg is not None:
         atomically(output / "figure.svg", lambda part: part.write_bytes(svg))
-    page = render(describe(comparison) | {"figure": None if svg is None else data_uri(svg)})
+    page = render("comparison.html", describe(comparison) | {"figure": None if svg is None else data_uri(svg)})
     path = output / "benchmark.html"
-    atomically(path, lambda part: part.write_bytes(page.encode("utf-8", errors="replace")))
+    atomically(path, lambda part: part.write_bytes(page))
     return path
-
-
-def render(page: dict[str, Any]) -> str:
-    """Fill the template. Everything is escaped: names come from outside."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("dkuxnet.report").joinpath("comparison.html").read_text("utf-8")
-    return environment.from_string(template).render(page)
 
 
 def describe(comparison: Comparison) -> dict[str, Any]:

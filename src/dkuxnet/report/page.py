@@ -2,11 +2,8 @@
 
 import json
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from dkuxnet.config import flatten
 from dkuxnet.data.dataset import PreparedSet
@@ -14,6 +11,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
 from dkuxnet.report import pictures
 from dkuxnet.report.results import SHOWN, CaseResult, Results, read_results
+from dkuxnet.report.template import render
 from dkuxnet.report.words import places, tell, tell_data, uses_unlabelled, wall_times
 from dkuxnet.run import RunFolder, atomically
 
@@ -32,16 +30,9 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     path = folder.folder / "report.html" if output is None else Path(output)
     if not path.parent.is_dir():  # before the work, not after it
         raise UserError(f"{path}: cannot write: the folder {path.parent} does not exist; create it")
-    page = render(describe(folder)).encode("utf-8", errors="replace")  # a file's name need not be valid Unicode
+    page = render("page.html", describe(folder))
     atomically(path, lambda part: part.write_bytes(page))
     return path
-
-
-def render(page: dict[str, Any]) -> str:
-    """Fill the template. Everything is escaped: names come from outside."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("dkuxnet.report").joinpath("page.html").read_text("utf-8")
-    return environment.from_string(template).render(page)
 
 
 def describe(folder: RunFolder) -> dict[str, Any]:
