@@ -433,6 +433,13 @@ def test_averages_that_teach_leave_no_branch_to_stop_and_need_unlabelled_patches
     assert set(make_method("dual-mutual", method__decay=0.9).losses(make_batch(unlabelled=False), 0)) == {"seg", "qd"}
 
 
+def test_averages_that_no_term_asks_are_not_run():
+    method = make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0)
+    for teacher in method.teachers:
+        teacher.register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
+    assert set(method.losses(make_batch(), 0)) == {"seg", "qd"}
+
+
 def test_branch_b_sees_the_view_that_it_is_given():
     strong = make_method("dual-mutual", method__view_b="strong")
     seen = []

@@ -54,14 +54,11 @@ class DualMutual(Method):
         views = ("strong", options.view_b)
         branches = [network(all_patches(batch, view)) for network, view in zip(self.networks, views, strict=True)]
         losses = self.supervision(branches, batch.labelled.label, options.w_qd)
-        if self.teachers is not None and batch.unlabelled is None:
+        terms = [term for term in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)) if term[1]]
+        if not terms or (self.teachers is not None and batch.unlabelled is None):
             return losses
-        teachers = self.taught(batch)
-        ramp = ramp_up(step, options.ramp_up_steps)
-        for name, weight, spread in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)):
-            if weight:
-                losses[name] = ramp * weight * self.consistency(branches, teachers, spread)
-        return losses
+        teachers, ramp = self.taught(batch), ramp_up(step, options.ramp_up_steps)
+        return losses | {name: ramp * weight * self.consistency(branches, teachers, spread) for name, weight, spread in terms}
 
     def taught(self, batch: Batch) -> list[Output]:
         """What the moving averages say of the unlabelled patches; nothing where no averages teach."""
