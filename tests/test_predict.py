@@ -51,7 +51,7 @@ def fake_run(monkeypatch, channels: int = 1) -> Path:
     plan = {"spacing_mm": [1.8] * 3, "normalisation": [{"kind": "z-score"}] * channels}
     labels = {"background": 0, "LA": 255}
     manifest = {"labels": labels, "channels": ["MRI"] * channels, "plan": plan, "patch": [16, 16, 16]}
-    monkeypatch.setattr("dkuxnet.predict.load_predictor", lambda run, weights, device: (Threshold(), validate({}), manifest))
+    monkeypatch.setattr("dkuxnet.segment.load_predictor", lambda run, weights, device: (Threshold(), validate({}), manifest))
     return Path("run")
 
 

@@ -2,21 +2,17 @@
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from dkuxnet import formats
 from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import load_predictor
-from dkuxnet.infer import check_memory, grid_bytes, label_on_scan, label_volume, map_on_scan, sliding_window
-from dkuxnet.prepare import network_shape_of, read_image, to_network_grid
+from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
-from dkuxnet.types import Case, Volume
+from dkuxnet.segment import Segmenter
+from dkuxnet.types import Case
 
 COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
@@ -41,33 +37,24 @@ def predict_scans(
     """
     progress = progress or (lambda sentence, done, total: None)
     cases = find_cases(inputs)
-    predictor, settings, manifest = load_predictor(run, weights, device)
-    labels, channels, plan = manifest["labels"], len(manifest["channels"]), manifest["plan"]
+    segmenter = Segmenter(run, weights, device)
     targets = [Path(output) / f"{case.name}{_ending(case)}" for case in cases]
     _check_no_scan(targets, cases)
-    maps = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
-    where = next(predictor.parameters()).device
+    kinds = [kind for kind, wanted in (("probabilities", save_probabilities), ("uncertainty", save_uncertainty)) if wanted]
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        scan = read_image(case, channels)
-        shape = network_shape_of(scan, plan)
-        needed = grid_bytes(shape, manifest["patch"], channels, len(labels), save_uncertainty)
-        needed += 4 * math.prod(scan.shape) * (1 + 2 * save_uncertainty + 2 * len(labels) * save_probabilities)
-        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(shape)} for the network, "
+        scan = read_image(case, len(segmenter.channels))
+        needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty)
+        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(segmenter.network_shape(scan))} for the network, "
                  f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
-        check_memory(needed)
         try:
-            result = sliding_window(predictor, to_network_grid(scan, plan).array, manifest["patch"], len(labels),
-                                    settings.infer, where, save_uncertainty)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise UserError(f"case '{case.name}': out of memory; use --device cpu, or a smaller infer.batch") from error
+            result = segmenter(scan, save_probabilities, save_uncertainty)
+        except UserError as error:
+            raise UserError(f"case '{case.name}': {error}") from error
         if not done:  # nothing is made for scans that cannot be read
-            _make_folder(Path(output), labels, [kind for kind, wanted in maps.items() if wanted])
-        label = label_on_scan(result.prob, scan.shape, scan.affine, settings.infer.largest_component)
-        formats.write(label_volume(label, scan.affine, list(labels.values())), target)
-        for kind, values in (("probabilities", result.prob), ("uncertainty", result.uncertainty)):
-            if maps[kind]:
-                on_scan = Volume(map_on_scan(values, scan.shape, scan.affine), scan.affine)
-                formats.write(on_scan, target.parent / kind / target.name)
+            _make_folder(Path(output), segmenter.labels, kinds)
+        formats.write(result.label, target)
+        for kind in kinds:
+            formats.write(getattr(result, kind), target.parent / kind / target.name)
     progress("done", len(cases), len(cases))
     return targets
 
