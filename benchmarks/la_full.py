@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dkuxnet import load_settings, prepare_scans, run_training
 from dkuxnet.config import Settings
-from dkuxnet.run import read_json
+from dkuxnet.run import RunFolder, read_json
 
 FULL = {"spacing_mm": 0.625, "settings": {}}
 TOY = {"spacing_mm": 2.5, "settings": {"train.steps": 10, "train.patch": [48, 32, 16], "network.name": "dk-uxnet-tiny"}}
@@ -58,7 +58,7 @@ def train_once(prepared: Path, run: Path, settings: Settings) -> dict:
     """The manifest of a finished run, which is made or gone on with where it is not there yet."""
     if (run / "manifest.json").exists() and "test" in read_json(run / "manifest.json"):
         return read_json(run / "manifest.json")
-    return run_training(prepared, run, settings, resume=(run / "checkpoint.pt").exists())
+    return run_training(prepared, run, settings, resume=RunFolder(run).has_checkpoint)
 
 
 def row(manifest: dict) -> str:

@@ -22,6 +22,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.supervised import Supervised
 from dkuxnet.prepare import prepare_scans
+from dkuxnet.run import RunFolder
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import tell_death, usable_cores
 
@@ -197,7 +198,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
         run_benchmark(file, watch=Watch(progress=stop))
     folder = file.parent
     assert runs_in(folder) == sorted(RUNS[:2])
-    assert (folder / "out" / "runs" / RUNS[1] / "checkpoint.pt").is_file()
+    assert RunFolder(folder / "out" / "runs" / RUNS[1]).has_checkpoint
     assert "1 of 3 runs finished" in (folder / "out" / "benchmark.md").read_text("utf-8")
     first, steps = state(folder / "out" / "runs" / RUNS[0]), []
 
@@ -214,7 +215,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
 def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):
     run = copied / "out" / "runs" / RUNS[1]
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    for path in (run / "checkpoint.pt", run / "final.safetensors"):
+    for path in (*(run / "checkpoints").iterdir(), run / "final.safetensors"):
         path.unlink()
     (run / "manifest.json").write_text(json.dumps({key: value for key, value in manifest.items() if key != "test"}))
     assert run_benchmark(copied / "grid.toml").done == 3
@@ -246,7 +247,7 @@ def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
     assert sorted(line.split(":")[0] for line in begun) == sorted(RUNS[:2])
     assert f"Go on with the same command: dkuxnet benchmark {file} --processes 2" in err
     folders = sorted((file.parent / "out" / "runs").iterdir())
-    assert [f.name for f in folders] == sorted(RUNS[:2]) and all((f / "checkpoint.pt").is_file() for f in folders)
+    assert [f.name for f in folders] == sorted(RUNS[:2]) and all(RunFolder(f).has_checkpoint for f in folders)
     left = [path.read_text() for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists()]
     assert not any("spawn_main" in line for line in left)  # beside these there is a helper that ends by itself
 
@@ -261,7 +262,7 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
     out, err = capsys.readouterr()
     assert stop.value.code == 1
     name = "{}_dk-uxnet-tiny_n2_seed0".format
-    assert f"error: {name('diverges')} failed: a loss is not finite near step 0" in err
+    assert f"error: {name('diverges')} failed: not finite at step 0: " in err
     assert f"error: {name('faulty')} failed: IndexError: no such layer (see {tmp_path}" in err and len(err.splitlines()) == 2
     assert out.count("no such layer") == 1  # when it happened; the last words are those on stderr
     report = tmp_path / "failing" / "out" / "failed" / f"{name('faulty')}.txt"
@@ -287,15 +288,15 @@ def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_out
                  ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', "[methods.mine]\n"))
     monkeypatch.setitem(METHODS, "mine", f"own_methods:{fault}")
     assert list(run_benchmark(file).failed) == ["mine_dk-uxnet-tiny_n2_seed0"]
-    checkpoint = file.parent / "out" / "runs" / "mine_dk-uxnet-tiny_n2_seed0" / "checkpoint.pt"
-    assert checkpoint.exists() == (first == 3)
+    folder = RunFolder(file.parent / "out" / "runs" / "mine_dk-uxnet-tiny_n2_seed0")
+    assert folder.has_checkpoint == (first == 3)
 
     monkeypatch.setitem(METHODS, "mine", "own_methods:Mine")  # mended
     if first == 3:  # memory that runs out before the first step costs no steps either
         with monkeypatch.context() as patched:
             patched.setattr(experiment, "to_device", lambda *_: torch.empty(2**60))
             [line] = run_benchmark(file).failed.values()
-        assert line.startswith("out of memory; lower train.labelled_batch") and checkpoint.exists()
+        assert line.startswith("out of memory; lower train.labelled_batch") and folder.has_checkpoint
     steps = []
     watch = Watch(progress=lambda run, what, done, total, figures: steps.append(done) if what == "train" else None)
     assert run_benchmark(file, watch=watch).failed == {} and steps == list(range(first, 5))

@@ -7,8 +7,8 @@ OUTPUT/failed/RUN.txt                     the traceback of a run that failed for
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dkuxnet.data.splits import Split
 from dkuxnet.errors import UserError
 from dkuxnet.experiment import Job, build_method, data_identity, new_job, write_out_options
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
+from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
@@ -28,7 +29,7 @@ from dkuxnet.train import Interrupted
 from dkuxnet.trainings import Progress, make
 
 # how a run is made and not what it is: no reason to refuse one that is there
-HOW = ("data.workers", "data.cache_gib", "train.log_every", "train.save_every", "train.device")
+HOW = ("data.workers", "data.cache_gib", "train.log_every", "train.save_every", "train.save_minutes", "train.device")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def run_benchmark(
     grid = read_grid(file, prepared, output)
     runs = check(grid)
     folder = grid.output / "runs"
-    with locked(grid.output):
+    with locked(make_folder(grid.output), "benchmark"):
         missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
         failed: dict[str, str] = {}
         compare(folder, grid, runs, failed)  # damaged figures of runs that are there are told now, not after a training
@@ -150,21 +151,10 @@ def is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and "test" in read_json(folder / "manifest.json")
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Make the folder and keep a second benchmark out of it: both would make the same runs."""
+def make_folder(output: Path) -> Path:
+    """The benchmark's folder, there. Raises UserError where it cannot be made."""
     try:
         (output / "runs").mkdir(parents=True, exist_ok=True)
-        file = (output / ".lock").open("w")
     except OSError as error:
         raise UserError(f"{output}: cannot write there: {error.strerror}; choose another output") from error
-    with file:
-        try:
-            import fcntl  # not on Windows
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{output}: another benchmark is at work in it; wait for it, or choose another output") from error
-        except (ImportError, OSError):  # a disk without locks
-            pass
-        yield
+    return output

@@ -88,7 +88,9 @@ class AugmentSettings(Section):
 
 class TrainSettings(Section):
     """The loop. patch: voxels, None for the plan's; a multiple of 16. labelled_batch, unlabelled_batch: patches a step.
-    average: decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the decay."""
+    average: decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the decay.
+    save_every, save_minutes: a checkpoint after so many steps and after so many minutes, whichever comes first. on_nan: what a
+    loss or gradient that is not finite does: end the training, or leave that step out and count it."""
 
     steps: PositiveInt = 4000
     seed: NonNegativeInt = 0
@@ -108,6 +110,8 @@ class TrainSettings(Section):
     log_every: PositiveInt = 20
     validate_every: PositiveInt = 200
     save_every: PositiveInt = 200
+    save_minutes: PositiveFloat = 10.0
+    on_nan: Literal["stop", "skip"] = "stop"
 
 
 class InferSettings(Section):

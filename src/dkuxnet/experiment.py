@@ -25,6 +25,7 @@ from dkuxnet.data.splits import Split, make_split
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import Evaluation, evaluate_pair
 from dkuxnet.infer import label_on_scan, label_volume, sliding_window
+from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup, parse_options, unknown
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import Method
@@ -32,7 +33,7 @@ from dkuxnet.metrics import dice
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.run import RunFolder, forget_peak_memory, machine, peak_memory_gib, write_json
-from dkuxnet.train import INITIAL, VIEWS, make_state, step_seed, train
+from dkuxnet.train import INITIAL, VIEWS, NotFinite, TrainState, make_state, step_seed, train
 from dkuxnet.types import Batch, Group, NetworkShape
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
@@ -79,10 +80,23 @@ def run_training(
     state = make_state(method, job.settings.train)
     if resume:
         folder = RunFolder.open(run)
-        state.restore(folder.load_checkpoint())
-        folder.rewind_metrics(state.step)
     else:
         folder = RunFolder.create(run, job.settings.model_dump(mode="json"), describe(job, method))
+    with locked(folder.folder, "training"):
+        try:
+            if resume:
+                state.restore(folder.load_checkpoint())
+                folder.rewind_metrics(state.step)
+            train_and_evaluate(job, state, folder, progress)
+        finally:
+            folder.close()
+            if not resume:
+                folder.discard_unless_saved()
+    return folder.manifest
+
+
+def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress: Progress) -> None:
+    """From state.step to the end, then the test list. Raises NotFinite with the cases of the step at fault."""
     total = job.settings.train.steps
     try:
         train(
@@ -94,14 +108,13 @@ def run_training(
             validate=(lambda predictor: validation_dice(predictor, job)) if job.split.validation else None,
             progress=lambda step, figures: progress("train", step, total, figures),
         )
-        folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step,
-                               peak_memory_gib=peak_memory_gib(job.device))
-        if job.split.test:
-            evaluate_test(folder, state.predicting().predictor().eval(), job, progress)
-    finally:
-        folder.close()
-        folder.discard_unless_saved()
-    return folder.manifest
+    except NotFinite as error:
+        cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
+        raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
+    folder.update_manifest(train_seconds=round(state.seconds, 1), steps_done=state.step,
+                           peak_memory_gib=peak_memory_gib(job.device))
+    if job.split.test:
+        evaluate_test(folder, state.predicting().predictor().eval(), job, progress)
 
 
 def new_job(prepared: Path, settings: Settings) -> Job:
@@ -171,11 +184,7 @@ def build_method(settings: Settings, shape: NetworkShape, plan: dict[str, Any]) 
 def batches(job: Job, first: int) -> Iterator[Batch]:
     """The batches of the steps from `first` on: patches read ahead, views made on the device."""
     chosen, data = job.settings.train, job.settings.data
-    streams = [PatchStream(job.data, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
-                           data.foreground_share)]
-    uses_unlabelled = lookup(METHODS, job.settings.method.name, "method").uses_unlabelled
-    if job.split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
-        streams.append(PatchStream(job.data, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
+    streams = patch_streams(job)
     generator, spacing = torch.Generator(job.device), job.data.meta["plan"]["spacing_mm"]
     for step, patches in enumerate(read_ahead(streams, first, chosen.steps, data.workers), first):
         generator.manual_seed(step_seed(chosen.seed, VIEWS, step))
@@ -184,6 +193,17 @@ def batches(job: Job, first: int) -> Iterator[Batch]:
             label = None if label is None else torch.from_numpy(label).to(job.device)
             views.append(make_views(torch.from_numpy(image).to(job.device), label, job.settings.augment, generator, spacing))
         yield Batch(*views)
+
+
+def patch_streams(job: Job) -> list[PatchStream]:
+    """Where the patches come from: of the labelled cases and, for a method that uses them, of the unlabelled ones."""
+    chosen, data = job.settings.train, job.settings.data
+    streams = [PatchStream(job.data, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
+                           data.foreground_share)]
+    uses_unlabelled = lookup(METHODS, job.settings.method.name, "method").uses_unlabelled
+    if job.split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
+        streams.append(PatchStream(job.data, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
+    return streams
 
 
 def validation_dice(predictor: nn.Module, job: Job) -> float:

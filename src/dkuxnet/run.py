@@ -2,7 +2,7 @@
 
 RUN/settings.json        the settings as used             RUN/metrics.jsonl      one JSON object a logged step
 RUN/manifest.json        data, split, versions, machine   RUN/tensorboard/       the same, for TensorBoard
-RUN/checkpoint.pt        the state to resume from         RUN/final.safetensors  weights; best.safetensors where validated
+RUN/checkpoints/         the last two states to resume    RUN/final.safetensors  weights; best.safetensors where validated
 RUN/evaluation/          test cases: summary.json, cases.csv, predictions/
 """
 
@@ -16,12 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dkuxnet import checkpoints
 from dkuxnet.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-CHECKPOINT_VERSION = 1
 
 
 class RunFolder:
@@ -63,7 +62,7 @@ class RunFolder:
 
     def discard_unless_saved(self) -> None:
         """Remove the folder of a run that ended before it saved anything: its name is free again."""
-        if not (self.folder / "checkpoint.pt").exists():
+        if not self.has_checkpoint:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def update_manifest(self, **entries: Any) -> None:
@@ -110,26 +109,18 @@ class RunFolder:
     # --- state and weights ---
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Tensors and primitives alone, so that loading needs no unpickling of objects."""
-        import torch
-
-        atomically(self.folder / "checkpoint.pt",
-                   lambda path: torch.save({"version": CHECKPOINT_VERSION, **state}, path))
+        checkpoints.save(self.folder / "checkpoints", state)
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The last saved state, on the CPU. Raises UserError where there is none, or it is damaged."""
-        import torch
+        """The last saved state that is whole, on the CPU. Raises UserError where there is none."""
+        return checkpoints.load(self.folder / "checkpoints")
 
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            raise UserError(f"{self.folder} has no checkpoint.pt yet: nothing to resume; start it anew in another folder")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(f"{path}: damaged or not a checkpoint of this program ({type(error).__name__})") from error
-        if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
-            raise UserError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
-        return state
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(checkpoints.listed(self.folder / "checkpoints"))
+
+    def forget_checkpoints(self) -> None:
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def save_weights(self, name: str, state_dict: dict[str, Any]) -> Path:
         """Write `name`.safetensors."""

@@ -28,7 +28,11 @@ class Interrupted(Exception):
 
 
 class NotFinite(UserError):
-    """A loss is NaN or infinite: the method, its options or the data are at fault, and the state may be spoilt."""
+    """A loss or gradient is NaN or infinite since `step`: the method, its options or the data are at fault."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass
@@ -113,18 +117,19 @@ def train(
     """
     precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
     started = time.monotonic() - state.seconds
+    saved = time.monotonic()
     window: dict[str, list[Tensor]] = {}
     with interruption() as stop:
         for batch in batches:
             step = state.step
             losses, norm = train_step(state, batch, settings, device, precision)
-            for name, value in {**losses, "grad_norm": norm}.items():
+            for name, value in to_log({**losses, "grad_norm": norm}, settings.on_nan).items():
                 window.setdefault(name, []).append(value.detach())
             state.step, state.seconds = step + 1, time.monotonic() - started
 
             if state.step % settings.log_every == 0 or state.step == settings.steps:
                 values = finite_means(window, step)
-                values |= {"loss": sum(v for k, v in values.items() if k != "grad_norm"),
+                values |= {"loss": sum(v for k, v in values.items() if k not in ("grad_norm", "skipped")),
                            "lr": learning_rate(step, settings), "seconds": state.seconds}
                 window = {}
                 run.log(step, values)
@@ -136,9 +141,11 @@ def train(
                 if score > state.best:
                     state.best = score
                     run.save_weights("best", state.predicting().state_dict())
-            if state.step % settings.save_every == 0 or stop.asked:
+            due = state.step % settings.save_every == 0 or time.monotonic() - saved >= 60 * settings.save_minutes
+            if due or stop.asked:
                 finite_means(window, step)  # weights that a broken loss has spoilt must not replace good ones
                 run.save_checkpoint(state.to_checkpoint())
+                saved = time.monotonic()
             if stop.asked:
                 raise Interrupted(f"stopped at step {state.step} of {settings.steps}; the state is saved in {run.folder}")
     run.save_checkpoint(state.to_checkpoint())
@@ -156,8 +163,11 @@ def train_step(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
         losses = state.method.losses(batch, state.step)
     state.optimiser.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()
+    loss = sum(losses.values())
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
+    if settings.on_nan == "skip" and not torch.isfinite(loss + norm):  # only where asked for: a GPU is waited for here
+        return losses, norm
     state.optimiser.step()
     state.method.after_step(state.step)
     if state.average:
@@ -165,13 +175,25 @@ def train_step(
     return losses, norm
 
 
+def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
+    """The figures of a step; of one that was left out zeros, and `skipped` 1."""
+    if on_nan == "stop":
+        return figures
+    finite = torch.stack([value.detach() for value in figures.values()]).isfinite().all()
+    return {name: torch.where(finite, value.detach(), 0) for name, value in figures.items()} | {"skipped": 1.0 - finite.float()}
+
+
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
-    """Name -> mean of the values gathered. Raises NotFinite naming every part if one is NaN or infinite."""
-    means = {name: float(torch.stack(parts).mean()) for name, parts in window.items()}
-    if not all(math.isfinite(value) for value in means.values()):
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        raise NotFinite(f"a loss is not finite near step {step}: {parts}; lower train.lr or look at the newest scans")
-    return means
+    """Name -> mean of the values gathered, the last of them at `step`. Raises NotFinite for the first step that has one which
+    is NaN or infinite, naming it: those after it follow from the weights that it spoilt."""
+    table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
+    for back in range(max(map(len, table.values()), default=0), 0, -1):
+        broken = [f"{name} {values[-back]}" for name, values in table.items() if not math.isfinite(values[-back])]
+        if broken:
+            at = step - back + 1
+            raise NotFinite(at, f"not finite at step {at}: {', '.join(broken)}; lower train.lr, or look at the scans of that "
+                                "step (train.on_nan=skip leaves such steps out)")
+    return {name: sum(values) / len(values) for name, values in table.items()}
 
 
 INITIAL, VIEWS, DROPOUT = 0, 1, 2  # what a seed is for: streams that must not repeat each other

@@ -20,6 +20,7 @@ from dkuxnet.grid import Grid, WantedRun
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 from dkuxnet.parallel import side_by_side
+from dkuxnet.run import RunFolder
 from dkuxnet.train import Interrupted, NotFinite
 
 Progress = Callable[[str, str, int, int, dict[str, float]], None]  # run, what, done, of how many, figures
@@ -52,8 +53,8 @@ def train_one(
     METHODS.update(tables[0])
     NETWORKS.update(tables[1])
     folder, report = output / "runs" / name, output / "failed" / f"{name}.txt"
-    checkpoint = folder / "checkpoint.pt"
-    resume = checkpoint.exists()
+    run = RunFolder(folder)
+    resume = run.has_checkpoint
     try:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)  # killed before it saved anything
@@ -62,10 +63,10 @@ def train_one(
         raise KeyboardInterrupt from stop
     except UserError as error:
         if isinstance(error, NotFinite):
-            checkpoint.unlink(missing_ok=True)
+            run.forget_checkpoints()
         return " ".join(str(error).split())
     except Exception as error:  # a fault in one method must not cost the others their night
-        checkpoint.unlink(missing_ok=True)
+        run.forget_checkpoints()
         report.parent.mkdir(exist_ok=True)
         report.write_text(traceback.format_exc(), "utf-8")
         return f"{type(error).__name__}: {' '.join(str(error).split())} (see {report})"

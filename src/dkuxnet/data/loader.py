@@ -36,10 +36,14 @@ class PatchStream:
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The patches of a step: images (B, C, X, Y, Z) float32, labels (B, X, Y, Z) uint8 or None."""
-        picks = [self._case(step * self.batch + i) for i in range(self.batch)]
-        patches = [self._patch(name, np.random.default_rng((*self.key, 1, step, i))) for i, name in enumerate(picks)]
+        patches = [self._patch(name, np.random.default_rng((*self.key, 1, step, i)))
+                   for i, name in enumerate(self.names_at(step))]
         images = np.stack([image for image, _ in patches])
         return images, np.stack([label for _, label in patches]) if self.with_label else None
+
+    def names_at(self, step: int) -> list[str]:
+        """The cases that the patches of a step are of."""
+        return [self._case(step * self.batch + i) for i in range(self.batch)]
 
     def _case(self, index: int) -> str:
         epoch, place = divmod(index, len(self.cases))
