@@ -20,7 +20,8 @@ from pathlib import Path
 from dkuxnet.errors import UserError
 
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.depths": [1, 1, 1, 1], "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 16,
+        "network.depths": [1, 1, 1, 1],
+        "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 16,
         "train.log_every": 2, "train.save_every": 2, "train.device": "cpu", "train.warm_up_steps": 2, "train.average": 0.9,
         "data.labelled": 2, "data.test_cases": 0}
 METHODS = ("dual-mutual", "mean-teacher", "ua-mt", "cps", "mc-net-plus", "bcp", "fixmatch", "unimatch", "dtc", "supervised")
