@@ -21,6 +21,8 @@ ALLOWED = {
     "plan": set(),
     "checkpoints": set(),
     "lock": set(),
+    "distributed": set(),
+    "launch": {"run"},
     "run": {"checkpoints"},
     "formats.": {"formats."},
     "phantom": {"formats."},
@@ -34,7 +36,7 @@ ALLOWED = {
     "data.": {"data.", "formats."},  # layouts and their parts
     "evaluate": {"metrics", "formats.", "data.layouts", "data.layout_files"},
     "prepare": {"plan", "formats.", "data.layouts", "data.geometry", "data.dataset"},
-    "train": {"average", "config", "run", "methods.base"},
+    "train": {"average", "config", "distributed", "run", "methods.base"},
     "infer": {"components", "config", "data.geometry"},
     "grid": {"config", "methods", "networks"},  # their tables of names
     "significance": set(),
@@ -42,8 +44,8 @@ ALLOWED = {
     "parallel": set(),
     "report.": {"report.", "comparison", "config", "run", "formats.", "evaluate", "metrics", "data.dataset", "data.geometry",
                 "significance"},
-    "experiment": {"config", "data.", "evaluate", "formats.", "infer", "lock", "methods.", "metrics", "networks.", "run",
-                   "train"},
+    "experiment": {"config", "data.", "distributed", "evaluate", "formats.", "infer", "lock", "methods.", "metrics",
+                   "networks.", "run", "train"},
     "segment": {"experiment", "infer", "prepare"},
     "predict": {"data.layouts", "formats.", "prepare", "run", "segment"},
     "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
@@ -52,8 +54,8 @@ ALLOWED = {
                   "run", "train", "trainings"},
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
     "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text", "report.comparison_words"},
-    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "predict", "prepare",
-            "report.", "train"},
+    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "launch", "predict",
+            "prepare", "report.", "train"},
 }
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 

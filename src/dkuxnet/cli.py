@@ -1,6 +1,7 @@
 """The command line: each command parses and makes one call. Nothing here imports torch before a command needs it."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
+        who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""
+        typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
         sys.exit(1)
 
 
@@ -60,8 +63,14 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")] = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
+    if devices > 1:
+        from dkuxnet.launch import relaunch
+
+        raise typer.Exit(relaunch(devices))
+
     from dkuxnet.config import load_settings, parse_override
 
     named = {"network.name": network, "method.name": method, "data.labelled": labelled, "train.steps": steps,
@@ -73,15 +82,17 @@ def train(
 
     from dkuxnet.console import show_trained, train_progress
     from dkuxnet.experiment import run_training
+    from dkuxnet.launch import goes_on, is_first
     from dkuxnet.train import Interrupted
 
     try:
         with train_progress() as progress:
-            manifest = run_training(prepared, run, settings, resume, progress)
+            manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
     except Interrupted as stop:
         typer.echo(f"{stop}\nGo on with: {shlex.join(['dkuxnet', 'train', str(prepared), str(run), '--resume'])}", err=True)
         raise typer.Exit(130) from None
-    show_trained(manifest, run)
+    if is_first():
+        show_trained(manifest, run)
 
 
 @app.command()

@@ -7,7 +7,7 @@ what follows what.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dkuxnet.data.augment import make_views
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.loader import PatchStream, read_ahead
 from dkuxnet.data.splits import Split, make_split
+from dkuxnet.distributed import by_the_first, joined, local_rank, of_all, rank, shared, world
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import Evaluation, evaluate_pair
 from dkuxnet.infer import label_on_scan, label_volume, sliding_window
@@ -32,7 +33,7 @@ from dkuxnet.methods.base import Method
 from dkuxnet.metrics import dice
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
-from dkuxnet.run import RunFolder, forget_peak_memory, machine, peak_memory_gib, write_json
+from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, machine, peak_memory_gib, write_json
 from dkuxnet.train import INITIAL, VIEWS, NotFinite, TrainState, make_state, step_seed, train
 from dkuxnet.types import Batch, Group, NetworkShape
 
@@ -73,16 +74,16 @@ def run_training(
     resume: go on with the run as its folder describes it; `settings` is then ignored. Raises UserError for anything
     wrong with the input, `train.Interrupted` after Ctrl-C. A new run that fails before it saved anything leaves no folder.
     """
-    progress = progress or (lambda what, done, total, figures: None)
-    job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
-    forget_peak_memory(job.device)  # of a training before this one
-    method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
-    state = make_state(method, job.settings.train)
-    if resume:
-        folder = RunFolder.open(run)
-    else:
-        folder = RunFolder.create(run, job.settings.model_dump(mode="json"), describe(job, method))
-    with locked(folder.folder, "training"):
+    with joined(), ExitStack() as open_run:
+        progress = progress if progress and not rank() else lambda what, done, total, figures: None
+        job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+        forget_peak_memory(job.device)  # of a training before this one
+        method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+        state = make_state(method, job.settings.train)
+        if not resume:
+            by_the_first(lambda: RunFolder.create(run, job.settings.model_dump(mode="json"), describe(job, method)) and None)
+        folder = MutedRun(run) if rank() else RunFolder.open(run)
+        by_the_first(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
             if resume:
                 state.restore(folder.load_checkpoint())
@@ -175,7 +176,7 @@ def build_method(settings: Settings, shape: NetworkShape, plan: dict[str, Any]) 
     try:
         for branch in range(method.branches):
             torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
-            networks.append(builder(shape, settings.network.model_extra))
+            networks.append(shared(builder(shape, settings.network.model_extra), method.uses_features))
         return method(networks, options, shape)
     except (ValueError, AssertionError, ZeroDivisionError) as error:  # the last two are torch's for sizes that do not fit
         raise UserError(f"method '{settings.method.name}' with network '{name}': {error}") from error
@@ -209,22 +210,26 @@ def patch_streams(job: Job) -> list[PatchStream]:
 def validation_dice(predictor: nn.Module, job: Job) -> float:
     """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
     scores = []
-    for name in job.split.validation:
+    for name in job.split.validation[rank()::world()]:
         image, truth = job.data.array(name, "image"), job.data.array(name, "label")
         prob = sliding_window(predictor, image, job.patch, job.shape.classes, job.settings.infer, job.device).prob
         label = prob.argmax(axis=0)
         scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
-    return float(np.mean(scores))
+    return float(np.mean(of_all(scores)))
 
 
 def evaluate_test(folder: RunFolder, predictor: nn.Module, job: Job, progress: Progress) -> Evaluation:
     """Predict the test cases, score them on their own grids, write RUN/evaluation/; the summary goes to the manifest."""
     target, infer = folder.folder / "evaluation", job.settings.infer
-    (target / "predictions").mkdir(parents=True, exist_ok=True)
     labels = job.data.meta["labels"]
-    write_json(target / "predictions" / "dataset.json", {"labels": labels})
-    started, rows, files = time.monotonic(), [], {}
-    for done, name in enumerate(job.split.test, 1):
+
+    def prepare_folder() -> None:
+        (target / "predictions").mkdir(parents=True, exist_ok=True)
+        write_json(target / "predictions" / "dataset.json", {"labels": labels})
+
+    by_the_first(prepare_folder)
+    started, rows, files = time.monotonic(), [], []
+    for done, name in enumerate(job.split.test[rank()::world()], 1):
         info = job.data.info(name)
         affine = np.array(info["affine"])
         grid = sliding_window(predictor, job.data.array(name, "image"), job.patch, len(labels), infer, job.device)
@@ -234,11 +239,13 @@ def evaluate_test(folder: RunFolder, predictor: nn.Module, job: Job, progress: P
         formats.write(prediction, path)
         truth = label_volume(job.data.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
-        files[name] = (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd")
-        progress("evaluate", done, len(job.split.test), {})
-    result = Evaluation(rows, files)
-    result.write_json(target / "summary.json")
-    result.write_csv(target / "cases.csv")
+        files.append((name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd")))
+        progress("evaluate", min(done * world(), len(job.split.test)), len(job.split.test), {})
+    order = list(job.split.test)
+    rows = sorted(of_all(rows), key=lambda row: order.index(row["case"]))
+    result = Evaluation(rows, dict(sorted(of_all(files), key=lambda file: order.index(file[0]))))
+    by_the_first(lambda: result.write_json(target / "summary.json"))
+    by_the_first(lambda: result.write_csv(target / "cases.csv"))
     folder.update_manifest(evaluate_seconds=round(time.monotonic() - started, 1), test=result.summary())
     return result
 
@@ -276,7 +283,9 @@ def described_network(manifest: dict[str, Any], run: Path) -> tuple[NetworkShape
 def choose_device(name: str) -> torch.device:
     """"auto" is the GPU where there is one. Raises UserError for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

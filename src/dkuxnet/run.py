@@ -145,6 +145,22 @@ class RunFolder:
             raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
+class MutedRun(RunFolder):
+    """What the other processes of a distributed training have in the place of a run folder: they read, and write nothing."""
+
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def rewind_metrics(self, step: int) -> None: ...
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None: ...
+
+    def save_weights(self, name: str, state_dict: dict[str, Any]) -> None: ...
+
+    def update_manifest(self, **entries: Any) -> None: ...
+
+    def discard_unless_saved(self) -> None: ...
+
+
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, and move it to its name."""
     part = path.with_name(f".{path.name}.part")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dkuxnet.average import update_average
 from dkuxnet.config import TrainSettings
+from dkuxnet.distributed import any_of, sum_gradients
 from dkuxnet.errors import UserError
 from dkuxnet.methods.base import Method
 from dkuxnet.run import RunFolder
@@ -141,6 +142,7 @@ def train(
                 if score > state.best:
                     state.best = score
                     run.save_weights("best", state.predicting().state_dict())
+            stop.asked = any_of(stop.asked, device)
             due = state.step % settings.save_every == 0 or time.monotonic() - saved >= 60 * settings.save_minutes
             if due or stop.asked:
                 finite_means(window, step)  # weights that a broken loss has spoilt must not replace good ones
@@ -165,6 +167,7 @@ def train_step(
     state.optimiser.zero_grad(set_to_none=True)
     loss = sum(losses.values())
     loss.backward()
+    sum_gradients(state.method)
     norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
     if settings.on_nan == "skip" and not torch.isfinite(loss + norm):  # only where asked for: a GPU is waited for here
         return losses, norm

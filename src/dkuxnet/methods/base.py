@@ -31,6 +31,7 @@ class Method(nn.Module):
 
     branches: ClassVar[int] = 1
     uses_unlabelled: ClassVar[bool] = True
+    uses_features: ClassVar[bool] = False  # whether `losses` reads `Output.features`
 
     @dataclass(frozen=True)
     class Options:

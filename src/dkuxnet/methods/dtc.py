@@ -19,6 +19,8 @@ class DTC(Method):
     consistency is on all patches, and goes through T^-1(l) = sigmoid(-k l).
     """
 
+    uses_features = True
+
     @dataclass(frozen=True)
     class Options:
         """w: weight of the consistency. w_level: of the level set on labelled patches, beta in the paper. steepness: k.

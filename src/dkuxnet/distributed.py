@@ -1,0 +1,186 @@
+"""One training in several processes, on one machine or many: torchrun starts them, and no method knows of it.
+
+Every process builds the whole batch, runs the networks on its share of the patches, and gets the outputs of all of them. So
+each computes the losses of the whole batch, whatever they compare, exactly as one process does; its gradients are those of
+its own patches, and their sum over the processes is the gradient of the whole. DistributedDataParallel would average losses
+of parts instead: a soft Dice over a batch, a mixture of two patches or a mean over sure voxels is not such an average.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dkuxnet.errors import UserError
+from dkuxnet.types import Output
+
+T = TypeVar("T")
+
+
+class ToldElsewhere(UserError):
+    """Another process has run into something and tells it."""
+
+
+def world() -> int:
+    """Processes of this training; 1 where it is not distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun started, until the end of the block; without torchrun nothing happens.
+
+    Raises UserError in the processes that are left when another one ends.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "peer" not in str(error):  # gloo's errors have no kind of their own
+            raise
+        raise ToldElsewhere("another process of this training has ended; its own message says why") from error
+    finally:
+        dist.destroy_process_group()
+
+
+def by_the_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, in all of them. Its UserError is the others' ToldElsewhere."""
+    if world() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome = [work(), None]
+        except UserError as error:
+            dist.broadcast_object_list([None, str(error)])
+            raise
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ToldElsewhere(outcome[1])
+    return outcome[0]
+
+
+def of_all(mine: list[T]) -> list[T]:
+    """The processes' lists, one after another."""
+    if world() == 1:
+        return mine
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether it is true in any process."""
+    if world() == 1:
+        return flag
+    told = torch.tensor(float(flag), device=device)
+    dist.all_reduce(told)
+    return bool(told)
+
+
+def sum_gradients(method: nn.Module) -> None:
+    """Add up the gradients of the networks over the processes. What a method owns besides works on the outputs of all, so that
+    its gradient is whole in each process already: these, and running statistics, are averaged."""
+    if world() == 1:
+        return
+    inside = {id(parameter) for network in method.networks for parameter in network.parameters()}
+    learnt = [parameter for parameter in method.parameters() if parameter.grad is not None]
+    tensors = [parameter.grad for parameter in learnt] + [buffer for buffer in method.buffers() if buffer.is_floating_point()]
+    shares = [1.0 if id(parameter) in inside else 1 / world() for parameter in learnt]
+    shares += [1 / world()] * (len(tensors) - len(learnt))
+    flat = torch.cat([tensor.flatten() * share for tensor, share in zip(tensors, shares, strict=True)])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+# --- networks that share a batch ------------------------------------------------------------------------------------
+
+
+def shared(network: nn.Module, with_features: bool) -> nn.Module:
+    """`network`, which in training runs on this process's share of a batch and returns the outputs of all.
+
+    Its parameters and their names stay. with_features: also gather `Output.features`, which are large.
+    """
+    if world() == 1:
+        return network
+    network.gathers_features = with_features
+    if hasattr(network, "decode"):
+        _become(network.encoder, _SharedEncoder)
+        _become(network, _SharedDecoder)
+    else:
+        _become(network, _SharedWhole)
+    return network
+
+
+def _become(module: nn.Module, part: type) -> None:
+    """A subclass, not a wrapper: the names in the state_dict stay, and copies (teachers) are shared as well."""
+    module.__class__ = type(f"{part.__name__}{type(module).__name__}", (part, type(module)), {})
+
+
+class _SharedEncoder:
+    def forward(self, image: Tensor) -> Any:
+        return super().forward(share(image) if self.training else image)
+
+
+class _SharedDecoder:
+    def decode(self, image: Tensor, features: Any) -> Output:
+        if not self.training:
+            return super().decode(image, features)
+        return gather(super().decode(share(image), features), self.gathers_features)
+
+
+class _SharedWhole:
+    def forward(self, image: Tensor) -> Output:
+        return gather(super().forward(share(image)), self.gathers_features) if self.training else super().forward(image)
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch."""
+    if len(batch) % world():
+        raise UserError(f"a batch of {len(batch)} patches cannot be shared by {world()} processes alike: choose "
+                        "train.labelled_batch and train.unlabelled_batch as multiples of their number")
+    return batch.chunk(world())[rank()]
+
+
+def gather(output: Output, with_features: bool) -> Output:
+    """The outputs of all processes, in the order of the batch."""
+    parts = [output.logits, output.group_prob, output.features if with_features else None, *output.layer_group_prob]
+    there = [part for part in parts if part is not None]
+    flat = _Gather.apply(torch.cat([part.flatten(1).float() for part in there], dim=1))
+    pieces = iter(flat.split([part[0].numel() for part in there], dim=1))
+    logits, group_prob, features, *layers = (
+        None if part is None else next(pieces).unflatten(1, part.shape[1:]) for part in parts
+    )
+    return Output(logits, group_prob, tuple(layers), features)
+
+
+class _Gather(torch.autograd.Function):
+    """(b, L) of each process -> (B, L), whose gradient each process takes for its own part."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        ctx.rows = len(part)
+        parts = [torch.empty_like(part) for _ in range(world())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad[rank() * ctx.rows:(rank() + 1) * ctx.rows]

@@ -1,0 +1,142 @@
+"""Several processes train what one trains, for every method; they stop together; another number of them goes on."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dkuxnet import phantom
+from dkuxnet.config import load_settings
+from dkuxnet.experiment import run_training
+from dkuxnet.methods import METHODS
+from dkuxnet.prepare import prepare_scans
+
+# plain descent: AdamW would blow the rounding of vanishing gradients up to whole steps
+TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
+        "network.depths": [1, 1, 1, 1], "train.patch": [16, 16, 16], "train.labelled_batch": 4, "train.unlabelled_batch": 4,
+        "train.steps": 4, "train.log_every": 1, "train.save_every": 2, "train.device": "cpu", "train.warm_up_steps": 0,
+        "train.optimiser": "sgd", "train.lr": 0.01, "data.validation_cases": 1, "data.test_cases": 3, "train.validate_every": 4}
+# what is drawn for each patch inside a network is drawn by each process for its own patches
+DETERMINISTIC = {"unimatch": {"method.dropout": 0.0}}
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+from dkuxnet.config import load_settings
+from dkuxnet.distributed import joined, rank
+from dkuxnet.experiment import run_training
+torch.set_num_threads(1)
+prepared, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+with joined():
+    for folder, overrides, resume in runs:
+        run_training(prepared, Path(folder), load_settings(overrides=overrides), resume)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare_scans(phantom.write_dataset(folder / "scans", cases=8, labelled=6, size=20), folder / "prepared", processes=1)
+    return folder / "prepared"
+
+
+def start(prepared: Path, processes: int, runs: list) -> list[subprocess.Popen]:
+    """Processes that train `runs`, (folder, overrides, resume) each, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-c", WORKER, str(prepared), json.dumps(runs)]
+    return [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+            for rank in range(processes)]
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
+
+
+def overrides(method: str) -> dict:
+    return TINY | {"method.name": method} | DETERMINISTIC.get(method, {})
+
+
+@pytest.fixture(scope="module")
+def alone(prepared, tmp_path_factory) -> Path:
+    """The runs of one process, a folder a method."""
+    folder = tmp_path_factory.mktemp("alone")
+    for method in METHODS:
+        run_training(prepared, folder / method, load_settings(overrides=overrides(method)))
+    return folder
+
+
+def compare(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one / "final.safetensors"), load_file(other / "final.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    for mine, its in zip(*rows, strict=True):
+        assert mine.keys() == its.keys()
+        for key in mine.keys() - {"seconds"}:
+            assert its[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5), key
+    tables = [(run / "evaluation" / "cases.csv").read_text().splitlines() for run in (one, other)]
+    assert [row.split(",")[0] for row in tables[0]] == [row.split(",")[0] for row in tables[1]]
+
+
+@pytest.mark.parametrize("processes, methods", [(2, list(METHODS)), (4, ["dual-mutual", "bcp"])])
+def test_every_method_learns_the_same_in_several_processes(prepared, alone, tmp_path, processes, methods):
+    finish(start(prepared, processes, [(str(tmp_path / method), overrides(method), False) for method in methods]))
+    for method in methods:
+        compare(alone / method, tmp_path / method)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(prepared, alone, tmp_path):
+    half = overrides("dual-mutual")
+    run_training_until(prepared, tmp_path / "run", half, 2)
+    finish(start(prepared, 2, [(str(tmp_path / "run"), half, True)]))
+    compare(alone / "dual-mutual", tmp_path / "run")
+
+
+def run_training_until(prepared: Path, run: Path, chosen: dict, step: int) -> None:
+    """One process, stopped after `step` steps."""
+    from dkuxnet.train import Interrupted
+
+    def stop(what, done, total, figures):
+        if done == step:
+            os.kill(os.getpid(), 2)
+    with pytest.raises(Interrupted):
+        run_training(prepared, run, load_settings(overrides=chosen), progress=stop)
+
+
+def test_when_one_process_dies_the_others_end_and_say_why(prepared, tmp_path):
+    long = overrides("supervised") | {"train.steps": 100000, "train.log_every": 1}
+    processes = start(prepared, 2, [(str(tmp_path / "run"), long, False)])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert all(process.poll() is None for process in processes), [process.communicate()[1] for process in processes]
+    processes[1].kill()
+    error = processes[0].communicate(timeout=60)[1]
+    assert processes[0].returncode != 0 and "another process of this training has ended" in error
+
+
+def test_what_the_first_refuses_stops_all(prepared, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "there").write_text("")
+    processes = start(prepared, 2, [(str(tmp_path / "run"), overrides("supervised"), False)])
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert all(process.returncode == 1 for process in processes) and all("exists already" in error for error in errors)
+
+
+def test_a_batch_that_cannot_be_shared_alike_is_refused(prepared, tmp_path):
+    odd = overrides("supervised") | {"train.labelled_batch": 3}
+    processes = start(prepared, 2, [(str(tmp_path / "run"), odd, False)])
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert all("a batch of 3 patches cannot be shared by 2 processes" in error for error in errors)
+    assert not (tmp_path / "run").exists()
