@@ -17,11 +17,13 @@ from dkuxnet.data.dataset import PreparedSet, write_array
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
 from dkuxnet.experiment import load_predictor, run_training
+from dkuxnet.lock import locked
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.dual_mutual import DualMutual
 from dkuxnet.predict import predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.run import forget_peak_memory
+from dkuxnet.train import NotFinite
 
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
         "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
@@ -248,3 +250,29 @@ def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
     method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
     assert method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5)) and len(method) > 5
     assert manifest["peak_memory_gib"] > 0.1  # torch alone takes more
+
+
+def test_a_loss_that_is_not_finite_names_the_cases_of_its_step(prepared, tmp_path, monkeypatch):
+    """The scan of one labelled case is spoilt: the message names that case, and those beside it in the step alone."""
+    spoilt = PreparedSet(prepared).names[1]
+    whole = PreparedSet.crop
+
+    def crop(self, name, kind, start, shape):
+        array = whole(self, name, kind, start, shape)
+        return np.full_like(array, np.nan) if (name, kind) == (spoilt, "image") else array
+    monkeypatch.setattr(PreparedSet, "crop", crop)
+    chosen = settings(data__labelled=3, method__name="supervised", train__log_every=100, data__workers=0)
+    with pytest.raises(NotFinite, match=rf"not finite at step \d: .*its cases: {spoilt}$") as error:
+        run_training(prepared, tmp_path / "run", chosen)
+    assert error.value.step < 3 and not (tmp_path / "run").exists()
+
+
+def test_a_second_training_on_a_run_folder_is_refused_and_changes_nothing(prepared, tmp_path):
+    run_training(prepared, tmp_path / "run", settings(method__name="supervised", data__labelled=2))
+
+    def content() -> dict:
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+    before = content()
+    with locked(tmp_path / "run", "training"), pytest.raises(UserError, match="another training is at work"):
+        run_training(prepared, tmp_path / "run", settings(), resume=True)
+    assert content() == before

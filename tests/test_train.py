@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dkuxnet.train import (
     make_state,
     step_seed,
     train,
+    train_step,
     uses_bfloat16,
 )
 from dkuxnet.types import Batch, Output, Views
@@ -137,6 +139,50 @@ def test_weights_that_a_broken_loss_has_spoilt_are_never_saved(tmp_path):
         train(make_state(Broken([Line()], Method.Options(), None), settings), batches(0, 8), settings, run, CPU)
     checkpoint = run.load_checkpoint()
     assert checkpoint["step"] == 2 and torch.isfinite(checkpoint["method"]["networks.0.conv.weight"]).all()
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, broken):
+    """Weights, optimiser and average are as if that step had not been; the log counts it, its figures stay finite."""
+    class Broken(Fit):
+        def losses(self, batch, step):
+            fit = super().losses(batch, step)["fit"]
+            if step != 2:
+                return {"fit": fit}
+            weight = self.networks[0].conv.weight.sum()
+            return {"fit": fit * float("nan") if broken == "loss" else fit + (weight - weight.detach()).sqrt()}
+
+    states = {}
+    for name, method in (("broken", Broken), ("sound", Fit)):
+        settings = TrainSettings(steps=4, log_every=4, warm_up_steps=0, poly=0, average=0.5, clip=1e3, on_nan="skip")
+        torch.manual_seed(0)
+        states[name] = make_state(method([Line()], Method.Options(), None), settings)
+        run = run_folder(tmp_path / name)
+        for step in range(4):
+            if name == "sound" and step == 2:
+                states[name].step = 3
+                continue
+            [batch] = batches(step, step + 1)
+            train_step(states[name], batch, settings, CPU, torch.float32)
+            states[name].step += 1
+    whole = make_state(Broken([Line()], Method.Options(), None), settings)
+    train(whole, batches(0, 4), settings, run, CPU)
+    [row] = [row for row in run.metrics() if "loss" in row]
+    assert row["skipped"] == 0.25 and math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+    for part in ("method", "average"):
+        ours, theirs = (getattr(states[name], part).parameters() for name in ("broken", "sound"))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 25))  # seconds; every look at it is 25 later
+    monkeypatch.setattr("dkuxnet.train.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    saved = []
+    run = run_folder(tmp_path / "run")
+    monkeypatch.setattr(run, "save_checkpoint", lambda state: saved.append(state["step"]))
+    settings = TrainSettings(steps=9, save_every=1000, save_minutes=2, log_every=100)
+    train(make(settings), batches(0, 9), settings, run, CPU)
+    assert len(saved) > 2 and saved[0] < 9 and saved[-1] == 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
