@@ -16,7 +16,8 @@ function show(section) {
 
 function fail(name, reason) {
   get("failure-name").textContent = name;
-  get("reason").textContent = reason;
+  const text = reason.startsWith(`${name}: `) ? reason.slice(name.length + 2) : reason;
+  get("reason").textContent = text.charAt(0).toUpperCase() + text.slice(1).replace(/([^.?!])$/, "$1.");
   show("failure");
 }
 
@@ -114,7 +115,7 @@ async function present(mine, job) {
   get("facts").textContent = `${shape.join(" × ")} voxels of ${spacing_mm.map((s) => +s.toFixed(2)).join(" × ")} mm, segmented in ${seconds} s.${thinned}`;
   show("result");
   const drawable = canDraw();
-  for (const id of ["canvas", "keys", "layers"]) get(id).hidden = !drawable;
+  for (const id of ["frame", "keys", "layers"]) get(id).hidden = !drawable;
   get("no-webgl").hidden = drawable;
   if (!drawable) return;
   try {
@@ -123,7 +124,7 @@ async function present(mine, job) {
   } catch (error) {
     if (current !== mine) return;
     console.warn(error);
-    for (const id of ["canvas", "keys", "layers"]) get(id).hidden = true;
+    for (const id of ["frame", "keys", "layers"]) get(id).hidden = true;
     get("no-webgl").hidden = false;
   }
 }

@@ -3,7 +3,8 @@
 const COLOURS = [[240, 120, 60], [64, 156, 255], [80, 200, 120], [245, 205, 70], [190, 120, 230], [60, 205, 205], [240, 110, 160], [170, 190, 90]];
 const LAYERS = ["classes", "uncertainty"]; // volume 0 is the scan
 const SURE = 0.1 * 255; // uncertainty below is not drawn
-const STEPS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
+// Voxels in RAS order; the right side of the patient is on the left of the picture.
+const STEPS = { ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
 
 let viewer = null;
 
@@ -36,8 +37,19 @@ export function setLayer(name, opacity) {
   if (viewer?.volumes[index]) viewer.setOpacity(index, opacity);
 }
 
+// name: of a single view, or "THREE": the axial plane large, the others beside it.
 export function setPlanes(name) {
-  viewer?.setSliceType(window.niivue.SLICE_TYPE[name]);
+  const { AXIAL, CORONAL, SAGITTAL, MULTIPLANAR } = window.niivue.SLICE_TYPE;
+  if (name !== "THREE") {
+    viewer?.clearCustomLayout();
+    return viewer?.setSliceType(window.niivue.SLICE_TYPE[name]);
+  }
+  viewer?.setSliceType(MULTIPLANAR);
+  return viewer?.setCustomLayout([
+    { sliceType: AXIAL, position: [0, 0, 0.6, 1] }, // left, top, width, height
+    { sliceType: CORONAL, position: [0.61, 0, 0.39, 0.495] },
+    { sliceType: SAGITTAL, position: [0.61, 0.505, 0.39, 0.495] },
+  ]);
 }
 
 export function clear() {
@@ -47,13 +59,14 @@ export function clear() {
 async function make(canvas) {
   const made = new window.niivue.Niivue({
     backColor: [0, 0, 0, 1],
-    crosshairColor: [1, 1, 1, 0.6],
-    crosshairWidth: 1,
+    crosshairColor: [1, 1, 1, 0.5],
+    crosshairWidth: 0.4,
     dragAndDropEnabled: false, // the page takes drops
+    fontColor: [1, 1, 1, 0.9],
     isColorbar: false,
+    isRadiologicalConvention: true, // the patient's right side is on the left, as clinics look at scans
     loadingText: "",
     logLevel: "error",
-    multiplanarShowRender: window.niivue.SHOW_RENDER.NEVER,
     show3Dcrosshair: true,
     yoke3Dto2DZoom: true,
   });
