@@ -174,6 +174,12 @@ function listen() {
       get(control).addEventListener("input", () => setLayer(name, layers()[name]));
   get("planes").addEventListener("change", () => setPlanes(get("planes").value));
   get("layers").addEventListener("submit", (event) => event.preventDefault());
+  window.addEventListener("pagehide", () => {
+    if (current?.id) fetch(`/jobs/${current.id}`, { method: "DELETE", keepalive: true });
+  });
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) location.reload(); // the way back leads to a page whose scan is gone
+  });
   window.addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.add("dragging");
@@ -199,7 +205,7 @@ async function begin() {
   get("where").textContent = here ? "The scan stays on this machine." : `The scan is sent to ${location.host} and to nobody else.`;
   get("privacy").textContent = about.kept
     ? "This server keeps every scan and result in a folder of its owner's choice."
-    : "Nothing is kept: scan and result are deleted with the next scan, and when the server ends.";
+    : "Nothing is kept: scan and result are deleted with the next scan, and when the page is closed.";
   listen();
 }
 
