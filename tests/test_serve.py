@@ -238,18 +238,25 @@ def rss_mb(server: Server) -> float:
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_an_upload_that_is_too_large_is_refused_with_little_memory(server, client, stated):
+@pytest.mark.parametrize("request_line", ["POST /jobs?name=a.nii", "PUT /session/"])
+def test_an_upload_that_is_too_large_is_refused_with_little_memory(server, client, request_line, stated):
     before, taken = rss_mb(server), 0
     chunk = bytes(2**16)
     chunks = 400 * 16  # 400 MB
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         length = f"Content-Length: {chunks * len(chunk)}" if stated else "Transfer-Encoding: chunked"
-        raw.sendall(f"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode())
-        framed = chunk if stated else b"%x\r\n%s\r\n" % (len(chunk), chunk)
+        kind = "Content-Type: multipart/form-data; boundary=x"
+        raw.sendall(f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n{length}\r\n\r\n".encode())
+
+        def framed(data: bytes) -> bytes:
+            return data if stated else b"%x\r\n%s\r\n" % (len(data), data)
+
+        with contextlib.suppress(OSError):  # refused by then, where its length was stated
+            raw.sendall(framed(b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\n'))
         raw.settimeout(0.2)
         with contextlib.suppress(OSError):  # the server has closed it, or reads no more
             for taken in range(chunks):  # noqa: B007
-                raw.sendall(framed)
+                raw.sendall(framed(chunk))
         raw.settimeout(20)
         answer = raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413") and b"larger than 8 MB" in answer, (taken, answer[:200])
