@@ -60,7 +60,8 @@ async function make(canvas) {
   const made = new window.niivue.Niivue({
     backColor: [0, 0, 0, 1],
     crosshairColor: [1, 1, 1, 0.5],
-    crosshairWidth: 0.4,
+    crosshairWidth: 0.25,
+    crosshairWidthUnit: "percent",
     dragAndDropEnabled: false, // the page takes drops
     fontColor: [1, 1, 1, 0.9],
     isColorbar: false,
