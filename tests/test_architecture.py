@@ -43,6 +43,7 @@ ALLOWED = {
     "experiment": {"config", "data.", "evaluate", "formats.", "infer", "methods.", "metrics", "networks.", "run", "train"},
     "segment": {"experiment", "infer", "prepare"},
     "predict": {"data.layouts", "formats.", "prepare", "run", "segment"},
+    "serve.": {"serve.", "formats.", "predict", "prepare", "segment"},
     "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
     "trainings": {"config", "experiment", "grid", "methods", "networks", "parallel", "train"},
     "benchmark": {"comparison", "config", "data.dataset", "data.splits", "experiment", "grid", "parallel", "report.", "run",
@@ -50,7 +51,7 @@ ALLOWED = {
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
     "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text", "report.comparison_words"},
     "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "predict", "prepare",
-            "report.", "train"},
+            "report.", "serve.", "train"},
 }
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 

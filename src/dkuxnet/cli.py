@@ -104,6 +104,28 @@ def predict(
 
 
 @app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is for this machine alone.")] = "127.0.0.1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 1024,
+    max_voxels: Annotated[int, typer.Option(min=1, help="Largest scan that is taken.")] = 300_000_000,
+    keep: Annotated[Path | None, typer.Option(help="Folder that keeps every scan and result; else nothing stays.")] = None,
+) -> None:
+    """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
+    from dkuxnet.serve import require_extra
+
+    require_extra()
+
+    from dkuxnet.serve.limits import Limits
+    from dkuxnet.serve.server import serve_run
+
+    limits = Limits(upload_bytes=max_upload_mb * 2**20, voxels=max_voxels)
+    serve_run(run, host, port, device, limits, keep, lambda where: typer.echo(f"open {where}   (Ctrl-C ends it)"))
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
     labels: Annotated[Path, typer.Argument(help="Folder of true label maps, or a source folder.")],

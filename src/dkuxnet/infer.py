@@ -1,7 +1,7 @@
 """Prediction: a sliding window over a scan of any size, and the way back to the scan's own grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,12 @@ def sliding_window(
     settings: InferSettings,
     device: torch.device,
     with_uncertainty: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities. A scan smaller than the window is padded.
 
-    Memory on the CPU is `grid_bytes`; raises UserError where the machine has not that much left.
+    progress: told (windows done, of how many); what it raises ends the work. Memory on the CPU is `grid_bytes`; raises
+    UserError where the machine has not that much left.
     """
     padded, back = pad_to(image, window, float(image.min()))
     size = padded.shape[1:]
@@ -77,6 +79,8 @@ def sliding_window(
             total[box] += weight
             if doubt is not None:
                 doubt[box] += weight * doubts[i]
+        if progress:
+            progress(first + len(boxes), len(starts))
     prob /= total
     result = GridPrediction(prob.numpy()[(slice(None), *back)])
     if doubt is not None:

@@ -1,6 +1,7 @@
 """The model of a finished run, loaded once, for scan after scan: a volume in, the segmentation on its own grid out."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,14 @@ class Segmenter:
         grid = grid_bytes(self.network_shape(scan), self.patch, len(self.channels), len(self.labels), uncertainty)
         return grid + 4 * math.prod(scan.shape) * (1 + 2 * uncertainty + 2 * len(self.labels) * probabilities)
 
-    def __call__(self, scan: Volume, probabilities: bool = False, uncertainty: bool = False) -> Segmentation:
-        """scan: (C, X, Y, Z) float32, finite. Raises UserError where the memory does not suffice."""
+    def __call__(self, scan: Volume, probabilities: bool = False, uncertainty: bool = False,
+                 progress: Callable[[int, int], None] | None = None) -> Segmentation:
+        """scan: (C, X, Y, Z) float32, finite. progress: see `sliding_window`. Raises UserError where the memory does not
+        suffice."""
         check_memory(self.needed_bytes(scan, probabilities, uncertainty))
         try:
             result = sliding_window(self.predictor, to_network_grid(scan, self.plan).array, self.patch, len(self.labels),
-                                    self.settings.infer, self.device, uncertainty)
+                                    self.settings.infer, self.device, uncertainty, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
         label = label_on_scan(result.prob, scan.shape, scan.affine, self.settings.infer.largest_component)

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from dkuxnet.errors import UserError
-from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, check_size, finish, reading, require
+from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, MAX_REST_BYTES, check_size, finish, reading, require
 from dkuxnet.types import Volume
 
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
@@ -28,8 +28,8 @@ class Nifti:
             _check_bytes(path, image, packed)
             array = _channels_first(_voxels(image))
             affine = np.diag([_unit_mm(image)] * 3 + [1.0]) @ image.affine
-            while packed and file.read(CHUNK_BYTES):  # gzip's checksum stands at its end, behind the voxels
-                pass
+            if packed:
+                _read_to_end(path, file)
         return finish(path, array, affine, kind)
 
     def write(self, volume: Volume, path: Path) -> None:
@@ -63,6 +63,15 @@ def _check_bytes(path: Path, image: nibabel.Nifti1Image, packed: bool) -> None:
     else:
         available = max(0, available - image.dataobj.offset)
     check_size(path, needed, available)
+
+
+def _read_to_end(path: Path, file: BinaryIO) -> None:
+    """gzip's checksum stands at its end, behind the voxels. Raises UserError where far more comes than a header promised."""
+    for _ in range(MAX_REST_BYTES // CHUNK_BYTES):
+        if not file.read(CHUNK_BYTES):
+            return
+    raise UserError(f"{path}: expected the file to end behind its voxels, but it goes on for more than "
+                    f"{MAX_REST_BYTES // 2**20} MiB; export it again")
 
 
 def _voxels(image: nibabel.Nifti1Image) -> np.ndarray:
