@@ -39,6 +39,25 @@ class ShownCase:
         return Volume(self.image, self.affine).spacing_mm
 
 
+@dataclass(frozen=True)
+class Map:
+    """Something known of every voxel: `key` is the same in every case, `title` is not. values: (x, y, z) from 0 to 1, where 1
+    is what the title calls the top."""
+
+    key: str
+    title: str
+    values: np.ndarray
+
+
+def maps_of(case: ShownCase) -> list[Map]:
+    """Uncertainty, stretched to its own top since it seldom comes near 1, and the query groups; empty where a run kept none."""
+    found = []
+    if case.uncertainty is not None:
+        top = max(float(case.uncertainty.max()), 0.01)
+        found.append(Map("Uncertainty", f"Uncertainty, 0 to {top:.2f}", case.uncertainty / top))
+    return found + [Map(f"Queries of {name}", f"Queries of {name}, 0 to 1", share) for name, share in case.groups.items()]
+
+
 def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]) -> ShownCase:
     """A test case on its scan's grid or, where the scan cannot be read any more, on the network's.
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from dkuxnet.data.geometry import resample
-from dkuxnet.report.case import ShownCase, box_around
+from dkuxnet.report.case import Map, ShownCase, box_around, maps_of
 from dkuxnet.report.pictures import PREDICTION, STYLE, TRUTH, WIDTH_IN, data_uri, plain, to_svg
 
 MOST_HEIGHT_IN, GAP_IN, TITLE_IN = 6.0, 0.12, 0.3  # two tall bodies fit on a printed page
@@ -40,26 +40,24 @@ def draw_slices(case: ShownCase) -> str:
 def draw_maps(case: ShownCase) -> list[str]:
     """On the axial slice of `draw_slices`: uncertainty, and the share of each query group, with the outline of the truth. A
     picture a row of ROW maps; none where the run kept neither."""
-    maps = {} if case.uncertainty is None else {"Uncertainty": case.uncertainty}
-    maps |= {f"Queries of {name}": share for name, share in case.groups.items()}
-    titles = list(maps)
-    return [_draw_row(case, {title: maps[title] for title in titles[first:first + ROW]})
-            for first in range(0, len(titles), ROW)]
+    maps = maps_of(case)
+    return [_draw_row(case, maps[first:first + ROW], min(len(maps), ROW)) for first in range(0, len(maps), ROW)]
 
 
-def _draw_row(case: ShownCase, maps: dict[str, np.ndarray]) -> str:
+def _draw_row(case: ShownCase, maps: list[Map], places: int) -> str:
+    """places: how many there is room for."""
     box, spacing = box_around(case), _spacing(case, 0)
     centre, window = centre_of(case, box), window_of(case.image[box])
     image, truth = (_plane(array[box], 0, centre, case.oriented) for array in (case.image, case.truth))
     extent = _extent(image, spacing)
-    all_axes = _lay_out([(extent[1], extent[3])] * ROW, MAP_HEIGHT_IN)
-    for axes, (title, values) in zip(all_axes, maps.items(), strict=False):
-        shown = _plane(resample(values, case.image.shape)[box], 0, centre, case.oriented)
+    all_axes = _lay_out([(extent[1], extent[3])] * max(places, 3), MAP_HEIGHT_IN)
+    for axes, each in zip(all_axes, maps, strict=False):
+        shown = _plane(resample(each.values, case.image.shape)[box], 0, centre, case.oriented)
         _draw_scan(axes, image, spacing, window)
         axes.imshow(shown, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(2 * shown, 0, 0.85), origin="lower", extent=extent,
                     interpolation="bilinear")
         _draw_outlines(axes, truth, TRUTH, "solid", spacing)
-        axes.set_title(plain(title), loc="left", fontsize=10, pad=5)
+        axes.set_title(plain(each.title), loc="left", fontsize=10, pad=5)
     for axes in all_axes[len(maps):]:
         axes.set_visible(False)
     return data_uri(to_svg(all_axes[0].figure))

@@ -134,7 +134,8 @@ def _rasterised(mesh: Surface, radius: float, size: int) -> tuple[np.ndarray, np
     turned = _turn().astype(np.float32)
     points, normals = mesh.points @ turned.T, mesh.normals @ turned.T
     faces = mesh.faces[normals[mesh.faces, 2].max(axis=1) > 0]  # the others look away
-    longest = np.percentile(np.ptp(points[faces][..., :2], axis=1), 99) / radius * 0.95 / 2 * size if len(faces) else 0  # pixels
+    pixel_mm = 2 * radius / (0.95 * size)
+    longest = np.percentile(np.ptp(points[faces][..., :2], axis=1), 99) / pixel_mm if len(faces) else 0
     samples = int(np.clip(np.ceil(1.1 * longest), 2, 40))
     steps = [(a, b, samples - a - b) for a in range(samples + 1) for b in range(samples + 1 - a)]
     weights = np.array(steps, np.float32) / samples  # (S, 3)

@@ -18,12 +18,12 @@
   const opacity = { scan: 1, label: 0.5, map: 0.7 };
   const shown = new Map([["Scan", true], ["Truth", true], ["Prediction", true]]);
   const nv = new niivue.Niivue({
-    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.6, sagittalNoseLeft: true, loadingText: "",
+    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontMinPx: 15, sagittalNoseLeft: true, loadingText: "",
     isRadiologicalConvention: cases[0].oriented, isOrientationTextVisible: cases[0].oriented, dragAndDropEnabled: false,
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW, logLevel: "error",
   });
 
-  const opacityOf = (layer) => (shown.get(layer.name) ? opacity[layer.kind] : 0);
+  const opacityOf = (layer) => (shown.get(layer.key) ? opacity[layer.kind] : 0);
   const table = (colours) => {
     const part = (at) => [0, ...colours.map((colour) => parseInt(colour.slice(at, at + 2), 16))];
     return { R: part(1), G: part(3), B: part(5), A: [0, ...colours.map(() => 255)], I: [0, ...colours.map((_, i) => i + 1)],
@@ -53,10 +53,10 @@
       const label = document.createElement("label");
       const box = document.createElement("input");
       box.type = "checkbox";
-      box.checked = shown.get(layer.name) || false;
-      box.dataset.layer = layer.name;
+      box.checked = shown.get(layer.key) || false;
+      box.dataset.layer = layer.key;
       box.addEventListener("change", () => {
-        shown.set(layer.name, box.checked);
+        shown.set(layer.key, box.checked);
         nv.setOpacity(i, opacityOf(layer));
       });
       const key = document.createElement("span");

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 from nibabel import Nifti1Image
 
 from dkuxnet.data.geometry import resample, resample_label, resampled_affine
-from dkuxnet.report.case import ShownCase, box_around
+from dkuxnet.report.case import ShownCase, box_around, maps_of
 from dkuxnet.report.pictures import PREDICTION, TRUTH
 from dkuxnet.report.slices import centre_of, window_of
 
@@ -33,7 +33,7 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
     """The part of a case around what is outlined, on at most `edge` voxels an edge.
 
     oriented: as in the case. centre: where the viewer begins, as shares of the grid. layers: each with kind ("scan", "label"
-    or "map"), name, colours (hex, of a label's values from 1) and data (gzipped NIfTI in base64).
+    or "map"), key (the same in every case), name, colours (hex, of a label's values from 1) and data (gzipped NIfTI in base64).
     """
     box = box_around(case)
     cut = tuple(part.stop - part.start for part in box)
@@ -41,23 +41,24 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
     affine = affine_of(case, box, shape)
     low, high = window_of(case.image[box])
     scan = (resample(case.image[box], shape) - low) / max(high - low, 1e-6)
-    layers = [{"kind": "scan", "name": "Scan", "data": encode(255 * scan, affine)}]
+    layers = [{"kind": "scan", "key": "Scan", "name": "Scan", "data": encode(255 * scan, affine)}]
     for name, label, colour in (("Truth", case.truth, TRUTH), ("Prediction", case.prediction, PREDICTION)):
-        layers.append({"kind": "label", "name": name, "colours": shades(colour, len(class_names) - 1),
+        layers.append({"kind": "label", "key": name, "name": name, "colours": shades(colour, len(class_names) - 1),
                        "data": encode(resample_label(label[box], shape, len(class_names)), affine)})
-    maps = {} if case.uncertainty is None else {"Uncertainty": case.uncertainty}
-    for name, values in (maps | {f"Queries of {name}": share for name, share in case.groups.items()}).items():
-        values = resample(resample(values, case.image.shape)[box], shape)
+    for each in maps_of(case):
+        values = resample(resample(each.values, case.image.shape)[box], shape)
         steps = np.rint(values * (MAP_STEPS - 1)) * (255 / (MAP_STEPS - 1))
-        layers.append({"kind": "map", "name": name, "data": encode(steps, affine)})
+        layers.append({"kind": "map", "key": each.key, "name": each.title, "data": encode(steps, affine)})
     centre = [(place + 0.5) / n for place, n in zip(centre_of(case, box), cut, strict=True)]
     return {"oriented": case.oriented, "centre": centre, "layers": layers}
 
 
 def capped(shape: tuple[int, ...], spacing_mm: tuple[float, ...], edge: int) -> tuple[int, ...]:
     """Voxels of the grid over the same box whose longest edge has at most `edge`; no axis gets more than it had."""
-    finest = max(n * spacing for n, spacing in zip(shape, spacing_mm, strict=True)) / edge
-    return tuple(max(1, min(n, round(n * spacing / max(spacing, finest)))) for n, spacing in zip(shape, spacing_mm, strict=True))
+    lengths = [n * spacing for n, spacing in zip(shape, spacing_mm, strict=True)]
+    finest = max(lengths) / edge
+    return tuple(n if spacing >= finest else max(1, round(length / finest))
+                 for n, spacing, length in zip(shape, spacing_mm, lengths, strict=True))
 
 
 def affine_of(case: ShownCase, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
