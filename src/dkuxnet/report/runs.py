@@ -36,9 +36,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seed alone. metrics: name -> (mean, standard deviation or None) over the test cases, of the mean
-    over seeds. dice: (cases,), mean over seeds. gain: in Dice over the first arm; better: in how many cases; None of the first
-    itself."""
+    """Runs that differ in their seed alone. metrics: name -> (mean, standard deviation or None) over the test cases, of the
+    mean over seeds. dice: (cases,), mean over seeds. gain: in Dice over the first arm, over the seeds that both have; better:
+    in how many cases; None of the first itself."""
 
     name: str
     runs: list[Run]
@@ -135,10 +135,10 @@ def _held_against_first(groups: list[list[Run]]) -> tuple[list[Arm], bool]:
 
 
 def _names(groups: list[list[Run]]) -> list[str]:
-    """The folder of an arm's first run, with as much of its path as tells the arms apart, and how many more there are."""
+    """The folder of an arm's first run, with as much of its path as tells the arms apart, and how many seeds there are."""
     paths = [group[0].folder.resolve().parts for group in groups]
     kept = next(n for n in range(1, max(map(len, paths)) + 1) if len({path[-n:] for path in paths}) == len(paths))
-    more = [f" and {len(group) - 1} more seed{'s' if len(group) > 2 else ''}" if len(group) > 1 else "" for group in groups]
+    more = [f" ({len(group)} seeds)" if len(group) > 1 else "" for group in groups]
     return ["/".join(path[-kept:]) + text for path, text in zip(paths, more, strict=True)]
 
 

@@ -44,8 +44,8 @@ def describe(compared: RunsCompared) -> dict[str, Any]:
         "headings": HEADINGS,
         "rows": [{"cells": cells(arm, len(compared.cases)), "best": arm is best} for arm in arms],
         "figure": draw_runs(compared),
-        "differences": [(key, [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values])
-                        for key, values in compared.differences.items()],
+        "differences": [(key, [show_setting(value) for value in values]) for key, values in compared.differences.items()],
+        "runs": sum(len(arm.runs) for arm in arms),
         "arms": [arm.name for arm in arms],
         "cases": case_rows(compared),
         "classes": join(compared.classes),
@@ -54,19 +54,24 @@ def describe(compared: RunsCompared) -> dict[str, Any]:
     }
 
 
+def show_setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def headlines(compared: RunsCompared) -> list[str]:
     """The answer: who is best, and how sure each difference to the first is."""
     first, cases = compared.arms[0], count(len(compared.cases), "test case")
     if len(compared.arms) == 1:
-        return [f"On {cases} the mean Dice is {first.metrics['dice'][0]:.3f}. The runs differ in nothing but their seeds: there is "
-                "nothing else to compare."]
+        return [f"On {cases} the mean Dice is {first.metrics['dice'][0]:.3f}. The runs differ in nothing but their seeds."]
     ranked = [(arm.name, arm.metrics["dice"][0]) for arm in compared.arms]
     (best, highest), *others = sorted(ranked, key=lambda row: -row[1])
     told = [f"On {cases}, {best} has the highest mean Dice, {highest:.3f}. Then: "
             + "; ".join(f"{name}, {mean:.3f}" for name, mean in others) + "."]
     for arm in compared.arms[1:]:
-        text = (f"{arm.name} is {abs(arm.gain.value):.3f} {'above' if arm.gain.value >= 0 else 'below'} {first.name} and better in "
-                f"{arm.better} of {cases}")
+        text = (f"{arm.name} is {abs(arm.gain.value):.3f} {'above' if arm.gain.value >= 0 else 'below'} {first.name} and "
+                f"better in {arm.better} of {cases}")
         if arm.gain.low is None:
             told.append(f"{text}; with one test case nobody can say how sure that is.")
             continue
