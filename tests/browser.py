@@ -1,0 +1,43 @@
+"""A headless Chromium for tests of pages. Where there is none the tests skip and say so; with CI set they fail."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+TIMEOUT_MS = 120_000  # WebGL is drawn by the processor, which others may share
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Any]:
+    """A playwright browser: Debian's Chromium with WebGL drawn in software, and `flags` besides."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        missing = "needs Chromium and playwright (apt install chromium; pip install playwright)"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *flags])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def watched_page(browser: Any) -> tuple[Any, list[str]]:
+    """(a new page, a list that fills with what must not be: errors, and requests for anything but files and data)."""
+    page, wrong = browser.new_page(), []
+    page.set_viewport_size({"width": 1100, "height": 800})
+    page.set_default_timeout(TIMEOUT_MS)
+    page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else wrong.append(request.url))
+    return page, wrong
