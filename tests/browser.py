@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-TIMEOUT_MS = 120_000  # WebGL is drawn by the processor, which others may share
+FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LOCAL = ("file:", "data:", "blob:")
+TIMEOUT_MS = 60_000  # WebGL is drawn by the processor, which others may share
 
 
 @contextmanager
@@ -33,11 +34,12 @@ def chromium(*flags: str) -> Iterator[Any]:
 
 
 def watched_page(browser: Any) -> tuple[Any, list[str]]:
-    """(a new page, a list that fills with what must not be: errors, and requests for anything but files and data)."""
+    """browser: or a context of one. Returns a new page, and a list that fills with what must not be: errors, warnings, and
+    requests for anything but files and data."""
     page, wrong = browser.new_page(), []
     page.set_viewport_size({"width": 1100, "height": 800})
     page.set_default_timeout(TIMEOUT_MS)
-    page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else wrong.append(request.url))
+    page.on("request", lambda asked: None if asked.url.startswith(LOCAL) else wrong.append(asked.url))
     return page, wrong

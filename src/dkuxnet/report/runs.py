@@ -108,7 +108,8 @@ def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         what = {key: value for key, value in run.settings.items() if key not in HOW}
-        key = json.dumps([what, run.manifest.get("split"), run.manifest.get("network")], sort_keys=True, default=str)
+        split = {name: sorted(cases) for name, cases in run.manifest["split"].items()}
+        key = json.dumps([what, split, run.manifest.get("network")], sort_keys=True, default=str)
         while any(other.seed == run.seed for other in groups.get(key, [])):
             key += "+"
         groups.setdefault(key, []).append(run)
