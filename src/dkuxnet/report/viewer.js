@@ -18,7 +18,7 @@
   const opacity = { scan: 1, label: 0.5, map: 0.7 };
   const shown = new Map([["Scan", true], ["Truth", true], ["Prediction", true]]);
   const nv = new niivue.Niivue({
-    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontMinPx: 15, sagittalNoseLeft: true, loadingText: "",
+    backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontMinPx: 15, fontColor: [1, 1, 1, 1], sagittalNoseLeft: true, loadingText: "",
     isRadiologicalConvention: cases[0].oriented, isOrientationTextVisible: cases[0].oriented, dragAndDropEnabled: false,
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW, logLevel: "error",
   });
