@@ -17,12 +17,12 @@ import pytest
 
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
-from dkuxnet.report import pictures, slices
+from dkuxnet.report import pictures, slices, volumes
 from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
 from dkuxnet.report.page import write_report
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.surfaces import surface_of, surfaces_of
-from dkuxnet.report.volumes import capped, layers_of, shades
+from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
 from dkuxnet.run import write_json
 from made_run import make_run
@@ -377,6 +377,16 @@ def test_a_surface_is_where_the_voxels_are(finished):
     away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(axis=0)  # the ball lies to the patient's right of
     np.testing.assert_allclose(away, [-10, 0, 0], atol=0.3)  # the middle (+x in RAS), that is to the viewer's left
     assert surface_of(np.zeros_like(ball), case, np.zeros(3)) is None
+    assert 0 < len(surface_of(ball, case, np.zeros(3), edge=10).points) < len(surface.points) / 3
+
+
+def test_layers_are_coarsened_until_a_page_may_hold_them(mapped, monkeypatch):
+    cases, names = [load_good(mapped)], ["background", "organ 1"]
+    full = sum(len(layer["data"]) for layer in layers_of_cases(cases, names)[0]["layers"])
+    monkeypatch.setattr(volumes, "EDGES", (192, 12, 6))
+    monkeypatch.setattr(volumes, "MOST_CHARACTERS", full - 1)
+    [coarse] = layers_of_cases(cases, names)
+    assert sum(len(layer["data"]) for layer in coarse["layers"]) < full and max(voxels(coarse["layers"][0]).shape) == 12
 
 
 def test_the_page_s_surfaces_are_the_cases(mapped):

@@ -14,7 +14,7 @@ from dkuxnet.report.pictures import PREDICTION, STYLE, TRUTH, WIDTH_IN, data_uri
 
 MOST_HEIGHT_IN, GAP_IN, TITLE_IN = 6.0, 0.12, 0.3  # two tall bodies fit on a printed page
 VIEWS = ((0, 1), (0, 2), (1, 2))  # axial, coronal, sagittal: the axis across the picture and the axis up
-ROW, MAP_HEIGHT_IN, HEAT = 4, 2.9, "inferno"  # maps beside each other; the tallest a map gets; its colours
+ROW, ROWS, MAP_HEIGHT_IN, HEAT = 4, 2, 2.9, "inferno"  # maps beside each other; rows; the tallest a map gets; its colours
 
 
 @rc_context(STYLE)
@@ -39,8 +39,8 @@ def draw_slices(case: ShownCase) -> str:
 @rc_context(STYLE)
 def draw_maps(case: ShownCase) -> list[str]:
     """On the axial slice of `draw_slices`: uncertainty, and the share of each query group, with the outline of the truth. A
-    picture a row of ROW maps; none where the run kept neither."""
-    maps = maps_of(case)
+    picture a row of ROW maps, at most ROWS; none where the run kept neither."""
+    maps = maps_of(case)[:ROW * ROWS]  # the viewer has the others
     return [_draw_row(case, maps[first:first + ROW], min(len(maps), ROW)) for first in range(0, len(maps), ROW)]
 
 

@@ -15,7 +15,8 @@ from dkuxnet.data.geometry import resample
 from dkuxnet.report.case import ShownCase
 from dkuxnet.report.pictures import LINES, PREDICTION, TRUTH, data_uri
 
-EDGE = 52  # voxels along a structure's longest edge before it becomes a surface: about 10,000 corners
+EDGE = 52  # voxels along a structure's longest edge before it becomes a surface: at most about 10,000 corners
+MANY = 3  # classes that are drawn that fine; with more of them each gets fewer corners, so that a page does not grow with them
 SMOOTH = 0.8  # sigma of the blur before that, in such voxels
 SEE_THROUGH = 0.35  # opacity of a structure that may hide another
 YAW, PITCH = 0.45, 0.25  # of the first view, in radians: from the front, turned a little
@@ -33,7 +34,7 @@ class Surface:
     faces: np.ndarray
 
 
-def surface_of(mask: np.ndarray, case: ShownCase, middle_mm: np.ndarray) -> Surface | None:
+def surface_of(mask: np.ndarray, case: ShownCase, middle_mm: np.ndarray, edge: float = EDGE) -> Surface | None:
     """mask: (X, Y, Z) bool on the case's grid. middle_mm: from the grid's first voxel. None where the mask is empty."""
     spacing = np.array(case.spacing_mm)
     found = find_objects(mask.astype(np.uint8))
@@ -44,7 +45,7 @@ def surface_of(mask: np.ndarray, case: ShownCase, middle_mm: np.ndarray) -> Surf
     part = np.pad(mask, padding)[tuple(slice(first + pad[0], part.stop + 2 + pad[0])
                                        for first, part, pad in zip(start, found[0], padding, strict=True))]
     extent = np.array(part.shape) * spacing
-    edge_mm = max(extent.max() / EDGE, spacing.min() / 2)
+    edge_mm = max(extent.max() / edge, spacing.min() / 2)
     shape = tuple(int(n) for n in np.maximum(3, np.rint(extent / edge_mm)))
     values = gaussian_filter(np.pad(resample(part, shape), 2), SMOOTH)
     voxel = extent / shape
@@ -75,7 +76,8 @@ def surfaces_of(case: ShownCase, class_names: list[str]) -> dict[str, Any] | Non
     sizes = np.bincount(case.truth.ravel(), minlength=len(class_names)) + np.bincount(case.prediction.ravel(),
                                                                                       minlength=len(class_names))
     order = sorted(range(1, len(class_names)), key=lambda k: -sizes[k])
-    sides = {side: [surface_of(label == k, case, middle_mm) for k in order]
+    edge = EDGE * min(1.0, (MANY / len(order)) ** 0.5)
+    sides = {side: [surface_of(label == k, case, middle_mm, edge) for k in order]
              for side, label in (("truth", case.truth), ("prediction", case.prediction))}
     radius = max(np.linalg.norm(mesh.points, axis=1).max() for meshes in sides.values() for mesh in meshes if mesh)
     single = len(order) == 1

@@ -15,7 +15,7 @@ from dkuxnet.report.pictures import PREDICTION, TRUTH
 from dkuxnet.report.slices import centre_of, window_of
 
 EDGES = (192, 144, 108, 80, 60)  # most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
-MOST_CHARACTERS = 16_000_000
+MOST_CHARACTERS = 10_000_000  # all else on a page takes at most about 14 million
 MAP_STEPS = 32  # in which a map's 0 to 1 is told: fine enough for the eye, and packs well
 
 
