@@ -360,7 +360,7 @@ def test_maps_are_told_with_their_scale_and_an_older_run_has_none(mapped, finish
     assert titles == ["Uncertainty, 0 to 0.40", "Queries of background, 0 to 1", "Queries of organ 1, 0 to 1"]
     assert maps_of(load_good(finished)) == [] and "How sure" not in visible_text(page)
     shown = read_page(mapped)
-    assert len(decode(section(shown, "How sure"))) == 4 and "Queries: the network assigns" in visible_text(shown)
+    assert len(decode(section(shown, "How sure"))) == 2 and "Queries: the network assigns" in visible_text(shown)
     assert [layer["key"] for layer in data_of(page, "cases-data")[0]["layers"]] == ["Scan", "Truth", "Prediction"]
 
 
