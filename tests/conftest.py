@@ -1,7 +1,9 @@
 """What many tests share: small synthetic scans and their prepared folder, made once. Read only: copy what you change."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,12 @@ def prepared(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare_scans(scans, folder, processes=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, see `browser.chromium`."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started

@@ -54,6 +54,22 @@ def test_a_voxelwise_network_predicts_the_same_with_windows_and_without(size):
     np.testing.assert_allclose(result.uncertainty, entropy, atol=1e-5)
 
 
+class WithGroups(Voxelwise):
+    """Three groups, whose shares depend on their own voxel alone."""
+
+    def forward(self, x):
+        output = super().forward(x)
+        return Output(logits=output.logits, group_prob=(2 * output.logits).softmax(dim=1))
+
+
+@pytest.mark.parametrize("size", [(33, 18, 25), (7, 30, 16)])
+def test_query_groups_are_blended_like_probabilities(size):
+    image = np.random.default_rng(2).normal(size=(1, *size)).astype(np.float32)
+    whole = WithGroups()(torch.from_numpy(image)[None]).group_prob[0].numpy()
+    np.testing.assert_allclose(window(WithGroups(), image, groups=3).groups, whole, atol=1e-5)
+    assert window(WithGroups(), image).groups is None and window(Voxelwise(), image, groups=3).groups is None
+
+
 def test_windows_cover_and_overlap():
     for size in range(16, 80):
         starts = infer.window_starts(size, 16, 0.5)
@@ -121,6 +137,7 @@ def test_memory_is_asked_for_before_it_is_taken():
         infer.check_memory(2**60)
     infer.check_memory(1)
     assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (2 + 3 + 1)
+    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, True, 2) == 4 * 16 * 32 * 32 * (2 + 3 + 1 + 2 + 2)
 
 
 def test_of_each_class_the_largest_piece_stays():

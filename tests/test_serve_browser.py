@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from browser import browser
 from dkuxnet import formats
 from dkuxnet.predict import predict_scans
 from serving import Server, serving, tiny_run, write_scan
@@ -19,18 +18,12 @@ WITHOUT_WEBGL = "HTMLCanvasElement.prototype.getContext = () => null"
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def run(prepared, tmp_path_factory) -> Path:
     return tiny_run(prepared, tmp_path_factory.mktemp("serve") / "run")
 
 
 @pytest.fixture(scope="module")
-def server(chromium, run, tmp_path_factory):
+def server(browser, run, tmp_path_factory):
     with serving(run, tmp_path_factory.mktemp("serve") / "temp", "--max-upload-mb", "2") as process:
         yield process
 
@@ -41,9 +34,9 @@ def scan(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def page(chromium, server):
+def page(browser, server):
     """The page, loaded; at the end, nothing has been complained of and nothing asked of another server."""
-    page = chromium.new_page(viewport={"width": 940, "height": 560})
+    page = browser.new_page(viewport={"width": 940, "height": 560})
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -135,7 +128,7 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
     until_no_files(server)
 
 
-def test_by_keyboard_and_without_webgl(chromium, page, server, scan, tmp_path):
+def test_by_keyboard_and_without_webgl(browser, page, server, scan, tmp_path):
     """The file is chosen; where nothing can be drawn the volumes and the download are there all the same."""
     page.add_init_script(WITHOUT_WEBGL)
     open_page(page, server)

@@ -146,11 +146,15 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """One offline html page of a run: settings, curves, table, slices."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")],
+    output: Annotated[Path | None, typer.Option(help="Page to write; RUN/report.html or ./comparison.html by default.")] = None,
+) -> None:
+    """One offline html page of a run: figures, scans, curves, settings. Of several: who is better, and how sure that is."""
     from dkuxnet.report.page import write_report
+    from dkuxnet.report.runs_page import write_runs_report
 
-    typer.echo(f"report: {write_report(run)}")
+    typer.echo(f"report: {write_report(runs[0], output) if len(runs) == 1 else write_runs_report(runs, output)}")
 
 
 @app.command()

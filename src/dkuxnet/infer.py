@@ -18,10 +18,12 @@ from dkuxnet.types import Volume
 
 @dataclass
 class GridPrediction:
-    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or None."""
+    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or None, groups (G, X, Y, Z)
+    float32, each voxel's spread over the query groups, or None."""
 
     prob: np.ndarray
     uncertainty: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -48,16 +50,18 @@ def sliding_window(
     settings: InferSettings,
     device: torch.device,
     with_uncertainty: bool = False,
+    groups: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities. A scan smaller than the window is padded.
 
-    progress: told (windows done, of how many); what it raises ends the work. Memory on the CPU is `grid_bytes`; raises
-    UserError where the machine has not that much left.
+    groups: how many query groups to blend likewise, where the predictor has queries; 0 for none. progress: told (windows done,
+    of how many); what it raises ends the work. Memory on the CPU is `grid_bytes`; raises UserError where the machine has not
+    that much left.
     """
     padded, back = pad_to(image, window, float(image.min()))
     size = padded.shape[1:]
-    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty))
+    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty, groups))
     starts = [
         (x, y, z)
         for x in window_starts(size[0], window[0], settings.overlap)
@@ -67,6 +71,7 @@ def sliding_window(
     weight = gaussian_weight(window)
     prob = torch.zeros(classes, *size)
     doubt = torch.zeros(size) if with_uncertainty else None
+    shares = torch.zeros(groups, *size) if groups else None
     total = torch.zeros(size)
     scan = torch.from_numpy(np.ascontiguousarray(padded))
     for first in range(0, len(starts), settings.batch):
@@ -74,27 +79,33 @@ def sliding_window(
         output = predictor(torch.stack([scan[(slice(None), *box)] for box in boxes]).to(device))
         probs = output.logits.float().softmax(dim=1).cpu()
         doubts = uncertainty_of(output.uncertainty, probs) if with_uncertainty else None
+        if output.group_prob is None:
+            shares = None
         for i, box in enumerate(boxes):
             prob[(slice(None), *box)] += weight * probs[i]
             total[box] += weight
             if doubt is not None:
                 doubt[box] += weight * doubts[i]
+            if shares is not None:
+                shares[(slice(None), *box)] += weight * output.group_prob[i].float().cpu()
         if progress:
             progress(first + len(boxes), len(starts))
     prob /= total
     result = GridPrediction(prob.numpy()[(slice(None), *back)])
     if doubt is not None:
         result.uncertainty = (doubt / total).numpy()[back]
+    if shares is not None:
+        result.groups = shares.div_(total).numpy()[(slice(None), *back)]
     return result
 
 
 def grid_bytes(
-    shape: Sequence[int], window: Sequence[int], channels: int, classes: int, with_uncertainty: bool
+    shape: Sequence[int], window: Sequence[int], channels: int, classes: int, with_uncertainty: bool, groups: int = 0
 ) -> int:
     """Bytes that `sliding_window` holds for a scan of `shape` voxels: the scan, padded, and the sums of probability,
-    weight and uncertainty."""
+    weight, uncertainty and groups."""
     voxels = math.prod(max(n, w) for n, w in zip(shape, window, strict=True))
-    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty)
+    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty + groups)
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Segmenter:
         check_memory(self.needed_bytes(scan, probabilities, uncertainty))
         try:
             result = sliding_window(self.predictor, to_network_grid(scan, self.plan).array, self.patch, len(self.labels),
-                                    self.settings.infer, self.device, uncertainty, progress)
+                                    self.settings.infer, self.device, uncertainty, progress=progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
         label = label_on_scan(result.prob, scan.shape, scan.affine, self.settings.infer.largest_component)
