@@ -1,0 +1,135 @@
+"""The header of one DICOM file: is it an image, of which series, and where does each of its frames lie."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dkuxnet.dicom.tree import Entry, head, is_dicom, place
+from dkuxnet.errors import UserError
+from dkuxnet.formats._checks import reading
+
+TAGS = [
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "Modality", "SeriesDescription", "StudyInstanceUID",
+    "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]
+REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
+BARE_STARTS = (b"\x08\x00", b"\x02\x00")  # the first group of a data set that has no preamble
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a frame lies, as DICOM says it: LPS mm. orientation: directions along a row and down a column; position: centre
+    of the first voxel; spacing_mm: between rows, between columns."""
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file. planes: one a frame, None where the file does not say where the frame lies."""
+
+    name: str
+    series_uid: str
+    study_uid: str
+    description: str
+    modality: str
+    frame_of_reference_uid: str
+    transfer_syntax_uid: str
+    rows: int
+    columns: int
+    grey: bool
+    planes: tuple[Plane | None, ...]
+
+
+def read_header(path: Path, entry: Entry) -> Image | None:
+    """What file `entry` of the tree `path` says of itself; None where it is no image, or a localizer.
+
+    A file without preamble is DICOM where it reads as such and names its SOP class. Raises UserError for a DICOM file that is
+    cut short or damaged.
+    """
+    where = place(path, entry.name)
+    with reading(where, "DICOM"), quiet():
+        first = head(entry)
+        if not is_dicom(first):
+            return _bare(where, entry) if first.startswith(BARE_STARTS) else None
+        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:  # its size is known only when all is unpacked
+            raise UserError(f"{where}: is deflated as a whole, which is not supported; export it without compression")
+        with entry.open() as stream:
+            header = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+        return _image(where, entry.name, header)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom warns of values that are not quite to the standard, many for each file: nothing that a user can mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def group(dataset: Dataset, frame: int, name: str) -> Dataset:
+    """The functional group `name` of a frame of a multi-frame file, its own or the shared one; empty where there is none."""
+    for level, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = dataset.get(level) or ()
+        if index < len(items) and items[index].get(name):
+            return items[index][name].value[0]
+    return Dataset()
+
+
+def _bare(where: Path, entry: Entry) -> Image | None:
+    try:
+        with entry.open() as stream:
+            header = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=True)
+        named = "SOPClassUID" in header and header.SOPClassUID.is_valid and "SeriesInstanceUID" in header
+    except Exception:  # any other file that happens to start like a data set
+        return None
+    return _image(where, entry.name, header) if named else None
+
+
+def _image(where: Path, name: str, header: Dataset) -> Image | None:
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None:
+        raise UserError(f"{where}: expected a DICOM file, but it does not say what it holds: it is cut short; copy it again")
+    if not kind.keyword.endswith("ImageStorage") or "LOCALIZER" in (header.get("ImageType") or ()):
+        return None
+    missing = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
+    if missing:
+        raise UserError(f"{where}: expected a DICOM image, but {missing[0]} is missing: it is cut short; copy it again")
+    return Image(
+        name=name,
+        series_uid=str(header.SeriesInstanceUID),
+        study_uid=str(header.StudyInstanceUID),
+        description=str(header.get("SeriesDescription", "")),
+        modality=str(header.get("Modality", "")) or "image",
+        frame_of_reference_uid=str(header.get("FrameOfReferenceUID", "")),
+        transfer_syntax_uid=str(header.file_meta.get("TransferSyntaxUID", "")),
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        grey=int(header.get("SamplesPerPixel", 1)) == 1 and header.get("PhotometricInterpretation") != "PALETTE COLOR",
+        planes=_planes(header),
+    )
+
+
+def _planes(header: Dataset) -> tuple[Plane | None, ...]:
+    if not header.get("PerFrameFunctionalGroupsSequence"):
+        frames = int(header.get("NumberOfFrames") or 1)
+        return (_plane(header, header, header),) if frames == 1 else (None,) * min(frames, 2)
+    names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+    frames = len(header.PerFrameFunctionalGroupsSequence)
+    return tuple(_plane(*(group(header, frame, name) for name in names)) for frame in range(frames))
+
+
+def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane | None:
+    values = (position.get("ImagePositionPatient"), orientation.get("ImageOrientationPatient"), measures.get("PixelSpacing"))
+    if [len(value or ()) for value in values] != [3, 6, 2]:
+        return None
+    return Plane(*(tuple(map(float, value)) for value in values))
