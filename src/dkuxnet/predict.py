@@ -100,7 +100,7 @@ def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Ca
 
 def _at(path: Path, series_uid: str | None) -> list[Case]:
     if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
-        return [Case(name, (path,), series_uid=series.uid) for name, series in find_scans(path, series_uid).items()]
+        return [Case(name, (series.home,), series_uid=series.uid) for name, series in find_scans(path, series_uid).items()]
     return _in_folder(path) if path.is_dir() else [_single(path)]
 
 

@@ -23,7 +23,7 @@ def dicom_tree(folder: Path) -> Source:
         if name not in scans:
             raise UserError(f"{path}: expected a scan of the same name, '{name}', but there are {', '.join(sorted(scans))}; "
                             "rename it")
-    cases = tuple(Case(name, (folder,), labels.get(name), series.uid) for name, series in sorted(scans.items()))
+    cases = tuple(Case(name, (series.home,), labels.get(name), series.uid) for name, series in sorted(scans.items()))
     modalities = {series.images[0].modality for series in scans.values()}
     channels = tuple(modalities) if len(modalities) == 1 else ("image",)
     fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}

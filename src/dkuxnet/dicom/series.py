@@ -21,6 +21,13 @@ class Series:
     images: tuple[Image, ...]
 
     @property
+    def home(self) -> Path:
+        """The smallest folder that holds all of its images; the zip or file itself where that is the tree."""
+        if not self.path.is_dir():
+            return self.path
+        return self.path / os.path.commonpath([PurePosixPath(image.name).parent for image in self.images])
+
+    @property
     def description(self) -> str:
         """As the scanner names it, the UID and the number of frames with it: one item of a list."""
         name = "".join(c if c.isprintable() else "?" for c in self.images[0].description)[:40]

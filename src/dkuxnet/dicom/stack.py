@@ -93,23 +93,23 @@ def _step(where: str, positions: np.ndarray, normal: np.ndarray) -> float:
     gaps = np.diff(heights)
     if gaps.min() <= PLACE_MM:
         twin = int(np.argmin(gaps))
-        raise UserError(f"{where} has {_duplicates(gaps)} images at positions that others hold, as at {_at(positions[twin])}: "
+        raise UserError(f"{where} has {int((gaps <= PLACE_MM).sum())} images at positions that others hold, as at {_at(positions[twin])}: "
                         "several time points, echoes or copies; export one of each as a series")
     _check_tilt(where, positions, heights, normal)
     step = heights[-1] / len(gaps)
     tolerance = max(PLACE_SHARE * step, PLACE_MM) + 1e-9
     if np.abs(heights - step * np.arange(len(heights))).max() <= tolerance:
         return float(step)
+    counts = np.round(gaps / gaps.min())
+    unit = float(np.median(gaps[counts == 1]))
+    if counts.max() > 1 and (np.abs(gaps - counts * unit) <= max(PLACE_SHARE * unit, PLACE_MM) * (counts + 1)).all():
+        first = int(np.argmax(counts > 1))
+        raise UserError(f"{where} misses {int((counts - 1).sum())} slices of {unit:.4g} mm, the first between "
+                        f"{_at(positions[first])} and {_at(positions[first + 1])}; copy all of its images")
     usual = float(np.median(gaps))
-    counts = np.round(gaps / usual)
-    if counts.min() >= 1 and np.abs(gaps - counts * usual).max() <= 2 * max(PLACE_SHARE * usual, PLACE_MM) * counts.max():
-        first = int(np.argmax(counts > 1)) if counts.max() > 1 else None
-        if first is not None:
-            raise UserError(f"{where} misses {int((counts - 1).sum())} slices of {usual:.4g} mm, the first between "
-                            f"{_at(positions[first])} and {_at(positions[first + 1])}; copy all of its images")
-    widest = int(np.argmax(np.abs(gaps - usual)))
+    odd = int(np.argmax(np.abs(gaps - usual)))
     raise UserError(f"{where} has slices {gaps.min():.4g} to {gaps.max():.4g} mm apart, most {usual:.4g} mm; uneven between "
-                    f"{_at(positions[widest])} and {_at(positions[widest + 1])}; resample it or export an even series")
+                    f"{_at(positions[odd])} and {_at(positions[odd + 1])}; resample it or export an even series")
 
 
 def _check_tilt(where: str, positions: np.ndarray, heights: np.ndarray, normal: np.ndarray) -> None:
@@ -124,10 +124,6 @@ def _check_tilt(where: str, positions: np.ndarray, heights: np.ndarray, normal: 
                         "resample it to an upright grid first")
     raise UserError(f"{where} has slices that are shifted against each other, by up to {lengths.max():.4g} mm in their plane; "
                     "export slices of one stack as a series")
-
-
-def _duplicates(gaps: np.ndarray) -> int:
-    return int((gaps <= PLACE_MM).sum())
 
 
 def _at(position: np.ndarray) -> str:
