@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.uid import JPEGLosslessSV1, RLELossless
+from pydicom.uid import BasicTextSRStorage, EncapsulatedPDFStorage, JPEGLosslessSV1, RLELossless, SegmentationStorage
 from scipy.spatial.transform import Rotation
 
+from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise, save
 from dkuxnet import formats
 from dkuxnet.dicom import tree
 from dkuxnet.errors import UserError
@@ -167,8 +167,8 @@ def test_localizers_and_what_is_no_image_are_left_out(tmp_path):
     scan = Scan(noise(), study_uid="1.9")
     scan.write(tmp_path / "scan")
     Scan(noise(seed=1), SAGITTAL).write(tmp_path / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    for number, kind in enumerate(("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.104.1")):
-        save([ds for ds in Scan(noise((1, 4, 4))).slices(SOPClassUID=kind)], tmp_path / f"other{number}")
+    for kind in (SegmentationStorage, BasicTextSRStorage, EncapsulatedPDFStorage):
+        Scan(noise((1, 4, 4))).write(tmp_path / kind.keyword, SOPClassUID=kind)
     Scan(noise(seed=2)).write(tmp_path / "screenshot", ImagePositionPatient=None, ImageOrientationPatient=None)
     assert np.array_equal(formats.read(tmp_path).array, scan.voxels.T)
 
@@ -191,9 +191,9 @@ def changed(slices: list, index: int, **attributes) -> list:
 SLICES = Scan(noise()).slices
 CASES = {
     "uneven": (lambda: moved(SLICES(), {3: (0, 0, 0.4)}), ["2.6 to 3.4 mm apart", "uneven between", "109.9"]),
-    "missing": (lambda: np.delete(SLICES(), [3]).tolist(), ["misses 1 slices of 3 mm", "106.5) mm and", "112.5) mm"]),
+    "missing": (lambda: np.delete(SLICES(), [3]).tolist(), ["misses 1 slice of 3 mm", "106.5) mm and", "112.5) mm"]),
     "several missing": (lambda: np.delete(SLICES(), [1, 3]).tolist(), ["misses 2 slices", "100.5) mm and", "106.5) mm"]),
-    "duplicates": (lambda: moved(SLICES(), {3: (0, 0, -3)}), ["1 images at positions that others hold", "106.5) mm"]),
+    "duplicates": (lambda: moved(SLICES(), {3: (0, 0, -3)}), ["1 image at positions that others hold", "106.5) mm"]),
     "tilted": (lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}), ["sheared", "14.93 degrees"]),
     "shifted": (lambda: moved(SLICES(), {2: (1.5, 0, 0)}), ["shifted against each other", "1.5 mm"]),
     "orientations": (lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)), ["mixes orientations"]),

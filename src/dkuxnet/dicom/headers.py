@@ -1,13 +1,16 @@
 """The header of one DICOM file: is it an image, of which series, and where does each of its frames lie."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from pydicom import Dataset, dcmread
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom import Dataset, FileDataset
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dkuxnet.dicom.tree import Entry, head, is_dicom, place
 from dkuxnet.errors import UserError
@@ -20,7 +23,9 @@ TAGS = [
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]
 REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
+PIXELS_GROUP = 0x7FE0
 BARE_STARTS = (b"\x08\x00", b"\x02\x00")  # the first group of a data set that has no preamble
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # what it says of its kind, near its beginning
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,11 @@ def read_header(path: Path, entry: Entry) -> Image | None:
     with reading(where, "DICOM"), quiet():
         first = head(entry)
         if not is_dicom(first):
-            return _bare(where, entry) if first.startswith(BARE_STARTS) else None
+            return _bare(where, entry) if first.startswith(BARE_STARTS) and STORAGE_CLASS in first else None
         if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:  # its size is known only when all is unpacked
             raise UserError(f"{where}: is deflated as a whole, which is not supported; export it without compression")
         with entry.open() as stream:
-            header = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS)
+            header = read_dataset(stream, tags=TAGS)
         return _image(where, entry.name, header)
 
 
@@ -85,10 +90,25 @@ def group(dataset: Dataset, frame: int, name: str) -> Dataset:
     return Dataset()
 
 
+def read_dataset(stream: BinaryIO, voxels: bool = False, tags: Sequence[str] | None = None) -> FileDataset:
+    """The data set of a file, with or without preamble: of `tags` alone, or all, or all and its voxels.
+
+    It ends where group 0 comes, which no file holds: a gigabyte of zeros would be read as a hundred million elements.
+    """
+    dataset = read_partial(
+        stream, lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels), force=True,
+        specific_tags=None if tags is None else [Tag(tag) for tag in tags],
+    )
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: as it was found to be encoded
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
 def _bare(where: Path, entry: Entry) -> Image | None:
     try:
         with entry.open() as stream:
-            header = dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=True)
+            header = read_dataset(stream, tags=TAGS)
         named = "SOPClassUID" in header and header.SOPClassUID.is_valid and "SeriesInstanceUID" in header
     except Exception:  # any other file that happens to start like a data set
         return None

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 
-from dkuxnet.dicom.headers import group, quiet
+from dkuxnet.dicom.headers import group, quiet, read_dataset
 from dkuxnet.dicom.series import Series, one_series
 from dkuxnet.dicom.stack import Stack, arrange
 from dkuxnet.dicom.tree import opened, place
@@ -48,10 +48,7 @@ def _fill(array: np.ndarray, series: Series, stack: Stack) -> None:
             if entry.name not in slices:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
-                dataset = dcmread(stream, force=True)
-                if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: as pydicom found that it is encoded
-                    implicit = dataset.original_encoding[0]
-                    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+                dataset = read_dataset(stream, voxels=True)
                 for index, frame in slices[entry.name]:
                     array[index] = _frame(dataset, frame)
 

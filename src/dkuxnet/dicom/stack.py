@@ -92,9 +92,9 @@ def _step(where: str, positions: np.ndarray, normal: np.ndarray) -> float:
     heights = (positions - positions[0]) @ normal
     gaps = np.diff(heights)
     if gaps.min() <= PLACE_MM:
-        twin = int(np.argmin(gaps))
-        raise UserError(f"{where} has {int((gaps <= PLACE_MM).sum())} images at positions that others hold, as at {_at(positions[twin])}: "
-                        "several time points, echoes or copies; export one of each as a series")
+        twins, first = _number((gaps <= PLACE_MM).sum(), "image"), positions[np.argmin(gaps)]
+        raise UserError(f"{where} has {twins} at positions that others hold, as at {_at(first)}: several time points, echoes "
+                        "or copies; export one of each as a series")
     _check_tilt(where, positions, heights, normal)
     step = heights[-1] / len(gaps)
     tolerance = max(PLACE_SHARE * step, PLACE_MM) + 1e-9
@@ -103,8 +103,8 @@ def _step(where: str, positions: np.ndarray, normal: np.ndarray) -> float:
     counts = np.round(gaps / gaps.min())
     unit = float(np.median(gaps[counts == 1]))
     if counts.max() > 1 and (np.abs(gaps - counts * unit) <= max(PLACE_SHARE * unit, PLACE_MM) * (counts + 1)).all():
-        first = int(np.argmax(counts > 1))
-        raise UserError(f"{where} misses {int((counts - 1).sum())} slices of {unit:.4g} mm, the first between "
+        first, missing = int(np.argmax(counts > 1)), _number(counts.sum() - len(counts), "slice")
+        raise UserError(f"{where} misses {missing} of {unit:.4g} mm, the first between "
                         f"{_at(positions[first])} and {_at(positions[first + 1])}; copy all of its images")
     usual = float(np.median(gaps))
     odd = int(np.argmax(np.abs(gaps - usual)))
@@ -124,6 +124,10 @@ def _check_tilt(where: str, positions: np.ndarray, heights: np.ndarray, normal: 
                         "resample it to an upright grid first")
     raise UserError(f"{where} has slices that are shifted against each other, by up to {lengths.max():.4g} mm in their plane; "
                     "export slices of one stack as a series")
+
+
+def _number(count: float, what: str) -> str:
+    return f"{count:.0f} {what}{'s' if count > 1 else ''}"
 
 
 def _at(position: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from dkuxnet.dicom.headers import quiet
+from dkuxnet.dicom.headers import quiet, read_dataset
 from dkuxnet.dicom.series import Series
 from dkuxnet.dicom.stack import Stack, arrange
 from dkuxnet.dicom.tree import opened, place
@@ -131,7 +131,7 @@ def _sources(series: Series) -> list[Dataset]:
             if entry.name not in names:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), entry.open() as stream:
-                dataset = dcmread(stream, stop_before_pixels=True, force=True)
+                dataset = read_dataset(stream)
             for keyword in MAY_BE_EMPTY:
                 if keyword not in dataset:
                     setattr(dataset, keyword, "")
