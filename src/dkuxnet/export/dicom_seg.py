@@ -27,6 +27,7 @@ from dkuxnet.types import Volume
 
 Writer = Callable[[Volume, Path], None]
 SEGMENTATION_TYPES = ("binary", "labelmap")
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation and Label Map Segmentation
 SERIES_NUMBERS = {"label": 9001, "probabilities": 9002, "uncertainty": 9003}  # apart from those that scanners give
 FRACTION_STEPS = 255
 # Type 2 attributes of patient and study: they must be there, and may be empty. Anonymisers take them away altogether.
@@ -50,7 +51,7 @@ def check_replaceable(path: Path) -> None:
         kind = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).get("SOPClassUID")
     except Exception:  # no DICOM, or a damaged one
         kind = None
-    if kind is None or not kind.keyword.endswith("SegmentationStorage"):
+    if kind not in SEG_CLASSES:
         raise UserError(f"{path} is there already and is no DICOM SEG; choose another --output")
 
 
@@ -102,6 +103,8 @@ def _write(volume: hd.Volume, described: list[SegmentDescription], series: Serie
             max_fractional_value=FRACTION_STEPS, content_label=what.upper(),
             content_description=f"{what} by dkuxnet"[:64], series_description=f"dkuxnet {what}"[:64],
         )
+        if "ContentCreatorName" not in segmentation:  # may be empty, but must be there
+            segmentation.ContentCreatorName = None
         atomically(path, segmentation.save_as)
 
 
