@@ -221,6 +221,13 @@ def test_a_multi_frame_file_of_several_volumes_is_refused(tmp_path):
     refused(tmp_path / "IM0000.dcm", "6 images at positions that others hold", "time points")
 
 
+def test_a_multi_frame_file_that_describes_fewer_frames_than_it_has_is_refused(tmp_path):
+    ds = Scan(noise()).enhanced()
+    ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:-1]
+    save([ds], tmp_path)
+    refused(tmp_path / "IM0000.dcm", "got 6 and 5")
+
+
 def test_a_series_of_several_time_points_is_refused(tmp_path):
     scan = Scan(noise())
     refused(save(scan.slices() + scan.slices(), tmp_path / "scan"), "6 images at positions that others hold")

@@ -133,6 +133,17 @@ def test_thousands_of_other_files_are_looked_at_by_their_first_bytes_alone(folde
     assert np.array_equal(formats.read(tmp_path).array, scan.voxels.T)
 
 
+@pytest.mark.parametrize("keep", [132, "meta", 600])
+def test_a_gigabyte_of_zeros_behind_a_good_beginning_is_refused(folder, tmp_path, keep):
+    """As an interrupted copy leaves it. Read as elements of eight bytes they would not come to an end."""
+    data = next(folder.iterdir()).read_bytes()
+    keep = 144 + int.from_bytes(data[140:144], "little") if keep == "meta" else keep
+    with (tmp_path / "zeros").open("wb") as file:
+        file.write(data[:keep])
+        file.truncate(2**30)
+    refused(lambda: formats.read(tmp_path), "zeros", "copy it again")
+
+
 def test_links_are_not_followed(folder, scan, tmp_path):
     root = tmp_path / "root"
     scan.write(root / "scan")

@@ -59,13 +59,13 @@ def predict_scans(
         needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty)
         progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(segmenter.network_shape(scan))} for the network, "
                  f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+        writers = _writers(case, form, segmenter.labels, segmentation_type)
         try:
             result = segmenter(scan, save_probabilities, save_uncertainty)
         except UserError as error:
             raise UserError(f"case '{case.name}': {error}") from error
         if not done:  # nothing is made for scans that cannot be read
             _make_folder(Path(output), segmenter.labels, kinds)
-        writers = _writers(case, form, segmenter.labels, segmentation_type)
         writers["label"](result.label, target)
         for kind in kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)

@@ -24,7 +24,7 @@ TAGS = [
 ]
 REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 PIXELS_GROUP = 0x7FE0
-BARE_STARTS = (b"\x08\x00", b"\x02\x00")  # the first group of a data set that has no preamble
+BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
 STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # what it says of its kind, near its beginning
 
 
@@ -65,7 +65,9 @@ def read_header(path: Path, entry: Entry) -> Image | None:
     with reading(where, "DICOM"), quiet():
         first = head(entry)
         if not is_dicom(first):
-            return _bare(where, entry) if first.startswith(BARE_STARTS) and STORAGE_CLASS in first else None
+            return _bare(where, entry) if first.startswith(BARE_START) and STORAGE_CLASS in first else None
+        if _first_group(first) == b"\0\0":
+            raise UserError(f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; copy it again")
         if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:  # its size is known only when all is unpacked
             raise UserError(f"{where}: is deflated as a whole, which is not supported; export it without compression")
         with entry.open() as stream:
@@ -93,7 +95,8 @@ def group(dataset: Dataset, frame: int, name: str) -> Dataset:
 def read_dataset(stream: BinaryIO, voxels: bool = False, tags: Sequence[str] | None = None) -> FileDataset:
     """The data set of a file, with or without preamble: of `tags` alone, or all, or all and its voxels.
 
-    It ends where group 0 comes, which no file holds: a gigabyte of zeros would be read as a hundred million elements.
+    It ends where group 0 comes, which no file holds: a gigabyte of zeros would be read as a hundred million elements. (At
+    its very beginning pydicom reads on over that group: see `_first_group`.)
     """
     dataset = read_partial(
         stream, lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels), force=True,
@@ -103,6 +106,14 @@ def read_dataset(stream: BinaryIO, voxels: bool = False, tags: Sequence[str] | N
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset
+
+
+def _first_group(first: bytes) -> bytes:
+    """The group, two bytes, with which the data set begins behind preamble and file meta information."""
+    start = 132
+    if first[start : start + 6] == b"\2\0\0\0UL":  # the length of the file meta information
+        start += 12 + int.from_bytes(first[140:144], "little")
+    return first[start : start + 2]
 
 
 def _bare(where: Path, entry: Entry) -> Image | None:
@@ -135,16 +146,18 @@ def _image(where: Path, name: str, header: Dataset) -> Image | None:
         rows=int(header.Rows),
         columns=int(header.Columns),
         grey=int(header.get("SamplesPerPixel", 1)) == 1 and header.get("PhotometricInterpretation") != "PALETTE COLOR",
-        planes=_planes(header),
+        planes=_planes(where, header),
     )
 
 
-def _planes(header: Dataset) -> tuple[Plane | None, ...]:
+def _planes(where: Path, header: Dataset) -> tuple[Plane | None, ...]:
+    frames = int(header.get("NumberOfFrames") or 1)
     if not header.get("PerFrameFunctionalGroupsSequence"):
-        frames = int(header.get("NumberOfFrames") or 1)
         return (_plane(header, header, header),) if frames == 1 else (None,) * min(frames, 2)
     names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    frames = len(header.PerFrameFunctionalGroupsSequence)
+    described = len(header.PerFrameFunctionalGroupsSequence)
+    if described != frames:
+        raise UserError(f"{where}: expected as many frames as it describes, got {frames} and {described}; export it again")
     return tuple(_plane(*(group(header, frame, name) for name in names)) for frame in range(frames))
 
 

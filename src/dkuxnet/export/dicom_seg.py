@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 
 from dkuxnet.dicom.headers import quiet, read_dataset
 from dkuxnet.dicom.series import Series
-from dkuxnet.dicom.stack import Stack, arrange
+from dkuxnet.dicom.stack import arrange
 from dkuxnet.dicom.tree import opened, place
 from dkuxnet.errors import UserError
 from dkuxnet.export.dicom_codes import Codes, codes_of
@@ -56,7 +56,10 @@ def check_replaceable(path: Path) -> None:
 
 
 def writers(series: Series, labels: dict[str, int], segmentation_type: str = "binary") -> dict[str, Writer]:
-    """For "label", "probabilities" and "uncertainty" the function that writes such a volume of `series` to a path."""
+    """For "label", "probabilities" and "uncertainty" the function that writes such a volume of `series` to a path.
+
+    Raises UserError where the series has no frame of reference."""
+    _frame_of_reference(series)
     return {
         "label": lambda volume, path: write_label(volume, labels, series, path, segmentation_type),
         "probabilities": lambda volume, path: write_probabilities(volume, labels, series, path),
@@ -113,13 +116,13 @@ def _volume(array: np.ndarray, series: Series) -> hd.Volume:
     stack = arrange(series)
     channels = {"SegmentNumber": list(range(1, array.shape[3] + 1))} if array.ndim == 4 else None
     return hd.Volume(
-        array, stack.affine, "PATIENT", frame_of_reference_uid=_frame_of_reference(series, stack), channels=channels,
+        array, stack.affine, "PATIENT", frame_of_reference_uid=_frame_of_reference(series), channels=channels,
         from_reference_convention="RAS",
     ).permute_spatial_axes([2, 1, 0])
 
 
-def _frame_of_reference(series: Series, stack: Stack) -> str:
-    uid = stack.frames[0][0].frame_of_reference_uid
+def _frame_of_reference(series: Series) -> str:
+    uid = series.images[0].frame_of_reference_uid
     if not uid:
         raise UserError(f"{series.path}: series {series.uid} names no frame of reference, without which a DICOM SEG cannot "
                         "say where it lies; leave out --format dicom-seg")
