@@ -144,6 +144,7 @@ def test_patient_study_and_place_carry_over_and_every_slice_is_cited(written):
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyID",
                  "FrameOfReferenceUID"):
         assert seg[name] == slices[0][name], name
+    assert "ContentCreatorName" in seg  # of type 2: dcmqi warns without it
     assert seg.SeriesInstanceUID != slices[0].SeriesInstanceUID and seg.Modality == "SEG"
     (cited,) = seg.ReferencedSeriesSequence
     assert cited.SeriesInstanceUID == slices[0].SeriesInstanceUID

@@ -5,7 +5,6 @@ may unpack to. No link is followed: what lies outside the folder is not the user
 """
 
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,7 +111,7 @@ def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of a zip in the order of their names, all of it judged by its list before one is opened."""
-    files = [info for info in archive.infolist() if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)]
+    files = [info for info in archive.infolist() if not info.is_dir()]
     _check_count(path, len(files))
     for info in files:
         if info.flag_bits & 1:
