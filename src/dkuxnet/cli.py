@@ -87,19 +87,23 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, or folders of scans.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")] = False,
     save_uncertainty: Annotated[bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")] = False,
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    series_uid: Annotated[str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")] = "auto",
+    segmentation_type: Annotated[str, typer.Option(help="Of a DICOM SEG: binary or labelmap.")] = "binary",
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress
     from dkuxnet.predict import predict_scans
 
     with sentence_progress("predict") as progress:
-        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress)
+        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
+                                series_uid, format_, segmentation_type)
     typer.echo(f"{len(written)} label maps in {output}")
 
 

@@ -92,7 +92,7 @@ def prepare_scans(
 
 def read_image(case: Case, channels: int) -> Volume:
     """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size."""
-    volumes = [read(path) for path in case.images]
+    volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
         _check_same_grid(case.name, case.images[0], first, path, volume)
