@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from dicom_series import Scan
 from dkuxnet import formats
 from dkuxnet.predict import predict_scans
 from serving import Server, outcome, send, serving, tiny_run, write_scan
@@ -57,20 +58,30 @@ def scan(tmp_path_factory) -> Path:
 # --- from the upload to the download ---
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5", ".zip"])
 def test_the_label_map_is_the_one_that_predict_writes(client, run, tmp_path, ending):
-    scan = write_scan(tmp_path / f"anna b{ending}")
+    scan = write_scan(tmp_path / f"anna b{ending}") if ending != ".zip" else write_dicom_zip(tmp_path / "anna b.zip")
     (written,) = predict_scans(run, [scan], tmp_path / "out", device="cpu")
     job = outcome(client, send(client, scan)["id"])
     assert job["state"] == "done", job["error"]
     answer = client.get(f"/jobs/{job['id']}/label")
-    name = f"anna b_segmentation{'.nii.gz' if ending == '.h5' else ending}"
+    name = f"anna b_segmentation{'.nii.gz' if ending in ('.h5', '.zip') else ending}"
     assert job["download"] == name
     assert re.fullmatch(r"attachment; filename\*=utf-8''anna%20b_segmentation\..*", answer.headers["content-disposition"])
     (tmp_path / name).write_bytes(answer.content)
     ours, predicted = (formats.read(path, kind="label") for path in (tmp_path / name, written))
     assert np.array_equal(ours.array, predicted.array) and np.array_equal(ours.affine, predicted.affine)
     assert ours.array.dtype == predicted.array.dtype
+
+
+def write_dicom_zip(path: Path) -> Path:
+    """An oblique series in a subfolder of a zip."""
+    voxels = np.random.default_rng(0).integers(0, 1000, (20, 22, 18), np.int16)
+    series = Scan(voxels, orientation=(0.8, 0.6, 0, -0.6, 0.8, 0)).write(path.with_suffix("") / "series", seed=1)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(series.iterdir()):
+            archive.write(file, f"patient/{file.name}")
+    return path
 
 
 def test_volumes_and_views_are_those_of_the_label_map(client, run, scan, tmp_path):
