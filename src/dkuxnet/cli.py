@@ -109,7 +109,7 @@ def export(
     to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
     output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
-    any_size: Annotated[bool, typer.Option("--any-size", help="onnx, torch-export: free X, Y, Z, not the run's patch.")] = False,
+    any_size: Annotated[bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")] = False,
     license_: Annotated[Path | None, typer.Option("--license", help="monai-bundle: text file with the weights' terms.")] = None,
 ) -> None:
     """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""

@@ -59,7 +59,8 @@ def exported(model: PatchModel, any_size: bool, network: str) -> ExportedProgram
     if any_size:
         free |= {axis: STRIDE * Dim(f"{name}_over_{STRIDE}") for axis, name in ((2, "x"), (3, "y"), (4, "z"))}
     try:
-        return torch.export.export(model, (model.noise(2, EXAMPLE if any_size else None),), dynamic_shapes=(free,), strict=False)
+        example = model.noise(2, EXAMPLE if any_size else None)
+        return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
     except Exception as error:  # torch raises many kinds here
         hint = "; try without --any-size" if any_size else ""
         raise UserError(f"torch cannot export the network '{network}'{hint}: {first_line(error)}") from error
