@@ -24,3 +24,17 @@ def prepared(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare_scans(scans, folder, processes=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def dual_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of dual-mutual, small in every way: its predictor is the mean of two networks with queries."""
+    from dkuxnet.config import load_settings
+    from dkuxnet.experiment import run_training
+
+    run = tmp_path_factory.mktemp("dual") / "run"
+    run_training(prepared, run, load_settings(overrides={
+        "method.name": "dual-mutual", "method.decay": 0.5, "network.name": "dk-uxnet-tiny", "network.depths": [1, 1, 1, 1],
+        "network.layers_per_scale": 1, "network.layer_scale": 1.0, "train.steps": 12, "train.lr": 0.01,
+        "train.patch": [32, 16, 16], "train.device": "cpu", "data.test_cases": 0, "infer.largest_component": True}))
+    return run

@@ -115,6 +115,7 @@ def export(
     """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""
     from dkuxnet.export.targets import export_run
 
+    typer.echo(f"export {run} to {to}: seconds, for onnx a minute or more", err=True)
     typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
 
 

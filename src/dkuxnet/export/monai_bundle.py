@@ -19,8 +19,8 @@ from dkuxnet.run import write_json
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 PARTS = "dkuxnet.export.bundle_parts"
-NO_TERMS = ("The weights in models/ were trained by whoever exported this bundle with dkuxnet. Their licence is that person's to "
-            "choose; none is granted here.\n")
+NO_TERMS = ("The weights in models/ were trained by whoever exported this bundle with dkuxnet. Their licence is "
+            "that person's to choose; none is granted here.\n")
 
 
 def write_bundle(job: Job) -> str:

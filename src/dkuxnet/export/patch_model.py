@@ -44,9 +44,20 @@ class PatchModel(nn.Module):
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # comparisons of channel counts, which are fixed
             return torch.jit.trace(self.eval(), self.noise(2), check_trace=False)
 
-    def __prepare_scriptable__(self) -> torch.jit.ScriptModule:
+    def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes in place of this module, since it compiles no `Output`; MONAI's ckpt_export scripts."""
-        return self.traced()
+        return _Around(self.traced())
+
+
+class _Around(nn.Module):
+    """A traced graph as a module that torch.jit.script compiles: it takes no graph by itself."""
+
+    def __init__(self, graph: torch.jit.ScriptModule):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.graph(image)
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,8 @@ def check_equal(model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, 
             here = model(image)
             apart = float((here - there).abs().max()) if here.shape == there.shape else float("inf")
             if not apart <= TOLERANCE:  # NaN is not
-                raise UserError(f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches of {list(size)}, "
-                                f"where {TOLERANCE:g} is allowed; nothing was written")
+                raise UserError(f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches of "
+                                f"{list(size)}, where {TOLERANCE:g} is allowed; nothing was written")
             largest = max(largest, apart)
     return largest
 
