@@ -118,7 +118,7 @@ def test_the_terms_of_the_weights_are_the_user_s(dual_run, tmp_path):
     (tmp_path / "terms.txt").write_text("Ask the hospital.")
     export_run(dual_run, "monai-bundle", tmp_path / "bundle", licence=tmp_path / "terms.txt")
     assert (tmp_path / "bundle" / "LICENSE").read_text().startswith("WEIGHTS\n\nAsk the hospital.\n")
-    with pytest.raises(UserError, match="--license .*none.txt"):
+    with pytest.raises(UserError, match=r"--license .*none\.txt"):
         export_run(dual_run, "monai-bundle", tmp_path / "other", licence=tmp_path / "none.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "terms.txt"]
 

@@ -42,7 +42,8 @@ def write_torch_export(job: Job) -> str:
 
     def write(part: Path) -> None:
         nonlocal apart
-        with part.open("wb") as file:
+        with part.open("wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of weights that are not on the CPU, where these are
             torch.export.save(program, file, extra_files={CONSTANTS: json.dumps(job.constants())})
         with part.open("rb") as file:
             loaded = torch.export.load(file).module()
