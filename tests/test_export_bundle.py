@@ -57,7 +57,8 @@ def test_monai_s_run_gives_the_label_map_of_predict(folder, dual_run, tmp_path):
     target, = predict_scans(dual_run, [folder / "scans"], tmp_path, device="cpu")
     assert [path.name for path in (folder / "monai").iterdir()] == [target.name] == ["oblique.v2.nii.gz"]
     here, there = formats.read(target, kind="label"), formats.read(folder / "monai" / target.name, kind="label")
-    assert len(np.unique(here.array)) == 3 and here.shape == formats.read(folder / "scans" / target.name).shape
+    assert np.sort(np.bincount(here.array.ravel()))[-2] > 50  # voxels of another class than most have
+    assert here.shape == formats.read(folder / "scans" / target.name).shape
     assert np.array_equal(here.array, there.array) and here.array.dtype == there.array.dtype
     assert np.array_equal(here.affine, there.affine)
 
