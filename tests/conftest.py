@@ -35,3 +35,17 @@ def browser() -> Iterator[Any]:
 
     with chromium() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def dual_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of dual-mutual, small in every way: its predictor is the mean of two networks with queries."""
+    from dkuxnet.config import load_settings
+    from dkuxnet.experiment import run_training
+
+    run = tmp_path_factory.mktemp("dual") / "run"
+    run_training(prepared, run, load_settings(overrides={
+        "method.name": "dual-mutual", "method.decay": 0.5, "network.name": "dk-uxnet-tiny", "network.depths": [1, 0, 0, 0],
+        "network.layers_per_scale": 1, "network.layer_scale": 1.0, "train.steps": 2, "train.lr": 1e-4, "train.seed": 1,
+        "train.patch": [32, 16, 16], "train.device": "cpu", "data.test_cases": 0, "infer.overlap": 0.3}))
+    return run

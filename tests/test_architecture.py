@@ -47,14 +47,16 @@ ALLOWED = {
     "segment": {"experiment", "infer", "prepare"},
     "predict": {"data.layouts", "dicom.series", "export.dicom_seg", "formats.", "prepare", "run", "segment"},
     "serve.": {"serve.", "formats.", "predict", "prepare", "segment"},
+    "export.": {"export.", "config", "experiment", "run"},
+    "export.bundle_parts": {"config", "experiment", "export.patch_model", "formats.", "infer", "predict", "prepare"},
     "demo": {"config", "evaluate", "experiment", "phantom", "predict", "prepare", "report."},
     "trainings": {"config", "experiment", "grid", "methods", "networks", "parallel", "train"},
     "benchmark": {"comparison", "config", "data.dataset", "data.splits", "experiment", "grid", "parallel", "report.", "run",
                   "train", "trainings"},
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
     "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text", "report.comparison_words"},
-    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "grid", "predict", "prepare",
-            "report.", "serve.", "train"},
+    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "export.targets", "grid",
+            "predict", "prepare", "report.", "serve.", "train"},
 }
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 

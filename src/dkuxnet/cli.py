@@ -130,6 +130,22 @@ def serve(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
+    output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
+    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    any_size: Annotated[bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")] = False,
+    license_: Annotated[Path | None, typer.Option("--license", help="monai-bundle: text file with the weights' terms.")] = None,
+) -> None:
+    """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""
+    from dkuxnet.export.targets import export_run
+
+    typer.echo(f"export {run} to {to}: seconds, for onnx a minute or more", err=True)
+    typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
     labels: Annotated[Path, typer.Argument(help="Folder of true label maps, or a source folder.")],
