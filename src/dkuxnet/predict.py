@@ -11,7 +11,7 @@ from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import UserError
 from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
-from dkuxnet.segment import Segmenter
+from dkuxnet.segment import MARGIN_MM, Segmenter
 from dkuxnet.types import Case
 
 COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
@@ -27,27 +27,32 @@ def predict_scans(
     weights: str = "final",
     device: str = "auto",
     progress: Progress | None = None,
+    localise: Path | None = None,
+    margin_mm: float = MARGIN_MM,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written to `output`, one a case.
 
     inputs: scans, or folders in any layout that `prepare` reads. A label map has its scan's shape, affine and format (NIfTI
     for h5, which no viewer opens), and the label values of the training data. Where asked for, output/probabilities holds
-    (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. Raises UserError naming the case; maps that
-    are done stay. No file of the inputs is ever replaced.
+    (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses
+    where to look, see `Segmenter`. Raises UserError naming the case; maps that are done stay. No file of the inputs is ever
+    replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     cases = find_cases(inputs)
-    segmenter = Segmenter(run, weights, device)
+    segmenter = Segmenter(run, weights, device, localise, margin_mm)
     targets = [Path(output) / f"{case.name}{_ending(case)}" for case in cases]
     _check_no_scan(targets, cases)
     kinds = [kind for kind, wanted in (("probabilities", save_probabilities), ("uncertainty", save_uncertainty)) if wanted]
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, len(segmenter.channels))
-        needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty)
-        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(segmenter.network_shape(scan))} for the network, "
-                 f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
         try:
-            result = segmenter(scan, save_probabilities, save_uncertainty)
+            region = segmenter.region(scan, f"case '{case.name}'")
+            needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty, region)
+            part = "" if region.is_whole else f"{_voxels(region.shape)} of "
+            progress(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
+                     f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+            result = segmenter(scan, save_probabilities, save_uncertainty, region)
         except UserError as error:
             raise UserError(f"case '{case.name}': {error}") from error
         if not done:  # nothing is made for scans that cannot be read

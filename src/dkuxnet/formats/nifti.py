@@ -13,6 +13,7 @@ from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, check_size, 
 from dkuxnet.types import Volume
 
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
+SHEAR_TOLERANCE = 1e-3  # in the numbers of a direction: half a voxel over 500
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Nifti:
         return finish(path, array, affine, kind)
 
     def write(self, volume: Volume, path: Path) -> None:
-        """Both sform and qform, since programs differ in which they read (a qform cannot hold shear, the sform can)."""
+        """Both sform and qform, since programs differ in which they read. A qform cannot hold shear: where there is some it is
+        marked unknown, so that a program that reads nothing else refuses the file rather than shows it in a wrong place."""
         array = np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array
         image = nibabel.Nifti1Image(array, volume.affine, dtype=array.dtype)
         image.set_sform(volume.affine, code="scanner")
         image.set_qform(volume.affine, code="scanner")
+        if np.abs((image.get_qform() - image.get_sform())[:3, :3] / volume.spacing_mm).max() > SHEAR_TOLERANCE:
+            image.set_qform(volume.affine, code="unknown")
         image.header.set_xyzt_units("mm")
         nibabel.save(image, path)
 
