@@ -31,7 +31,7 @@ ALLOWED = {
     "data.loader": {"data.dataset", "data.geometry"},
     "data.augment": {"config"},
     "data.": {"data.", "formats."},  # layouts and their parts
-    "evaluate": {"metrics", "formats.", "data.layouts", "data.layout_files"},
+    "evaluate": {"metrics", "formats.", "data.affines", "data.layouts", "data.layout_files"},
     "network_grid": {"plan", "data.geometry"},
     "prepare": {"plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "network_grid"},
     "train": {"average", "config", "run", "methods.base"},

@@ -53,7 +53,8 @@ def check_same_grid(name: str, what: str, volume: Volume, other_what: str, other
     1 mm or two voxels in the origin, 1e-3 in a direction or spacing); raises UserError where by more, or where shapes differ.
     """
     if volume.shape != other.shape:
-        raise UserError(f"{name}: {what} has shape {volume.shape}, {other_what} {other.shape}; they must lie on one grid")
+        raise UserError(f"{name}: {what} has shape {volume.shape}, {other_what} has shape {other.shape}; "
+                        "they must lie on one grid")
     difference, spacing = volume.affine - other.affine, np.array(volume.spacing_mm)
     x, y, z = volume.shape  # the origin and the ends of the axes: two corners alone would not notice swapped axes
     corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1]], float).T

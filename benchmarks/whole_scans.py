@@ -1,0 +1,138 @@
+"""One pass over a whole scan against two: a coarse run chooses where to look, the fine one segments there.
+
+    python benchmarks/whole_scans.py WORK [--scans 6] [--steps 300] [--fine-mm 2] [--coarse-mm 6]
+
+Synthetic CT: a body of 48 x 48 x 24 cm with one organ of 3 to 4 cm (a bright shell around a dark core) and spheres as bright or
+as dark without the other. Trains a tiny fine run and a tiny coarse run on cut-outs of 14 cm, each once, then predicts each
+large scan in one pass and in two, by turns, each in a process of its own. Prints Dice, seconds and the peak of the memory.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, zoom
+
+from dkuxnet import formats, load_settings, prepare_scans, run_training
+from dkuxnet.metrics import dice
+from dkuxnet.run import peak_memory_gib
+from dkuxnet.types import Volume
+
+WORLD_MM, SPACING_MM = np.array([480.0, 480.0, 240.0]), 1.5
+CUT_OUT = (96, 96, 80)  # voxels of a training scan
+TRAINING_SCANS = 20
+BODY, ORGAN, CORE = 40, 160, -60  # about as in Hounsfield units, air is -1000
+
+
+def make_scan(rng: np.random.Generator, cut_out: bool) -> tuple[Volume, Volume]:
+    """A scan int16 and its label map: the whole body, or a cut-out that holds the organ."""
+    radii = rng.uniform(14, 20, 3)
+    centre = WORLD_MM / 2 + WORLD_MM * 0.3 * rng.uniform(-1, 1, 3)
+    shape = np.array(CUT_OUT) if cut_out else (WORLD_MM / SPACING_MM).astype(int)
+    extent = shape * SPACING_MM
+    start = np.clip(centre + rng.uniform(-0.3, 0.3, 3) * extent - extent / 2, 0, WORLD_MM - extent) if cut_out else np.zeros(3)
+    image = np.full(shape, -1000, np.float32)
+    paint(image, start, WORLD_MM / 2, WORLD_MM * 0.47, BODY)
+    for number in range(60):  # a few of them fall into a cut-out
+        radius = rng.uniform(6, 18)
+        place = WORLD_MM / 2 + WORLD_MM * 0.4 * rng.uniform(-1, 1, 3)
+        if np.linalg.norm(place - centre) > radius + radii.max() + 3:
+            paint(image, start, place, np.full(3, radius), (ORGAN, CORE)[number % 2] + rng.uniform(-20, 20))
+    label = np.zeros(shape, np.uint8)
+    paint(image, start, centre, radii, ORGAN + rng.uniform(-20, 20))
+    paint(image, start, centre, radii * 0.55, CORE + rng.uniform(-20, 20))
+    paint(label, start, centre, radii, 1)
+    image = gaussian_filter(image, 0.6) + zoom(rng.normal(0, 12, (5, 5, 5)), shape / 5, order=1) + rng.normal(0, 30, shape)
+    affine = np.diag([*(rng.choice([-1.0, 1.0], 3) * SPACING_MM), 1.0])
+    return Volume(image.clip(-1024, 3000).astype(np.int16), affine), Volume(label, affine)
+
+
+def paint(array: np.ndarray, start: np.ndarray, centre: np.ndarray, radii: np.ndarray, value: float) -> None:
+    """Set the voxels of an ellipsoid (mm), where the array, whose corner is `start`, has any."""
+    low = np.clip(np.floor((centre - radii - start) / SPACING_MM), 0, array.shape).astype(int)
+    high = np.clip(np.ceil((centre + radii - start) / SPACING_MM) + 1, 0, array.shape).astype(int)
+    axes = [((np.arange(a, b) + 0.5) * SPACING_MM + s - c) ** 2 / r**2
+            for a, b, s, c, r in zip(low, high, start, centre, radii, strict=True)]
+    inside = axes[0][:, None, None] + axes[1][:, None] + axes[2] <= 1
+    array[tuple(map(slice, low, high))][inside] = value
+
+
+def write_scans(folder: Path, count: int, seed: int, cut_out: bool) -> Path:
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for i in range(count):
+        image, label = make_scan(np.random.default_rng((seed, i)), cut_out)
+        formats.write(image, folder / "imagesTr" / f"case_{i:02d}_0000.nii.gz")
+        formats.write(label, folder / "labelsTr" / f"case_{i:02d}.nii.gz")
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "numTraining": count,
+             "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+def train_run(work: Path, name: str, spacing_mm: float, patch: int, steps: int) -> Path:
+    run = work / f"run_{name}"
+    if not run.exists():
+        prepare_scans(work / "training", work / f"prepared_{name}", spacing_mm, processes=1)
+        run_training(work / f"prepared_{name}", run, load_settings(overrides={
+            "method.name": "supervised", "network.name": "dk-uxnet-tiny", "train.patch": [patch] * 3, "train.steps": steps,
+            "train.lr": 0.005, "train.unlabelled_batch": 0, "train.device": "cpu", "augment.flip": "xyz"}))
+    return run
+
+
+def predict_once(fine: Path, coarse: Path | None, image: Path, label: Path) -> dict[str, float]:
+    """Dice, seconds of the segmentation, the peak of memory above that with the scan and the model loaded, voxels looked at."""
+    from dkuxnet.segment import Segmenter
+
+    segmenter = Segmenter(fine, device="cpu", localiser=coarse)
+    scan, truth = formats.read(image), formats.read(label, kind="label")
+    scan = Volume(scan.array[None].astype(np.float32), scan.affine)
+    before, started = peak_memory_gib(segmenter.device), time.monotonic()
+    with warnings.catch_warnings(record=True) as told:
+        region = segmenter.region(scan)
+        found = segmenter(scan, region=region).label.array
+    return {"dice": dice(found == 1, truth.array == 1), "seconds": time.monotonic() - started,
+            "gib": peak_memory_gib(segmenter.device) - before, "share": np.prod(region.shape) / np.prod(region.grid),
+            "fell_back": len(told)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--scans", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--fine-mm", type=float, default=2.0)
+    parser.add_argument("--coarse-mm", type=float, default=6.0)
+    chosen = parser.parse_args()
+    work = chosen.work
+    if not (work / "training").exists():
+        write_scans(work / "training", TRAINING_SCANS, 1, cut_out=True)
+    if not (work / "large").exists():
+        write_scans(work / "large", chosen.scans, 2, cut_out=False)
+    fine = train_run(work, "fine", chosen.fine_mm, 32, chosen.steps)
+    coarse = train_run(work, "coarse", chosen.coarse_mm, 16, chosen.steps)
+    rows: dict[str, list[dict[str, float]]] = {"one pass": [], "two passes": []}
+    print("| scan | passes | Dice | seconds | GiB | share of the scan |\n|---|---|---|---|---|---|")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for image in sorted((work / "large" / "imagesTr").iterdir()):
+            label = work / "large" / "labelsTr" / image.name.replace("_0000", "")
+            for name, localiser in (("one pass", None), ("two passes", coarse)):
+                row = pool.submit(predict_once, fine, localiser, image, label).result()
+                rows[name].append(row)
+                print(f"| {image.name[:7]} | {name} | {cells(row)} |", flush=True)
+    for name, each in rows.items():
+        print(f"| median | {name} | {cells({key: median(row[key] for row in each) for key in each[0]})} |")
+
+
+def cells(row: dict[str, float]) -> str:
+    return f"{row['dice']:.4f} | {row['seconds']:.1f} | {row['gib']:.2f} | {100 * row['share']:.1f} %"
+
+
+if __name__ == "__main__":
+    main()
