@@ -132,7 +132,8 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
     }
     if case.label is not None:
         label = read(case.label, kind="label")
-        check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image, f"the label map {case.label.name}", label)
+        check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image,
+                        f"the label map {case.label.name}", label)
         values, counts = np.unique(label.array, return_counts=True)
         facts["label_counts"] = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
     return facts
