@@ -309,6 +309,23 @@ def test_in_small_voxels_a_millimetre_is_no_rounding():
         check_same_grid("x", "a", Volume(array, affine), "b", Volume(array, moved))
 
 
+@pytest.mark.parametrize(("moved_mm", "turned", "codes", "told"), [
+    (0.5, 0, (1, 1), False), (60, 0, (2, 1), True), (0, 20, (1, 1), True), (60, 20, (1, 0), False), (60, 20, (0, 1), False)])
+def test_a_nifti_with_two_places_is_told(tmp_path, moved_mm, turned, codes, told):
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
+    sform, qform = np.diag([1.0, 2.0, 3.0, 1.0]), np.diag([1.0, 2.0, 3.0, 1.0])
+    qform[:3, :3] = Rotation.from_euler("x", turned, degrees=True).as_matrix() * (1, 2, 3)
+    qform[1, 3] = moved_mm
+    image.set_sform(sform, code=codes[0])
+    image.set_qform(qform, code=codes[1])
+    nibabel.save(image, tmp_path / "a.nii")
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", DataWarning)
+        read = formats.read(tmp_path / "a.nii")
+    np.testing.assert_allclose(read.affine, sform if codes[0] else qform, atol=1e-5)
+    assert ["its sform and its qform differ" in str(each.message) for each in given] == [True] * told
+
+
 # --- told once a case, by each command ---
 
 

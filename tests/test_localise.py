@@ -1,7 +1,9 @@
 """Two passes over a scan: the region by hand, what lies inside and outside of it, and what a run must be to localise."""
 
 import json
+import re
 import shutil
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -121,6 +123,24 @@ def test_a_constant_scan_s_region_is_0():
     scan = Volume(np.full((1, 20, 20, 20), 3.3, np.float32), np.eye(4))
     assert not region_on_network_grid(scan, PLAN, Region(network_shape_of(scan, PLAN), (0, 0, 0), (4, 4, 4))).any()
     np.testing.assert_allclose(normalise(np.ones((1, 2, 2, 2), np.float32), PLAN["normalisation"], [(3.0, 2.0)]), -1)
+
+
+@pytest.mark.parametrize("kind", ["z-score", "ct"])
+def test_only_the_region_is_held_in_memory(kind, monkeypatch):
+    monkeypatch.setattr("dkuxnet.network_grid.SLAB_VOXELS", 200_000)
+    plan = {"spacing_mm": [0.5] * 3, "normalisation": PLAN["normalisation"] if kind == "z-score" else CT}
+    scan, grid = large_scan(), (168, 150, 120)  # 0.8 MiB, on the network's grid 11.5
+    region = Region(grid, (50, 60, 70), (70, 80, 90))
+
+    def peak_mib(function, *args) -> float:
+        tracemalloc.start()
+        function(*args)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / 2**20
+
+    assert peak_mib(to_network_grid, scan, plan) > 11.5
+    assert peak_mib(region_on_network_grid, scan, plan, region) < (5 if kind == "z-score" else 0.5)
 
 
 # --- two passes ---
@@ -304,3 +324,18 @@ def test_a_run_may_localise_for_itself_and_one_that_is_not_finished_may_not(runs
                                 localise=finished)
     assert [path.name for path in written] == ["phantom_000.nii.gz"]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"] == {"background": 0, "organ": 1, "tumour": 2}
+
+
+def test_the_python_of_the_page_runs(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("fine", "coarse"):
+        (tmp_path / "runs" / name).symlink_to(runs[0])
+    page = (Path(__file__).parents[1] / "docs" / "whole-scans.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    scope = {"scan": Volume(np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32), np.diag([2.5] * 3 + [1]))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        exec(code, scope)
+    assert scope["result"].label.shape == (20, 20, 20)
+    assert scope["region"].grid == scope["segmenter"].network_shape(scope["scan"])

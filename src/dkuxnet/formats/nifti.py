@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 in one file, plain or gzip-compressed."""
 
 import gzip
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -8,11 +9,12 @@ from typing import BinaryIO
 import nibabel
 import numpy as np
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, check_size, finish, reading, require
 from dkuxnet.types import Volume
 
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
+FORMS_MM, FORMS_DIRECTION = 1.0, 0.1  # how far sform and qform may differ without a word: rounding, and 5 degrees of shear
 SHEAR_TOLERANCE = 1e-3  # in the numbers of a direction: half a voxel over 500
 
 
@@ -29,6 +31,7 @@ class Nifti:
             _check_bytes(path, image, packed)
             array = _channels_first(_voxels(image))
             affine = np.diag([_unit_mm(image)] * 3 + [1.0]) @ image.affine
+            _compare_forms(path, image)
             while packed and file.read(CHUNK_BYTES):  # gzip's checksum stands at its end, behind the voxels
                 pass
         return finish(path, array, affine, kind)
@@ -80,6 +83,18 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
     if array.ndim == 5 and array.shape[3] == 1:  # ITK's vector images: (X, Y, Z, time, C)
         array = array[:, :, :, 0]
     return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
+
+
+def _compare_forms(path: Path, image: nibabel.Nifti1Image) -> None:
+    """Warn where sform and qform put the scan in two places; a little shear, which a qform cannot hold, is no second place."""
+    (sform, sform_code), (qform, qform_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    if not sform_code or not qform_code:
+        return
+    apart = np.abs(sform - qform)
+    origin, direction = apart[:3, 3].max(), (apart[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)).max()
+    if origin * _unit_mm(image) > FORMS_MM or direction > FORMS_DIRECTION:
+        warnings.warn(f"{path}: its sform and its qform differ by {origin * _unit_mm(image):.3g} mm in the origin and "
+                      f"{direction:.2g} in a direction; the sform is used, other programs may take the qform", DataWarning, stacklevel=2)
 
 
 def _unit_mm(image: nibabel.Nifti1Image) -> float:
