@@ -15,7 +15,7 @@ from dkuxnet.types import Volume
 
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # the header's codes for metre and micrometre; all others mean mm
 FORMS_MM, FORMS_DIRECTION = 1.0, 0.1  # how far sform and qform may differ without a word: rounding, and 5 degrees of shear
-SHEAR_TOLERANCE = 1e-3  # in the numbers of a direction: half a voxel over 500
+SHEAR_TOLERANCE = np.sin(np.radians(0.1))  # cosine of the angle between two axes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Nifti:
         image = nibabel.Nifti1Image(array, volume.affine, dtype=array.dtype)
         image.set_sform(volume.affine, code="scanner")
         image.set_qform(volume.affine, code="scanner")
-        if np.abs((image.get_qform() - image.get_sform())[:3, :3] / volume.spacing_mm).max() > SHEAR_TOLERANCE:
+        directions = volume.affine[:3, :3] / volume.spacing_mm
+        if np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR_TOLERANCE:
             image.set_qform(volume.affine, code="unknown")
         image.header.set_xyzt_units("mm")
         nibabel.save(image, path)
@@ -94,7 +95,8 @@ def _compare_forms(path: Path, image: nibabel.Nifti1Image) -> None:
     origin, direction = apart[:3, 3].max(), (apart[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)).max()
     if origin * _unit_mm(image) > FORMS_MM or direction > FORMS_DIRECTION:
         warnings.warn(f"{path}: its sform and its qform differ by {origin * _unit_mm(image):.3g} mm in the origin and "
-                      f"{direction:.2g} in a direction; the sform is used, other programs may take the qform", DataWarning, stacklevel=2)
+                      f"{direction:.2g} in a direction; the sform is used, other programs may take the qform",
+                      DataWarning, stacklevel=2)
 
 
 def _unit_mm(image: nibabel.Nifti1Image) -> float:
