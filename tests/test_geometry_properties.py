@@ -327,6 +327,15 @@ def test_a_nifti_with_two_places_is_told(tmp_path, moved_mm, turned, codes, told
     assert ["its sform and its qform differ" in str(each.message) for each in given] == [True] * told
 
 
+def test_a_qform_that_is_no_rotation_is_passed_over(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<h2x3f", data, 252, 1, 0.9, 0.9, 0.9)  # qform_code; the quaternion is longer than 1
+    struct.pack_into("<h", data, 254, 2)  # sform_code, between the two
+    (tmp_path / "a.nii").write_bytes(data)
+    np.testing.assert_allclose(formats.read(tmp_path / "a.nii").affine, np.diag([1.0, 2.0, 3.0, 1.0]))
+
+
 # --- told once a case, by each command ---
 
 

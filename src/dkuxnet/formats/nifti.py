@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.formats._checks import CHUNK_BYTES, MAX_DEFLATE_RATIO, check_size, finish, reading, require
@@ -31,10 +32,11 @@ class Nifti:
             _check_bytes(path, image, packed)
             array = _channels_first(_voxels(image))
             affine = np.diag([_unit_mm(image)] * 3 + [1.0]) @ image.affine
-            _compare_forms(path, image)
             while packed and file.read(CHUNK_BYTES):  # gzip's checksum stands at its end, behind the voxels
                 pass
-        return finish(path, array, affine, kind)
+        volume = finish(path, array, affine, kind)
+        _compare_forms(path, image)
+        return volume
 
     def write(self, volume: Volume, path: Path) -> None:
         """Both sform and qform, since programs differ in which they read. A qform cannot hold shear: where there is some it is
@@ -88,7 +90,10 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
 
 def _compare_forms(path: Path, image: nibabel.Nifti1Image) -> None:
     """Warn where sform and qform put the scan in two places; a little shear, which a qform cannot hold, is no second place."""
-    (sform, sform_code), (qform, qform_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    try:
+        (sform, sform_code), (qform, qform_code) = image.get_sform(coded=True), image.get_qform(coded=True)
+    except (ValueError, HeaderDataError):  # no rotation: no program can take that qform
+        return
     if not sform_code or not qform_code:
         return
     apart = np.abs(sform - qform)
