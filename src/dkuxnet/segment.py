@@ -34,18 +34,17 @@ class Segmenter:
 
     def __init__(self, run: Path, weights: str = "final", device: str = "auto", localiser: Path | None = None,
                  margin_mm: float = MARGIN_MM):
-        """weights: "final" or "best". localiser: a finished run of the same labels and channels on a coarser grid; the
-        region is the box around what it finds and `margin_mm` more on each side. Raises UserError where `run` is no finished
-        run or the device is not there, and where the localiser does not fit."""
+        """weights: "final" or "best". localiser: a finished run of the same labels and channels on a grid that is no finer; the
+        region is the box around what it finds, with `margin_mm` on each side. Raises UserError where `run` is no finished run
+        or the device is not there, and where the localiser does not fit."""
+        if not 0 <= margin_mm < math.inf:
+            raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)
         self.labels: dict[str, int] = manifest["labels"]
         self.channels: list[str] = manifest["channels"]
         self.plan, self.patch = manifest["plan"], manifest["patch"]
         self.device = next(self.predictor.parameters()).device
-        self.localiser = self._load_localiser(localiser, device)
-        self.margin_mm = margin_mm
-        if not 0 <= margin_mm < math.inf:
-            raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
+        self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
 
     def network_shape(self, scan: Volume) -> tuple[int, ...]:
         """Voxels (X, Y, Z) that the scan has for the network."""
