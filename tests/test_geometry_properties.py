@@ -399,4 +399,4 @@ def test_what_is_further_off_is_refused_and_nothing_stays(tmp_path, changed, par
 
 def test_a_python_user_gets_a_warning_of_its_own_category(tmp_path):
     with pytest.warns(DataWarning, match="case 'tilted'"):
-        prepare_scans(source(tmp_path / "scans"), tmp_path / "prepared", processes=1)
+        prepare_scans(source(tmp_path / "scans", moved_mm=0), tmp_path / "prepared", processes=1)
