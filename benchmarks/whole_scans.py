@@ -1,10 +1,10 @@
 """One pass over a whole scan against two: a coarse run chooses where to look, the fine one segments there.
 
-    OMP_NUM_THREADS=1 python benchmarks/whole_scans.py WORK [--scans 3] [--steps 150] [--fine-mm 2] [--coarse-mm 6]
+    OMP_NUM_THREADS=1 python benchmarks/whole_scans.py WORK [--scans 3] [--steps 400] [--fine-mm 2] [--coarse-mm 6]
 
 Synthetic CT: a body of 48 x 48 x 24 cm with one bright organ of 3 to 4 cm, and 60 spheres that are less bright or dark. Trains
-a tiny fine run and a tiny coarse run on the same scans, then predicts others in one pass and in two, by turns, each in a process
-of its own. Prints Dice, CPU seconds (which other work on the machine changes little) and the peak memory of the process.
+a tiny fine run and a tiny coarse run on the same scans, then predicts others in one pass and in two, by turns, each in a
+process of its own. Prints Dice, CPU seconds (which other work on the machine changes little) and the peak memory of the process.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def write_scans(folder: Path, count: int, seed: int) -> None:
 def train_run(work: Path, name: str, spacing_mm: float, patch: int, batch: int, steps: int) -> Path:
     run = work / f"run_{name}"
     if not run.exists():
-        prepare_scans(work / "training", work / f"prepared_{name}", spacing_mm, processes=1)
+        if not (work / f"prepared_{name}").exists():
+            prepare_scans(work / "training", work / f"prepared_{name}", spacing_mm, processes=1)
         run_training(work / f"prepared_{name}", run, load_settings(overrides={
             "method.name": "supervised", "network.name": "dk-uxnet-tiny", "train.patch": [patch] * 3, "train.steps": steps,
             "train.lr": 0.005, "train.labelled_batch": batch, "train.unlabelled_batch": 0, "train.device": "cpu",
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--scans", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--fine-mm", type=float, default=2.0)
     parser.add_argument("--coarse-mm", type=float, default=6.0)
     chosen = parser.parse_args()
