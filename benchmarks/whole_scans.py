@@ -4,7 +4,8 @@
 
 Synthetic CT: a body of 48 x 48 x 24 cm with one bright organ of 3 to 4 cm, and 60 spheres that are less bright or dark. Trains
 a tiny fine run and a tiny coarse run on the same scans, then predicts others in one pass and in two, by turns, each in a
-process of its own. Prints Dice, CPU seconds (which other work on the machine changes little) and the peak memory of the process.
+process of its own. Prints Dice, CPU seconds (which other work on the machine changes little) and the peak memory of each
+process.
 """
 
 import argparse
