@@ -19,9 +19,9 @@ from dkuxnet.export.targets import export_run
 from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
 from dkuxnet.lookup import lookup
 from dkuxnet.methods.base import MeanOf
+from dkuxnet.network_grid import to_network_grid
 from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
-from dkuxnet.prepare import to_network_grid
 from dkuxnet.types import NetworkShape, Output, Volume
 
 SHAPE = NetworkShape(1, 3, default_groups(("background", "organ", "tumour"), 8))

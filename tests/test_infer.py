@@ -10,7 +10,7 @@ from torch import nn
 from dkuxnet import infer
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
-from dkuxnet.data.geometry import resampled_shape, to_ras
+from dkuxnet.data.geometry import resample, resampled_shape, to_ras
 from dkuxnet.errors import UserError
 from dkuxnet.types import Output, Volume
 
@@ -111,7 +111,7 @@ def test_a_label_comes_back_to_the_place_it_was_taken_from():
     truth[5:20, 12:25, 3:14] = 1  # not symmetric in any axis
     ras = to_ras(Volume(truth, affine))
     grid = resampled_shape(ras.shape, ras.spacing_mm, (1.0, 1.0, 1.0))
-    share = infer.resample(ras.array == 1, grid)
+    share = resample(ras.array == 1, grid)
     label = infer.label_on_scan(np.stack([1 - share, share]), shape, affine)
     assert label.shape == shape and label.dtype == np.uint8
     assert 2 * (label & truth).sum() / (label.sum() + truth.sum()) > 0.97

@@ -3,12 +3,14 @@
 import json
 import shlex
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 
 app = typer.Typer(
     name="dkuxnet",
@@ -20,12 +22,25 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command; a UserError becomes one line on stderr and exit code 1."""
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+    """Run the command; a UserError becomes one line on stderr and exit code 1, a DataWarning one line on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = _telling(warnings.showwarning)
+        try:
+            app()
+        except UserError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            sys.exit(1)
+
+
+def _telling(others: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: a DataWarning as one line, all else as `others` does."""
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+        else:
+            others(message, category, *where, **more)
+    return show
 
 
 @app.command()
@@ -93,6 +108,8 @@ def predict(
     save_uncertainty: Annotated[bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")] = False,
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    localise: Annotated[Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")] = None,
+    margin_mm: Annotated[float, typer.Option(help="Around what the coarse run finds.")] = 20.0,
     series_uid: Annotated[str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")] = None,
     format_: Annotated[str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")] = "auto",
     segmentation_type: Annotated[str, typer.Option(help="Of a DICOM SEG: binary or labelmap.")] = "binary",
@@ -103,7 +120,8 @@ def predict(
 
     with sentence_progress("predict") as progress:
         written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
-                                series_uid, format_, segmentation_type)
+                                localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
+                                segmentation_type=segmentation_type)
     typer.echo(f"{len(written)} label maps in {output}")
 
 

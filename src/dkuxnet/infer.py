@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
-from dkuxnet.data.geometry import from_ras, pad_to, resample, resampling_matrix
+from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
 from dkuxnet.errors import UserError
 from dkuxnet.types import Volume
 
@@ -117,31 +117,55 @@ def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
 
 
 def label_on_scan(
-    prob: np.ndarray, shape: Sequence[int], affine: np.ndarray, largest_component: bool = False
+    prob: np.ndarray, shape: Sequence[int], affine: np.ndarray, largest_component: bool = False, region: Region | None = None
 ) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) uint8 on the scan's own grid.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing first. Works in slabs,
-    so that classes x scan is never in memory. largest_component: see `InferSettings`.
+    so that classes x scan is never in memory. largest_component: see `InferSettings`. region: of the network's grid, where
+    `prob` covers no more than that; all around it is background.
     """
     ras_shape = _ras_shape(shape, affine)
-    label = np.empty(ras_shape, np.uint8)
-    matrix = resampling_matrix(prob.shape[1], ras_shape[0])
-    slab = max(1, 2**24 // (len(prob) * ras_shape[1] * ras_shape[2]))
-    for first in range(0, ras_shape[0], slab):
-        rows = matrix[first:first + slab]
-        part = np.moveaxis(np.tensordot(rows, prob, axes=(1, 1)), 0, 1)  # (K, slab, y, z)
-        label[first:first + slab] = resample(part, (len(rows), *ras_shape[1:])).argmax(axis=0)
+    region = region or Region.whole(prob.shape[1:])
+    reach = reach_of(region, ras_shape)
+    label = np.zeros(ras_shape, np.uint8)
+    slab = max(1, 2**24 // (len(prob) * reach.shape[1] * reach.shape[2]))
+    for first in range(reach.start[0], reach.stop[0], slab):
+        rows = slice(first, min(first + slab, reach.stop[0]))
+        target = Region.of(ras_shape, (rows, *reach.box[1:]))
+        label[target.box] = _with_background(*resample_from(prob, region, target)).argmax(axis=0)
     if largest_component:
         label = keep_largest_component(label)
     return np.ascontiguousarray(from_ras(label, affine))
 
 
-def map_on_scan(values: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid."""
+def map_on_scan(
+    values: np.ndarray, shape: Sequence[int], affine: np.ndarray, region: Region | None = None
+) -> np.ndarray:
+    """A map (..., x, y, z) on the network's grid, or on a region of it -> (..., X, Y, Z) float32 on the scan's own grid.
+
+    Around a region, probabilities (K, x, y, z) are 1 for class 0 and 0 for the others, and any other map is 0.
+    """
     ras_shape = _ras_shape(shape, affine)
     check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))
-    return np.ascontiguousarray(from_ras(resample(values, ras_shape), affine))
+    region = region or Region.whole(values.shape[-3:])
+    reach = reach_of(region, ras_shape)
+    part, outside = resample_from(values, region, reach)
+    is_prob = values.ndim == 4
+    result = part
+    if not region.is_whole:
+        result = np.zeros((*values.shape[:-3], *ras_shape), np.float32)
+        if is_prob:
+            result[0] = 1
+        result[(..., *reach.box)] = _with_background(part, outside) if is_prob else part
+    return np.ascontiguousarray(from_ras(result, affine))
+
+
+def _with_background(prob: np.ndarray, outside: np.ndarray | None) -> np.ndarray:
+    """Probabilities (K, ...) whose missing share, `outside`, goes to class 0."""
+    if outside is not None:
+        prob[0] += outside
+    return prob
 
 
 def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence[int]) -> Volume:

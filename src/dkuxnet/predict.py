@@ -13,7 +13,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
-from dkuxnet.segment import Segmenter
+from dkuxnet.segment import MARGIN_MM, Segmenter
 from dkuxnet.types import Case, Volume
 
 COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
@@ -31,6 +31,9 @@ def predict_scans(
     weights: str = "final",
     device: str = "auto",
     progress: Progress | None = None,
+    *,
+    localise: Path | None = None,
+    margin_mm: float = MARGIN_MM,
     series_uid: str | None = None,
     form: str = "auto",
     segmentation_type: str = "binary",
@@ -40,8 +43,9 @@ def predict_scans(
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM input of several series. A
     label map has its scan's shape, affine and format (NIfTI for h5, which no viewer opens, and for DICOM), and the label values
     of the training data. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z)
-    float32 in [0, 1]. form "dicom-seg" writes all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type.
-    Raises UserError naming the case; maps that are done stay. No file of the inputs is ever replaced.
+    float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes
+    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type. Raises UserError naming the case; maps that
+    are done stay. No file of the inputs is ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     if form not in FORMS:
@@ -53,15 +57,17 @@ def predict_scans(
     if form == "dicom-seg":
         replaced = [target.parent / kind / target.name for target in targets for kind in ("", *kinds)]
         _check_dicom(cases, replaced, segmentation_type)
-    segmenter = Segmenter(run, weights, device)
+    segmenter = Segmenter(run, weights, device, localise, margin_mm)
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, len(segmenter.channels))
-        needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty)
-        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(segmenter.network_shape(scan))} for the network, "
-                 f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
         writers = _writers(case, form, segmenter.labels, segmentation_type)
         try:
-            result = segmenter(scan, save_probabilities, save_uncertainty)
+            region = segmenter.region(scan, f"case '{case.name}'")
+            needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty, region)
+            part = "" if region.is_whole else f"{_voxels(region.shape)} of "
+            progress(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
+                     f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+            result = segmenter(scan, save_probabilities, save_uncertainty, region)
         except UserError as error:
             raise UserError(f"case '{case.name}': {error}") from error
         if not done:  # nothing is made for scans that cannot be read
