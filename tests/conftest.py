@@ -1,7 +1,9 @@
 """What many tests share: small synthetic scans and their prepared folder, made once. Read only: copy what you change."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,26 @@ def prepared(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "prepared"
     prepare_scans(scans, folder, processes=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, see `browser.chromium`."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def dual_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of dual-mutual, small in every way: its predictor is the mean of two networks with queries."""
+    from dkuxnet.config import load_settings
+    from dkuxnet.experiment import run_training
+
+    run = tmp_path_factory.mktemp("dual") / "run"
+    run_training(prepared, run, load_settings(overrides={
+        "method.name": "dual-mutual", "method.decay": 0.5, "network.name": "dk-uxnet-tiny", "network.depths": [1, 0, 0, 0],
+        "network.layers_per_scale": 1, "network.layer_scale": 1.0, "train.steps": 2, "train.lr": 1e-4, "train.seed": 1,
+        "train.patch": [32, 16, 16], "train.device": "cpu", "data.test_cases": 0, "infer.overlap": 0.3}))
+    return run

@@ -190,6 +190,7 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("prepare a b --spacing-mm wide", "'--spacing-mm'"),
         ("predict a b", "--output"),
         ("predict a --output c", "Missing argument"),
+        ("predict a b --output c --margin-mm wide", "'--margin-mm'"),
         ("evaluate a", "Missing argument"),
         ("report", "Missing argument"),
         ("benchmark", "Missing argument"),

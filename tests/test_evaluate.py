@@ -3,11 +3,12 @@
 import csv
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, Evaluation, evaluate_folders, evaluate_pair
 from dkuxnet.formats import write
 from dkuxnet.types import Volume
@@ -235,15 +236,18 @@ def test_different_shape_is_refused(folders):
     refused(folders, r"case 'b'.*shape \(10, 8, 5\).*shape \(10, 8, 6\).*resample")
 
 
-@pytest.mark.parametrize(("shift_mm", "fits"), [(5e-4, True), (2e-3, False)])
-def test_different_affine_is_refused(folders, shift_mm, fits):
+@pytest.mark.parametrize(("shift_mm", "outcome"), [(5e-4, "fits"), (0.7, "told"), (2.5, "refused")])
+def test_a_different_affine_is_told_within_rounding_and_refused_beyond(folders, shift_mm, outcome):
     moved = AFFINE.copy()
     moved[2, 3] += shift_mm
     save(folders[0] / "b.nii.gz", label_map(3), moved)
-    if fits:
+    if outcome == "refused":
+        refused(folders, r"case 'b': prediction and label lie 2\.5 mm apart.*resample")
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
         evaluate_folders(*folders)
-    else:
-        refused(folders, r"case 'b'.*0\.002\]\].*0\.0\]\].*resample")
+    assert ["0.7 mm apart by their headers" in str(each.message) for each in told] == [True] * (outcome == "told")
 
 
 def test_prediction_without_label_is_refused(folders):

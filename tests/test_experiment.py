@@ -150,6 +150,13 @@ def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
     np.testing.assert_allclose(ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5)
     scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()
     assert scores["organ"]["dice"]["mean"] == pytest.approx(manifest["test"]["organ"]["dice"]["mean"])
+    maps = run / "evaluation" / "maps"
+    uncertainty, groups = (formats.read(maps / kind / f"{name}.nii.gz") for kind in ("uncertainty", "groups"))
+    info = PreparedSet(prepared).info(name)
+    assert uncertainty.shape == PreparedSet(prepared).shape(name) and groups.array.shape == (3, *uncertainty.shape)
+    np.testing.assert_allclose(uncertainty.affine, info["prepared_affine"], atol=1e-4)
+    assert uncertainty.array.dtype == groups.array.dtype == np.uint8 and uncertainty.array.max() > 0
+    assert abs(groups.array.astype(int).sum(axis=0) - 255).max() <= 2  # a distribution, rounded
 
 
 def split_with_test(prepared, tmp_path):

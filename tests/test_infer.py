@@ -10,7 +10,7 @@ from torch import nn
 from dkuxnet import infer
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
-from dkuxnet.data.geometry import resampled_shape, to_ras
+from dkuxnet.data.geometry import resample, resampled_shape, to_ras
 from dkuxnet.errors import UserError
 from dkuxnet.types import Output, Volume
 
@@ -54,6 +54,22 @@ def test_a_voxelwise_network_predicts_the_same_with_windows_and_without(size):
     np.testing.assert_allclose(result.uncertainty, entropy, atol=1e-5)
 
 
+class WithGroups(Voxelwise):
+    """Three groups, whose shares depend on their own voxel alone."""
+
+    def forward(self, x):
+        output = super().forward(x)
+        return Output(logits=output.logits, group_prob=(2 * output.logits).softmax(dim=1))
+
+
+@pytest.mark.parametrize("size", [(33, 18, 25), (7, 30, 16)])
+def test_query_groups_are_blended_like_probabilities(size):
+    image = np.random.default_rng(2).normal(size=(1, *size)).astype(np.float32)
+    whole = WithGroups()(torch.from_numpy(image)[None]).group_prob[0].numpy()
+    np.testing.assert_allclose(window(WithGroups(), image, groups=3).groups, whole, atol=1e-5)
+    assert window(WithGroups(), image).groups is None and window(Voxelwise(), image, groups=3).groups is None
+
+
 def test_windows_cover_and_overlap():
     for size in range(16, 80):
         starts = infer.window_starts(size, 16, 0.5)
@@ -95,7 +111,7 @@ def test_a_label_comes_back_to_the_place_it_was_taken_from():
     truth[5:20, 12:25, 3:14] = 1  # not symmetric in any axis
     ras = to_ras(Volume(truth, affine))
     grid = resampled_shape(ras.shape, ras.spacing_mm, (1.0, 1.0, 1.0))
-    share = infer.resample(ras.array == 1, grid)
+    share = resample(ras.array == 1, grid)
     label = infer.label_on_scan(np.stack([1 - share, share]), shape, affine)
     assert label.shape == shape and label.dtype == np.uint8
     assert 2 * (label & truth).sum() / (label.sum() + truth.sum()) > 0.97
@@ -121,6 +137,7 @@ def test_memory_is_asked_for_before_it_is_taken():
         infer.check_memory(2**60)
     infer.check_memory(1)
     assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (2 + 3 + 1)
+    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, True, 2) == 4 * 16 * 32 * 32 * (2 + 3 + 1 + 2 + 2)
 
 
 def test_of_each_class_the_largest_piece_stays():

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dicom_series import Scan, noise
 from dkuxnet import formats
 from dkuxnet.data.layouts import LAYOUTS, find_source
 from dkuxnet.errors import UserError
@@ -99,11 +100,18 @@ def build_folder(folder: Path) -> None:
     (folder / "images" / "._a.nii.gz").write_bytes(b"macOS")
 
 
+def build_dicom(folder: Path) -> None:
+    for name, seed in (("b/study/series", 1), ("a", 2)):
+        Scan(noise((3, 4, 5), seed=seed), series_uid=f"1.2.{seed}").write(folder / name, seed)
+    scan(folder / "labels" / "b.nii.gz")
+
+
 BUILD = {
     "nnunet": build_nnunet,
     "msd": build_msd,
     "la-h5": build_la_h5,
     "la-challenge": build_la_challenge,
+    "dicom": build_dicom,
     "folder": build_folder,
 }
 B = "2018LA_Seg_Training Set/{}/mri_norm2.h5"
@@ -126,6 +134,7 @@ EXPECTED = {
         "C": ((B.format("C"),), None),
     },
     "la-challenge": {"P1": (("P1/lgemri.nrrd",), None), "P2": (("P2/lgemri.nrrd",), "P2/laendo.nrrd")},
+    "dicom": {"a": (("a",), None), "b": (("b/study/series",), "labels/b.nii.gz")},
     "folder": {
         "a": (("images/a.mha",), "labels/a.nii.gz"),
         "b": (("images/b.nii.gz",), "labels/b.nii.gz"),
@@ -137,6 +146,7 @@ LABELS = {
     "msd": {"background": 0, "LA": 1},
     "la-h5": {"background": 0, "LA": 1},
     "la-challenge": {"background": 0, "LA": 255},
+    "dicom": None,
     "folder": None,
 }
 
@@ -149,7 +159,7 @@ def test_cases_in_order(tmp_path, layout, asked):
     assert source.layout == layout and source.folder == tmp_path
     assert list(listing(source).items()) == list(EXPECTED[layout].items())
     assert source.labels == LABELS[layout]
-    assert source.channels == (("image",) if layout == "folder" else ("MRI",))
+    assert source.channels == ({"folder": "image", "dicom": "MR"}.get(layout, "MRI"),)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

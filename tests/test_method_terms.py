@@ -369,6 +369,10 @@ def test_the_mean_of_three_is_their_mean_and_their_disagreement():
     sure = [Output(logits=20 * torch.eye(3)[k].view(1, 3, 1, 1, 1)) for k in range(3)]
     assert mean_output(sure).uncertainty.item() == pytest.approx(1, abs=1e-3)  # full contradiction
     assert mean_output([outputs[0]] * 3).uncertainty.item() == pytest.approx(0, abs=1e-6)
+    for output, share in zip(outputs, (0.2, 0.5, 0.8), strict=True):
+        output.group_prob = torch.tensor([share, 1 - share]).view(1, 2, 1, 1, 1)
+    torch.testing.assert_close(mean_output(outputs).group_prob.flatten(), torch.tensor([0.5, 0.5]))
+    assert mean_output([*outputs, sure[0]]).group_prob is None  # one has no queries
 
 
 # --- dual task ------------------------------------------------------------------------------------------------------

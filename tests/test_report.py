@@ -1,6 +1,9 @@
 """The report: figures as in summary.json, failures first, nothing loaded from elsewhere, and a page for every broken run."""
 
 import base64
+import dataclasses
+import gzip
+import hashlib
 import json
 import re
 import subprocess
@@ -8,93 +11,50 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
-from dkuxnet import formats
-from dkuxnet.data.dataset import PreparedSet, write_array
-from dkuxnet.data.geometry import resample_label, to_ras
+from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
-from dkuxnet.evaluate import Evaluation, evaluate_pair
-from dkuxnet.report import pictures
+from dkuxnet.report import pictures, slices, volumes
+from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
 from dkuxnet.report.page import write_report
+from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
+from dkuxnet.report.surfaces import surface_of, surfaces_of
+from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
 from dkuxnet.run import write_json
-from dkuxnet.types import Volume
-
-SHAPE = (24, 20, 12)
-LPS = np.diag([-1.0, -1.5, 3.0, 1.0])  # x to the left, y to the back, anisotropic
-SHIFTS = {"good": 0, "bad": 6, "middling": 1, "poor": 2}  # voxels along x between truth and prediction
-
-
-def make_labels(classes: int, shift: int) -> np.ndarray:
-    label = np.zeros(SHAPE, np.uint8)
-    for k in range(1, classes + 1):
-        label[8 + shift : 16 + shift, 2 + 6 * (k - 1) : 7 + 6 * (k - 1), 4:9] = k
-    return label
-
-
-def make_prepared(folder: Path, names: list[str], labels: dict[str, int]) -> None:
-    (folder / "cases").mkdir(parents=True)
-    cases = [{"name": name, "labelled": True, "shape": [12, 15, 18]} for name in names]
-    write_json(folder / "dataset.json", {"version": 1, "source": "somewhere", "layout": "nnunet", "channels": ["MRI"],
-                                         "labels": labels, "cases": cases})
-    truth = make_labels(len(labels) - 1, 0)
-    image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) + 3 * (truth > 0)
-    image[0, 0, 11] = 99.0  # the corner that is right, front and top
-    for name in names:
-        scan = folder / f"{name}.nii.gz"
-        formats.write(Volume(image, LPS), scan)
-        write_array(folder / "cases" / f"{name}.truth.b2nd", truth)
-        ras = to_ras(Volume(truth, LPS))
-        write_array(folder / "cases" / f"{name}.label.b2nd", resample_label(ras.array, (12, 15, 18), len(labels)))
-        write_array(folder / "cases" / f"{name}.image.b2nd", np.zeros((1, 12, 15, 18), np.float32))
-        write_json(folder / "cases" / f"{name}.json", {
-            "name": name, "images": [str(scan)], "shape": SHAPE, "affine": LPS.tolist(), "spacing_mm": [1.0, 1.5, 3.0],
-            "prepared_affine": np.diag([2.0, 2.0, 2.0, 1.0]).tolist()})
-
-
-def make_run(root: Path, shifts: dict[str, int] = SHIFTS, classes: int = 1, run: str = "run",
-             logged: int = 0) -> Path:
-    """A finished run of `logged` steps with an evaluation of the cases in `shifts`, and its prepared set root/prepared."""
-    labels = {"background": 0} | {f"organ {k}": 10 * k for k in range(1, classes + 1)}
-    make_prepared(root / "prepared", list(shifts), labels)
-    folder = root / run
-    (folder / "evaluation" / "predictions").mkdir(parents=True)
-    write_json(folder / "settings.json", {"train": {"steps": 40, "lr": 0.25}, "method": {"name": "dual-mutual"}})
-    write_json(folder / "manifest.json", {
-        "prepared": str(root / "prepared"), "labels": labels, "channels": ["MRI"], "network": "dk-uxnet-tiny",
-        "method": "dual-mutual", "patch": [16, 16, 16], "parameters": 1_700_000, "machine": {"dkuxnet": "9.8.7", "gpu": None},
-        "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": list(shifts)},
-        "plan": {"spacing_mm": [2.0, 2.0, 2.0], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]},
-        "fingerprint": {"cases": 7, "labelled": 5}, "train_seconds": 3723.0, "evaluate_seconds": 12.0, "steps_done": 40})
-    rows = [{"step": step, "seg": 1 / (step + 1), "qd": 0.1, "loss": 0.1 + 1 / (step + 1), "lr": 0.25, "seconds": step}
-            for step in range(logged)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (folder / "final.safetensors").write_bytes(b"")
-    values, scores, files = np.array(list(labels.values()), np.uint8), [], {}
-    truth = Volume(values[make_labels(classes, 0)], LPS)
-    for name, shift in shifts.items():
-        prediction = Volume(values[make_labels(classes, shift)], LPS)
-        path = folder / "evaluation" / "predictions" / f"{name}.nii.gz"
-        formats.write(prediction, path)
-        scores += evaluate_pair(name, prediction, truth, labels)
-        files[name] = (path.relative_to(folder / "evaluation"), Path("truth.b2nd"))
-    Evaluation(scores, files).write_json(folder / "evaluation" / "summary.json")
-    return folder
+from made_run import make_run
 
 
 def read_page(run: Path) -> str:
     return write_report(run).read_text("utf-8")
 
 
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
 def visible_text(page: str) -> str:
-    body = page[page.index("<body>"):]
+    body = without_scripts(page[page.index("<body>"):])
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
 def figures_of(page: str) -> list[str]:
-    return re.findall(r"<figure>.*?</figure>", page, flags=re.DOTALL)
+    """Those of the slices, not those of maps and surfaces."""
+    return re.findall(r"<figure>.*?</figure>", section(page, "Failures first"), flags=re.DOTALL)
+
+
+def section(page: str, title: str) -> str:
+    """The part of the page under that heading, "" where it is not there."""
+    found = re.search(rf"<section[^>]*>\s*<h2>{title}.*?</section>", page, flags=re.DOTALL)
+    return found[0] if found else ""
+
+
+def data_of(page: str, name: str):
+    """What the page gives its script of that name."""
+    return json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)[1])
 
 
 def decode(text: str) -> list[str]:
@@ -104,6 +64,12 @@ def decode(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("finished"), logged=40)
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory) -> Path:
+    """A run whose evaluation kept its maps."""
+    return make_run(tmp_path_factory.mktemp("mapped"), {"good": 0, "bad": 6}, logged=3, maps=True)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +109,7 @@ def test_the_worst_case_comes_first(page):
     assert [caption.split(" ·")[0].strip() for caption in captions] == \
         ["Worst case bad", "Median case poor", "Best case good"]
     assert "Dice 1.000" in captions[2]
-    table = page[page.index("Every test case"):page.index("Training</h2>")]
-    assert re.findall(r'class="name"[^>]*>(\w+)<', table) == ["bad", "poor", "middling", "good"]
+    assert re.findall(r'class="name"[^>]*>(\w+)<', section(page, "Every test case")) == ["bad", "poor", "middling", "good"]
 
 
 def test_one_picture_a_chosen_case(page):
@@ -156,11 +121,12 @@ def test_one_picture_a_chosen_case(page):
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
-    loads = re.findall(r"""(?:src|href|action|data|srcset|poster)\s*=\s*["']([^"']*)""", page)
-    assert loads and all(load.startswith("data:image/svg+xml;base64,") for load in loads)
-    assert "default-src 'none'" in page
-    for word in ("<script", "<link", "@import", "url(", "http:", "https:"):
-        assert word not in page
+    markup = without_scripts(page)
+    loads = re.findall(r"""(?:src|href|action|data|srcset|poster)\s*=\s*["']([^"']*)""", markup)
+    assert loads and all(load.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,")) for load in loads)
+    assert "default-src 'none'" in markup and "script-src 'sha256-" in markup and "unsafe-eval" not in markup
+    for word in ("<link", "@import", "url(", "http:", "https:"):
+        assert word not in markup
     for svg in decode(page):
         assert all(target.startswith(("#", "data:")) for target in re.findall(r'href="([^"]*)', svg))
 
@@ -171,7 +137,8 @@ def test_names_from_outside_are_no_markup(tmp_path):
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     write_json(run / "manifest.json", manifest | {"method": "<i>m"})
     page = read_page(run)
-    assert not re.search(r"<(script|b>run|i>m|img src=q)", page)
+    assert not re.search(r"<(script>alert|b>run|i>m|img src=q)", page)
+    assert [case["name"] for case in data_of(page, "cases-data")] == ["<img src=q onerror=r>", name]
     text = visible_text(page)
     assert name in text and "<b>run&amp;" in text and "<i>m" in text
 
@@ -181,7 +148,8 @@ def test_several_classes_have_a_row_each_and_all_outlines(tmp_path):
     text = visible_text(page)
     for name in ("organ 1", "organ 2", "foreground mean"):
         assert re.search(rf"{name} \d\.\d{{3}} ± ", text)
-    assert page.count('rowspan="2"') == 6  # name and mean Dice of three cases
+    rows = re.findall(r'<td class="name">(\w+)</td>\s*<td>([\d.]+)</td>', section(page, "Every test case"))
+    assert [name for name, _ in rows] == ["three", "three", "two", "two", "one", "one"] and rows[0] == rows[1]
     # Axial and sagittal show both organs; the coronal slice shows one of them, though the centre of mass lies between.
     assert decode(figures_of(page)[2])[0].count(f"stroke: {pictures.TRUTH}") == 5
 
@@ -192,17 +160,21 @@ def test_a_missed_organ_is_said(tmp_path):
     assert "gone 0.000 not found" in text and "kept 0.875 not found" not in text and "diagonal of the scan" in text
 
 
+def load_good(run: Path) -> ShownCase:
+    return load_case(PreparedSet(run.parent / "prepared"), "good", run / "evaluation" / "predictions" / "good.nii.gz",
+                     json.loads((run / "manifest.json").read_text("utf-8")))
+
+
 @pytest.fixture(scope="module")
 def planes(finished) -> list:
     """(image, truth, prediction, spacing_mm, window) of the three slices of case "good", through the marked corner."""
-    case = pictures.load_case(PreparedSet(finished.parent / "prepared"), "good",
-                              finished / "evaluation" / "predictions" / "good.nii.gz", {"background": 0, "organ 1": 10})
-    drawn, original = [], pictures._draw_plane
+    case = load_good(finished)
+    drawn, original = [], slices._draw_plane
     truth = np.zeros_like(case.truth)
     truth[np.unravel_index(case.image.argmax(), truth.shape)] = 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_draw_plane", lambda axes, *a: (drawn.append(a), original(axes, *a)))
-        pictures.draw_slices(pictures.CasePicture(case.image, truth, truth, case.spacing_mm))
+        patch.setattr(slices, "_draw_plane", lambda axes, *a: (drawn.append(a), original(axes, *a)))
+        slices.draw_slices(dataclasses.replace(case, truth=truth, prediction=truth))
     return drawn
 
 
@@ -305,7 +277,7 @@ def test_no_run_and_no_room_are_refused(finished, tmp_path):
 
 def test_curves_show_validation_where_there_is_one():
     rows = [{"step": 0, "seg": 0.0, "loss": 0.0, "lr": 0.1}, {"step": 0, "validation_dice": 0.5}]
-    svg, without = (base64.b64decode(pictures.draw_curves(r).partition(",")[2]).decode() for r in (rows, rows[:1]))
+    svg, without = (base64.b64decode(draw_curves(curves_of(r)).partition(",")[2]).decode() for r in (rows, rows[:1]))
     assert "axes_3" in svg and "axes_3" not in without
 
 
@@ -317,9 +289,122 @@ def test_the_report_needs_no_torch_and_is_the_same_every_time(finished, page, tm
 
 
 def test_a_dollar_in_a_name_is_no_formula():
-    assert pictures.draw_dice({r"$\frac$": [0.5, 0.6]}, {r"$\frac$": (0.55, None)}).startswith("data:image/svg+xml")
+    assert draw_dice({r"$\frac$": [0.5, 0.6]}, {r"$\frac$": (0.55, None)}).startswith("data:image/svg+xml")
 
 
 def test_words():
     assert [duration(s) for s in (41.6, 125, 12_000)] == ["42 s", "2 min 5 s", "3 h 20 min"]
     assert by([0.625, 2.0, 1.2504], 3) == "0.625 × 2 × 1.25" and by([120, 89.06]) == "120 × 89"
+
+
+# --- what scripts bring to life ---
+
+
+def voxels(layer: dict) -> nibabel.Nifti1Image:
+    return nibabel.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(layer["data"])))
+
+
+def test_scripts_are_named_by_their_hashes_and_niivue_brings_its_licence(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    named = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    assert len(named) == 5 and all(f"'sha256-{each}'" in policy for each in named)
+    assert "'unsafe-inline'" not in policy.split("script-src")[1]
+    assert "Redistribution and use in source and binary forms" in page
+
+
+def test_all_layers_lie_on_one_grid_in_the_place_of_the_scan(mapped):
+    case = load_good(mapped)
+    shown = layers_of(case, ["background", "organ 1"], edge=192)
+    images = {layer["key"]: voxels(layer) for layer in shown["layers"]}
+    assert list(images) == ["Scan", "Truth", "Prediction", "Uncertainty", "Queries of background", "Queries of organ 1"]
+    scan = images["Scan"]
+    assert all(image.shape == scan.shape and np.allclose(image.affine, scan.affine) for image in images.values())
+    assert all(image.get_data_dtype() == np.uint8 for image in images.values())
+    truth = np.asarray(images["Truth"].dataobj)
+    corner = scan.affine @ [*np.argwhere(truth > 0)[0], 1]
+    whole = case.affine @ [*np.argwhere(case.truth > 0)[0], 1]
+    np.testing.assert_allclose(corner, whole, atol=1e-4)
+    assert truth.sum() == (case.truth > 0).sum()
+    # The map is on the network's grid: over the same box, its low half in x is the scan's.
+    half = np.asarray(images["Uncertainty"].dataobj)[:, 0, 0]
+    assert half[0] == 255 and half[-1] == 0  # stretched to its top
+    rising = np.asarray(images["Queries of organ 1"].dataobj)[0, 0]
+    assert (np.diff(rising.astype(int)) >= 0).all() and rising[-1] > 200
+
+
+def test_a_capped_grid_covers_the_same_box(mapped):
+    case = load_good(mapped)
+    assert capped((240, 200, 80), (0.5, 0.5, 1.5), 96) == (96, 80, 80)  # 120 x 100 x 120 mm; thick slices stay
+    fine, coarse = (voxels(layers_of(case, ["background", "organ 1"], edge)["layers"][1]) for edge in (192, 10))
+    assert max(coarse.shape) <= 10 < max(fine.shape)
+    for low_or_high in (0, 1):
+        edges = [image.affine @ [*(low_or_high * np.array(image.shape) - 0.5), 1] for image in (fine, coarse)]
+        np.testing.assert_allclose(*edges, atol=1e-4)
+    centres = [image.affine @ [*np.argwhere(np.asarray(image.dataobj) > 0).mean(axis=0), 1] for image in (fine, coarse)]
+    np.testing.assert_allclose(*centres, atol=2.5)
+
+
+def test_the_box_is_around_what_is_outlined(finished):
+    case = load_good(finished)
+    wide = dataclasses.replace(case, image=np.zeros((200, 20, 12)), truth=np.zeros((200, 20, 12), int),
+                               prediction=np.zeros((200, 20, 12), int))
+    wide.truth[100:110], wide.prediction[105:120] = 1, 1
+    assert box_around(wide) == (slice(75, 145), slice(0, 20), slice(0, 12))  # 25 mm around, of 1 mm voxels
+    nothing = dataclasses.replace(wide, truth=np.zeros((200, 20, 12)), prediction=np.zeros((200, 20, 12)))
+    assert box_around(nothing)[0] == slice(0, 200) and surfaces_of(nothing, ["background", "organ 1"]) is None
+
+
+def test_maps_are_told_with_their_scale_and_an_older_run_has_none(mapped, finished, page):
+    titles = [each.title for each in maps_of(load_good(mapped))]
+    assert titles == ["Uncertainty, 0 to 0.40", "Queries of background, 0 to 1", "Queries of organ 1, 0 to 1"]
+    assert maps_of(load_good(finished)) == [] and "How sure" not in visible_text(page)
+    shown = read_page(mapped)
+    assert len(decode(section(shown, "How sure"))) == 2 and "Queries: the network assigns" in visible_text(shown)
+    assert [layer["key"] for layer in data_of(page, "cases-data")[0]["layers"]] == ["Scan", "Truth", "Prediction"]
+
+
+def test_a_surface_is_where_the_voxels_are(finished):
+    """A ball of 9 mm radius in anisotropic voxels: its surface lies 9 mm from its middle, its normals point outwards."""
+    case = load_good(finished)
+    x, y, z = np.meshgrid(*(np.arange(n) * s for n, s in zip((40, 30, 16), (1, 1.5, 3), strict=True)), indexing="ij")
+    ball = (x - 20) ** 2 + (y - 21) ** 2 + (z - 24) ** 2 <= 9**2
+    case = dataclasses.replace(case, image=ball, truth=ball, prediction=ball, affine=np.diag([1, 1.5, 3, 1.0]))
+    surface = surface_of(ball, case, np.array([20.0, 21.0, 24.0]))
+    distance = np.linalg.norm(surface.points, axis=1)
+    assert abs(distance.mean() - 9) < 0.4 and distance.std() < 0.6 and surface.faces.max() == len(surface.points) - 1
+    assert ((surface.points * surface.normals).sum(axis=1) > 0).mean() > 0.99
+    away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(axis=0)  # the ball lies to the patient's right of
+    np.testing.assert_allclose(away, [-10, 0, 0], atol=0.3)  # the middle (+x in RAS), that is to the viewer's left
+    assert surface_of(np.zeros_like(ball), case, np.zeros(3)) is None
+    assert 0 < len(surface_of(ball, case, np.zeros(3), edge=10).points) < len(surface.points) / 3
+
+
+def test_layers_are_coarsened_until_a_page_may_hold_them(mapped, monkeypatch):
+    cases, names = [load_good(mapped)], ["background", "organ 1"]
+    full = sum(len(layer["data"]) for layer in layers_of_cases(cases, names)[0]["layers"])
+    monkeypatch.setattr(volumes, "EDGES", (192, 12, 6))
+    monkeypatch.setattr(volumes, "MOST_CHARACTERS", full - 1)
+    [coarse] = layers_of_cases(cases, names)
+    assert sum(len(layer["data"]) for layer in coarse["layers"]) < full and max(voxels(coarse["layers"][0]).shape) == 12
+
+
+def test_the_page_s_surfaces_are_the_cases(mapped):
+    [worst, *_] = data_of(read_page(mapped), "surfaces-data")
+    mesh = worst["sides"]["truth"][0]
+    points = np.frombuffer(base64.b64decode(mesh["points"]), "<i2").reshape(-1, 3) / 32767 * worst["radius"]
+    faces = np.frombuffer(base64.b64decode(mesh["faces"]), "<u2")
+    np.testing.assert_allclose(np.ptp(points, axis=0), [8, 15, 7.5], atol=2)  # 8 x 5 x 5 voxels of 1 x 1.5 x 3 mm: x, z, y
+    assert faces.max() == len(points) - 1 and len(faces) % 3 == 0
+
+
+def test_many_logged_steps_are_thinned_and_keep_their_ends():
+    rows = [{"step": step, "seg": 1.0, "loss": 1.0, "lr": 0.1} for step in range(5000)]
+    [loss, _] = curves_of(rows)
+    points = loss["lines"][0]["points"]
+    assert len(points) == 1500 and points[0] == [1, 1.0] and points[-1] == [5000, 1.0]
+
+
+def test_shades_begin_with_the_colour_and_differ():
+    found = shades(pictures.TRUTH, 4)
+    assert found[0] == pictures.TRUTH and len(set(found)) == 4

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 
 VERSION = 1
 KEPT = 2
@@ -58,7 +58,7 @@ def load(folder: Path) -> dict[str, Any]:
         except UserError as error:
             if path == found[-1]:
                 raise
-            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+            warnings.warn(f"{error}; going on from the checkpoint before it", DataWarning, stacklevel=2)
     raise AssertionError("unreachable")
 
 

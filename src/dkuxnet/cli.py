@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 
 app = typer.Typer(
     name="dkuxnet",
@@ -21,14 +23,27 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command; a UserError becomes one line on stderr and exit code 1."""
-    try:
-        app()
-    except UserError as error:
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
-        who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""
-        typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+    """Run the command; a UserError becomes one line on stderr and exit code 1, a DataWarning one line on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = _telling(warnings.showwarning)
+        try:
+            app()
+        except UserError as error:
+            many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
+            who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""
+            typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
+            sys.exit(1)
+
+
+def _telling(others: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: a DataWarning as one line, all else as `others` does."""
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+        else:
+            others(message, category, *where, **more)
+    return show
 
 
 @app.command()
@@ -98,20 +113,65 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, or folders of scans.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")] = False,
     save_uncertainty: Annotated[bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")] = False,
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    localise: Annotated[Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")] = None,
+    margin_mm: Annotated[float, typer.Option(help="Around what the coarse run finds.")] = 20.0,
+    series_uid: Annotated[str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")] = "auto",
+    segmentation_type: Annotated[str, typer.Option(help="Of a DICOM SEG: binary or labelmap.")] = "binary",
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress
     from dkuxnet.predict import predict_scans
 
     with sentence_progress("predict") as progress:
-        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress)
+        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
+                                localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
+                                segmentation_type=segmentation_type)
     typer.echo(f"{len(written)} label maps in {output}")
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is for this machine alone.")] = "127.0.0.1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 1024,
+    max_voxels: Annotated[int, typer.Option(min=1, help="Largest scan that is taken.")] = 300_000_000,
+    keep: Annotated[Path | None, typer.Option(help="Folder that keeps every scan and result; else nothing stays.")] = None,
+) -> None:
+    """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
+    from dkuxnet.serve import require_extra
+
+    require_extra()
+
+    from dkuxnet.serve.limits import Limits
+    from dkuxnet.serve.server import serve_run
+
+    limits = Limits(upload_bytes=max_upload_mb * 2**20, voxels=max_voxels)
+    serve_run(run, host, port, device, limits, keep, lambda where: typer.echo(f"open {where}   (Ctrl-C ends it)"))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
+    output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
+    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    any_size: Annotated[bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")] = False,
+    license_: Annotated[Path | None, typer.Option("--license", help="monai-bundle: text file with the weights' terms.")] = None,
+) -> None:
+    """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""
+    from dkuxnet.export.targets import export_run
+
+    typer.echo(f"export {run} to {to}: seconds, for onnx a minute or more", err=True)
+    typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
 
 
 @app.command()
@@ -135,11 +195,15 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """One offline html page of a run: settings, curves, table, slices."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")],
+    output: Annotated[Path | None, typer.Option(help="Page to write; RUN/report.html or ./comparison.html by default.")] = None,
+) -> None:
+    """One offline html page of a run: figures, scans, curves, settings. Of several: who is better, and how sure that is."""
     from dkuxnet.report.page import write_report
+    from dkuxnet.report.runs_page import write_runs_report
 
-    typer.echo(f"report: {write_report(run)}")
+    typer.echo(f"report: {write_report(runs[0], output) if len(runs) == 1 else write_runs_report(runs, output)}")
 
 
 @app.command()

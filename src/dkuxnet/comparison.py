@@ -94,8 +94,8 @@ def compare(folder: Path, grid: Grid, runs: Sequence[WantedRun], failed: dict[st
     )
 
 
-def read_run(folder: Path) -> Finished | None:
-    """The figures of a finished run, None of any other. Raises UserError where they are damaged."""
+def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made again") -> Finished | None:
+    """The figures of a finished run, None of any other. Raises UserError with the `remedy` where they are damaged."""
     if not (folder / "manifest.json").is_file():
         return None
     manifest, path = read_json(folder / "manifest.json"), folder / "evaluation" / "cases.csv"
@@ -114,8 +114,8 @@ def read_run(folder: Path) -> Finished | None:
         float(manifest["train_seconds"])
         return Finished(cases, figures, manifest)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); delete the run "
-                        f"{folder.name}, and it is made again") from error
+        raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
+                        f"{remedy.format(name=folder.name)}") from error
 
 
 def _table(

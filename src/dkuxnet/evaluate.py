@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dkuxnet import formats
+from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layout_files import by_stem, images_in, label_values, read_dataset_json
 from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import UserError
@@ -23,7 +24,6 @@ from dkuxnet.metrics import confusion_counts, segmentation_metrics, statistics
 from dkuxnet.types import Volume
 
 FOREGROUND_MEAN = "foreground mean"
-AFFINE_TOLERANCE_MM = 1e-3
 
 # Column of a row -> key in summary.json; the keys without a unit are nnU-Net's.
 METRICS = {"dice": "Dice", "jaccard": "IoU", "hd95_mm": "HD95_mm", "asd_mm": "ASD_mm"}
@@ -110,7 +110,8 @@ def evaluate_pair(
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid.
     labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its values differ.
-    Raises UserError where shape or affine differ, and where a value stands in neither map.
+    Raises UserError where shape or affine differ, and where a value stands in neither map; a DataWarning where the affines
+    differ by rounding.
     """
     truth_labels = truth_labels or labels
     _check_grid(case, prediction, truth)
@@ -207,14 +208,10 @@ def _foreground(labels: dict[str, int]) -> dict[str, int]:
 
 
 def _check_grid(case: str, prediction: Volume, truth: Volume) -> None:
-    same_shape = prediction.array.shape == truth.array.shape
-    if same_shape and np.allclose(prediction.affine, truth.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
-        return
-    ours, theirs = (f"shape {v.array.shape}, affine {v.affine[:3].round(4).tolist()}" for v in (prediction, truth))
-    raise UserError(
-        f"case '{case}': expected prediction and label on one grid, got {ours} and {theirs}; "
-        "predict on the scan that was labelled, or resample one of the two"
-    )
+    try:
+        check_same_grid(f"case '{case}'", "prediction", prediction, "label", truth)
+    except UserError as error:
+        raise UserError(f"{error}; predict on the scan that was labelled, or resample one of the two") from error
 
 
 def _check_values(case: str, what: str, array: np.ndarray, labels: dict[str, int]) -> None:

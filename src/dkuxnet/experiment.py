@@ -25,7 +25,7 @@ from dkuxnet.data.splits import Split, make_split
 from dkuxnet.distributed import by_the_first, joined, local_rank, of_all, rank, shared, world
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import Evaluation, evaluate_pair
-from dkuxnet.infer import label_on_scan, label_volume, sliding_window
+from dkuxnet.infer import GridPrediction, label_on_scan, label_volume, sliding_window
 from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup, parse_options, unknown
 from dkuxnet.methods import METHODS
@@ -35,7 +35,7 @@ from dkuxnet.networks import NETWORKS
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, machine, peak_memory_gib, write_json
 from dkuxnet.train import INITIAL, VIEWS, NotFinite, TrainState, make_state, step_seed, train
-from dkuxnet.types import Batch, Group, NetworkShape
+from dkuxnet.types import Batch, Group, NetworkShape, Volume
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
 
@@ -232,11 +232,13 @@ def evaluate_test(folder: RunFolder, predictor: nn.Module, job: Job, progress: P
     for done, name in enumerate(job.split.test[rank()::world()], 1):
         info = job.data.info(name)
         affine = np.array(info["affine"])
-        grid = sliding_window(predictor, job.data.array(name, "image"), job.patch, len(labels), infer, job.device)
+        grid = sliding_window(predictor, job.data.array(name, "image"), job.patch, len(labels), infer, job.device,
+                              with_uncertainty=True, groups=len(job.shape.groups))
         label = label_on_scan(grid.prob, info["shape"], affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
+        write_maps(target / "maps", name, grid, np.array(info["prepared_affine"]))
         truth = label_volume(job.data.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
         files.append((name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd")))
@@ -248,6 +250,15 @@ def evaluate_test(folder: RunFolder, predictor: nn.Module, job: Job, progress: P
     by_the_first(lambda: result.write_csv(target / "cases.csv"))
     folder.update_manifest(evaluate_seconds=round(time.monotonic() - started, 1), test=result.summary())
     return result
+
+
+def write_maps(folder: Path, name: str, grid: GridPrediction, affine: np.ndarray) -> None:
+    """Uncertainty (X, Y, Z) and spread over the query groups (G, X, Y, Z), on the network's grid, as uint8 with 255 for 1:
+    what the report shows beside a prediction."""
+    for kind, values in (("uncertainty", grid.uncertainty), ("groups", grid.groups)):
+        if values is not None:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            formats.write(Volume(np.rint(255 * values).astype(np.uint8), affine), folder / kind / f"{name}.nii.gz")
 
 
 def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> tuple[nn.Module, Settings, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Prediction: a sliding window over a scan of any size, and the way back to the scan's own grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
-from dkuxnet.data.geometry import from_ras, pad_to, resample, resampling_matrix
+from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
 from dkuxnet.errors import UserError
 from dkuxnet.types import Volume
 
 
 @dataclass
 class GridPrediction:
-    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or None."""
+    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or None, groups (G, X, Y, Z)
+    float32, each voxel's spread over the query groups, or None."""
 
     prob: np.ndarray
     uncertainty: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -48,14 +50,18 @@ def sliding_window(
     settings: InferSettings,
     device: torch.device,
     with_uncertainty: bool = False,
+    groups: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities. A scan smaller than the window is padded.
 
-    Memory on the CPU is `grid_bytes`; raises UserError where the machine has not that much left.
+    groups: how many query groups to blend likewise, where the predictor has queries; 0 for none. progress: told (windows done,
+    of how many); what it raises ends the work. Memory on the CPU is `grid_bytes`; raises UserError where the machine has not
+    that much left.
     """
     padded, back = pad_to(image, window, float(image.min()))
     size = padded.shape[1:]
-    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty))
+    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty, groups))
     starts = [
         (x, y, z)
         for x in window_starts(size[0], window[0], settings.overlap)
@@ -65,6 +71,7 @@ def sliding_window(
     weight = gaussian_weight(window)
     prob = torch.zeros(classes, *size)
     doubt = torch.zeros(size) if with_uncertainty else None
+    shares = torch.zeros(groups, *size) if groups else None
     total = torch.zeros(size)
     scan = torch.from_numpy(np.ascontiguousarray(padded))
     for first in range(0, len(starts), settings.batch):
@@ -72,25 +79,33 @@ def sliding_window(
         output = predictor(torch.stack([scan[(slice(None), *box)] for box in boxes]).to(device))
         probs = output.logits.float().softmax(dim=1).cpu()
         doubts = uncertainty_of(output.uncertainty, probs) if with_uncertainty else None
+        if output.group_prob is None:
+            shares = None
         for i, box in enumerate(boxes):
             prob[(slice(None), *box)] += weight * probs[i]
             total[box] += weight
             if doubt is not None:
                 doubt[box] += weight * doubts[i]
+            if shares is not None:
+                shares[(slice(None), *box)] += weight * output.group_prob[i].float().cpu()
+        if progress:
+            progress(first + len(boxes), len(starts))
     prob /= total
     result = GridPrediction(prob.numpy()[(slice(None), *back)])
     if doubt is not None:
         result.uncertainty = (doubt / total).numpy()[back]
+    if shares is not None:
+        result.groups = shares.div_(total).numpy()[(slice(None), *back)]
     return result
 
 
 def grid_bytes(
-    shape: Sequence[int], window: Sequence[int], channels: int, classes: int, with_uncertainty: bool
+    shape: Sequence[int], window: Sequence[int], channels: int, classes: int, with_uncertainty: bool, groups: int = 0
 ) -> int:
     """Bytes that `sliding_window` holds for a scan of `shape` voxels: the scan, padded, and the sums of probability,
-    weight and uncertainty."""
+    weight, uncertainty and groups."""
     voxels = math.prod(max(n, w) for n, w in zip(shape, window, strict=True))
-    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty)
+    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty + groups)
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
@@ -102,31 +117,55 @@ def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
 
 
 def label_on_scan(
-    prob: np.ndarray, shape: Sequence[int], affine: np.ndarray, largest_component: bool = False
+    prob: np.ndarray, shape: Sequence[int], affine: np.ndarray, largest_component: bool = False, region: Region | None = None
 ) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) uint8 on the scan's own grid.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing first. Works in slabs,
-    so that classes x scan is never in memory. largest_component: see `InferSettings`.
+    so that classes x scan is never in memory. largest_component: see `InferSettings`. region: of the network's grid, where
+    `prob` covers no more than that; all around it is background.
     """
     ras_shape = _ras_shape(shape, affine)
-    label = np.empty(ras_shape, np.uint8)
-    matrix = resampling_matrix(prob.shape[1], ras_shape[0])
-    slab = max(1, 2**24 // (len(prob) * ras_shape[1] * ras_shape[2]))
-    for first in range(0, ras_shape[0], slab):
-        rows = matrix[first:first + slab]
-        part = np.moveaxis(np.tensordot(rows, prob, axes=(1, 1)), 0, 1)  # (K, slab, y, z)
-        label[first:first + slab] = resample(part, (len(rows), *ras_shape[1:])).argmax(axis=0)
+    region = region or Region.whole(prob.shape[1:])
+    reach = reach_of(region, ras_shape)
+    label = np.zeros(ras_shape, np.uint8)
+    slab = max(1, 2**24 // (len(prob) * reach.shape[1] * reach.shape[2]))
+    for first in range(reach.start[0], reach.stop[0], slab):
+        rows = slice(first, min(first + slab, reach.stop[0]))
+        target = Region.of(ras_shape, (rows, *reach.box[1:]))
+        label[target.box] = _with_background(*resample_from(prob, region, target)).argmax(axis=0)
     if largest_component:
         label = keep_largest_component(label)
     return np.ascontiguousarray(from_ras(label, affine))
 
 
-def map_on_scan(values: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid."""
+def map_on_scan(
+    values: np.ndarray, shape: Sequence[int], affine: np.ndarray, region: Region | None = None
+) -> np.ndarray:
+    """A map (..., x, y, z) on the network's grid, or on a region of it -> (..., X, Y, Z) float32 on the scan's own grid.
+
+    Around a region, probabilities (K, x, y, z) are 1 for class 0 and 0 for the others, and any other map is 0.
+    """
     ras_shape = _ras_shape(shape, affine)
     check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))
-    return np.ascontiguousarray(from_ras(resample(values, ras_shape), affine))
+    region = region or Region.whole(values.shape[-3:])
+    reach = reach_of(region, ras_shape)
+    part, outside = resample_from(values, region, reach)
+    is_prob = values.ndim == 4
+    result = part
+    if not region.is_whole:
+        result = np.zeros((*values.shape[:-3], *ras_shape), np.float32)
+        if is_prob:
+            result[0] = 1
+        result[(..., *reach.box)] = _with_background(part, outside) if is_prob else part
+    return np.ascontiguousarray(from_ras(result, affine))
+
+
+def _with_background(prob: np.ndarray, outside: np.ndarray | None) -> np.ndarray:
+    """Probabilities (K, ...) whose missing share, `outside`, goes to class 0."""
+    if outside is not None:
+        prob[0] += outside
+    return prob
 
 
 def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence[int]) -> Volume:

@@ -34,14 +34,19 @@ def plan_channel(name: str, index: int, fingerprint: dict[str, Any]) -> dict[str
     return {"kind": "ct", "low": low, "high": high, "mean": fingerprint["mean"][index], "std": fingerprint["std"][index]}
 
 
-def normalise(array: np.ndarray, plan: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(C, X, Y, Z) float32 -> same, each channel as its plan says. A constant channel becomes 0."""
+def normalise(
+    array: np.ndarray, plan: Sequence[dict[str, Any]], figures: Sequence[tuple[float, float] | None] | None = None
+) -> np.ndarray:
+    """(C, X, Y, Z) float32 -> same, each channel as its plan says. A constant channel becomes 0.
+
+    figures: mean and standard deviation for the z-score of each channel, where `array` is a part of the scan.
+    """
     result = np.empty_like(array, dtype=np.float32)
-    for channel, how, out in zip(array, plan, result, strict=True):
+    for channel, how, out, known in zip(array, plan, result, figures or [None] * len(array), strict=True):
         if how["kind"] == "ct":
             out[...] = (np.clip(channel, how["low"], how["high"]) - how["mean"]) / max(how["std"], 1e-6)
         else:
-            mean, std = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
+            mean, std = known or (channel.mean(dtype=np.float64), channel.std(dtype=np.float64))
             constant = std <= 1e-5 * abs(mean)  # what is left is the rounding of the resampling
             out[...] = 0 if constant else (channel - mean) / std
     return result

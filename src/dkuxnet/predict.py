@@ -1,4 +1,4 @@
-"""Scans in, label maps out, each on its scan's own grid and in its scan's own format."""
+"""Scans in, label maps out, each on its scan's own grid and in its scan's own format, or as DICOM SEG."""
 
 import itertools
 import json
@@ -8,13 +8,17 @@ from pathlib import Path
 
 from dkuxnet import formats
 from dkuxnet.data.layouts import find_source
+from dkuxnet.dicom.series import find_scans, one_series
 from dkuxnet.errors import UserError
+from dkuxnet.lookup import unknown
 from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
-from dkuxnet.segment import Segmenter
-from dkuxnet.types import Case
+from dkuxnet.segment import MARGIN_MM, Segmenter
+from dkuxnet.types import Case, Volume
 
 COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
+FORMS = ("auto", "dicom-seg")
+Writer = Callable[[Volume, Path], None]
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
 
 
@@ -27,56 +31,83 @@ def predict_scans(
     weights: str = "final",
     device: str = "auto",
     progress: Progress | None = None,
+    *,
+    localise: Path | None = None,
+    margin_mm: float = MARGIN_MM,
+    series_uid: str | None = None,
+    form: str = "auto",
+    segmentation_type: str = "binary",
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written to `output`, one a case.
 
-    inputs: scans, or folders in any layout that `prepare` reads. A label map has its scan's shape, affine and format (NIfTI
-    for h5, which no viewer opens), and the label values of the training data. Where asked for, output/probabilities holds
-    (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. Raises UserError naming the case; maps that
+    inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM input of several series. A
+    label map has its scan's shape, affine and format (NIfTI for h5, which no viewer opens, and for DICOM), and the label values
+    of the training data. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z)
+    float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes
+    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type. Raises UserError naming the case; maps that
     are done stay. No file of the inputs is ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
-    cases = find_cases(inputs)
-    segmenter = Segmenter(run, weights, device)
-    targets = [Path(output) / f"{case.name}{_ending(case)}" for case in cases]
-    _check_no_scan(targets, cases)
+    if form not in FORMS:
+        raise unknown("format", form, FORMS)
+    cases = find_cases(inputs, series_uid)
     kinds = [kind for kind, wanted in (("probabilities", save_probabilities), ("uncertainty", save_uncertainty)) if wanted]
+    targets = [Path(output) / f"{case.name}{'.dcm' if form == 'dicom-seg' else _ending(case)}" for case in cases]
+    _check_no_scan(targets, cases)
+    if form == "dicom-seg":
+        replaced = [target.parent / kind / target.name for target in targets for kind in ("", *kinds)]
+        _check_dicom(cases, replaced, segmentation_type)
+    segmenter = Segmenter(run, weights, device, localise, margin_mm)
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, len(segmenter.channels))
-        needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty)
-        progress(f"{case.name}: {_voxels(scan.shape)} voxels, {_voxels(segmenter.network_shape(scan))} for the network, "
-                 f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+        writers = _writers(case, form, segmenter.labels, segmentation_type)
         try:
-            result = segmenter(scan, save_probabilities, save_uncertainty)
+            region = segmenter.region(scan, f"case '{case.name}'")
+            needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty, region)
+            part = "" if region.is_whole else f"{_voxels(region.shape)} of "
+            progress(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
+                     f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
+            result = segmenter(scan, save_probabilities, save_uncertainty, region)
         except UserError as error:
             raise UserError(f"case '{case.name}': {error}") from error
         if not done:  # nothing is made for scans that cannot be read
             _make_folder(Path(output), segmenter.labels, kinds)
-        formats.write(result.label, target)
+        writers["label"](result.label, target)
         for kind in kinds:
-            formats.write(getattr(result, kind), target.parent / kind / target.name)
+            writers[kind](getattr(result, kind), target.parent / kind / target.name)
     progress("done", len(cases), len(cases))
     return targets
 
 
 def _ending(case: Case) -> str:
-    """The format of the scan; for h5, which no viewer opens, NIfTI."""
+    """The format of the scan; for DICOM, and for h5, which no viewer opens, NIfTI."""
+    if formats.is_dicom(case.images[0]):
+        return ".nii.gz"
     ending = formats.suffix(case.images[0])
     return ".nii.gz" if ending == ".h5" else ending
 
 
-def find_cases(inputs: Sequence[Path]) -> list[Case]:
-    """The cases that the inputs name. Raises UserError for a missing input and for two cases of one name."""
+def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Case]:
+    """The cases that the inputs name; series_uid: the one series that is meant of a DICOM input.
+
+    Raises UserError for a missing input, two cases of one name, and a DICOM input of which a series must be chosen."""
     cases: dict[str, Case] = {}
     for path in map(Path, inputs):
         if not path.exists():
             raise UserError(f"{path} does not exist; give a scan or a folder of scans")
-        for case in _in_folder(path) if path.is_dir() else [_single(path)]:
+        for case in _at(path, series_uid):
             first = cases.setdefault(case.name, case)
-            if first.images != case.images:  # else it was given twice, or by another of its channels
+            # the same once more is no fault: it was given twice, or by another of its channels
+            if (first.images, first.series_uid) != (case.images, case.series_uid):
                 raise UserError(f"two inputs give the case name '{case.name}': {first.images[0]} and {case.images[0]}; "
                                 "rename one or predict them into different folders")
     return list(cases.values())
+
+
+def _at(path: Path, series_uid: str | None) -> list[Case]:
+    if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
+        return [Case(name, (series.home,), series_uid=series.uid) for name, series in find_scans(path, series_uid).items()]
+    return _in_folder(path) if path.is_dir() else [_single(path)]
 
 
 def _in_folder(folder: Path) -> list[Case]:
@@ -104,6 +135,27 @@ def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:
     for target in targets:
         if target.resolve() in scans:
             raise UserError(f"{target} is a scan, and its label map would replace it; choose another --output")
+
+
+def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
+    from dkuxnet.export.dicom_seg import check_replaceable, check_type
+
+    check_type(segmentation_type)
+    for case in cases:
+        if not formats.is_dicom(case.images[0]):
+            raise UserError(f"--format dicom-seg needs the DICOM series that it belongs to, but {case.images[0]} is not DICOM; "
+                            "leave --format out")
+    for target in targets:
+        check_replaceable(target)
+
+
+def _writers(case: Case, form: str, labels: dict[str, int], segmentation_type: str) -> dict[str, Writer]:
+    """What writes a label map, probabilities and uncertainty of a case."""
+    if form == "auto":
+        return dict.fromkeys(("label", "probabilities", "uncertainty"), formats.write)
+    from dkuxnet.export.dicom_seg import writers
+
+    return writers(one_series(case.images[0], case.series_uid), labels, segmentation_type)
 
 
 def _make_folder(output: Path, labels: dict[str, int], kinds: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from dkuxnet.data.affines import check_same_grid, check_straight
 from dkuxnet.data.dataset import VERSION, write_array
-from dkuxnet.data.geometry import resample, resample_label, resampled_affine, resampled_shape, to_ras
+from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.layouts import find_source
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.formats import read
-from dkuxnet.plan import make_plan, normalise
+from dkuxnet.network_grid import to_network_grid
+from dkuxnet.plan import make_plan
 from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -45,7 +48,7 @@ def prepare_scans(
     """Prepare the scans of `source` in a new folder `prepared`; returns what its dataset.json holds.
 
     spacing_mm: edge of the isotropic target voxel; None for the plan's own. Raises UserError for anything wrong with
-    the source, naming the case; nothing is left behind then.
+    the source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning, and one of `notes`.
     """
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UserError(f"--spacing-mm must be a number above 0, got {spacing_mm}")
@@ -57,13 +60,16 @@ def prepare_scans(
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
     try:
-        checks = _each(partial(check_case, found), found.cases, processes, progress, "check")
+        checks = _each(partial(_check_noting, found), found.cases, processes, progress, "check")
+        notes = [note for check in checks for note in check.pop("notes")]
+        for note in notes:
+            warnings.warn(note, DataWarning, stacklevel=2)
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         fingerprint = take_fingerprint(checks)
         _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
         plan = make_plan(fingerprint, found.channels, spacing_mm)
-        store = partial(store_case, found, labels, plan, partial_folder / "cases")
+        store = partial(_store_quietly, found, labels, plan, partial_folder / "cases")
         shapes = _each(store, found.cases, processes, progress, "store")
         meta = {
             "version": VERSION,
@@ -77,6 +83,7 @@ def prepare_scans(
             ],
             "fingerprint": fingerprint,
             "plan": plan,
+            "notes": notes,
         }
         (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1), "utf-8")
         os.replace(partial_folder, prepared)
@@ -92,10 +99,11 @@ def prepare_scans(
 
 def read_image(case: Case, channels: int) -> Volume:
     """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size."""
-    volumes = [read(path) for path in case.images]
+    volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
-        _check_same_grid(case.name, case.images[0], first, path, volume)
+        check_same_grid(f"case '{case.name}'", case.images[0].name, first, path.name, volume)
+    check_straight(f"case '{case.name}'", first)
     arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
     array = np.concatenate(arrays).astype(np.float32, copy=False)
     if len(array) != channels:
@@ -124,7 +132,8 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
     }
     if case.label is not None:
         label = read(case.label, kind="label")
-        _check_same_grid(case.name, case.images[0], image, case.label, label)
+        check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image,
+                        f"the label map {case.label.name}", label)
         values, counts = np.unique(label.array, return_counts=True)
         facts["label_counts"] = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
     return facts
@@ -149,20 +158,6 @@ def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
         "std": np.mean([c["std"] for c in checks], axis=0).tolist(),
         "label_share": {str(value): float(np.sum(s) / len(labelled)) for value, s in sorted(shares.items())},
     }
-
-
-def network_shape_of(image: Volume, plan: dict[str, Any]) -> tuple[int, ...]:
-    """Voxels (X, Y, Z) in RAS order that a scan has at the plan's spacing."""
-    orientation = to_ras(Volume(np.empty((0, *image.shape), np.float32), image.affine))  # no voxel is moved
-    return resampled_shape(orientation.shape, orientation.spacing_mm, plan["spacing_mm"])
-
-
-def to_network_grid(image: Volume, plan: dict[str, Any]) -> Volume:
-    """A scan as the network sees it: (C, X, Y, Z) float32 in RAS order, at the plan's spacing, normalised."""
-    ras = to_ras(image)
-    shape = network_shape_of(image, plan)
-    array = normalise(resample(ras.array, shape), plan["normalisation"])
-    return Volume(array, resampled_affine(ras.affine, ras.shape, shape))
 
 
 def store_case(source: Source, labels: dict[str, int], plan: dict[str, Any], folder: Path, case: Case) -> tuple[int, ...]:
@@ -199,6 +194,21 @@ def _make_folder(prepared: Path) -> Path:
         raise UserError(f"{prepared}: cannot write there: {error.strerror}") from error
     folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
     return folder
+
+
+def _check_noting(source: Source, case: Case) -> dict[str, Any]:
+    """`check_case`, and what it warned of as `notes`: a process of its own has nobody to tell it to."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
+        facts = check_case(source, case)
+    return facts | {"notes": [str(each.message) for each in told if issubclass(each.category, DataWarning)]}
+
+
+def _store_quietly(*job: Any) -> tuple[int, ...]:
+    """`store_case`, without the warnings that the check gave already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return store_case(*job)
 
 
 def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progress, what: str) -> list:
@@ -246,15 +256,3 @@ def _check_size(checks: list[dict[str, Any]], spacing_mm: list[float]) -> None:
         if voxels > MAX_VOXELS:
             raise UserError(f"case '{check['name']}': {voxels:.2g} voxels at {spacing_mm} mm, more than {MAX_VOXELS:.2g}; "
                             "choose a coarser --spacing-mm")
-
-
-def _check_same_grid(name: str, path: Path, volume: Volume, other_path: Path, other: Volume) -> None:
-    if volume.shape != other.shape:
-        raise UserError(f"case '{name}': {path.name} has shape {volume.shape}, {other_path.name} {other.shape}; "
-                        "they must lie on one grid")
-    x, y, z = volume.shape  # the origin and the ends of the axes: two corners alone would not notice swapped axes
-    corners = np.array([[0, 0, 0, 1], [x, 0, 0, 1], [0, y, 0, 1], [0, 0, z, 1]], float).T
-    apart = np.abs((volume.affine - other.affine) @ corners).max()
-    if apart > 0.01 * min(volume.spacing_mm) + 1e-3 * max(volume.spacing_mm):
-        raise UserError(f"case '{name}': {path.name} and {other_path.name} lie {apart:.3g} mm apart in the world; "
-                        "their affines must agree")

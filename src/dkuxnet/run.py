@@ -3,7 +3,7 @@
 RUN/settings.json        the settings as used             RUN/metrics.jsonl      one JSON object a logged step
 RUN/manifest.json        data, split, versions, machine   RUN/tensorboard/       the same, for TensorBoard
 RUN/checkpoints/         the last two states to resume    RUN/final.safetensors  weights; best.safetensors where validated
-RUN/evaluation/          test cases: summary.json, cases.csv, predictions/
+RUN/evaluation/          test cases: summary.json, cases.csv, predictions/, maps/ (uncertainty, groups)
 """
 
 import json

@@ -42,13 +42,15 @@ class Volume:
 class Case:
     """One patient's scan in a source folder. `label` is None where the case is unlabelled.
 
-    images: one file per channel in channel order, or a single file that holds all channels.
+    images: one file per channel in channel order, or a single file that holds all channels, or a folder or zip of DICOM.
     label: may be the very file of the image, where one file holds both (h5).
+    series_uid: which series, where the image is a DICOM folder or zip of several; None: the only one.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+    series_uid: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,41 @@ box (voxel edges, not centres, coincide), which makes the way back exact in shap
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from dkuxnet.types import Volume
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of voxels of a grid. grid: (X, Y, Z) voxels of all of it. start, stop: first voxel, and the one after the last."""
+
+    grid: tuple[int, int, int]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+    @classmethod
+    def whole(cls, grid: Sequence[int]) -> "Region":
+        return cls(tuple(grid), (0, 0, 0), tuple(grid))
+
+    @classmethod
+    def of(cls, grid: Sequence[int], box: Sequence[slice]) -> "Region":
+        return cls(tuple(grid), tuple(part.start for part in box), tuple(part.stop for part in box))
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        return tuple(map(slice, self.start, self.stop))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+    @property
+    def is_whole(self) -> bool:
+        return self.shape == self.grid
 
 
 def to_ras(volume: Volume) -> Volume:
@@ -65,12 +95,58 @@ def resampling_matrix(old: int, new: int) -> np.ndarray:
 
 def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """(..., X, Y, Z) -> (..., *shape) float32."""
+    return _contract(array, [resampling_matrix(old, new) for old, new in zip(array.shape[-3:], shape, strict=True)])
+
+
+def resample_region(array: np.ndarray, region: Region) -> np.ndarray:
+    """The part `region` of resample(array, region.grid), from the voxels of `array` (..., X, Y, Z) that it needs."""
+    matrices, boxes = [], []
+    for old, new, rows in zip(array.shape[-3:], region.grid, region.box, strict=True):
+        matrix = resampling_matrix(old, new)[rows]
+        boxes.append(_support(matrix, axis=0))
+        matrices.append(matrix[:, boxes[-1]])
+    return _contract(array[(..., *boxes)], matrices)
+
+
+def reach_of(region: Region, shape: Sequence[int]) -> Region:
+    """The box of a grid of `shape` voxels, over the same scan, whose values the voxels of `region` have a share in."""
+    return Region.of(shape, [_support(resampling_matrix(old, new)[:, columns], axis=1)
+                             for old, new, columns in zip(region.grid, shape, region.box, strict=True)])
+
+
+def resample_from(values: np.ndarray, region: Region, target: Region) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values (..., *region.shape) on a part of a grid -> (..., *target.shape), a part of another grid of the same scan.
+
+    Where the target reaches beyond the region, the voxels there count as 0; also the weight (*target.shape) that they would
+    have had, None where the region is the whole grid.
+    """
+    matrices = [resampling_matrix(old, new)[rows, columns] for old, new, rows, columns
+                in zip(region.grid, target.grid, target.box, region.box, strict=True)]
+    result = _contract(values, matrices)
+    if region.is_whole:
+        return result, None
+    x, y, z = (np.float32(1) if size == full else matrix.sum(axis=1).clip(0, 1).reshape(shape) for matrix, size, full, shape in
+               zip(matrices, region.shape, region.grid, ((-1, 1, 1), (-1, 1), (-1,)), strict=True))
+    return result, np.broadcast_to(1 - x * y * z, target.shape)
+
+
+def _support(matrix: np.ndarray, axis: int) -> slice:
+    """From the first to the last column (axis 0) or row (axis 1) that is not all 0."""
+    used = np.flatnonzero(matrix.any(axis=axis))
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
+def _contract(array: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Apply a matrix (new, old) along each of the last three axes; float32."""
     array = np.asarray(array, dtype=np.float32)
-    for axis, new in zip((-3, -2, -1), shape, strict=True):
-        if array.shape[axis] != new:
-            matrix = resampling_matrix(array.shape[axis], new)
+    for axis, matrix in zip((-3, -2, -1), matrices, strict=True):
+        if not _is_identity(matrix):
             array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis % array.ndim)), 0, axis)
     return np.ascontiguousarray(array)
+
+
+def _is_identity(matrix: np.ndarray) -> bool:
+    return matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix)))
 
 
 def resample_label(label: np.ndarray, shape: Sequence[int], classes: int) -> np.ndarray:

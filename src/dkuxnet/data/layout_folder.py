@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from dkuxnet.data.layout_dicom import dicom_in
 from dkuxnet.data.layout_files import by_stem, channel_names, images_in, label_values, read_dataset_json
 from dkuxnet.errors import UserError
-from dkuxnet.formats import FORMATS, suffix
+from dkuxnet.formats import FORMATS, is_dicom, suffix
 from dkuxnet.lookup import lookup
 from dkuxnet.types import Case, Source
 
@@ -12,10 +13,11 @@ from dkuxnet.types import Case, Source
 def plain_folder(folder: Path) -> Source:
     """Scans in folder/images or in `folder` itself, labels of the same name in folder/labels, sorted by name.
 
-    An h5 file may hold its own label. A dataset.json may name "labels" and "channel_names", as nnU-Net has them.
+    A scan may be a subfolder, zip or multi-frame file of DICOM. An h5 file may hold its own label. A dataset.json may name
+    "labels" and "channel_names", as nnU-Net has them.
     """
-    inside = folder / "images"
-    images = by_stem(images_in(inside if inside.is_dir() else folder))
+    inside = folder / "images" if (folder / "images").is_dir() else folder
+    images = by_stem(images_in(inside) + dicom_in(inside))
     labels = by_stem(images_in(folder / "labels"))
     for name, path in labels.items():
         if name not in images:
@@ -27,4 +29,4 @@ def plain_folder(folder: Path) -> Source:
 
 
 def _own_label(path: Path) -> Path | None:
-    return path if suffix(path) == ".h5" and lookup(FORMATS, ".h5", "format").has_label(path) else None
+    return path if not is_dicom(path) and suffix(path) == ".h5" and lookup(FORMATS, ".h5", "format").has_label(path) else None

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dkuxnet.data.layout_atrial import BENCHMARK_FOLDER
+from dkuxnet.data.layout_dicom import dicom_in
 from dkuxnet.data.layout_files import images_in, read_dataset_json
+from dkuxnet.dicom.tree import holds_dicom
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup, unknown
 from dkuxnet.types import Case, Source
@@ -15,6 +17,7 @@ LAYOUTS: dict[str, str] = {
     "msd": "dkuxnet.data.layout_json:msd",
     "la-h5": "dkuxnet.data.layout_atrial:la_h5",
     "la-challenge": "dkuxnet.data.layout_atrial:la_challenge",
+    "dicom": "dkuxnet.data.layout_dicom:dicom_tree",
     "folder": "dkuxnet.data.layout_folder:plain_folder",
 }
 
@@ -49,7 +52,12 @@ def _detect(folder: Path) -> str:
         return "la-h5"
     if any(folder.glob("*/lgemri.nrrd")):
         return "la-challenge"
-    if (folder / "images").is_dir() or images_in(folder):
+    images = folder / "images"
+    if images_in(images) or dicom_in(images) or images_in(folder):
+        return "folder"
+    if holds_dicom(folder):
+        return "dicom"
+    if images.is_dir():
         return "folder"
     raise UserError(
         f"{folder}: expected scans in one of the layouts {', '.join(LAYOUTS)}, but it holds {_glimpse(folder)}; "

@@ -22,6 +22,7 @@ FORMATS: dict[str, str] = {
     ".mha": "dkuxnet.formats.mha:MHA",
     ".h5": "dkuxnet.formats.h5:H5",
 }
+DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.export writes DICOM
 
 
 class Format(Protocol):
@@ -41,13 +42,22 @@ def suffix(path: str | Path) -> str:
     return max(fits, key=len)
 
 
+def is_dicom(path: str | Path) -> bool:
+    """Whether `path` is read as DICOM: a folder, a zip or a .dcm file, by its name alone."""
+    path, name = Path(path), Path(path).name.lower()
+    return not name.endswith(tuple(FORMATS)) and (name.endswith(DICOM) or path.is_dir())
+
+
 def stem(path: str | Path) -> str:
-    """The name of the file without its folder and format suffix: 'a/b.nii.gz' -> 'b'."""
-    return Path(path).name[: -len(suffix(path))]
+    """The name of the file without its folder and format suffix: 'a/b.nii.gz' -> 'b'; a DICOM folder keeps its whole name."""
+    path = Path(path)
+    if is_dicom(path):
+        return path.absolute().name if path.is_dir() else path.stem
+    return path.name[: -len(suffix(path))]
 
 
-def read(path: str | Path, kind: Kind = "image") -> Volume:
-    """Read a scan or, with `kind="label"`, a label map.
+def read(path: str | Path, kind: Kind = "image", series_uid: str | None = None) -> Volume:
+    """Read a scan or, with `kind="label"`, a label map. series_uid: which one, in a DICOM folder or zip of several series.
 
     Returns the array in the file's own axis order, (X, Y, Z) or (C, X, Y, Z), in the file's own number type (in native
     byte order), and the affine to RAS+ mm. A label map is (X, Y, Z) of integers: whole numbers stored as floats become
@@ -56,6 +66,12 @@ def read(path: str | Path, kind: Kind = "image") -> Volume:
     Raises UserError, and nothing else, for whatever is wrong with the file.
     """
     path = Path(path)
+    if is_dicom(path):
+        from dkuxnet.dicom.read import read_scan  # pydicom takes its time to import
+
+        if kind == "label":
+            raise UserError(f"{path}: expected a label map in {', '.join(FORMATS)}, but it is DICOM; convert it")
+        return read_scan(path, series_uid)
     return lookup(FORMATS, suffix(path), "format").read(path, kind)
 
 

@@ -17,6 +17,7 @@ CHUNK_BYTES = 1 << 16
 MAGIC = ((b"NRRD", "NRRD"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"))
 # Deflate cannot do better than this, so a header that asks for more than the file could unpack to is wrong.
 MAX_DEFLATE_RATIO = 1032
+MAX_REST_BYTES = 1 << 27  # unpacked behind the voxels that a header promises: some writers pad, a bomb goes on
 
 
 def reason(error: BaseException) -> str:
@@ -97,6 +98,9 @@ def check_deflated(path: Path, start: int, needed: int) -> None:
         file.seek(start)
         while not inflater.eof and (chunk := file.read(CHUNK_BYTES)):
             count += len(inflater.decompress(chunk))
+            if count > needed + MAX_REST_BYTES:
+                raise UserError(f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to far more; "
+                                "export it again")
     if not inflater.eof:
         raise UserError(f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy it again")
     check_size(path, needed, count)

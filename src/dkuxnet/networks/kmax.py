@@ -44,7 +44,7 @@ class MaskLogits(nn.Module):
             x, masks = features.flatten(2).float(), masks.float()  # (B, C', V), (B, N, C)
             weight, bias = self.voxels.weight.flatten(1).float(), self.voxels.bias.float()  # (C, C'), (C,)
             logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
-            gram = (weight.T @ weight).expand(len(x), -1, -1)
+            gram = (weight.T @ weight).expand(x.shape[0], -1, -1)
             square = x * torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)
             square = square.sum(dim=1, keepdim=True) + bias.square().sum()  # (B, 1, V)
         size = features.shape[2:]

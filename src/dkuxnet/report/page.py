@@ -9,9 +9,11 @@ from dkuxnet.config import flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
-from dkuxnet.report import pictures
+from dkuxnet.report.cases import show_cases
+from dkuxnet.report.pictures import PREDICTION, TRUTH
+from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.results import SHOWN, CaseResult, Results, read_results
-from dkuxnet.report.template import render
+from dkuxnet.report.template import NIIVUE, render
 from dkuxnet.report.words import places, tell, tell_data, uses_unlabelled, wall_times
 from dkuxnet.run import RunFolder, atomically
 
@@ -30,9 +32,16 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     path = folder.folder / "report.html" if output is None else Path(output)
     if not path.parent.is_dir():  # before the work, not after it
         raise UserError(f"{path}: cannot write: the folder {path.parent} does not exist; create it")
-    page = render("page.html", describe(folder))
+    described = describe(folder)
+    page = render("page.html", described, scripts_for(described))
     atomically(path, lambda part: part.write_bytes(page))
     return path
+
+
+def scripts_for(described: dict[str, Any]) -> list[str]:
+    """The scripts that a page needs, and no more: NiiVue is most of the bytes of a small one."""
+    return [*(["report/table.js"] if described["results"] else []), *(["report/curves.js"] if described["curves"] else []),
+            *([NIIVUE, "report/viewer.js", "report/surfaces.js"] if described["viewer"] else [])]
 
 
 def describe(folder: RunFolder) -> dict[str, Any]:
@@ -45,6 +54,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     data, data_missing = open_prepared(manifest)
     split = {key: len(manifest.get("split", {}).get(key, ())) for key in ("labelled", "unlabelled", "validation", "test")}
     steps = manifest.get("steps_done") or (int(rows[-1]["step"]) + 1 if rows else 0)
+    curves = curves_of(rows)
     finished = (folder.folder / "final.safetensors").is_file()
     return {
         "name": folder.folder.resolve().name,
@@ -59,9 +69,10 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "times": wall_times(manifest, rows),
         "story": tell(settings, manifest, split, steps, finished),
         "results": None if results is None else show_results(results, data),
-        "pictures": [] if results is None else show_cases(results, data, manifest),
-        "colours": {"truth": pictures.TRUTH, "prediction": pictures.PREDICTION},
-        "curves": pictures.draw_curves(rows) if rows else None,
+        **show_cases(results, data, manifest),
+        "colours": {"truth": TRUTH, "prediction": PREDICTION},
+        "curves": curves,
+        "curves_picture": draw_curves(curves) if curves else None,
         "settings": [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flatten(settings)],
         "data_facts": tell_data(manifest),
         "places": places(folder, manifest, data),
@@ -95,7 +106,7 @@ def show_results(results: Results, data: PreparedSet | None) -> dict[str, Any]:
         "cases": [show_case(case, data) for case in results.cases],
         "missed": any(case.missed for case in results.cases),
         "notes": results.notes,
-        "plot": pictures.draw_dice(dice, means),
+        "plot": draw_dice(dice, means),
     }
 
 
@@ -121,22 +132,3 @@ def show_case(case: CaseResult, data: PreparedSet | None) -> dict[str, Any]:
         volumes = [f"{figures[key] * ml:.1f}" if ml else "–" for key in ("n_ref", "n_pred")]
         rows.append({"class": name, "cells": cells + volumes, "empty": figures["n_pred"] == 0 < figures["n_ref"]})
     return {"name": case.name, "dice": f"{case.dice:.3f}", "rows": rows}
-
-
-def show_cases(results: Results, data: PreparedSet | None, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pictured cases, worst first; `missing` says why one has no picture."""
-    shown = []
-    for title, case in results.chosen():
-        entry = {"title": title, "name": case.name, "dice": f"{case.dice:.3f}", "image": "", "note": "", "missing": "",
-                 "oriented": True}
-        try:
-            if data is None:
-                raise UserError("the prepared data set of this run is not where it was")
-            loaded = pictures.load_case(data, case.name, case.file, manifest["labels"])
-            entry |= {"image": pictures.draw_slices(loaded), "note": loaded.note, "oriented": loaded.oriented}
-        except UserError as error:
-            entry["missing"] = str(error)
-        except (KeyError, IndexError) as error:
-            entry["missing"] = f"the prepared data do not describe this case as they should ({error})"
-        shown.append(entry)
-    return shown

@@ -1,0 +1,1 @@
+"""What leaves the house: models and segmentations in the formats of others."""

@@ -1,0 +1,87 @@
+"""ONNX: one graph from a patch to class probabilities, with the constants of the run in its metadata."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dkuxnet.errors import UserError
+from dkuxnet.export.patch_model import Job, check_equal, first_line
+from dkuxnet.export.torch_graphs import exported, other_sizes, size_words
+from dkuxnet.run import atomically
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+OPSET = 18  # the one that torch's exporter writes natively
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def write_onnx(job: Job) -> str:
+    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and Z where the job says so.
+
+    The file is compared with torch in onnxruntime before it gets its name. Raises UserError where onnx is not installed, the
+    network cannot be exported, or the answers differ.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dkuxnet[export]'")
+    model, apart = job.model(probabilities=True), 0.0
+    program = _program(job)
+
+    def write(part: Path) -> None:
+        nonlocal apart
+        program.save(str(part), external_data=False)
+        sizes = other_sizes(model) if job.any_size else [model.patch]
+        apart = check_equal(model, _in_onnxruntime(part), "ONNX graph", sizes)
+
+    atomically(job.output, write)
+    return f"ONNX opset {OPSET}, any batch, {size_words(job)}; onnxruntime differs from torch by {apart:.1g} at most"
+
+
+def _program(job: Job) -> "ONNXProgram":
+    network = job.manifest["network"]
+    captured = exported(job.model(probabilities=True), job.any_size, network)
+    try:
+        with _quiet():
+            program = torch.onnx.export(captured, (), dynamo=True, input_names=["image"], output_names=["probabilities"],
+                                        opset_version=OPSET, verbose=False)
+    except Exception as error:  # torch and onnxscript raise many kinds here
+        raise UserError(f"the network '{network}' has no ONNX form: {first_line(error)}") from error
+    for key, value in job.constants().items():
+        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    return program
+
+
+def _in_onnxruntime(path: Path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a refusal comes as an exception
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["probabilities"], {"image": image.numpy()})[0])
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs what is no concern of a user: libraries that are not there, constants that it does not fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,122 @@
+"""What every target starts from: a module from patches to scores, the constants that belong to it, and the proof that a copy
+in another format computes the same."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkuxnet.config import Settings
+from dkuxnet.errors import UserError
+
+TOLERANCE = 1e-3  # of a probability, between torch and a copy; float32 alone costs up to 1.5e-4 (docs/export.md)
+
+
+class PatchModel(nn.Module):
+    """(B, C, X, Y, Z) float32 on the network's grid, normalised -> (B, K, X, Y, Z) float32: class probabilities, or logits.
+
+    Unlike a network, which returns `Output`, it returns a bare tensor: what the graphs and frameworks of others expect.
+    """
+
+    def __init__(self, predictor: nn.Module, channels: int, patch: Sequence[int], probabilities: bool):
+        super().__init__()
+        self.predictor = predictor
+        self.channels, self.patch, self.probabilities = channels, tuple(patch), probabilities
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = self.predictor(image).logits.float()
+        return logits.softmax(dim=1) if self.probabilities else logits
+
+    def noise(self, batch: int, patch: Sequence[int] | None = None) -> Tensor:
+        """Patches with the spread of a normalised scan, (batch, C, X, Y, Z), the same each time."""
+        return torch.randn(batch, self.channels, *(patch or self.patch), generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def traced(self) -> torch.jit.ScriptModule:
+        """This module as TorchScript; batch, X, Y and Z stay free."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole: docs/export.md says so
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # comparisons of channel counts, which are fixed
+            return torch.jit.trace(self.eval(), self.noise(2), check_trace=False)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script takes in place of this module, since it compiles no `Output`; MONAI's ckpt_export scripts."""
+        return _Around(self.traced())
+
+
+class _Around(nn.Module):
+    """A traced graph as a module that torch.jit.script compiles: it takes no graph by itself."""
+
+    def __init__(self, graph: torch.jit.ScriptModule):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.graph(image)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run and where its export goes. any_size: X, Y, Z of a graph are free. licence: file with the terms of the
+    weights."""
+
+    run: Path
+    predictor: nn.Module
+    settings: Settings
+    manifest: dict[str, Any]
+    output: Path
+    any_size: bool = False
+    licence: Path | None = None
+
+    def model(self, probabilities: bool) -> PatchModel:
+        """The predictor on bare tensors, in eval mode."""
+        return PatchModel(self.predictor, len(self.manifest["channels"]), self.manifest["patch"], probabilities).eval()
+
+    def constants(self) -> dict[str, Any]:
+        """What a caller of the model must know to prepare a scan and to read the answer; plain JSON."""
+        manifest, infer = self.manifest, self.settings.infer
+        return {
+            "dkuxnet_version": metadata.version("dkuxnet"),
+            "network": manifest["network"],
+            "method": manifest["method"],
+            "channels": manifest["channels"],
+            "labels": manifest["labels"],
+            "orientation": "RAS+",
+            "spacing_mm": manifest["plan"]["spacing_mm"],
+            "normalisation": manifest["plan"]["normalisation"],
+            "patch": manifest["patch"],
+            "window_overlap": infer.overlap,
+            "largest_component": infer.largest_component,
+        }
+
+
+@torch.no_grad()
+def check_equal(model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, sizes: Sequence[Sequence[int]]) -> float:
+    """The largest difference of a probability between `model` and its `copy`, on noise of these sizes, one patch and three at a
+    time. Raises UserError where it is above TOLERANCE, or the copy refuses."""
+    largest = 0.0
+    for size in sizes:
+        for batch in (1, 3):
+            image = model.noise(batch, size)
+            try:
+                there = copy(image)
+            except Exception as error:  # each runtime has kinds of its own
+                raise UserError(f"the {what} does not take {batch} patches of {list(size)}: {first_line(error)}") from error
+            here = model(image)
+            apart = float((here - there).abs().max()) if here.shape == there.shape else float("inf")
+            if not apart <= TOLERANCE:  # NaN is not
+                raise UserError(f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches of "
+                                f"{list(size)}, where {TOLERANCE:g} is allowed; nothing was written")
+            largest = max(largest, apart)
+    return largest
+
+
+def first_line(error: Exception) -> str:
+    """An error of another library, short enough for a line of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,32 @@
+"""A finished run in a format of others: what `dkuxnet export` calls."""
+
+from pathlib import Path
+
+from dkuxnet.errors import UserError
+from dkuxnet.experiment import load_predictor
+from dkuxnet.export.patch_model import Job
+from dkuxnet.lookup import lookup
+
+TARGETS = {
+    "monai-bundle": "dkuxnet.export.monai_bundle:write_bundle",
+    "onnx": "dkuxnet.export.onnx:write_onnx",
+    "torch-export": "dkuxnet.export.torch_graphs:write_torch_export",
+    "torchscript": "dkuxnet.export.torch_graphs:write_torchscript",
+}
+
+
+def export_run(run: Path, to: str, output: Path, weights: str = "final", any_size: bool = False,
+               licence: Path | None = None) -> str:
+    """Write the predictor of a finished run to `output` as a target of TARGETS has it; returns what was written, in words.
+
+    weights: "final" or "best". any_size: X, Y, Z of an ONNX or torch.export graph are free, instead of the run's patch.
+    licence: file with the terms of the weights, for a bundle. Raises UserError where `run` is not finished, `output` exists, or
+    the network cannot be exported; nothing is left behind then.
+    """
+    write, output = lookup(TARGETS, to, "target"), Path(output)
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output, or delete it first")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"{output.absolute().parent} is no folder; make it first, or choose another --output")
+    predictor, settings, manifest = load_predictor(run, weights, "cpu")
+    return write(Job(Path(run), predictor, settings, manifest, output, any_size, licence))

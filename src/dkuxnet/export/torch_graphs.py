@@ -1,0 +1,77 @@
+"""Graphs that plain torch loads, without this package: TorchScript (.ts) and torch.export (.pt2)."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from dkuxnet.errors import UserError
+from dkuxnet.export.patch_model import Job, PatchModel, check_equal, first_line
+from dkuxnet.run import atomically
+
+STRIDE = 16  # of every network's deepest level
+EXAMPLE = (2 * STRIDE, 3 * STRIDE, 4 * STRIDE)  # all edges differ, none is one voxel deep down: else torch takes them as fixed
+CONSTANTS = "dkuxnet.json"  # the extra file with Job.constants
+
+
+def write_torchscript(job: Job) -> str:
+    """image (B, C, X, Y, Z) -> class probabilities (B, K, X, Y, Z), all sizes but C and K free; CONSTANTS beside the graph."""
+    model, apart = job.model(probabilities=True), 0.0
+
+    def write(part: Path) -> None:
+        nonlocal apart
+        try:
+            graph = model.traced()
+        except Exception as error:  # torch raises many kinds here
+            raise UserError(f"network '{job.manifest['network']}' cannot be traced: {first_line(error)}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.save(graph, str(part), _extra_files={CONSTANTS: json.dumps(job.constants())})
+            apart = check_equal(model, torch.jit.load(str(part)), "TorchScript", other_sizes(model))
+
+    atomically(job.output, write)
+    return f"TorchScript, any batch, any X, Y, Z that the network takes; differs from torch by {apart:.1g} at most"
+
+
+def write_torch_export(job: Job) -> str:
+    """The same as torch.export's .pt2; batch is free, X, Y and Z where the job says so."""
+    model, apart = job.model(probabilities=True), 0.0
+    program = exported(model, job.any_size, job.manifest["network"])
+
+    def write(part: Path) -> None:
+        nonlocal apart
+        with part.open("wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of weights that are not on the CPU, where these are
+            torch.export.save(program, file, extra_files={CONSTANTS: json.dumps(job.constants())})
+        with part.open("rb") as file:
+            loaded = torch.export.load(file).module()
+        apart = check_equal(model, loaded, "torch.export file", other_sizes(model) if job.any_size else [model.patch])
+
+    atomically(job.output, write)
+    return f"torch.export, any batch, {size_words(job)}; differs from torch by {apart:.1g} at most"
+
+
+@torch.no_grad()
+def exported(model: PatchModel, any_size: bool, network: str) -> ExportedProgram:
+    """`model` as torch.export's program with a free batch. Raises UserError for a network that torch cannot capture."""
+    free = {0: Dim("batch")}
+    if any_size:
+        free |= {axis: STRIDE * Dim(f"{name}_over_{STRIDE}") for axis, name in ((2, "x"), (3, "y"), (4, "z"))}
+    try:
+        example = model.noise(2, EXAMPLE if any_size else None)
+        return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
+    except Exception as error:  # torch raises many kinds here
+        hint = "; try without --any-size" if any_size else ""
+        raise UserError(f"torch cannot export the network '{network}'{hint}: {first_line(error)}") from error
+
+
+def other_sizes(model: PatchModel) -> list[tuple[int, ...]]:
+    """The patch, and a larger one that no graph was made with."""
+    return [model.patch, tuple(n + STRIDE for n in model.patch)]
+
+
+def size_words(job: Job) -> str:
+    patch = " x ".join(map(str, job.manifest["patch"]))
+    return f"X, Y, Z any multiples of {STRIDE}" if job.any_size else f"patches of {patch} voxels"

@@ -1,0 +1,211 @@
+"""The part of MONAI Label's REST protocol that 3D Slicer's plugin uses to segment the scan that it shows.
+
+A conversation: GET /info/ (models and labels), PUT /session/ (the scan), GET /session/ID (still there?), POST
+/infer/MODEL?session_id=ID (a form with `params`; the answer is a form with `params` and the label map's file). The plugin
+asks GET /train/ too and takes anything but 200 for "no training is running"; there is none here. Source: MONAI Label's
+`monailabel/endpoints` and its plugin `plugins/slicer`, Apache 2.0.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+from collections import OrderedDict
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import FormData
+
+from dkuxnet.serve.jobs import Job, Jobs
+from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.names import FILE, label_ending, scan_suffix, shown
+from dkuxnet.serve.uploads import file_of, received_form, store
+
+if TYPE_CHECKING:
+    from dkuxnet.serve.app import Model
+
+RESULT_ENDINGS = (".nrrd", ".nii.gz", ".nii", ".mha")
+LOOK_SECONDS = 0.1  # between two looks at a job, and at whether its sender is still there
+
+
+@dataclass(frozen=True)
+class Session:
+    """A scan that was sent once and may be segmented more than once."""
+
+    id: str
+    name: str
+    suffix: str
+    folder: Path
+
+    @property
+    def scan(self) -> Path:
+        return self.folder / f"{FILE}{self.suffix}"
+
+    def described(self) -> dict[str, Any]:
+        return {"name": shown(self.name), "image": shown(self.name), "meta": {}}
+
+
+class Sessions:
+    """The latest scans; the oldest goes where one too many comes. Two are received at a time."""
+
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder, self.limits = folder, limits
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._receiving = asyncio.Semaphore(2)
+
+    async def add(self, request: Request) -> Session:
+        """The scan in the field `files` of a form. Raises Refused."""
+        if self._receiving.locked():
+            raise self.limits.full()
+        async with self._receiving, received_form(request) as form:
+            if not (upload := file_of(form, "files")):
+                raise Refused(400, "Expected a scan in the field `files` of the form.")
+            name = upload.filename or ""
+            session = Session(token := secrets.token_urlsafe(16), name, scan_suffix(name), self.folder / token)
+            session.folder.mkdir(mode=0o700)
+            try:
+                await store(upload, session.scan, self.limits)
+            except BaseException:
+                shutil.rmtree(session.folder, ignore_errors=True)
+                raise
+        self._sessions[session.id] = session
+        while len(self._sessions) > self.limits.kept:
+            self.remove(next(iter(self._sessions)))
+        return session
+
+    def get(self, token: str) -> Session:
+        if token not in self._sessions:
+            raise Refused(404, "Session not found: it is over, or the server was started anew. Send the scan again.")
+        self._sessions.move_to_end(token)
+        return self._sessions[token]
+
+    def remove(self, token: str) -> Session:
+        session = self.get(token)
+        del self._sessions[token]
+        shutil.rmtree(session.folder, ignore_errors=True)
+        return session
+
+
+def router(model: "Model", jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
+    """The protocol's addresses."""
+    routes, sessions = APIRouter(), Sessions(folder, limits)
+
+    @routes.get("/info/")
+    def info() -> dict[str, Any]:
+        return described(model)
+
+    @routes.get("/datastore/")
+    def datastore(output: str = "stats") -> dict[str, Any]:
+        """Nothing is stored: the plugin's own scans are segmented."""
+        return {"objects": {}} if output == "all" else {"total": 0, "completed": 0}
+
+    @routes.put("/session/")
+    async def add_session(request: Request) -> dict[str, Any]:
+        session = await sessions.add(request)
+        return {"session_id": session.id, "session_info": session.described()}
+
+    @routes.get("/session/{token}")
+    async def look_at_session(token: str) -> dict[str, Any]:
+        return sessions.get(token).described()
+
+    @routes.delete("/session/{token}")
+    async def remove_session(token: str) -> dict[str, Any]:
+        return sessions.remove(token).described()
+
+    @routes.post("/infer/{name}")
+    async def infer(request: Request, name: str, image: str = "", session_id: str = "", output: str = "all") -> Response:
+        if name != model.name:
+            raise Refused(404, f"There is no model “{shown(name)}” here; this server has “{model.name}”.")
+        if output not in ("all", "image", "json"):
+            raise Refused(400, "Expected output=all, image or json.")
+        async with received_form(request) as form:
+            job = await _job_of(form, sessions.get(session_id) if session_id else None, jobs, limits)
+        try:
+            await _wait(request, job)
+            return answer(job, output)
+        finally:
+            jobs.remove(job)
+
+    return routes
+
+
+def described(model: "Model") -> dict[str, Any]:
+    """What the plugin shows of the server: models by name, and the labels that become segments. `labels` counts 1, 2, ..., as
+    the label maps of `infer` do: the plugin takes the n-th name for the value n."""
+    labels = {name: index for index, name in enumerate(model.classes, 1)}
+    text = f"dkuxnet: {', '.join(model.classes)} in {', '.join(model.segmenter.channels)}"
+    return {
+        "name": "dkuxnet",
+        "description": text,
+        "version": version("dkuxnet"),
+        "labels": labels,
+        "models": {model.name: {"type": "segmentation", "labels": labels, "dimension": 3, "description": text, "config": {}}},
+        "trainers": {}, "strategies": {}, "scoring": {}, "train_stats": {},
+        "datastore": {"total": 0, "completed": 0},
+    }
+
+
+async def _job_of(form: FormData, session: Session | None, jobs: Jobs, limits: Limits) -> Job:
+    """A job for the scan of a session, or for the one in the form's field `file`. Raises Refused where there is neither."""
+    upload = file_of(form, "file")
+    if not (session or upload):
+        raise Refused(404, "This server keeps no images of its own: send the scan in a session (PUT /session/), or in the "
+                           "field `file`.")
+    name = session.name if session else upload.filename or ""
+    suffix = scan_suffix(name)
+    job = jobs.open(name, suffix, _ending(form, suffix), as_indices=True)
+    try:
+        if session:
+            os.link(session.scan, job.scan)  # the session may end while the job waits
+        else:
+            await store(upload, job.scan, limits)
+    except BaseException:
+        jobs.remove(job)
+        raise
+    jobs.submit(job)
+    return job
+
+
+def _ending(form: FormData, suffix: str) -> str:
+    try:
+        params = json.loads(str(form.get("params") or "{}"))
+        asked = params.get("result_extension")
+    except (ValueError, AttributeError):
+        raise Refused(400, "Expected a JSON object in the field `params` of the form.") from None
+    return asked if asked in RESULT_ENDINGS else label_ending(suffix)
+
+
+async def _wait(request: Request, job: Job) -> None:
+    while not job.finished.is_set():
+        if await request.is_disconnected():
+            job.unwanted.set()
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def answer(job: Job, output: str) -> Response:
+    """The label map, its figures, or a form of both. Its length is stated: the plugin cannot read a body in chunks."""
+    if job.state != "done":
+        raise Refused(500, job.error or "Cancelled.")
+    params = {"label_names": {c["name"]: c["index"] for c in job.result["classes"]},
+              "volumes_ml": {c["name"]: c["volume_ml"] for c in job.result["classes"]},
+              "warnings": job.result["warnings"], "seconds": job.result["seconds"]}
+    if output == "json":
+        return JSONResponse(params)
+    image, name = job.label.read_bytes(), f"{job.id}{job.ending}"
+    if output == "image":
+        return Response(image, media_type="application/octet-stream",
+                        headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    limit = secrets.token_hex(16)
+    parts = (
+        (b'name="params"\r\nContent-Type: application/json', json.dumps(params).encode()),
+        (f'name="image"; filename="{name}"\r\nContent-Type: application/octet-stream'.encode(), image),
+    )
+    body = b"".join(b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (limit.encode(), head, content)
+                    for head, content in parts)
+    return Response(body + f"--{limit}--\r\n".encode(), media_type=f"multipart/form-data; boundary={limit}")

@@ -1,0 +1,121 @@
+"""What is done with a scan: checked, segmented, measured, and written for the download and for the page."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dkuxnet import formats
+from dkuxnet.errors import UserError
+from dkuxnet.predict import find_cases
+from dkuxnet.prepare import read_image
+from dkuxnet.segment import Segmentation, Segmenter
+from dkuxnet.serve.headers import check_header, check_voxels
+from dkuxnet.serve.jobs import Job
+from dkuxnet.serve.keep import keep_result
+from dkuxnet.serve.view import focus, write_views
+from dkuxnet.types import Case, Volume
+
+UNSURE = 0.5  # of an uncertainty in [0, 1]
+MUCH_UNSURE = 0.25  # of a class's voxels
+COARSE = 2.0  # times the model's own spacing
+
+
+@dataclass(frozen=True)
+class Work:
+    """Segments one scan after another. max_voxels: see `Limits`. keep: folder for a copy of every scan and its result."""
+
+    segmenter: Segmenter
+    max_voxels: int
+    keep: Path | None = None
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        """Results as JSON; job.folder then holds the label map and the page's views. Raises UserError."""
+        started = time.monotonic()
+        job.report("reading")
+        check_header(job.scan, self.max_voxels)
+        scan = read_image(only_case(job.scan), len(self.segmenter.channels))
+        check_voxels(scan.array.size, self.max_voxels, "with all its channels")
+        check_voxels(math.prod(self.segmenter.network_shape(scan)), self.max_voxels, "at the spacing of the model")
+        job.report("segmenting")
+        result = self.segmenter(scan, uncertainty=True, progress=lambda done, total: job.report("segmenting", done, total))
+        job.report("writing")
+        results = self._results(job, scan, result) | {"seconds": round(time.monotonic() - started, 1)}
+        if self.keep:
+            keep_result(self.keep, job, results)
+        return results
+
+    def _results(self, job: Job, scan: Volume, result: Segmentation) -> dict[str, Any]:
+        values = list(self.segmenter.labels.values())
+        indices = np.zeros(scan.shape, np.uint8)
+        for index, value in enumerate(values):
+            indices[result.label.array == value] = index
+        formats.write(Volume(indices, scan.affine) if job.as_indices else result.label, job.label)
+        step = write_views(scan, indices, result.uncertainty.array, job.folder)
+        return {
+            "shape": list(scan.shape),
+            "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
+            "step": list(step),
+            "focus": focus(indices, step),
+            "classes": measured(list(self.segmenter.labels), indices, scan),
+            "warnings": [*scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
+                         *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array)],
+        }
+
+
+def only_case(path: Path) -> Case:
+    """The one scan of a file. Raises UserError where it holds several."""
+    cases = find_cases([path])
+    if len(cases) != 1:
+        raise UserError(f"{path}: expected one scan, but it holds {len(cases)}; send them one by one")
+    return cases[0]
+
+
+def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[str, Any]]:
+    """Voxels and volume in ml of each class but the background."""
+    voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+    counts = np.bincount(indices.ravel(), minlength=len(names))
+    return [{"name": name, "index": i, "voxels": int(counts[i]), "volume_ml": round(float(counts[i] * voxel_ml), 3)}
+            for i, name in enumerate(names) if i]
+
+
+def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> list[str]:
+    """What about the scan itself makes the result doubtful, in plain words."""
+    found = []
+    if path.suffix == ".h5" and not _says_where(path):
+        found.append("This h5 file does not say how large its voxels are: 0.625 mm was assumed. If that is wrong, so are the "
+                     "volumes, and the segmentation may be poor.")
+    if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
+        found.append(f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser than the "
+                     f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result.")
+    return found
+
+
+def class_warnings(names: list[str], indices: np.ndarray, uncertainty: np.ndarray) -> list[str]:
+    """What about the segmentation should be looked at, in plain words."""
+    found = []
+    faces = [indices[edge] for edge in np.s_[0, -1]] + [indices[:, edge] for edge in np.s_[0, -1]]
+    faces += [indices[:, :, edge] for edge in np.s_[0, -1]]
+    for i, name in enumerate(names):
+        if not i:
+            continue
+        voxels = indices == i
+        if not voxels.any():
+            found.append(f"No {name} was found in this scan.")
+            continue
+        if any((face == i).any() for face in faces):
+            found.append(f"{name} reaches the edge of the scan: part of it may lie outside, and its volume be too small.")
+        share = float((uncertainty[voxels] > UNSURE).mean())
+        if share > MUCH_UNSURE:
+            found.append(f"The model is unsure about {share:.0%} of {name}. Look at the uncertainty layer.")
+    return found
+
+
+def _says_where(path: Path) -> bool:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return "affine" in file.attrs

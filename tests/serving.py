@@ -1,0 +1,100 @@
+"""A run with a tiny network, and a real server process, for the tests of `dkuxnet serve`."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from dkuxnet import formats
+from dkuxnet.types import Volume
+
+
+def tiny_run(prepared: Path, folder: Path, steps: int = 1) -> Path:
+    """A finished run that has learnt next to nothing."""
+    from dkuxnet.config import load_settings
+    from dkuxnet.experiment import run_training
+
+    run_training(prepared, folder, load_settings(overrides={
+        "network.name": "dk-uxnet-tiny", "method.name": "supervised", "train.steps": steps, "train.patch": [16, 16, 16],
+        "train.device": "cpu", "train.labelled_batch": 1,
+    }))
+    return folder
+
+
+def write_scan(path: Path, size: int = 24, seed: int = 5) -> Path:
+    """A synthetic scan in the format of `path`."""
+    from dkuxnet.phantom import make_case
+
+    image, _ = make_case(np.random.default_rng(seed), size)
+    formats.write(Volume(image.array.astype(np.float32), image.affine) if path.suffix == ".h5" else image, path)
+    return path
+
+
+@dataclass
+class Server:
+    """A server process. temp: the folder that it takes for temporary files."""
+
+    url: str
+    process: subprocess.Popen
+    temp: Path
+
+    @property
+    def port(self) -> int:
+        return httpx.URL(self.url).port
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+    def files(self) -> list[Path]:
+        """Everything below the temporary folder but folders."""
+        return [path for path in self.temp.rglob("*") if path.is_file()]
+
+    def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
+        """Exit status and what stood on stderr."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, err
+
+
+@contextmanager
+def serving(run: Path, temp: Path, *options: str) -> Iterator[Server]:
+    temp.mkdir()
+    command = [sys.executable, "-c", "from dkuxnet.cli import main; main()", "serve", str(run), "--port", "0",
+               "--device", "cpu", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | {"TMPDIR": str(temp), "OMP_NUM_THREADS": "1"})
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, process.communicate(timeout=30)
+        yield Server(found[0], process, temp)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def send(client: httpx.Client, scan: Path, name: str | None = None) -> dict:
+    """Upload a scan as the page does."""
+    with scan.open("rb") as file:
+        answer = client.post("/jobs", params={"name": name or scan.name}, content=file)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def outcome(client: httpx.Client, token: str) -> dict:
+    """The job when it is done or has failed."""
+    until = time.monotonic() + 60
+    while (job := client.get(f"/jobs/{token}").raise_for_status().json())["state"] not in ("done", "failed"):
+        assert time.monotonic() < until, job
+        time.sleep(0.05)
+    return job

@@ -1,0 +1,263 @@
+"""DICOM in: voxels, units and places of a series, against the standard's equation and ITK's own reader; and what is refused."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.uid import BasicTextSRStorage, EncapsulatedPDFStorage, JPEGLosslessSV1, RLELossless, SegmentationStorage
+from scipy.spatial.transform import Rotation
+
+from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise, save
+from dkuxnet import formats
+from dkuxnet.dicom import tree
+from dkuxnet.errors import UserError
+
+LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+OBLIQUE = Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()
+ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": tuple(OBLIQUE[:, :2].T.ravel())}
+
+
+def refused(path, *parts: str, series_uid: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        formats.read(path, series_uid=series_uid)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and len(message) < 700
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+def itk_series(folder) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z) voxels and the affine to RAS+ by GDCM, which shares no code with pydicom."""
+    image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).T, LPS_RAS @ affine
+
+
+# --- what is read ---
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_series_in_random_order_is_what_itk_reads(tmp_path, name):
+    scan = Scan(noise(), ORIENTATIONS[name])
+    folder = scan.write(tmp_path / "scan", seed=3, RescaleSlope=1.5, RescaleIntercept=-100)
+    volume = formats.read(folder)
+    assert volume.array.dtype == np.float32
+    assert np.array_equal(volume.array, 1.5 * scan.voxels.T.astype(float) - 100)
+    assert np.allclose(volume.affine, LPS_RAS @ scan.lps, atol=1e-6) and np.linalg.det(volume.affine) > 0
+    array, affine = itk_series(folder)
+    assert np.allclose(volume.array, array) and np.allclose(volume.affine, affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16])
+def test_stored_numbers_of_either_sign(tmp_path, dtype):
+    scan = Scan(noise(dtype=dtype))
+    assert np.array_equal(formats.read(scan.write(tmp_path / "scan")).array, scan.voxels.T)
+
+
+def test_every_slice_has_its_own_rescale(tmp_path):
+    """PET scanners choose it slice by slice."""
+    scan = Scan(noise(), modality="PT")
+    slices = scan.slices()
+    for index, ds in enumerate(slices):
+        ds.RescaleSlope, ds.RescaleIntercept = index + 0.5, -index
+    volume = formats.read(save(slices, tmp_path / "scan", seed=1))
+    scale = np.arange(len(slices))[:, None, None]
+    assert np.array_equal(volume.array, (scan.voxels * (scale + 0.5) - scale).T.astype(np.float32))
+
+
+def test_a_modality_table_is_applied(tmp_path):
+    scan = Scan(noise(dtype=np.uint8) % 4)
+    table = items(LUTDescriptor=[4, 0, 16], LUTData=[7, 100, 30, 2], ModalityLUTType="US")
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    slices = scan.slices()
+    for ds in slices:
+        ds.ModalityLUTSequence = [table]
+    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, np.array([7, 100, 30, 2])[scan.voxels.T])
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_multi_frame_file_equals_its_slices(tmp_path, name):
+    scan = Scan(noise(), ORIENTATIONS[name])
+    rescale = [(1 + 0.5 * index, -index) for index in range(6)]
+    save([scan.enhanced([3, 1, 5, 0, 2, 4], rescale)], tmp_path)
+    volume = formats.read(tmp_path / "IM0000.dcm")
+    scale = np.arange(6)[:, None, None]
+    assert np.array_equal(volume.array, (scan.voxels * (1 + 0.5 * scale) - scale).T.astype(np.float32))
+    assert np.allclose(volume.affine, LPS_RAS @ scan.lps, atol=1e-6)
+    assert np.array_equal(formats.read(tmp_path).array, volume.array)  # and by its folder
+
+
+def test_compression_that_can_be_undone_is(tmp_path):
+    scan = Scan(noise())
+    slices = scan.slices()
+    for ds in slices:
+        ds.compress(RLELossless)
+    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
+
+
+def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
+    scan = Scan(noise())
+    folder = scan.write(tmp_path / "scan")
+    for path in folder.iterdir():
+        dcmread(path).save_as(path, enforce_file_format=False)
+        ds = dcmread(path)
+        del ds.file_meta
+        ds.preamble = None
+        ds.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert not tree.is_dicom(path.read_bytes())
+    (folder / "starts-like-one").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 20)
+    (folder / "notes.txt").write_text("the scan of Monday")
+    assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+
+
+def test_rounded_decimals_are_no_fault(tmp_path):
+    """Positions to a hundredth of a millimetre and directions to six digits, as scanners write them."""
+    scan = Scan(noise((12, 5, 6)), ORIENTATIONS["oblique"], spacing_mm=(0.7, 0.4, 0.4))
+    slices = scan.slices()
+    for ds in slices:
+        ds.ImagePositionPatient = [round(float(value), 2) for value in ds.ImagePositionPatient]
+        ds.ImageOrientationPatient = [round(float(value), 6) for value in ds.ImageOrientationPatient]
+    volume = formats.read(save(slices, tmp_path / "scan"))
+    corners = np.array([[0, 0, 0, 1], [5, 4, 11, 1]]).T
+    assert np.abs((volume.affine - LPS_RAS @ scan.lps) @ corners).max() < 0.015
+    directions = volume.affine[:3, :3] / volume.spacing_mm
+    assert np.allclose(directions.T @ directions, np.eye(3), atol=1e-12)  # as qform, ITK and viewers want it
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_a_bright_spot_is_where_the_standard_says(tmp_path_factory, seed, enhanced):
+    rng = np.random.default_rng(seed)
+    voxels = np.zeros(rng.integers(2, 7, 3), np.int16)
+    spot = tuple(int(rng.integers(n)) for n in voxels.shape)
+    voxels[spot] = 1000
+    rotation = Rotation.random(random_state=seed).as_matrix()
+    scan = Scan(voxels, tuple(rotation[:, :2].T.ravel()), tuple(rng.uniform(0.3, 6, 3)), tuple(rng.uniform(-300, 300, 3)))
+    folder = tmp_path_factory.mktemp("spot")
+    save([scan.enhanced(rng.permutation(len(voxels)))] if enhanced else scan.slices(), folder, seed=seed)
+    volume = formats.read(folder)
+    found = np.unravel_index(volume.array.argmax(), volume.shape)
+    world = LPS_RAS @ scan.lps @ (spot[2], spot[1], spot[0], 1)
+    assert np.allclose(volume.affine @ (*found, 1), world, atol=1e-3)
+    formats.write(volume, folder / "as.nii.gz")
+    image = sitk.ReadImage(str(folder / "as.nii.gz"))
+    index = np.unravel_index(sitk.GetArrayFromImage(image).argmax(), image.GetSize()[::-1])[::-1]
+    place = image.TransformIndexToPhysicalPoint(tuple(map(int, index)))
+    assert np.allclose(LPS_RAS[:3, :3] @ place, world[:3], atol=1e-2)
+
+
+# --- which series ---
+
+
+def test_several_series_are_listed_and_one_can_be_chosen(tmp_path):
+    scans = [Scan(noise(seed=seed), series_uid=f"1.2.3.{seed}", study_uid="1.9", description=f"T{seed}") for seed in (1, 2)]
+    for scan in scans:
+        scan.write(tmp_path, seed=int(scan.description[1:]))
+    refused(tmp_path, "got 2", "1.2.3.1 (T1, 6 images)", "1.2.3.2 (T2, 6 images)", "--series-uid")
+    assert np.array_equal(formats.read(tmp_path, series_uid="1.2.3.2").array, scans[1].voxels.T)
+    refused(tmp_path, "1.2.3.7", "1.2.3.1 (T1, 6 images)", series_uid="1.2.3.7")
+
+
+def test_localizers_and_what_is_no_image_are_left_out(tmp_path):
+    scan = Scan(noise(), study_uid="1.9")
+    scan.write(tmp_path / "scan")
+    Scan(noise(seed=1), SAGITTAL).write(tmp_path / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    for kind in (SegmentationStorage, BasicTextSRStorage, EncapsulatedPDFStorage):
+        Scan(noise((1, 4, 4))).write(tmp_path / kind.keyword, SOPClassUID=kind)
+    Scan(noise(seed=2)).write(tmp_path / "screenshot", ImagePositionPatient=None, ImageOrientationPatient=None)
+    assert np.array_equal(formats.read(tmp_path).array, scan.voxels.T)
+
+
+# --- what is refused ---
+
+
+def moved(slices: list, offsets: dict[int, tuple[float, float, float]]) -> list:
+    for index, offset in offsets.items():
+        slices[index].ImagePositionPatient = decimals(np.add(slices[index].ImagePositionPatient, offset))
+    return slices
+
+
+def changed(slices: list, index: int, **attributes) -> list:
+    for name, value in attributes.items():
+        setattr(slices[index], name, value)
+    return slices
+
+
+SLICES = Scan(noise()).slices
+CASES = {
+    "uneven": (lambda: moved(SLICES(), {3: (0, 0, 0.4)}), ["2.6 to 3.4 mm apart", "uneven between", "109.9"]),
+    "missing": (lambda: np.delete(SLICES(), [3]).tolist(), ["misses 1 slice of 3 mm", "106.5) mm and", "112.5) mm"]),
+    "several missing": (lambda: np.delete(SLICES(), [1, 3]).tolist(), ["misses 2 slices", "100.5) mm and", "106.5) mm"]),
+    "duplicates": (lambda: moved(SLICES(), {3: (0, 0, -3)}), ["1 image at positions that others hold", "106.5) mm"]),
+    "tilted": (lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}), ["sheared", "14.93 degrees"]),
+    "shifted": (lambda: moved(SLICES(), {2: (1.5, 0, 0)}), ["shifted against each other", "1.5 mm"]),
+    "orientations": (lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)), ["mixes orientations"]),
+    "directions": (lambda: Scan(noise(), (1, 0, 0, 0.5, 0.8, 0)).slices(), ["two perpendicular directions"]),
+    "spacings": (lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.6]), ["pixel spacings from 1.5 to 2 mm"]),
+    "sizes": (lambda: changed(SLICES(), 2, Rows=8), ["several sizes", "11 x 8 and 11 x 9"]),
+    "frames": (lambda: changed(SLICES(), 2, FrameOfReferenceUID="1.2"), ["2 frames of reference"]),
+    "unplaced": (lambda: changed(SLICES(), 2, ImagePositionPatient=None), ["1 of 6 images do not say where"]),
+    "one": (lambda: SLICES()[:1], ["one image", "give the folder of all its slices"]),
+    "colour": (lambda: SLICES(SamplesPerPixel=3, PhotometricInterpretation="RGB"), ["colour images"]),
+    "nowhere": (lambda: SLICES(ImagePositionPatient=None), ["do not say where they lie"]),
+    "no number": (lambda: changed(SLICES(), 2, ImagePositionPatient=["nan", 0, 0]), ["no numbers"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_no_even_upright_stack_is_refused(tmp_path, name):
+    make, parts = CASES[name]
+    refused(save(make(), tmp_path / "scan", seed=5), *parts)
+
+
+def test_a_multi_frame_file_of_several_volumes_is_refused(tmp_path):
+    scan = Scan(noise())
+    save([scan.enhanced([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5])], tmp_path)
+    refused(tmp_path / "IM0000.dcm", "6 images at positions that others hold", "time points")
+
+
+def test_a_multi_frame_file_that_describes_fewer_frames_than_it_has_is_refused(tmp_path):
+    ds = Scan(noise()).enhanced()
+    ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:-1]
+    save([ds], tmp_path)
+    refused(tmp_path / "IM0000.dcm", "got 6 and 5")
+
+
+def test_a_series_of_several_time_points_is_refused(tmp_path):
+    scan = Scan(noise())
+    refused(save(scan.slices() + scan.slices(), tmp_path / "scan"), "6 images at positions that others hold")
+
+
+def test_compression_without_a_decoder_names_it_and_the_package(tmp_path):
+    slices = SLICES()
+    for ds in slices:
+        ds.compress(RLELossless)
+        ds.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    folder = save(slices, tmp_path / "scan")
+    refused(folder, "JPEG Lossless", "pip install pylibjpeg pylibjpeg-libjpeg")
+
+
+@pytest.mark.parametrize("keep", [140, 200, 700, 1100, -5])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, keep):
+    folder = Scan(noise()).write(tmp_path / "scan")
+    path = folder / "IM0003.dcm"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(folder, "IM0003.dcm", "copy")
+
+
+def test_no_image_and_nothing_at_all(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "none of its 0 files")
+    (tmp_path / "text.dcm").write_text("hello")
+    refused(tmp_path / "text.dcm", "none of its 1 files")
+    refused(tmp_path / "none.dcm", "there is nothing")
+
+
+def test_dicom_is_no_label_map(tmp_path):
+    with pytest.raises(UserError, match="expected a label map"):
+        formats.read(Scan(noise()).write(tmp_path / "scan"), kind="label")

@@ -1,0 +1,221 @@
+"""The parts of `dkuxnet serve` that need no server: the queue, names, headers, what is drawn and what is warned of."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+
+from dkuxnet import formats
+from dkuxnet.errors import UserError
+from dkuxnet.segment import Segmentation
+from dkuxnet.serve.guard import host_is_ours
+from dkuxnet.serve.headers import check_header
+from dkuxnet.serve.jobs import Jobs
+from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.names import label_name, scan_suffix, without_paths
+from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
+from dkuxnet.serve.view import focus, view_path, view_step, write_views
+from dkuxnet.types import Volume
+
+NIFTI = (".nii", ".nii.gz")
+
+
+class Held:
+    """Work that goes on when it is told to."""
+
+    def __init__(self):
+        self.order, self.go = [], threading.Semaphore(0)
+
+    def __call__(self, job):
+        self.order.append(job.name)
+        while not self.go.acquire(timeout=0.01):
+            job.report("held")
+        if job.name == "bad":
+            raise UserError(f"{job.scan}: case 'scan' is bad")
+        if job.name == "bug":
+            raise KeyError("secret")
+        return {"name": job.name}
+
+
+@pytest.fixture
+def queue(tmp_path):
+    work = Held()
+    jobs = Jobs(tmp_path, Limits(waiting=4, kept=2), work)
+    yield jobs, work
+    jobs.stop()
+
+
+def add(jobs: Jobs, name: str):
+    job = jobs.open(name, *NIFTI)
+    job.scan.write_bytes(b"scan")
+    jobs.submit(job)
+    return job
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(queue):
+    jobs, work = queue
+    slow = jobs.open("slow upload", *NIFTI)
+    first, second = add(jobs, "first"), add(jobs, "second")
+    until(lambda: first.state == "working")
+    slow.scan.touch()
+    jobs.submit(slow)
+    assert [jobs.ahead(job) for job in (first, second, slow)] == [0, 1, 2]
+    assert (second.state, slow.state, work.order) == ("waiting", "waiting", ["first"])
+    jobs.remove(second)
+    assert jobs.ahead(slow) == 1 and not second.folder.exists()
+    work.go.release(2)
+    assert first.finished.wait(10) and slow.finished.wait(10)
+    assert work.order == ["first", "slow upload"] and first.result == {"name": "first"} and not first.scan.exists()
+
+
+def test_places_are_limited_and_old_results_make_room(queue, tmp_path):
+    jobs, work = queue
+    first = [add(jobs, str(i)) for i in range(3)]
+    jobs.open("a", *NIFTI)
+    with pytest.raises(Refused, match="4 scans are being worked on"):
+        jobs.open("b", *NIFTI)
+    work.go.release(3)
+    assert all(job.finished.wait(10) for job in first)
+    until(lambda: not first[0].folder.exists())
+    assert jobs.get(first[0].id) is None and [jobs.get(job.id) for job in first[1:]] == first[1:]
+
+
+def test_what_is_being_worked_on_stops_when_nobody_wants_it(queue):
+    jobs, work = queue
+    job, other = add(jobs, "a"), add(jobs, "b")
+    until(lambda: job.state == "working")
+    jobs.remove(job)
+    assert job.finished.wait(10) and not job.folder.exists()
+    work.go.release()
+    assert other.finished.wait(10) and other.state == "done"
+
+
+def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(queue, tmp_path, caplog):
+    jobs, work = queue
+    bad, bug, good = add(jobs, "bad"), add(jobs, "bug"), add(jobs, "good")
+    work.go.release(3)
+    assert good.finished.wait(10)
+    assert (bad.state, bad.error) == ("failed", "bad: this scan is bad")
+    assert bug.state == "failed" and "secret" not in bug.error and "KeyError" in bug.error and caplog.records
+    assert good.state == "done"
+
+
+def test_the_queue_ends_in_the_middle_of_a_scan(tmp_path):
+    jobs = Jobs(tmp_path, Limits(), Held())
+    job = add(jobs, "a")
+    until(lambda: job.state == "working")
+    jobs.stop()
+    assert not jobs._thread.is_alive() and job.state == "failed"
+
+
+@pytest.mark.parametrize("message, shown", [
+    ("/tmp/x-1/tok/scan.nii.gz: expected NIfTI", "anna.nii.gz: expected NIfTI"),
+    ("case 'scan': 3 voxels are NaN in /tmp/x-1/tok/scan.nii.gz; repair", "this scan: 3 voxels are NaN in anna.nii.gz; repair"),
+    ("case 'scan': 1 channels in scan.nii.gz, expected 2", "this scan: 1 channels in anna.nii.gz, expected 2"),
+    ("read /srv/models/run 1/final.safetensors or\n(/home/me/a.dcm)", "read run 1/final.safetensors or (a.dcm)"),
+    ("it holds 3/4 of image/png", "it holds 3/4 of image/png"),
+])
+def test_no_folder_of_the_machine_is_told(message, shown):
+    assert without_paths(message, Path("/tmp/x-1/tok/scan.nii.gz"), "C:\\scans\\anna.nii.gz") == shown
+
+
+@pytest.mark.parametrize("name, suffix", [("A.NII.GZ", ".nii.gz"), ("a.b.nii", ".nii"), ("a.dcm", ".dcm"), ("s.ZIP", ".zip")])
+def test_a_name_says_the_format(name, suffix):
+    assert scan_suffix(name) == suffix
+    assert label_name(name, ".nii.gz").endswith("_segmentation.nii.gz") and suffix not in label_name(name, "").lower()
+
+
+@pytest.mark.parametrize("host, bound, ours", [
+    ("192.168.0.7:8000", "0.0.0.0", True), ("10.0.0.1", "::", True), ("evil.example", "0.0.0.0", False),
+    ("lab-pc:8000", "lab-pc", True), ("192.168.0.7", "192.168.0.7", True), ("192.168.0.8", "192.168.0.7", False),
+    ("localhost.", "127.0.0.1", True), ("", "0.0.0.0", False), ("", "", False),
+])
+def test_which_hosts_are_this_server(host, bound, ours):
+    assert host_is_ours(host, bound) is ours
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_says_its_voxels_before_they_are_read(tmp_path, ending, channels):
+    path = tmp_path / f"a{ending}"
+    formats.write(Volume(np.zeros((channels, 4, 5, 6), np.float32), np.eye(4)), path)
+    check_header(path, 120 * channels)
+    with pytest.raises(UserError, match=f"{120 * channels} voxels by its header"):
+        check_header(path, 120 * channels - 1)
+
+
+def test_a_large_scan_is_drawn_coarser_where_it_is_finest():
+    assert view_step((100, 100, 50), (1, 1, 2)) == (1, 1, 1)
+    assert view_step((100, 100, 50), (1, 1, 2), most=125_000) == (2, 2, 1)
+    assert view_step((2, 2, 2), (1, 1, 1), most=1) == (2, 2, 2)
+
+
+def test_what_is_drawn_lies_on_the_scan(tmp_path, monkeypatch):
+    monkeypatch.setattr("dkuxnet.serve.view.view_step", lambda shape, spacing_mm: (2, 1, 3))
+    affine = np.array([[0, -1.0, 0, 5], [2, 0, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1]])
+    scan = Volume(np.random.default_rng(0).normal(size=(1, 10, 8, 9)).astype(np.float32), affine)
+    indices = np.zeros((10, 8, 9), np.uint8)
+    indices[4:9, 2:5, 6] = 2
+    step = write_views(scan, indices, np.full((10, 8, 9), 0.5, np.float32), tmp_path)
+    drawn = formats.read(view_path(tmp_path, "classes"))
+    assert np.array_equal(drawn.array, indices[::2, :, ::3])
+    assert np.allclose(drawn.affine @ [1, 1, 1, 1], affine @ [2, 1, 3, 1])
+    assert focus(indices, step) == [3, 3, 2]
+    assert np.all(formats.read(view_path(tmp_path, "uncertainty")).array == 128)
+
+
+def test_the_warnings_are_those_that_hold(tmp_path):
+    indices = np.zeros((9, 9, 9), np.uint8)
+    indices[3:6, 3:6, 3:6] = 1
+    sure, unsure = np.zeros((9, 9, 9)), np.ones((9, 9, 9))
+    names = ["background", "organ"]
+    assert class_warnings(names, indices, sure) == []
+    assert class_warnings(names, indices, unsure) == ["The model is unsure about 100% of organ. Look at the uncertainty layer."]
+    assert class_warnings([*names, "tumour"], indices, sure) == ["No tumour was found in this scan."]
+    for place in [np.s_[0, 4, 4], np.s_[8, 4, 4], np.s_[4, 0, 4], np.s_[4, 8, 4], np.s_[4, 4, 0], np.s_[4, 4, 8]]:
+        at_edge = indices.copy()
+        at_edge[place] = 1
+        assert "reaches the edge" in class_warnings(names, at_edge, sure)[0]
+    scan = Volume(np.zeros((1, 9, 9, 9), np.float32), np.diag([1.0, 1, 5, 1]))
+    formats.write(scan, tmp_path / "scan.h5")
+    assert scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3) == []
+    assert "5.0 mm long, much coarser than the 2.0 mm" in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
+    import h5py
+
+    with h5py.File(tmp_path / "scan.h5", "a") as file:
+        del file.attrs["affine"]
+    assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
+
+
+@pytest.mark.parametrize("as_indices, values", [(False, {0, 100, 255}), (True, {0, 1, 2})])
+def test_slicer_gets_the_classes_in_their_order_whatever_their_values(tmp_path, as_indices, values):
+    """3D Slicer takes the n-th name of `label_names` for the value n; a download has the training data's values."""
+    class Labels:
+        labels, channels, plan = {"background": 0, "wall": 100, "LA": 255}, ["MRI"], {"spacing_mm": [1.0] * 3}
+
+        def network_shape(self, scan):
+            return scan.shape
+
+        def __call__(self, scan, uncertainty, progress):
+            label = np.array([0, 100, 255], np.uint8)[np.arange(scan.array.size).reshape(scan.shape) % 3]
+            return Segmentation(Volume(label, scan.affine), uncertainty=Volume(np.zeros(scan.shape), scan.affine))
+
+    jobs = Jobs(tmp_path, Limits(), Work(Labels(), 1000))
+    job = jobs.open("a.nii", *NIFTI, as_indices)
+    formats.write(Volume(np.random.default_rng(0).normal(size=(6, 6, 6)), np.eye(4)), job.scan)
+    jobs.submit(job)
+    assert job.finished.wait(10) and job.state == "done", job.error
+    jobs.stop()
+    assert set(np.unique(formats.read(job.label).array).tolist()) == values
+    assert [(c["name"], c["index"], c["voxels"]) for c in job.result["classes"]] == [("wall", 1, 72), ("LA", 2, 72)]
