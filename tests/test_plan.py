@@ -25,8 +25,10 @@ def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
     assert plan.plan_channel("MRI", 0, fingerprint) == {"kind": "z-score"}
     assert plan.plan_channel("contrast", 0, fingerprint) == {"kind": "z-score"}  # holds the letters CT, is none
     ct = plan.plan_channel("CT", 0, fingerprint)
-    scan = np.array([[[[-1000.0, 20.0, 60.0, 3000.0]]]], np.float32)
-    np.testing.assert_allclose(plan.normalise(scan, [ct]).ravel(), [-3, 0, 1, 7], atol=1e-5)
+    scan = np.array([[[[-2000.0, 20.0, 60.0, 3000.0]]]], np.float32)
+    np.testing.assert_allclose(plan.normalise(scan, [ct]).ravel(), [-25.5, 0, 1, 24.5], atol=1e-5)
+    raw = plan.plan_channel("CT", 0, fingerprint | {"percentiles_median": [[0.0, 1000.0, 1600.0]]})  # stored with an offset
+    assert (raw["low"], raw["high"]) == (-1000, 1600)
     z = plan.normalise(np.random.default_rng(0).normal(5, 3, (2, 8, 8, 8)).astype(np.float32), [{"kind": "z-score"}] * 2)
     np.testing.assert_allclose([z.mean(axis=(1, 2, 3)), z.std(axis=(1, 2, 3))], [[0, 0], [1, 1]], atol=1e-4)
 

@@ -139,14 +139,23 @@ def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
     np.testing.assert_allclose(image[0], image[1], atol=1e-4)  # they differ by an offset, which normalising takes away
 
 
-def test_ct_is_scaled_by_the_data_set_s_figures_and_mri_by_the_scan_s_own(source, tmp_path):
+def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(source, tmp_path):
     fields = json.loads((source / "dataset.json").read_text())
     (source / "dataset.json").write_text(json.dumps(fields | {"channel_names": {"0": "CT"}}))
+    for file in (source / "imagesTr").iterdir():
+        scan = np.full(SHAPE, -1000.0, np.float32)
+        scan[5:-5, 5:-5, 2:-2] = np.random.default_rng(0).normal(40, 30, scan[5:-5, 5:-5, 2:-2].shape)
+        scan[10:14, 10:14, 5:8] = 350  # less than a two-hundredth of the scan
+        scan[16:18, 10:14, 5:8] = 180
+        scan[0, 0, 0] = 3071  # metal
+        rewrite(file, array=scan)
     how = prepare_scans(source, tmp_path / "prepared", processes=1)["plan"]["normalisation"][0]
     image = PreparedSet(tmp_path / "prepared").array("c0", "image")
-    assert how["kind"] == "ct"
-    assert image.max() == pytest.approx((how["high"] - how["mean"]) / how["std"], rel=1e-5)
-    assert image.min() >= (how["low"] - how["mean"]) / how["std"] - 1e-5
+    assert how["kind"] == "ct" and 30 < how["mean"] < 60 and 20 < how["std"] < 120
+    assert image.max() == pytest.approx((1000 - how["mean"]) / how["std"], rel=1e-5)
+    assert image.min() == pytest.approx((-1000 - how["mean"]) / how["std"], rel=1e-2)
+    organ, other = ((value - how["mean"]) / how["std"] for value in (350, 180))
+    assert (np.abs(image - organ) < 0.05).any() and (np.abs(image - other) < 0.05).any() and organ - other > 1.5
 
 
 def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):

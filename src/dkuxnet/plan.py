@@ -8,6 +8,7 @@ import numpy as np
 
 LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3  # voxels: the field's on the left atrium; less shows too little
 CPU_PATCH = 64 * 64 * 32
+CT_RANGE = (-1000.0, 1000.0)  # Hounsfield units: air, dense bone
 # Bytes of a training step per voxel of the patch: two branches, two patches a stream, bfloat16. From 16 kB a voxel, patch
 # and branch, in float32 (8.5 GB for a batch of two 64 cubes at the paper's widths); an estimate, not measured on a GPU.
 STEP_BYTES = {"dk-uxnet": 72_000, "dk-uxnet-small": 36_000}
@@ -27,11 +28,19 @@ def make_plan(fingerprint: dict[str, Any], channels: Sequence[str], spacing_mm: 
 
 
 def plan_channel(name: str, index: int, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """CT has an absolute scale: clip and scale by the data set's figures. All else: z-score of each scan."""
-    if "CT" not in name.upper().split():
+    """CT has an absolute scale: clip to what tissue can have, scale by the data set's figures. All else: z-score of each scan.
+
+    The clip is wide because the plan knows no label: a percentile of whole scans would cut off a small bright organ.
+    """
+    if not is_ct(name):
         return {"kind": "z-score"}
     low, _, high = fingerprint["percentiles_median"][index]
-    return {"kind": "ct", "low": low, "high": high, "mean": fingerprint["mean"][index], "std": fingerprint["std"][index]}
+    return {"kind": "ct", "low": min(low, CT_RANGE[0]), "high": max(high, CT_RANGE[1]),
+            "mean": fingerprint["mean"][index], "std": fingerprint["std"][index]}
+
+
+def is_ct(name: str) -> bool:
+    return "CT" in name.upper().split()
 
 
 def normalise(

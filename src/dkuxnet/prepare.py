@@ -28,11 +28,12 @@ from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
-from dkuxnet.plan import make_plan
+from dkuxnet.plan import is_ct, make_plan
 from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
+AIR = -500  # Hounsfield units: below is air, and most of a lung
 MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
@@ -121,14 +122,15 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
     sample = image.array.reshape(len(image.array), -1)[:, :: max(1, image.array[0].size // 20_000)]
+    samples = [without_air(values) if is_ct(name) else values for name, values in zip(source.channels, sample, strict=True)]
     ras = to_ras(image)
     facts: dict[str, Any] = {
         "name": case.name,
         "shape": list(ras.shape),
         "spacing_mm": list(ras.spacing_mm),
-        "percentiles": np.percentile(sample, (0.5, 50, 99.5), axis=1).T.tolist(),
-        "mean": sample.mean(axis=1).tolist(),
-        "std": sample.std(axis=1).tolist(),
+        "percentiles": [np.percentile(values, (0.5, 50, 99.5)).tolist() for values in samples],
+        "mean": [float(values.mean()) for values in samples],
+        "std": [float(values.std()) for values in samples],
     }
     if case.label is not None:
         label = read(case.label, kind="label")
@@ -137,6 +139,12 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
         values, counts = np.unique(label.array, return_counts=True)
         facts["label_counts"] = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
     return facts
+
+
+def without_air(values: np.ndarray) -> np.ndarray:
+    """The CT values (n,) of the body: the air around it would set the scale, and tissues would all look alike."""
+    body = values[values > AIR]
+    return body if len(body) else values
 
 
 def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
