@@ -78,7 +78,7 @@ def train_run(work: Path, name: str, spacing_mm: float, patch: list[int], batch:
             prepare_scans(work / "training", work / f"prepared_{name}", spacing_mm, processes=1)
         run_training(work / f"prepared_{name}", run, load_settings(overrides={
             "method.name": "supervised", "network.name": "dk-uxnet-tiny", "train.patch": patch, "train.steps": steps,
-            "train.lr": 0.005, "data.foreground_share": 0.5, "train.labelled_batch": batch, "train.unlabelled_batch": 0, "train.device": "cpu",
+            "train.lr": 0.005, "train.labelled_batch": batch, "train.unlabelled_batch": 0, "train.device": "cpu",
             "augment.flip": "xyz", "infer.overlap": 0.25}))
     return run
 

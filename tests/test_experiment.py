@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from dkuxnet import experiment, formats, phantom
+from dkuxnet.build import load_predictor
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet, write_array
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
-from dkuxnet.experiment import load_predictor, run_training
+from dkuxnet.experiment import run_training
 from dkuxnet.lock import locked
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.dual_mutual import DualMutual

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dkuxnet import formats
+from dkuxnet.build import build_method, load_predictor
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import build_method, load_predictor
 from dkuxnet.export.onnx import write_onnx
 from dkuxnet.export.patch_model import Job, PatchModel, check_equal
 from dkuxnet.export.targets import export_run

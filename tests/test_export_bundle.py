@@ -13,8 +13,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from dkuxnet import formats
+from dkuxnet.build import load_predictor
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import load_predictor
 from dkuxnet.export.monai_bundle import bundle_metadata, inference_config, write_bundle
 from dkuxnet.export.patch_model import Job
 from dkuxnet.export.targets import export_run

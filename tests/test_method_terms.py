@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dkuxnet.build import build_method
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import build_method
 from dkuxnet.lookup import lookup
 from dkuxnet.losses import segmentation_loss
 from dkuxnet.methods import METHODS

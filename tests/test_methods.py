@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from dkuxnet.build import build_method
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import build_method
 from dkuxnet.lookup import lookup
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import ramp_up

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dkuxnet.build import build_method
 from dkuxnet.comparison import Comparison, compare
 from dkuxnet.config import Settings, flatten, validate
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import Job, build_method, data_identity, new_job, write_out_options
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
+from dkuxnet.job import Job, data_identity, new_job, write_out_options
 from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page

@@ -15,8 +15,9 @@ from monai.transforms import MapTransform
 from torch import Tensor, nn
 
 from dkuxnet import formats
+from dkuxnet.build import build_method
 from dkuxnet.config import InferSettings, validate
-from dkuxnet.experiment import build_method, to_device
+from dkuxnet.devices import to_device
 from dkuxnet.export.patch_model import PatchModel
 from dkuxnet.infer import label_on_scan, label_volume, sliding_window
 from dkuxnet.network_grid import to_network_grid

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from dkuxnet.build import load_predictor
 from dkuxnet.errors import UserError
-from dkuxnet.experiment import load_predictor
 from dkuxnet.export.patch_model import Job
 from dkuxnet.lookup import lookup
 

@@ -1,0 +1,47 @@
+"""Devices: which one, how modules go there, and what to say when its memory is full."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from dkuxnet.distributed import local_rank, world
+from dkuxnet.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is the GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world() > 1:
+        name = f"cuda:{local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error
+    return device
+
+
+def to_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module, its kernels in channels-last memory: a 3x3x3 convolution is then twice as fast on a CPU, and
+    LayerNorm over channels reads contiguous memory."""
+    module.to(device)
+    for parameter in module.parameters():
+        if parameter.ndim == 5:  # Module.to would refuse a module with a parameter of 4 axes
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return module
+
+
+@contextmanager
+def telling_out_of_memory() -> Iterator[None]:
+    """Out of memory is a UserError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not (isinstance(error, torch.OutOfMemoryError)
+                                                    or "DefaultCPUAllocator" in str(error)):  # of the CPU torch has no kind
+            raise
+        raise UserError("out of memory; lower train.labelled_batch and train.unlabelled_batch, then train.patch, or take a "
+                        "smaller network") from error

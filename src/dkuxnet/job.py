@@ -1,0 +1,86 @@
+"""What a training is about, from its settings or from the folder of a run that goes on."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dkuxnet.build import described_network, network_shape
+from dkuxnet.config import MethodSettings, Settings, validate
+from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.data.splits import Split, make_split
+from dkuxnet.devices import choose_device
+from dkuxnet.errors import UserError
+from dkuxnet.lookup import lookup, parse_options
+from dkuxnet.methods import METHODS
+from dkuxnet.methods.base import Method
+from dkuxnet.run import RunFolder, machine
+from dkuxnet.types import NetworkShape
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is about: who trains and judges, what the network must hold, the patch (X, Y, Z) in voxels."""
+
+    settings: Settings
+    data: PreparedSet
+    split: Split
+    shape: NetworkShape
+    patch: tuple[int, int, int]
+    device: torch.device
+
+
+def new_job(prepared: Path, settings: Settings) -> Job:
+    """The job that the settings describe."""
+    settings = write_out_options(settings)
+    data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
+    split = make_split(
+        data.names, data.names_with_label, chosen.labelled, chosen.validation_cases, chosen.test_cases, chosen.split
+    )
+    patch = tuple(settings.train.patch or data.meta["plan"]["patch"])
+    return Job(settings, data, split, network_shape(data, settings), patch, choose_device(settings.train.device))
+
+
+def resumed_job(prepared: Path, run: Path) -> Job:
+    """The job of a run that is there, as its manifest has it. Raises UserError where the prepared set is another one."""
+    folder = RunFolder.open(run)
+    settings, manifest = validate(folder.settings), folder.manifest
+    data = PreparedSet(prepared, settings.data.cache_gib)
+    shape, patch = described_network(manifest, run)
+    for key, now in data_identity(data).items():
+        if manifest.get(key) != now:
+            raise UserError(f"{run} was trained on another data set than {prepared} (its {key} differ); resume it with "
+                            f"{manifest.get('prepared')}")
+    split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
+    return Job(settings, data, split, shape, patch, choose_device(settings.train.device))
+
+
+def write_out_options(settings: Settings) -> Settings:
+    """The settings with every option of the method: a default that changes later then changes no run that is there."""
+    method = lookup(METHODS, settings.method.name, "method")
+    options = parse_options(method.Options, settings.method.model_extra, f"method.{settings.method.name}")
+    return settings.model_copy(update={"method": MethodSettings(name=settings.method.name, **dataclasses.asdict(options))})
+
+
+def describe(job: Job, method: Method) -> dict[str, Any]:
+    """The manifest: what a machine needs to know to use this run without the prepared set."""
+    return {
+        "prepared": str(job.data.folder.resolve()),
+        **data_identity(job.data),
+        "fingerprint": job.data.meta["fingerprint"],
+        "split": job.split.to_json(),
+        "network_shape": dataclasses.asdict(job.shape),
+        "network": job.settings.network.name or job.data.meta["plan"]["network"],
+        "method": job.settings.method.name,
+        "uses_unlabelled": method.uses_unlabelled and job.settings.train.unlabelled_batch > 0,
+        "patch": list(job.patch),
+        "parameters": sum(p.numel() for p in method.parameters()),
+        "machine": machine(job.device),
+    }
+
+
+def data_identity(data: PreparedSet) -> dict[str, Any]:
+    """By what a resumed run knows its data set again."""
+    return {"cases": data.names} | {key: data.meta[key] for key in ("labels", "channels", "plan")}
