@@ -53,13 +53,15 @@ def prepare(
     spacing_mm: Annotated[float | None, typer.Option(help="Edge of a voxel in mm; the data's median by default.")] = None,
     layout: Annotated[str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")] = "auto",
     processes: Annotated[int, typer.Option(min=1, help="Cases worked on at once.")] = 2,
+    test_cases: Annotated[int, typer.Option(min=0, help="Keep the last N labelled cases out of all that is measured.")] = 0,
+    split: Annotated[Path | None, typer.Option(help="JSON file; its test list is kept out instead.")] = None,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.console import case_progress, show_prepared
     from dkuxnet.prepare import prepare_scans
 
     with case_progress() as progress:
-        meta = prepare_scans(source, prepared, spacing_mm, layout, processes, progress)
+        meta = prepare_scans(source, prepared, spacing_mm, layout, processes, progress, test_cases, split)
     show_prepared(meta, prepared)
 
 

@@ -76,10 +76,10 @@ def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
 
 
 def show_prepared(meta: dict[str, Any], prepared: Path) -> None:
-    plan, found = meta["plan"], meta["fingerprint"]
+    plan, cases, held_back = meta["plan"], meta["cases"], meta["held_back"]
     spacing = " x ".join(f"{s:.3g}" for s in plan["spacing_mm"])
-    _say(f"{found['cases']} cases prepared in {prepared}, {found['labelled']} with a label; classes: "
-         + ", ".join(meta["labels"]))
+    _say(f"{len(cases)} cases prepared in {prepared}, {sum(case['labelled'] for case in cases)} with a label"
+         + (f", {len(held_back)} held back for testing" if held_back else "") + "; classes: " + ", ".join(meta["labels"]))
     _say(f"plan: {spacing} mm, patch {' x '.join(map(str, plan['patch']))} voxels, network {plan['network']}")
     _say(f"next: dkuxnet train {prepared} RUN --labelled N")
 

@@ -99,9 +99,9 @@ def batches(job: Job, first: int) -> Iterator[Batch]:
 def patch_streams(job: Job) -> list[PatchStream]:
     """Where the patches come from: of the labelled cases and, for a method that uses them, of the unlabelled ones."""
     chosen, data = job.settings.train, job.settings.data
-    streams = [PatchStream(job.data, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
+    streams = [PatchStream(job.training, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
                            data.foreground_share)]
     uses_unlabelled = lookup(METHODS, job.settings.method.name, "method").uses_unlabelled
     if job.split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
-        streams.append(PatchStream(job.data, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
+        streams.append(PatchStream(job.training, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
     return streams

@@ -22,10 +22,16 @@ from dkuxnet.types import NetworkShape
 
 @dataclass(frozen=True)
 class Job:
-    """What a training is about: who trains and judges, what the network must hold, the patch (X, Y, Z) in voxels."""
+    """What a training is about: who trains and judges, what the network must hold, the patch (X, Y, Z) in voxels.
+
+    data describes the set and opens no array. `training`, `validation` and `test` open what the split lets each of them see.
+    """
 
     settings: Settings
     data: PreparedSet
+    training: PreparedSet
+    validation: PreparedSet
+    test: PreparedSet
     split: Split
     shape: NetworkShape
     patch: tuple[int, int, int]
@@ -39,8 +45,26 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     split = make_split(
         data.names, data.names_with_label, chosen.labelled, chosen.validation_cases, chosen.test_cases, chosen.split
     )
+    check_held_back(data, split)
     patch = tuple(settings.train.patch or data.meta["plan"]["patch"])
-    return Job(settings, data, split, network_shape(data, settings), patch, choose_device(settings.train.device))
+    return Job(settings, *views(data, split), split, network_shape(data, settings), patch, choose_device(settings.train.device))
+
+
+def check_held_back(data: PreparedSet, split: Split) -> None:
+    """Raises UserError where the split takes a case for anything but a test that `prepare` was told to hold back for it."""
+    held_back = set(data.meta.get("held_back", ()))
+    if taken := [name for name in (*split.labelled, *split.unlabelled, *split.validation) if name in held_back]:
+        raise UserError(f"case '{taken[0]}' was held back for testing when {data.folder} was prepared, and this split trains "
+                        f"on it: set data.test_cases={len(held_back)}, or data.split as it was then")
+
+
+def views(data: PreparedSet, split: Split) -> tuple[PreparedSet, PreparedSet, PreparedSet, PreparedSet]:
+    """The set with all arrays closed; and as training, choosing a checkpoint and the evaluation may open it, each its own
+    cases: a mistake elsewhere can then not train on a label that the split holds back."""
+    return (data.only(),
+            data.only(image=(*split.labelled, *split.unlabelled), label=split.labelled),
+            data.only(image=split.validation, label=split.validation),
+            data.only(image=split.test, truth=split.test))
 
 
 def resumed_job(prepared: Path, run: Path) -> Job:
@@ -54,7 +78,7 @@ def resumed_job(prepared: Path, run: Path) -> Job:
             raise UserError(f"{run} was trained on another data set than {prepared} (its {key} differ); resume it with "
                             f"{manifest.get('prepared')}")
     split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
-    return Job(settings, data, split, shape, patch, choose_device(settings.train.device))
+    return Job(settings, *views(data, split), split, shape, patch, choose_device(settings.train.device))
 
 
 def write_out_options(settings: Settings) -> Settings:

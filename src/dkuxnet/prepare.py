@@ -1,8 +1,8 @@
 """Raw scans -> prepared cases: checked, measured, planned, resampled, normalised, stored.
 
 Two passes over the source. The first verifies every case and takes the fingerprint; the plan follows from the
-fingerprint of the images alone, never from a label; the second resamples and stores. The folder appears under its name
-only when all of it is there.
+fingerprint of the images alone, never from a label, nor from a case that is named as a test case; the second resamples and
+stores. The folder appears under its name only when all of it is there.
 """
 
 import json
@@ -25,6 +25,7 @@ from dkuxnet.data.affines import check_same_grid, check_straight
 from dkuxnet.data.dataset import VERSION, write_array
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.layouts import find_source
+from dkuxnet.data.splits import make_split
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
@@ -45,11 +46,15 @@ def prepare_scans(
     layout: str = "auto",
     processes: int = 2,
     progress: Progress | None = None,
+    test_cases: int = 0,
+    split: Path | None = None,
 ) -> dict[str, Any]:
     """Prepare the scans of `source` in a new folder `prepared`; returns what its dataset.json holds.
 
-    spacing_mm: edge of the isotropic target voxel; None for the plan's own. Raises UserError for anything wrong with
-    the source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning, and one of `notes`.
+    spacing_mm: edge of the isotropic target voxel; None for the plan's own. test_cases, split: as in `data.splits.make_split`;
+    the test list stays out of fingerprint and plan, and no training takes it for anything else.
+    Raises UserError for anything wrong with the source, naming the case; nothing is left behind then. What is a little wrong is
+    a DataWarning, and one of `notes`.
     """
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UserError(f"--spacing-mm must be a number above 0, got {spacing_mm}")
@@ -57,6 +62,8 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     found = find_source(Path(source), layout)
+    labelled = [case.name for case in found.cases if case.label is not None]
+    held_back = make_split([case.name for case in found.cases], labelled, test_cases=test_cases, file=split).test
     progress = progress or (lambda what, done, total: None)
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
@@ -67,7 +74,7 @@ def prepare_scans(
             warnings.warn(note, DataWarning, stacklevel=2)
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
-        fingerprint = take_fingerprint(checks)
+        fingerprint = take_fingerprint([check for check in checks if check["name"] not in held_back])
         _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
         plan = make_plan(fingerprint, found.channels, spacing_mm)
         store = partial(_store_quietly, found, labels, plan, partial_folder / "cases")
@@ -84,6 +91,7 @@ def prepare_scans(
             ],
             "fingerprint": fingerprint,
             "plan": plan,
+            "held_back": list(held_back),
             "notes": notes,
         }
         (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1), "utf-8")

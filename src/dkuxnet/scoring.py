@@ -21,7 +21,7 @@ def validation_dice(predictor: nn.Module, job: Job) -> float:
     """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
     scores = []
     for name in job.split.validation[rank()::world()]:
-        image, truth = job.data.array(name, "image"), job.data.array(name, "label")
+        image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
         prob = sliding_window(predictor, image, job.patch, job.shape.classes, job.settings.infer, job.device).prob
         label = prob.argmax(axis=0)
         scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
@@ -47,14 +47,14 @@ def evaluate_test(
     for done, name in enumerate(job.split.test[rank()::world()], 1):
         info = job.data.info(name)
         affine = np.array(info["affine"])
-        grid = sliding_window(predictor, job.data.array(name, "image"), job.patch, len(labels), infer, job.device,
+        grid = sliding_window(predictor, job.test.array(name, "image"), job.patch, len(labels), infer, job.device,
                               with_uncertainty=True, groups=len(job.shape.groups))
         label = label_on_scan(grid.prob, info["shape"], affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
         write_maps(target / "maps", name, grid, np.array(info["prepared_affine"]))
-        truth = label_volume(job.data.array(name, "truth"), affine, list(labels.values()))
+        truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
         files.append((name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd")))
         progress(min(done * world(), len(job.split.test)), len(job.split.test))

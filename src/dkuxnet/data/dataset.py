@@ -7,8 +7,11 @@ PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; 
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation; likewise
 """
 
+import copy
 import json
 import math
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +25,7 @@ Kind = Literal["image", "label", "truth"]
 
 
 class PreparedSet:
-    """Reads a prepared folder. Arrays are opened on demand, so a label that nobody asks for is never opened."""
+    """Reads a prepared folder. Arrays are opened on demand; `only` makes a view that opens no others than it was given."""
 
     def __init__(self, folder: Path, cache_gib: float = 0.0):
         """Raises UserError where `folder` is not a prepared data set of this version."""
@@ -31,13 +34,23 @@ class PreparedSet:
         if self.meta.get("version") != VERSION:
             raise UserError(f"{folder}: prepared with format {self.meta.get('version')}, this program reads {VERSION}; "
                             "prepare it again")
-        self._room = int(cache_gib * 2**30)
-        self._cache: dict[tuple[str, Kind], np.ndarray] = {}
+        self._cases = {case["name"]: case for case in self.meta["cases"]}
+        self._cache = _Cache(int(cache_gib * 2**30))
+        self._open_to: frozenset[tuple[str, Kind]] | None = None  # None: all of it
+
+    def only(self, image: Iterable[str] = (), label: Iterable[str] = (), truth: Iterable[str] = ()) -> "PreparedSet":
+        """A view of this set that opens these cases' arrays, and refuses any other before its file is touched. Of what a view
+        may not open itself it can give nothing away. Both share what is in memory."""
+        kinds = {"image": image, "label": label, "truth": truth}
+        asked = frozenset((name, kind) for kind, names in kinds.items() for name in names)
+        view = copy.copy(self)
+        view._open_to = asked if self._open_to is None else asked & self._open_to
+        return view
 
     @property
     def names(self) -> list[str]:
         """All cases in the data set's order."""
-        return [case["name"] for case in self.meta["cases"]]
+        return list(self._cases)
 
     @property
     def names_with_label(self) -> list[str]:
@@ -54,28 +67,25 @@ class PreparedSet:
         return _read_json(self._path(name, "json"), f"case '{name}' of {self.folder}: its json is missing or broken")
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
-        """The whole array of a case, kept in memory while the cache has room. Raises UserError for a damaged file."""
-        key = (name, kind)
-        if key in self._cache:
-            return self._cache[key]
-        array = self._read(name, kind)
-        if array.nbytes <= self._room:
-            self._room -= array.nbytes
-            self._cache[key] = array
-        return array
+        """The whole array of a case, kept in memory while the cache has room. Raises UserError for a damaged file, and for one
+        that is closed to this view."""
+        self._check_open(name, kind)
+        whole = self._cache.get(name, kind)
+        return self._cache.keep(name, kind, self._read(name, kind)) if whole is None else whole
 
     def crop(self, name: str, kind: Kind, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """A box of a case; `start` and `shape` are in voxels, inside the case. Where the cache has no room for the case,
-        only the chunks that the box touches are read. Raises UserError for a damaged file."""
+        only the chunks that the box touches are read. Raises UserError as `array` does."""
+        self._check_open(name, kind)
         box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-        whole = self._cache.get((name, kind))
-        if whole is None and self._grid_bytes(name, kind) <= self._room:
+        whole = self._cache.get(name, kind)
+        if whole is None and self._grid_bytes(name, kind) <= self._cache.room:
             whole = self.array(name, kind)
         return whole[(..., *box)] if whole is not None else self._read(name, kind, box)
 
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
-        return tuple(next(case["shape"] for case in self.meta["cases"] if case["name"] == name))
+        return tuple(self._cases[name]["shape"])
 
     def _path(self, name: str, ending: str) -> Path:
         return self.folder / "cases" / f"{name}.{ending}"
@@ -83,11 +93,16 @@ class PreparedSet:
     def _grid_bytes(self, name: str, kind: Kind) -> int:
         return math.prod(self.shape(name)) * (4 * len(self.meta["channels"]) if kind == "image" else 1)
 
+    def _check_open(self, name: str, kind: Kind) -> None:
+        if name not in self._cases:
+            raise unknown("case", name, self.names)
+        if self._open_to is not None and (name, kind) not in self._open_to:
+            raise UserError(f"the {kind} of case '{name}' is closed here: by the split of the run this part of the program may "
+                            "not open it; what asks for it is wrong")
+
     def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
         import blosc2
 
-        if name not in self.names:
-            raise unknown("case", name, self.names)
         path = self._path(name, f"{kind}.b2nd")
         try:
             array = blosc2.open(str(path), mode="r")[(..., *box)]
@@ -97,6 +112,27 @@ class PreparedSet:
             raise UserError(f"{path}: class {array.max()} in a data set of {len(self.class_names)} classes; "
                             "prepare it again")
         return array
+
+
+class _Cache:
+    """Arrays in memory while there is room: for all views of a set, and all threads that read."""
+
+    def __init__(self, room: int):
+        """room: bytes that are left."""
+        self.room = room
+        self._arrays: dict[tuple[str, Kind], np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, kind: Kind) -> np.ndarray | None:
+        return self._arrays.get((name, kind))
+
+    def keep(self, name: str, kind: Kind, array: np.ndarray) -> np.ndarray:
+        """The array, kept where it fits; where another thread was faster, its own."""
+        with self._lock:
+            if (name, kind) not in self._arrays and array.nbytes <= self.room:
+                self.room -= array.nbytes
+                self._arrays[name, kind] = array
+            return self._arrays.get((name, kind), array)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
