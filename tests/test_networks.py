@@ -9,7 +9,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup
 from dkuxnet.losses import query_loss_all, segmentation_loss
 from dkuxnet.networks import NETWORKS
-from dkuxnet.networks.blocks import DepthwiseConv3d
+from dkuxnet.networks.blocks import Conv3x3x3, DepthwiseConv3d
 from dkuxnet.networks.grouping import check_groups, default_groups, grouped_assignment
 from dkuxnet.networks.kmax import KMaxLayer, MaskLogits
 from dkuxnet.types import Group, NetworkShape
@@ -170,6 +170,21 @@ def test_the_fast_depthwise_convolution_has_torch_s_output_and_gradients(size):
         results.append((output, image.grad, convolution.weight.grad, convolution.bias.grad))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("batch, size", [(1, (6, 6, 6)), (1, (2, 3, 4)), (2, (6, 6, 6))])
+def test_the_fast_dense_convolution_has_torch_s_output_and_gradients(batch, size):
+    fast, plain = Conv3x3x3(3, 4), nn.Conv3d(3, 4, 3, padding=1, bias=False)
+    plain.load_state_dict(fast.state_dict())
+    x, target = torch.randn(batch, 3, *size), torch.randn(batch, 4, *size)
+    results = []
+    for convolution in (fast, plain):
+        image = x.clone().requires_grad_()
+        output = convolution(image)
+        (output * target).sum().backward()
+        results.append((output, image.grad, convolution.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_mask_logits_are_the_same_whether_voxels_are_projected_or_not():

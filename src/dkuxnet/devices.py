@@ -1,5 +1,6 @@
 """Devices: which one, how modules go there, and what to say when its memory is full."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,23 @@ def to_device(module: nn.Module, device: torch.device) -> nn.Module:
         if parameter.ndim == 5:  # Module.to would refuse a module with a parameter of 4 axes
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return module
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Where wanted, torch takes algorithms that give the same bits every time, and warns by name of what has none; afterwards
+    all is as before. cuBLAS reads its variable when a process first uses it."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[2:]
 
 
 @contextmanager

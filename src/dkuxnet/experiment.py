@@ -14,7 +14,7 @@ from dkuxnet.build import build_method
 from dkuxnet.config import Settings
 from dkuxnet.data.augment import make_views
 from dkuxnet.data.loader import PatchStream, read_ahead
-from dkuxnet.devices import telling_out_of_memory, to_device
+from dkuxnet.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.distributed import by_the_first, joined, rank
 from dkuxnet.job import Job, describe, new_job, resumed_job
 from dkuxnet.lock import locked
@@ -40,6 +40,7 @@ def run_training(
     with joined(), ExitStack() as open_run:
         progress = progress if progress and not rank() else lambda what, done, total, figures: None
         job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+        open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
         method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
         state = make_state(method, job.settings.train)

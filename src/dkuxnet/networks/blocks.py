@@ -70,6 +70,23 @@ class _DepthwiseOnCPU(torch.autograd.Function):
         return grad_x, grad_weight.view(batch, *weight.shape).sum(dim=0), grad.sum(dim=(0, 2, 3, 4))
 
 
+class Conv3x3x3(nn.Conv3d):
+    """A dense 3x3x3 convolution without bias that keeps the size, (B, C, X, Y, Z) -> same, whose training is fast on a CPU.
+
+    Of a single patch torch computes small maps (its rule is below) by another algorithm, forwards and backwards, which takes
+    up to five times as long as the usual one. Beside a patch of zeros it takes the usual one. A process that shares a small
+    batch gets such single patches, and so does a teacher of one unlabelled patch.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.device.type == "cpu" and len(x) == 1 and x[..., 0].numel() <= 20480 and x[0, 0].numel() > 128:
+            return super().forward(torch.cat([x, torch.zeros_like(x)]))[:1]
+        return super().forward(x)
+
+
 class StochasticDepth(nn.Module):
     """Drops a residual branch for whole samples with probability `rate` while training (Huang et al., 2016)."""
 
@@ -110,9 +127,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3x3(in_channels, out_channels)
         self.norm1 = InstanceNorm(out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3x3(out_channels, out_channels)
         self.norm2 = InstanceNorm(out_channels)
         self.skip = nn.Identity()
         if in_channels != out_channels:

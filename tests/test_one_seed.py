@@ -1,0 +1,88 @@
+"""One seed, one result: bit for bit on a CPU, however the patches are read, and whatever was drawn before."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dkuxnet import devices, experiment, phantom
+from dkuxnet.config import load_settings
+from dkuxnet.experiment import run_training
+from dkuxnet.prepare import prepare_scans
+
+TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
+        "network.depths": [1, 1, 1, 1], "network.drop_rate": 0.2, "train.patch": [16, 16, 16], "train.labelled_batch": 2,
+        "train.unlabelled_batch": 2, "train.steps": 4, "train.log_every": 1, "train.device": "cpu", "train.average": 0.9,
+        "train.seed": 5, "data.labelled": 2}
+WORKERS = (0, 1, 3)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare_scans(phantom.write_dataset(folder / "scans", cases=6, labelled=4, size=20), folder / "prepared", processes=1)
+    return folder / "prepared"
+
+
+@pytest.fixture
+def two_threads():
+    """torch's sums are then shared by two threads, which end in any order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(prepared: Path, run: Path, **more) -> bytes:
+    """The file of weights; whatever generator a program may have drawn from before stands somewhere else each time."""
+    random.seed(os.urandom(8))
+    np.random.seed(int.from_bytes(os.urandom(4), "big"))
+    torch.seed()
+    run_training(prepared, run, load_settings(overrides=TINY | {key.replace("__", "."): value for key, value in more.items()}))
+    return (run / "final.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["dual-mutual", "unimatch"])
+def test_two_runs_are_equal_bit_for_bit_however_the_patches_are_read(prepared, tmp_path, two_threads, method):
+    """Cases kept in memory, or read from the disk in chunks; by the loop itself, one thread or three. UniMatch draws much inside."""
+    found = {(workers, cache): train(prepared, tmp_path / f"{workers}_{cache}", method__name=method, data__workers=workers,
+                                     data__cache_gib=cache)
+             for workers in WORKERS for cache in (4.0, 0.0)}
+    assert len(set(found.values())) == 1, {how: hash(content) for how, content in found.items()}
+    assert train(prepared, tmp_path / "again", method__name=method) in found.values()
+    assert train(prepared, tmp_path / "other", method__name=method, train__seed=6) not in found.values()
+
+
+def test_the_deterministic_switch_is_on_while_a_training_runs_and_changes_nothing_on_a_cpu(prepared, tmp_path, monkeypatch):
+    def state() -> tuple:
+        return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+
+    seen, whole = [], experiment.train_and_evaluate
+
+    def noting(*arguments):
+        seen.append((*state(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        whole(*arguments)
+    monkeypatch.setattr(experiment, "train_and_evaluate", noting)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = state()
+    weights = [train(prepared, tmp_path / str(switch), train__deterministic=switch) for switch in (False, True)]
+    assert weights[0] == weights[1] and state() == before
+    assert seen == [(*before, None), (True, True, True, False, ":4096:8")]
+    with pytest.raises(RuntimeError, match="stop"), devices.deterministic(True):
+        raise RuntimeError("stop")
+    assert state() == before
+
+
+def test_weights_are_finite_and_move(prepared, tmp_path):
+    """What the comparisons above compare is a training."""
+    train(prepared, tmp_path / "short", train__steps=1)
+    train(prepared, tmp_path / "long", train__steps=4)
+    one, four = (load_file(tmp_path / name / "final.safetensors") for name in ("short", "long"))
+    assert all(torch.isfinite(value).all() for value in four.values())
+    assert sum(not torch.equal(one[key], four[key]) for key in one) > len(one) / 2
