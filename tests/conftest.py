@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch reads it when a test imports it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on busy cores two threads that spin for each other take minutes
 
 
 @pytest.fixture(scope="session")

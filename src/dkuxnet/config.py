@@ -90,8 +90,8 @@ class TrainSettings(Section):
     """The loop. patch: voxels, None for the plan's; a multiple of 16. labelled_batch, unlabelled_batch: patches a step.
     average: decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the decay.
     save_every, save_minutes: a checkpoint after so many steps and after so many minutes, whichever comes first. on_nan: what a
-    loss or gradient that is not finite does: end the training, or leave that step out and count it. deterministic: on a GPU, take
-    algorithms that give the same bits every time where torch has one, at some cost in speed (a CPU always does)."""
+    loss or gradient that is not finite does: end the training, or leave that step out and count it. deterministic: on a GPU,
+    take algorithms that give the same bits every time where torch has one, at some cost in speed (a CPU always does)."""
 
     steps: PositiveInt = 4000
     seed: NonNegativeInt = 0
