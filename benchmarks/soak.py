@@ -4,7 +4,7 @@
 
 The scans are too large for the cache that they get, so that chunks are read from the disk all the time, by a thread;
 validation and checkpoints come every 100 steps. The first quarter counts as warming up. Over the rest a line is fitted to the
-memory: it is flat where the line rises by less than 1 % of its level over 1,000 steps, or by no more than twice what its scatter
+memory: it is flat where it rises by less than 1 % of its level over 1,000 steps, or by no more than twice what its scatter
 explains (standard error of the slope). Open files and threads must not be more at the end than after the warm-up. Ends with 1
 otherwise.
 """

@@ -1,9 +1,9 @@
 """How much faster two processes train than one, and where a step's time goes. On the CPU, one thread a process.
 
-    python benchmarks/two_processes.py [--rounds 5] [--steps 12] [--method dual-mutual]
+    python benchmarks/two_processes.py [--rounds 5] [--steps 12] [--batch 2] [--method dual-mutual]
 
-Trains DK-UXNet tiny on synthetic scans, patches of 48 x 32 x 16, 2 labelled and 2 unlabelled a step: by one process, then by
-two, and so on in turn; of each training the median step counts, without the first two. Prints
+Trains DK-UXNet tiny on synthetic scans, patches of 48 x 32 x 16, --batch labelled and as many unlabelled a step: by one
+process, then by two, and so on in turn; of each training the median step counts, without the first two. Prints
 
 wall    seconds of a step, and their ratio: what a user waits. On a machine with other work it says little.
 cpu     processor seconds of a step in the busier process, and their ratio: what the wall clock would give where each process
@@ -24,18 +24,20 @@ import tempfile
 import time
 from pathlib import Path
 
-SETTINGS = {"network.name": "dk-uxnet-tiny", "train.patch": [48, 32, 16], "train.device": "cpu", "train.labelled_batch": 2,
-            "train.unlabelled_batch": 2, "train.log_every": 1, "data.labelled": 4, "data.workers": 0}
+SETTINGS = {"network.name": "dk-uxnet-tiny", "train.patch": [48, 32, 16], "train.device": "cpu", "train.log_every": 1,
+            "data.labelled": 4, "data.workers": 0}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--method", default="dual-mutual")
     parser.add_argument("--worker", nargs=2, metavar=("PREPARED", "RUN"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    settings = SETTINGS | {"train.steps": chosen.steps, "method.name": chosen.method}
+    settings = SETTINGS | {"train.steps": chosen.steps, "method.name": chosen.method,
+                           "train.labelled_batch": chosen.batch, "train.unlabelled_batch": chosen.batch}
     if chosen.worker:
         print(json.dumps(train(*map(Path, chosen.worker), settings)))
         return
