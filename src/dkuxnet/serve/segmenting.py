@@ -87,8 +87,8 @@ def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> li
     """What about the scan itself makes the result doubtful, in plain words."""
     found = []
     if not says_where(path):
-        found.append("This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 mm was assumed. If that "
-                     "is wrong, so are the volumes, and the segmentation may be poor.")
+        found.append("This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 mm was assumed. If "
+                     "that is wrong, so are the volumes, and the segmentation may be poor.")
     if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
         found.append(f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser than the "
                      f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result.")
