@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch reads it when a test imports it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when a test imports it; `make test` has a worker for every core
 
 
 @pytest.fixture(scope="session")
