@@ -112,8 +112,8 @@ def main() -> None:
     if not (work / "large").exists():
         write_scans(work / "large", chosen.scans, seed=2)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        made = (pool.submit(train_run, work, "fine", chosen.fine_mm, [32, 32, 32], 2, 400),
-                pool.submit(train_run, work, "coarse", chosen.coarse_mm, [64, 64, 32], 1, 150))  # nearly all of a scan
+        made = (pool.submit(train_run, work, "fine", chosen.fine_mm, [32, 32, 32], 2, 1000),
+                pool.submit(train_run, work, "coarse", chosen.coarse_mm, [64, 64, 32], 1, 400))  # nearly all of a scan
         fine, coarse = (each.result() for each in made)
     rows: dict[str, list[dict[str, float]]] = {"one pass": [], "two passes": []}
     print("| scan | passes | Dice | CPU seconds | GiB | share of the scan |\n|---|---|---|---|---|---|")

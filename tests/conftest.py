@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch reads it when a test imports it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when a test imports it; `make test` has a worker for every core
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on busy cores two threads that spin for each other take minutes
 
 

@@ -69,10 +69,13 @@ def overrides(method: str) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(prepared, tmp_path_factory) -> Path:
-    """The runs of one process, a folder a method."""
-    folder = tmp_path_factory.mktemp("alone")
+    """The runs of one process, a folder a method. One thread, as in the workers: the sums of two threads round otherwise, and a
+    voxel on the border of two queries may then be assigned to the other, which is a jump, not a rounding."""
+    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    torch.set_num_threads(1)
     for method in METHODS:
         run_training(prepared, folder / method, load_settings(overrides=overrides(method)))
+    torch.set_num_threads(threads)
     return folder
 
 

@@ -55,42 +55,54 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("method, network", [*((name, "dk-uxnet-tiny") for name in METHODS), ("supervised", "vnet")])
-def test_8_steps_are_4_steps_saved_and_4_more_in_a_new_process(prepared, tmp_path, method, network):
-    """V-Net brings dropout and running statistics; the moving average and stochastic depth are on as well."""
-    more = {"method__name": method, "train__average": 0.9, "data__labelled": 2, "network__name": network}
-    if method == "bcp":
-        more |= {"method__pretrain_steps": 2}  # so that its teacher labels before and after the break
-    if network == "vnet":
-        more |= {"network__widths": None, "network__query_channels": None, "train__patch": [32, 32, 32]}
-    else:
-        more |= {"network__drop_rate": 0.2}
-    overrides = {k: v for k, v in (TINY | {k.replace("__", "."): v for k, v in more.items()}).items() if v is not None}
-    run_training(prepared, tmp_path / "whole", load_settings(overrides=overrides))
+PAIRS = [*((name, "dk-uxnet-tiny") for name in METHODS), ("supervised", "vnet")]
+HALVES = """
+import json, os, signal, sys, pathlib, torch
+from dkuxnet.config import load_settings
+from dkuxnet.experiment import run_training
+from dkuxnet.train import Interrupted
+prepared, resume = pathlib.Path(sys.argv[1]), sys.argv[2] == "resume"
+torch.set_num_threads(int(sys.argv[4]))
+for run, overrides in json.loads(sys.argv[3]):
+    def stop(what, done, total, figures):
+        if 2 * done == total and not resume: os.kill(os.getpid(), signal.SIGINT)  # as by Ctrl-C
+    try: run_training(prepared, pathlib.Path(run), load_settings(overrides=overrides), resume, stop)
+    except Interrupted: pass
+"""
 
-    config = tmp_path / "stop.py"  # the first half stops as by Ctrl-C at step 4
-    config.write_text(
-        "import sys, os, signal, pathlib, torch\n"
-        "from dkuxnet.config import load_settings\n"
-        "from dkuxnet.experiment import run_training\n"
-        "from dkuxnet.train import Interrupted\n"
-        "import json\n"
-        "prepared, run, resume = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3] == 'resume'\n"
-        "torch.set_num_threads(int(sys.argv[5]))\n"
-        "def stop(what, done, total, figures):\n"
-        "    if done == 4 and not resume: os.kill(os.getpid(), signal.SIGINT)\n"
-        "try: run_training(prepared, run, load_settings(overrides=json.loads(sys.argv[4])), resume, stop)\n"
-        "except Interrupted: pass\n"
-    )
+
+def resumed_overrides(method, network):
+    """V-Net brings dropout and running statistics; the moving average and stochastic depth are on as well."""
+    chosen = TINY | {"method.name": method, "train.average": 0.9, "data.labelled": 2, "network.name": network}
+    if method == "bcp":
+        chosen |= {"method.pretrain_steps": 2}  # so that its teacher labels before and after the break
+    if network != "vnet":
+        return chosen | {"network.drop_rate": 0.2}
+    del chosen["network.widths"], chosen["network.query_channels"]
+    return chosen | {"train.patch": [32, 32, 32], "train.steps": 4, "train.log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def halves(prepared, tmp_path_factory):
+    """A run for each of PAIRS, its first half by one process and its second by another."""
+    folder = tmp_path_factory.mktemp("halves")
+    runs = [(str(folder / f"{method}_{network}"), resumed_overrides(method, network)) for method, network in PAIRS]
+    told, threads = json.dumps(runs), str(torch.get_num_threads())
     for mode in ("first", "resume"):
-        subprocess.run([sys.executable, config, prepared, tmp_path / "halves", mode, json.dumps(overrides),
-                        str(torch.get_num_threads())], check=True)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "halves"))
+        subprocess.run([sys.executable, "-c", HALVES, prepared, mode, told, threads], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("method, network", PAIRS)
+def test_all_steps_are_half_of_them_saved_and_the_rest_in_a_new_process(prepared, halves, tmp_path, method, network):
+    run_training(prepared, tmp_path / "whole", load_settings(overrides=resumed_overrides(method, network)))
+    resumed = halves / f"{method}_{network}"
+    assert same(weights(tmp_path / "whole"), weights(resumed))
 
     def logged(run):
-        rows = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    assert logged("whole") == logged("halves")
+    assert logged(tmp_path / "whole") == logged(resumed)
 
 
 def test_labels_beyond_the_first_n_are_never_opened(prepared, tmp_path):

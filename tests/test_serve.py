@@ -64,6 +64,7 @@ def test_the_label_map_is_the_one_that_predict_writes(client, run, tmp_path, end
     (written,) = predict_scans(run, [scan], tmp_path / "out", device="cpu")
     job = outcome(client, send(client, scan)["id"])
     assert job["state"] == "done", job["error"]
+    assert job["result"]["oriented"]  # our own h5 says where it lies
     answer = client.get(f"/jobs/{job['id']}/label")
     name = f"anna b_segmentation{'.nii.gz' if ending in ('.h5', '.zip') else ending}"
     assert job["download"] == name

@@ -57,6 +57,7 @@ class Work:
         step = write_views(scan, indices, result.uncertainty.array, job.folder)
         return {
             "shape": list(scan.shape),
+            "oriented": says_where(job.scan),
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
             "focus": focus(indices, step),
@@ -85,9 +86,9 @@ def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[s
 def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> list[str]:
     """What about the scan itself makes the result doubtful, in plain words."""
     found = []
-    if path.suffix == ".h5" and not _says_where(path):
-        found.append("This h5 file does not say how large its voxels are: 0.625 mm was assumed. If that is wrong, so are the "
-                     "volumes, and the segmentation may be poor.")
+    if not says_where(path):
+        found.append("This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 mm was assumed. If "
+                     "that is wrong, so are the volumes, and the segmentation may be poor.")
     if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
         found.append(f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser than the "
                      f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result.")
@@ -114,7 +115,10 @@ def class_warnings(names: list[str], indices: np.ndarray, uncertainty: np.ndarra
     return found
 
 
-def _says_where(path: Path) -> bool:
+def says_where(path: Path) -> bool:
+    """Whether a scan's file says where in the patient its voxels lie: all formats do, but of h5 only those with an affine."""
+    if path.suffix != ".h5":
+        return True
     import h5py
 
     with h5py.File(path, "r") as file:

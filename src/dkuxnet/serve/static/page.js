@@ -112,7 +112,7 @@ async function present(mine, job) {
   get("volumes").replaceChildren(...classes.map(volumeRow));
   Object.assign(get("download"), { href: `/jobs/${job.id}/label`, download: job.download, title: job.download });
   const thinned = step.some((s) => s > 1) ? ` Drawn at every ${step.join(" × ")}th voxel; the label map has all.` : "";
-  get("facts").textContent = `${shape.join(" × ")} voxels of ${spacing_mm.map((s) => +s.toFixed(2)).join(" × ")} mm, segmented in ${seconds} s.${thinned}`;
+  get("facts").textContent = `${shape.join(" × ")} voxels of ${spacing_mm.map((s) => +s.toFixed(3)).join(" × ")} mm, segmented in ${seconds} s.${thinned}`;
   show("result");
   const drawable = canDraw();
   for (const id of ["frame", "keys", "layers"]) get(id).hidden = !drawable;

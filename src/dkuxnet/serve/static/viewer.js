@@ -28,6 +28,7 @@ export async function draw(canvas, job, opacity) {
     R: channel(0), G: channel(1), B: channel(2), A: indices.map((i) => (i ? 255 : 0)), I: indices,
     labels: ["", ...job.result.classes.map((c) => c.name)],
   });
+  viewer.opts.isOrientationTextVisible = job.result.oriented;
   viewer.scene.crosshairPos = viewer.vox2frac(job.result.focus);
   viewer.updateGLVolume();
 }
