@@ -16,6 +16,7 @@ from dkuxnet.data.augment import make_views
 from dkuxnet.data.loader import PatchStream, read_ahead
 from dkuxnet.devices import telling_out_of_memory, to_device
 from dkuxnet.distributed import by_the_first, joined, rank
+from dkuxnet.errors import telling_disk_errors
 from dkuxnet.job import Job, describe, new_job, resumed_job
 from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup
@@ -29,6 +30,7 @@ Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of h
 
 
 @telling_out_of_memory()
+@telling_disk_errors()
 def run_training(
     prepared: Path, run: Path, settings: Settings, resume: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -53,7 +55,6 @@ def run_training(
                 folder.rewind_metrics(state.step)
             train_and_evaluate(job, state, folder, progress)
         finally:
-            folder.close()
             if not resume:
                 folder.discard_unless_saved()
     return folder.manifest
