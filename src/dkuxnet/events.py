@@ -14,8 +14,8 @@ class EventFile:
     """The event file of one process: a new one in `folder`, which hides what older ones say of `first_step` and after."""
 
     def __init__(self, folder: Path, first_step: int):
-        # TensorBoard reads the files in the order of their names: by step, so that a clock that is set back changes nothing
-        names = (folder / f"events.out.tfevents.{first_step:010d}.{n}" for n in itertools.count())
+        # TensorBoard reads the files in the order of their names: counted, so that a clock that is set back changes nothing
+        names = (folder / f"events.out.tfevents.{n:06d}" for n in itertools.count())
         self.path = next(path for path in names if not path.exists())
         self._first_step = first_step
         self._begun = False

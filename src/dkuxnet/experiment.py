@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dkuxnet.advice import memory_advice
 from dkuxnet.build import build_method
 from dkuxnet.config import Settings
 from dkuxnet.data.augment import make_views
@@ -20,6 +21,7 @@ from dkuxnet.errors import telling_disk_errors
 from dkuxnet.job import Job, describe, new_job, resumed_job
 from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup
+from dkuxnet.memory import free_bytes
 from dkuxnet.methods import METHODS
 from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, peak_memory_gib
 from dkuxnet.scoring import evaluate_test, validation_dice
@@ -53,7 +55,9 @@ def run_training(
             if resume:
                 state.restore(folder.load_checkpoint())
                 folder.rewind_metrics(state.step)
-            train_and_evaluate(job, state, folder, progress)
+            free = free_bytes(job.device)
+            with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+                train_and_evaluate(job, state, folder, progress)
         finally:
             if not resume:
                 folder.discard_unless_saved()
