@@ -7,6 +7,7 @@ only when all of it is there.
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from dkuxnet.data.layouts import find_source
 from dkuxnet.errors import DataWarning, UserError, disk_reason
 from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
+from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
 from dkuxnet.plan import is_ct, make_plan
 from dkuxnet.types import Case, Source, Volume
 
@@ -38,6 +40,7 @@ MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
+@stopping_on_sigterm()
 def prepare_scans(
     source: Path,
     prepared: Path,
@@ -226,15 +229,20 @@ def _store_quietly(*job: Any) -> tuple[tuple[int, ...], dict[str, str]]:
 def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progress, what: str) -> list:
     cases = list(cases)
     results = []
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
     try:
         for result in pool.map(job, cases) if pool else map(job, cases):
             results.append(result)
             progress(what, len(results), len(cases))
     except (BrokenProcessPool, MemoryError) as error:
+        why = "too little memory" if isinstance(error, MemoryError) else "a process was killed, as happens where memory runs out"
         name = cases[len(results)].name
-        raise UserError(f"case '{name}' or one after it: too little memory; use --processes 1 or a coarser --spacing-mm"
-                        ) from error
+        raise UserError(f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm") from error
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
