@@ -42,7 +42,8 @@ ALLOWED = {
     "data.": {"data.", "dicom.", "formats."},  # layouts and their parts
     "evaluate": {"metrics", "formats.", "data.affines", "data.layouts", "data.layout_files"},
     "network_grid": {"plan", "data.geometry"},
-    "prepare": {"parallel", "plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "network_grid"},
+    "prepare": {"parallel", "plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset",
+                "network_grid"},
     "train": {"average", "config", "distributed", "run", "methods.base"},
     "infer": {"components", "config", "data.geometry", "memory"},
     "grid": {"config", "methods", "networks"},  # their tables of names

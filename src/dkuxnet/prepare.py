@@ -236,7 +236,8 @@ def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progre
             results.append(result)
             progress(what, len(results), len(cases))
     except (BrokenProcessPool, MemoryError) as error:
-        why = "too little memory" if isinstance(error, MemoryError) else "a process was killed, as happens where memory runs out"
+        killed = "a process was killed, as happens where memory runs out"
+        why = "too little memory" if isinstance(error, MemoryError) else killed
         name = cases[len(results)].name
         raise UserError(f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm") from error
     except KeyboardInterrupt:
