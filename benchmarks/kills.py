@@ -24,6 +24,8 @@ TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "networ
         "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 16,
         "train.log_every": 2, "train.save_every": 2, "train.device": "cpu", "train.warm_up_steps": 2, "train.average": 0.9,
         "data.labelled": 2, "data.test_cases": 0}
+# once for all trainings: the kills then fall into the work, not into its imports
+PRELOADED = ["dkuxnet.experiment", "dkuxnet.networks.dkuxnet", "blosc2", "sympy", "tensorboard.compat.proto.event_pb2"]
 METHODS = ("dual-mutual", "mean-teacher", "ua-mt", "cps", "mc-net-plus", "bcp", "fixmatch", "unimatch", "dtc", "supervised")
 
 
@@ -38,7 +40,8 @@ def main() -> None:
     sys.exit(bool(result["different"]))
 
 
-def kill_and_compare(folder: Path, kills: int, seed: int = 0, tell=lambda line: None, methods=METHODS) -> dict:
+def kill_and_compare(folder: Path, kills: int, seed: int = 0, tell=lambda line: None, methods=METHODS,
+                     steps: int = TINY["train.steps"]) -> dict:
     """At least `kills` kills, spread over `methods`; how many trainings were killed, resumed, and came out different."""
     rng = random.Random(seed)
     prepared = prepare(folder)
@@ -49,9 +52,9 @@ def kill_and_compare(folder: Path, kills: int, seed: int = 0, tell=lambda line: 
         method = methods[turn % len(methods)]
         whole, broken = folder / f"whole{turn}", folder / f"broken{turn}"
         started = time.monotonic()
-        assert run(prepared, whole, method, None) == 0, "the undisturbed training failed"
+        assert run(prepared, whole, method, steps, None) == 0, "the undisturbed training failed"
         took = time.monotonic() - started
-        while (code := run(prepared, broken, method, rng.uniform(0.2, 1.0) * took)) != 0:
+        while (code := run(prepared, broken, method, steps, rng.uniform(0.2, 1.0) * took)) != 0:
             assert code == -9, f"ended with {code}"
             done = result["kills"] = result["kills"] + 1
             result["inside a save"] += any(broken.rglob("*.part"))
@@ -71,11 +74,11 @@ def prepare(folder: Path) -> Path:
     return folder / "prepared"
 
 
-def run(prepared: Path, folder: Path, method: str, kill_after: float | None) -> int:
+def run(prepared: Path, folder: Path, method: str, steps: int, kill_after: float | None) -> int:
     """A training, new or resumed, in a process; killed after so many seconds. Its exit code, -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dkuxnet.experiment"])
-    child = context.Process(target=train, args=(prepared, folder, method))
+    context.set_forkserver_preload(PRELOADED)
+    child = context.Process(target=train, args=(prepared, folder, method, steps))
     child.start()
     child.join(kill_after)
     if child.is_alive():
@@ -84,7 +87,7 @@ def run(prepared: Path, folder: Path, method: str, kill_after: float | None) -> 
     return child.exitcode
 
 
-def train(prepared: Path, folder: Path, method: str) -> None:
+def train(prepared: Path, folder: Path, method: str, steps: int) -> None:
     import shutil
 
     import torch
@@ -98,7 +101,7 @@ def train(prepared: Path, folder: Path, method: str) -> None:
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)  # killed before it saved anything
     try:
-        run_training(prepared, folder, load_settings(overrides=TINY | {"method.name": method}), resume)
+        run_training(prepared, folder, load_settings(overrides=TINY | {"method.name": method, "train.steps": steps}), resume)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

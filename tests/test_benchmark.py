@@ -296,7 +296,7 @@ def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_out
         with monkeypatch.context() as patched:
             patched.setattr(experiment, "to_device", lambda *_: torch.empty(2**60))
             [line] = run_benchmark(file).failed.values()
-        assert line.startswith("out of memory; lower train.labelled_batch") and folder.has_checkpoint
+        assert line.startswith("out of memory: take a smaller network") and folder.has_checkpoint
     steps = []
     watch = Watch(progress=lambda run, what, done, total, figures: steps.append(done) if what == "train" else None)
     assert run_benchmark(file, watch=watch).failed == {} and steps == list(range(first, 5))

@@ -106,7 +106,7 @@ def test_a_damaged_array_is_one_clear_line(tmp_path, damage, read):
                "scrambled": content[:2000] + middle + content[-2000:]}[damage]
     path.unlink() if changed is None else path.write_bytes(changed)
     data = PreparedSet(tmp_path / "p")
-    with pytest.raises(UserError, match=r"a\.image\.b2nd: missing or damaged .* prepare the data set again"):
+    with pytest.raises(UserError, match=r"a\.image\.b2nd is missing or damaged .* prepare the data set again"):
         data.array("a", "image") if read == "array" else data.crop("a", "image", (5, 5, 5), (9, 9, 9))
 
 
@@ -137,7 +137,7 @@ def test_a_missing_or_broken_json_names_its_case(tmp_path, text):
     write_set(tmp_path / "p")
     path = tmp_path / "p" / "cases" / "a.json"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(UserError, match=r"case 'a'.*missing or broken"):
+    with pytest.raises(UserError, match=r"case 'a'.*missing or damaged"):
         PreparedSet(tmp_path / "p").info("a")
 
 

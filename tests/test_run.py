@@ -42,7 +42,6 @@ def test_metrics_rewind_to_the_step_of_the_checkpoint(run):
         run.log(step, {"loss": float(step)})
     run.rewind_metrics(4)
     run.log(4, {"loss": 0.0})
-    run.close()
     assert [row["step"] for row in run.metrics()] == [1, 3, 4]
 
 

@@ -10,9 +10,9 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.errors import DataWarning, UserError, disk_reason
 
 VERSION = 1
 KEPT = 2
@@ -29,19 +29,37 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     part = folder / "new.part"
     try:
         folder.mkdir(exist_ok=True)
-        torch.save({"version": VERSION, **state}, part)
-        path = folder / f"{state['step']:08d}-{checksum(part)}.pt"
-        flush(part)
-        os.replace(part, path)
+        try:
+            with part.open("wb") as file:
+                hashed = Hashed(file)
+                torch.save({"version": VERSION, **state}, hashed)
+                file.flush()
+                os.fsync(file.fileno())
+            path = folder / f"{state['step']:08d}-{hashed.sha256.hexdigest()}.pt"
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
         flush(folder)
         for old in listed(folder):
             if old != path and old not in listed(folder)[:KEPT]:
                 old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
-        part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{folder}: cannot save a checkpoint: {reason}; make room there and go on with --resume") from error
+        raise UserError(f"{folder}: cannot save a checkpoint: {disk_reason(error)}") from error
     return path
+
+
+class Hashed:
+    """A file that is written to, and the SHA-256 of what should stand in it: not of what a failing disk made of it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -102,9 +120,9 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk itself, so that a power failure cannot undo it."""
-    descriptor = os.open(path, os.O_RDONLY)
+def flush(folder: Path) -> None:
+    """Bring the names in a folder to the disk itself, so that a power failure cannot undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

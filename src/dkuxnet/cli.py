@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.errors import DataWarning, UserError, telling_disk_errors
 
 app = typer.Typer(
     name="dkuxnet",
@@ -28,7 +28,8 @@ def main() -> None:
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
         try:
-            app()
+            with telling_disk_errors():
+                app()
         except UserError as error:
             many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
             who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""

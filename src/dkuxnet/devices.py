@@ -1,7 +1,8 @@
 """Devices: which one, how modules go there, and what to say when its memory is full."""
 
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,13 +54,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def telling_out_of_memory() -> Iterator[None]:
-    """Out of memory is a UserError that says what to lower."""
+def telling_out_of_memory(advise: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Out of memory is a UserError. advise: called once the memory of the block is free again; what to lower, and to what."""
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not (isinstance(error, torch.OutOfMemoryError)
                                                     or "DefaultCPUAllocator" in str(error)):  # of the CPU torch has no kind
             raise
-        raise UserError("out of memory; lower train.labelled_batch and train.unlabelled_batch, then train.patch, or take a "
-                        "smaller network") from error
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors
+        cause = error
+    raise UserError(f"out of memory: {advise() or 'take a smaller network, patch or batch'}") from cause

@@ -1,5 +1,15 @@
 """What users meet: one exception, a clear line and never a traceback, and one kind of warning."""
 
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NO_ROOM, NO_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+WHAT_TO_DO = dict.fromkeys(NO_ROOM, "make room there and do it again (a training: with --resume)")
+WHAT_TO_DO |= dict.fromkeys(NO_RIGHT, "choose a folder that can be written to")
+
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a setting, a name, a disk.
@@ -13,3 +23,25 @@ class DataWarning(UserWarning):
 
     The message is one line: what, by how much, what follows. Told by `warnings.warn`; the command line shows each once.
     """
+
+
+def disk_reason(error: BaseException) -> str:
+    """What the system said of a file, and what to do about it; also where a library put an error of its own in front."""
+    number, last = None, error
+    while last is not None and number is None:
+        of_rust = re.search(r"\(os error (\d+)\)", str(last))  # how safetensors tells it
+        number = getattr(last, "errno", None) or (int(of_rust[1]) if of_rust else None)
+        last = last.__cause__ or last.__context__
+    if number is None:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "; ".join(filter(None, (os.strerror(number), WHAT_TO_DO.get(number))))
+
+
+@contextmanager
+def telling_disk_errors() -> Iterator[None]:
+    """An error of the system about a file, where nobody else told it, is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{disk_reason(error)}") from error

@@ -19,7 +19,7 @@ from dkuxnet import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layout_files import by_stem, images_in, label_values, read_dataset_json
 from dkuxnet.data.layouts import find_source
-from dkuxnet.errors import UserError
+from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.metrics import confusion_counts, segmentation_metrics, statistics
 from dkuxnet.types import Volume
 
@@ -241,4 +241,4 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(f"{path}: cannot be written: {error}; give a folder that can be written to") from error
+        raise UserError(f"{path}: cannot be written: {disk_reason(error)}") from error

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
+from dkuxnet.advice import memory_advice
 from dkuxnet.build import build_method
 from dkuxnet.config import Settings
 from dkuxnet.data.augment import make_views
 from dkuxnet.data.loader import PatchStream, read_ahead
 from dkuxnet.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.distributed import by_the_first, joined, rank
+from dkuxnet.errors import telling_disk_errors
 from dkuxnet.job import Job, describe, new_job, resumed_job
 from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup
+from dkuxnet.memory import free_bytes
 from dkuxnet.methods import METHODS
 from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, peak_memory_gib
 from dkuxnet.scoring import evaluate_test, validation_dice
@@ -29,6 +32,7 @@ Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of h
 
 
 @telling_out_of_memory()
+@telling_disk_errors()
 def run_training(
     prepared: Path, run: Path, settings: Settings, resume: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -52,9 +56,10 @@ def run_training(
             if resume:
                 state.restore(folder.load_checkpoint())
                 folder.rewind_metrics(state.step)
-            train_and_evaluate(job, state, folder, progress)
+            free = free_bytes(job.device)
+            with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+                train_and_evaluate(job, state, folder, progress)
         finally:
-            folder.close()
             if not resume:
                 folder.discard_unless_saved()
     return folder.manifest

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
 from dkuxnet.errors import UserError
+from dkuxnet.memory import GIB, free_bytes
 from dkuxnet.types import Volume
 
 
@@ -175,14 +175,10 @@ def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence
 
 
 def check_memory(needed: int) -> None:
-    """Raises UserError where `needed` bytes are more than the machine has free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return  # a system that does not say
-    if needed > free:
-        raise UserError(f"this scan needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free; "
+    """Raises UserError where `needed` bytes are more than there are free."""
+    free = free_bytes()
+    if free is not None and needed > free:
+        raise UserError(f"this scan needs {needed / GIB:.1f} GiB of memory and {free / GIB:.1f} GiB are free; "
                         "close other programs, or prepare and train at a coarser spacing")
 
 

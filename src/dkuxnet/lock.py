@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import UserError, disk_reason
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def locked(folder: Path, worker: str) -> Iterator[None]:
     try:
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}; choose another folder") from error
+        raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
     with file:
         try:
             import fcntl  # not on Windows

@@ -81,6 +81,13 @@ def _child(pipe: Connection, work: Work, arguments: Sequence[Any]) -> None:
         pipe.send((True, outcome))
 
 
+def end_with_parent() -> None:
+    """Have this process ended with the one that started it, however that ends, and else by it alone: not by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
 def _stop_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:

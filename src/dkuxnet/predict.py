@@ -9,7 +9,7 @@ from pathlib import Path
 from dkuxnet import formats
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom.series import find_scans, one_series
-from dkuxnet.errors import UserError
+from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
@@ -165,7 +165,7 @@ def _make_folder(output: Path, labels: dict[str, int], kinds: Sequence[str]) -> 
             folder.mkdir(parents=True, exist_ok=True)
         foreign = described.exists() and described.read_bytes() != text.encode()
     except OSError as error:
-        raise UserError(f"{output}: cannot write there: {error.strerror}") from error
+        raise UserError(f"{output}: cannot write there: {disk_reason(error)}") from error
     if foreign:
         raise UserError(f"{described} describes other data than these label maps would be; choose another --output")
     # `dkuxnet evaluate` reads from it what the values mean

@@ -7,6 +7,7 @@ stores. The folder appears under its name only when all of it is there.
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from dkuxnet.data.affines import check_same_grid, check_straight
-from dkuxnet.data.dataset import VERSION, write_array
+from dkuxnet.data.dataset import VERSION, write_array, write_bytes
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
-from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.errors import DataWarning, UserError, disk_reason
 from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
+from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
 from dkuxnet.plan import is_ct, make_plan
 from dkuxnet.types import Case, Source, Volume
 
@@ -39,6 +41,7 @@ MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
+@stopping_on_sigterm()
 def prepare_scans(
     source: Path,
     prepared: Path,
@@ -78,7 +81,7 @@ def prepare_scans(
         _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
         plan = make_plan(fingerprint, found.channels, spacing_mm)
         store = partial(_store_quietly, found, labels, plan, partial_folder / "cases")
-        shapes = _each(store, found.cases, processes, progress, "store")
+        stored = _each(store, found.cases, processes, progress, "store")
         meta = {
             "version": VERSION,
             "source": str(Path(source).resolve()),
@@ -86,8 +89,8 @@ def prepare_scans(
             "channels": list(found.channels),
             "labels": labels,
             "cases": [
-                {"name": case.name, "labelled": case.label is not None, "shape": list(shape)}
-                for case, shape in zip(found.cases, shapes, strict=True)
+                {"name": case.name, "labelled": case.label is not None, "shape": list(shape), "sha256": sha256}
+                for case, (shape, sha256) in zip(found.cases, stored, strict=True)
             ],
             "fingerprint": fingerprint,
             "plan": plan,
@@ -97,7 +100,7 @@ def prepare_scans(
         (partial_folder / "dataset.json").write_text(json.dumps(meta, indent=1), "utf-8")
         os.replace(partial_folder, prepared)
     except OSError as error:
-        raise UserError(f"{prepared}: cannot write: {error.strerror or error}") from error
+        raise UserError(f"{prepared}: cannot write: {disk_reason(error)}") from error
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
         with suppress(OSError):  # the first one that is not empty stays, with all above it
@@ -176,19 +179,23 @@ def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def store_case(source: Source, labels: dict[str, int], plan: dict[str, Any], folder: Path, case: Case) -> tuple[int, ...]:
-    """Resample, normalise and write one case into `folder`; returns its shape on the prepared grid."""
+def store_case(
+    source: Source, labels: dict[str, int], plan: dict[str, Any], folder: Path, case: Case
+) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Resample, normalise and write one case into `folder`; its shape on the prepared grid, and for each of its files, by what
+    follows NAME., the SHA-256."""
     image = read_image(case, len(source.channels))
     grid = to_network_grid(image, plan)
-    write_array(folder / f"{case.name}.image.b2nd", grid.array)
+    sha256 = {"image.b2nd": write_array(folder / f"{case.name}.image.b2nd", grid.array)}
     if case.label is not None:
         truth = read(case.label, kind="label")
         indices = np.zeros(truth.array.shape, np.uint8)
         for index, value in enumerate(labels.values()):
             indices[truth.array == value] = index
-        write_array(folder / f"{case.name}.truth.b2nd", indices)
+        sha256["truth.b2nd"] = write_array(folder / f"{case.name}.truth.b2nd", indices)
         ras = to_ras(Volume(indices, image.affine))
-        write_array(folder / f"{case.name}.label.b2nd", resample_label(ras.array, grid.shape, len(labels)))
+        label = resample_label(ras.array, grid.shape, len(labels))
+        sha256["label.b2nd"] = write_array(folder / f"{case.name}.label.b2nd", label)
     info = {
         "name": case.name,
         "images": [str(path) for path in case.images],
@@ -197,8 +204,8 @@ def store_case(source: Source, labels: dict[str, int], plan: dict[str, Any], fol
         "spacing_mm": list(image.spacing_mm),
         "prepared_affine": grid.affine.tolist(),
     }
-    (folder / f"{case.name}.json").write_text(json.dumps(info, indent=1), "utf-8")
-    return grid.shape
+    sha256["json"] = write_bytes(folder / f"{case.name}.json", json.dumps(info, indent=1).encode())
+    return grid.shape, sha256
 
 
 def _make_folder(prepared: Path) -> Path:
@@ -207,7 +214,7 @@ def _make_folder(prepared: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f".{prepared.name}.", dir=prepared.parent))
         (folder / "cases").mkdir()
     except OSError as error:
-        raise UserError(f"{prepared}: cannot write there: {error.strerror}") from error
+        raise UserError(f"{prepared}: cannot write there: {disk_reason(error)}") from error
     folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
     return folder
 
@@ -220,7 +227,7 @@ def _check_noting(source: Source, case: Case) -> dict[str, Any]:
     return facts | {"notes": [str(each.message) for each in told if issubclass(each.category, DataWarning)]}
 
 
-def _store_quietly(*job: Any) -> tuple[int, ...]:
+def _store_quietly(*job: Any) -> tuple[tuple[int, ...], dict[str, str]]:
     """`store_case`, without the warnings that the check gave already."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
@@ -230,15 +237,21 @@ def _store_quietly(*job: Any) -> tuple[int, ...]:
 def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progress, what: str) -> list:
     cases = list(cases)
     results = []
-    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
     try:
         for result in pool.map(job, cases) if pool else map(job, cases):
             results.append(result)
             progress(what, len(results), len(cases))
     except (BrokenProcessPool, MemoryError) as error:
+        killed = "a process was killed, as happens where memory runs out"
+        why = "too little memory" if isinstance(error, MemoryError) else killed
         name = cases[len(results)].name
-        raise UserError(f"case '{name}' or one after it: too little memory; use --processes 1 or a coarser --spacing-mm"
-                        ) from error
+        raise UserError(f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm") from error
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)

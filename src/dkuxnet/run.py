@@ -12,12 +12,14 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkuxnet import checkpoints
-from dkuxnet.errors import UserError
+from dkuxnet.errors import UserError, disk_reason
+from dkuxnet.events import EventFile
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self._writer = None
+        self._events: EventFile | None = None
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> "RunFolder":
@@ -41,7 +43,7 @@ class RunFolder:
             write_json(folder / "settings.json", settings)
             write_json(folder / "manifest.json", manifest)
         except OSError as error:
-            raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+            raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
         return cls(folder)
 
     @classmethod
@@ -71,15 +73,11 @@ class RunFolder:
     # --- metrics ---
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Append one line to metrics.jsonl and the same to TensorBoard."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where a step is logged
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
+        """Append one line to metrics.jsonl and the same to TensorBoard. Raises UserError where the disk does not take it."""
+        append(self.folder / "metrics.jsonl", (json.dumps({"step": step, **values}) + "\n").encode())
+        if self._events is None:
+            self._events = EventFile(self.folder / "tensorboard", step)
+        append(self._events.path, self._events.records(step, values))
 
     def metrics(self) -> list[dict[str, float]]:
         """What has been logged, oldest first. A last line that a kill cut off is ignored; a damaged line anywhere else is
@@ -101,11 +99,6 @@ class RunFolder:
         kept = [json.dumps(row) for row in self.metrics() if row["step"] < step]
         atomically(self.folder / "metrics.jsonl", lambda path: path.write_text("".join(r + "\n" for r in kept), "utf-8"))
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
     # --- state and weights ---
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -124,11 +117,18 @@ class RunFolder:
 
     def save_weights(self, name: str, state_dict: dict[str, Any]) -> Path:
         """Write `name`.safetensors."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
+
+        def write(part: Path) -> None:
+            try:
+                save_file(tensors, str(part))
+            except SafetensorError as error:  # of a full disk, too
+                raise OSError(str(error)) from error
 
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
         path = self.folder / f"{name}.safetensors"
-        atomically(path, lambda part: save_file(tensors, str(part)))
+        atomically(path, write)
         return path
 
     def load_weights(self, name: str) -> dict[str, Any]:
@@ -162,17 +162,34 @@ class MutedRun(RunFolder):
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and move it to its name."""
+    """Let `write` fill a file beside `path`, flush it to the disk, and move it to its name. Raises UserError where the disk
+    does not take it: what was there before stays."""
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            write(part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
+        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file: all of it or, where the disk does not take it, nothing and a UserError."""
+    before = None
+    try:
+        path.parent.mkdir(exist_ok=True)
+        before = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as file:
+            file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        if before is not None:
+            with suppress(OSError):
+                os.truncate(path, before)
+        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,6 @@
 """A prepared data set on disk: chunked blosc2 arrays, JSON beside them, one file a case and kind.
 
-PREPARED/dataset.json           what it is: names, channels, labels, fingerprint, plan
+PREPARED/dataset.json           what it is: names, channels, labels, fingerprint, plan, the SHA-256 of every other file
 PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
 PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; absent for unlabelled cases
@@ -8,6 +8,7 @@ PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own 
 """
 
 import copy
+import hashlib
 import json
 import math
 import threading
@@ -17,15 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dkuxnet.errors import UserError
+from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 
 VERSION = 1
+AGAIN = "prepare the data set again"
 Kind = Literal["image", "label", "truth"]
 
 
 class PreparedSet:
-    """Reads a prepared folder. Arrays are opened on demand; `only` makes a view that opens no others than it was given."""
+    """Reads a prepared folder. Arrays are opened on demand; `only` makes a view that opens no others than it was given. A file
+    is read whole the first time, to compare it with its checksum; sets prepared before there were any have none."""
 
     def __init__(self, folder: Path, cache_gib: float = 0.0):
         """Raises UserError where `folder` is not a prepared data set of this version."""
@@ -36,6 +39,7 @@ class PreparedSet:
                             "prepare it again")
         self._cases = {case["name"]: case for case in self.meta["cases"]}
         self._cache = _Cache(int(cache_gib * 2**30))
+        self._intact: set[Path] = set()
         self._open_to: frozenset[tuple[str, Kind]] | None = None  # None: all of it
 
     def only(self, image: Iterable[str] = (), label: Iterable[str] = (), truth: Iterable[str] = ()) -> "PreparedSet":
@@ -64,7 +68,8 @@ class PreparedSet:
 
     def info(self, name: str) -> dict[str, Any]:
         """Geometry of a case: shape, affine and spacing_mm of the scan, shape and affine of the prepared grid."""
-        return _read_json(self._path(name, "json"), f"case '{name}' of {self.folder}: its json is missing or broken")
+        path = self._check(name, "json")
+        return _read_json(path, f"case '{name}': {path} is missing or damaged; {AGAIN}")
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room. Raises UserError for a damaged file, and for one
@@ -85,17 +90,33 @@ class PreparedSet:
 
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
-        return tuple(self._cases[name]["shape"])
+        return tuple(self._case(name)["shape"])
 
-    def _path(self, name: str, ending: str) -> Path:
-        return self.folder / "cases" / f"{name}.{ending}"
+    def _case(self, name: str) -> dict[str, Any]:
+        if name not in self._cases:
+            raise unknown("case", name, self.names)
+        return self._cases[name]
+
+    def _check(self, name: str, ending: str) -> Path:
+        """A file of a case, compared with its checksum once."""
+        expected, path = self._case(name).get("sha256", {}).get(ending), self.folder / "cases" / f"{name}.{ending}"
+        if expected and path not in self._intact:
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"case '{name}': {path} is missing or damaged ({disk_reason(error)}); {AGAIN}") from error
+            if found != expected:
+                raise UserError(f"case '{name}': {path} is damaged (its SHA-256 begins with {found[:8]}, that of what was "
+                                f"stored with {expected[:8]}); {AGAIN}")
+            self._intact.add(path)
+        return path
 
     def _grid_bytes(self, name: str, kind: Kind) -> int:
         return math.prod(self.shape(name)) * (4 * len(self.meta["channels"]) if kind == "image" else 1)
 
     def _check_open(self, name: str, kind: Kind) -> None:
-        if name not in self._cases:
-            raise unknown("case", name, self.names)
+        self._case(name)
         if self._open_to is not None and (name, kind) not in self._open_to:
             raise UserError(f"the {kind} of case '{name}' is closed here: by the split of the run this part of the program may "
                             "not open it; what asks for it is wrong")
@@ -103,11 +124,11 @@ class PreparedSet:
     def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
         import blosc2
 
-        path = self._path(name, f"{kind}.b2nd")
+        path = self._check(name, f"{kind}.b2nd")
         try:
             array = blosc2.open(str(path), mode="r")[(..., *box)]
         except Exception as error:  # blosc2 raises RuntimeError, OSError or ValueError by the kind of damage
-            raise UserError(f"{path}: missing or damaged ({error}); prepare the data set again") from error
+            raise UserError(f"case '{name}': {path} is missing or damaged ({error}); {AGAIN}") from error
         if kind != "image" and array.max(initial=0) >= len(self.class_names):
             raise UserError(f"{path}: class {array.max()} in a data set of {len(self.class_names)} classes; "
                             "prepare it again")
@@ -135,17 +156,25 @@ class _Cache:
             return self._arrays.get((name, kind), array)
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Store (..., X, Y, Z) as .b2nd in chunks of about 64 voxels an edge, so that a random patch reads little.
-    Raises UserError where the disk does not take it."""
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Store (..., X, Y, Z) as .b2nd in chunks of about 64 voxels an edge, so that a random patch reads little; the SHA-256 of
+    the file. Raises UserError where the disk does not take it."""
     import blosc2
 
     chunks = (*array.shape[:-3], *(min(n, 64) for n in array.shape[-3:]))
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
+    # packed in memory: on a full disk blosc2 says "Error while creating the NDArray" and keeps the file open
+    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, cparams=codec, contiguous=True)
+    return write_bytes(path, packed.to_cframe())
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Store a file; its SHA-256. Raises UserError where the disk does not take it."""
     try:
-        blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=codec)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot write ({error}); check the folder's rights and space") from error
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_json(path: Path, message: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The field's h5: datasets `image` and `label` of one scan in one file, as the left-atrium benchmark ships them."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,11 @@ class Hdf5:
     def write(self, volume: Volume, path: Path) -> None:
         """Integers as dataset `label`, floating numbers as `image`: read them back with that `kind`."""
         name = "image" if volume.array.dtype.kind == "f" else "label"
-        with h5py.File(path, "w") as file:
+        content = io.BytesIO()  # on a full disk HDF5 itself ends the process
+        with h5py.File(content, "w") as file:
             file.create_dataset(name, data=volume.array, compression="gzip", compression_opts=1)
             file.attrs["affine"] = volume.affine
+        path.write_bytes(content.getbuffer())
 
     def has_label(self, path: Path) -> bool:
         """Whether the file holds a dataset `label`; reads no voxels. Raises UserError where it is no HDF5 file."""

@@ -1,6 +1,7 @@
 """NRRD with the header in the file of its data, the format of the Atrial Segmentation Challenge and of 3D Slicer."""
 
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Nrrd:
 
     def write(self, volume: Volume, path: Path) -> None:
         _itk.write_image(volume, path)
+        try:  # ITK says nothing where the disk did not take the last block
+            check_deflated(path, _header(require(path, "NRRD"))[1], volume.array.nbytes)
+        except (UserError, zlib.error) as error:
+            raise OSError("the disk did not take all of it") from error
 
 
 def _header(head: bytes) -> tuple[bytes, int]:

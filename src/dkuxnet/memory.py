@@ -1,0 +1,53 @@
+"""How much memory there is left: of the machine, of the container, of what this process may have, of a GPU."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+# limit, use and details of a container, version 2 and 1 of Linux's control groups
+GROUPS = (("memory.max", "memory.current", "memory.stat", "inactive_file"),
+          ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"))
+
+
+def free_bytes(device: "torch.device | None" = None) -> int | None:
+    """What can still be had, on the CPU or a GPU; None on a system that does not say."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    return min((free for free in (_of_machine(), _of_process(), *map(_of_group, GROUPS)) if free is not None), default=None)
+
+
+def _of_machine(table: Path = Path("/proc/meminfo")) -> int | None:
+    try:
+        return 1024 * next(int(line.split()[1]) for line in table.read_text().splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _of_process() -> int | None:
+    """Under `ulimit -v`, which counts addresses."""
+    try:
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(limit - used, 0)
+
+
+def _of_group(files: tuple[str, str, str, str], folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the container may still take; files that it read and nobody uses give way."""
+    limit, used, details, reclaimable = files
+    try:
+        rows = dict(line.split() for line in (folder / details).read_text().splitlines())
+        cached = int(rows.get(reclaimable, 0))
+        return max(int((folder / limit).read_text()) - int((folder / used).read_text()) + cached, 0)
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None

@@ -1,0 +1,352 @@
+"""What goes wrong around a training: damaged cases, killed workers, too little memory, clocks, read-only folders, signals."""
+
+import ast
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dkuxnet import advice, checkpoints, memory
+from dkuxnet.config import load_settings
+from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.errors import UserError
+from dkuxnet.experiment import run_training
+from dkuxnet.predict import predict_scans
+from dkuxnet.prepare import prepare_scans
+from dkuxnet.run import RunFolder
+from dkuxnet.train import Interrupted
+from small_disk import mounted
+
+ROOT = Path(__file__).parents[1]
+TINY = {"network.name": "uxnet-tiny", "network.widths": [4, 4, 4, 4], "network.depths": [1, 0, 0, 0],
+        "method.name": "supervised", "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.steps": 6,
+        "train.log_every": 1, "train.save_every": 2, "train.device": "cpu", "data.test_cases": 0}
+
+
+def settings(**more):
+    return load_settings(overrides=TINY | {key.replace("__", "."): value for key, value in more.items()})
+
+
+# --- a prepared case that is damaged ---
+
+
+def spoil(path: Path) -> None:
+    """Another byte where blosc2 notices nothing: among the packed voxels."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", ["image.b2nd", "label.b2nd", "truth.b2nd", "json"])
+@pytest.mark.parametrize("damage", ["byte", "missing"])
+def test_a_damaged_case_ends_the_training_with_its_name(prepared, tmp_path, ending, damage):
+    copy = shutil.copytree(prepared, tmp_path / "prepared")
+    path = copy / "cases" / f"phantom_000.{ending}"
+    spoil(path) if damage == "byte" else path.unlink()
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["phantom_001", "phantom_002"], "test": ["phantom_000"]}) if ending[0] in "tj" else
+                     json.dumps({"train": ["phantom_000", "phantom_001"]}))
+    with pytest.raises(UserError) as told:
+        run_training(copy, tmp_path / "run", settings(data__split=str(split), train__steps=3))
+    assert str(told.value).startswith(f"case 'phantom_000': {path} is ") and "prepare the data set again" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_every_file_of_a_prepared_set_has_its_checksum_and_sets_without_them_are_still_read(prepared, tmp_path):
+    copy = shutil.copytree(prepared, tmp_path / "prepared")
+    meta = json.loads((copy / "dataset.json").read_text())
+    named = {f"{case['name']}.{ending}" for case in meta["cases"] for ending in case["sha256"]}
+    assert named == {path.name for path in (copy / "cases").iterdir()}
+    for case in meta["cases"]:
+        assert all(checkpoints.checksum(copy / "cases" / f"{case['name']}.{ending}") == sha256
+                   for ending, sha256 in case.pop("sha256").items())
+    (copy / "dataset.json").write_text(json.dumps(meta))
+    spoil(copy / "cases" / "phantom_000.json")
+    assert PreparedSet(copy).array("phantom_000", "image").shape == PreparedSet(prepared).array("phantom_000", "image").shape
+
+
+def test_a_file_is_compared_once(prepared, tmp_path):
+    copy = shutil.copytree(prepared, tmp_path / "prepared")
+    data = PreparedSet(copy)
+    before = data.crop("phantom_000", "image", (0, 0, 0), (4, 4, 4))
+    path = copy / "cases" / "phantom_000.image.b2nd"
+    path.rename(path.with_suffix(".moved"))
+    shutil.copy(path.with_suffix(".moved"), path)
+    path.write_bytes(path.read_bytes() + b"more")
+    assert (data.crop("phantom_000", "image", (0, 0, 0), (4, 4, 4)) == before).all()
+    with pytest.raises(UserError, match="damaged"):
+        PreparedSet(copy).crop("phantom_000", "image", (0, 0, 0), (4, 4, 4))
+
+
+# --- workers that die ---
+
+PREPARE = """
+import sys
+from pathlib import Path
+from dkuxnet import cli, prepare
+import multiprocessing, os, signal, time
+store = prepare.store_case
+def slow(*job):
+    print("working", os.getpid(), flush=True)
+    time.sleep(60)
+prepare.store_case = slow
+sys.argv = ["dkuxnet", "prepare", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.fixture
+def preparing(scans, tmp_path):
+    """A `dkuxnet prepare` in two processes, caught while both store a case; and the numbers of the two."""
+    process = subprocess.Popen([sys.executable, "-c", PREPARE, scans, tmp_path / "prepared"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    workers = set()
+    while len(workers) < 2:
+        line = process.stdout.readline()
+        assert line or process.poll() is None, process.stderr.read()
+        if line.startswith("working"):
+            workers.add(int(line.split()[1]))
+    yield process, workers
+    if process.poll() is None:
+        process.kill()
+    for worker in workers:
+        if alive(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+def alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(number: int) -> bool:
+    until = time.monotonic() + 30
+    while alive(number) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not alive(number)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes")
+def test_a_killed_worker_of_prepare_is_one_line_and_leaves_nothing(preparing, tmp_path):
+    process, workers = preparing
+    os.kill(min(workers), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and re.fullmatch(r"error: case 'phantom_00\d' or one after it: .* killed.*\n", err), err
+    assert "--processes 1" in err and list(tmp_path.iterdir()) == [] and all(map(ends, workers))
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_prepare_takes_its_workers_along(preparing, tmp_path, number):
+    process, workers = preparing
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in err and all(map(ends, workers))
+    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "prepared").exists()
+
+
+# --- memory ---
+
+
+def test_a_patch_that_no_memory_holds_is_told_with_one_that_fits(prepared, tmp_path):
+    """A real allocation fails; the advice is taken at its word and measured."""
+    with pytest.raises(UserError) as told:
+        run_training(prepared, tmp_path / "run", settings(train__patch=[8192, 8192, 8192]))
+    line = str(told.value)
+    found = re.fullmatch(r"out of memory: a step on 1 patch of \[8192,8192,8192\] needs about (\d+) GiB, (\S+) GiB were free; "
+                         r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about (\S+) GiB", line)
+    assert found, line
+    needs, free, *patch, fits = map(float, found.groups())
+    assert fits <= free and needs == pytest.approx(fits * 8192**3 / math.prod(patch), rel=0.1)
+    assert 0.5 * free < fits and not (tmp_path / "run").exists()
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from dkuxnet import experiment
+from dkuxnet.config import load_settings
+from dkuxnet.errors import UserError
+torch.set_num_threads(1)
+make_state = experiment.make_state
+def then_limited(*args):
+    state = make_state(*args)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+    return state
+experiment.make_state = then_limited
+try:
+    experiment.run_training(Path(sys.argv[1]), Path(sys.argv[2]), load_settings(overrides=json.loads(sys.argv[3])))
+    print("trained")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_the_patch_that_is_advised_under_a_limit_trains(prepared, tmp_path):
+    def train(patch: list[int]) -> str:
+        overrides = json.dumps(TINY | {"train.steps": 1, "train.patch": patch, "data.workers": 0})
+        done = subprocess.run([sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides], text=True,
+                              capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+    advised = re.fullmatch(r"out of memory: a step on 1 patch of \[4096,4096,4096\] needs about \d+ GiB, 0\.4\d GiB were free; "
+                           r"train\.patch=(\[\d+,\d+,\d+\]) would need about 0\.\d+ GiB", train([4096, 4096, 4096]))
+    assert advised and train(json.loads(advised[1])) == "trained"
+
+
+def test_what_a_step_needs_is_measured(prepared, tmp_path):
+    """Against the peak of a process that takes such a step, see docs/reliability.md; here: it grows with what is kept."""
+    seen = []
+
+    def look(method, job, free):
+        seen.append(advice.step_bytes_per_voxel(method, job, 0))
+        return advice.memory_advice(method, job, free)
+    for batch in (1, 3):
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="out of memory: a step"):
+            patched.setattr("dkuxnet.experiment.memory_advice", look)
+            run_training(prepared, tmp_path / "run", settings(train__patch=[8192] * 3, train__labelled_batch=batch))
+    assert seen[1] == pytest.approx(3 * seen[0], rel=0.05)
+
+
+def test_batches_are_lowered_before_patches_and_a_half_is_advised_where_nothing_is_known(prepared, tmp_path):
+    from dkuxnet.build import build_method
+    from dkuxnet.job import new_job
+
+    job = new_job(prepared, settings(train__labelled_batch=4, train__patch=[32, 32, 32]))
+    method = build_method(job.settings, job.shape, job.data.meta["plan"])
+    needed = advice.step_bytes_per_voxel(method, job, 0) * 32**3
+    line = advice.memory_advice(method, job, int(0.7 * needed))
+    assert "; train.labelled_batch=1 and train.unlabelled_batch=1 would need about" in line and " GiB, or train.patch=[" in line
+    assert "train.patch=[16,32,32] would need about 50% of it" in advice.memory_advice(method, job, None)
+    assert advice.memory_advice(method, job, 1000).endswith("no patch would fit: take a smaller network")
+
+
+def test_the_memory_of_a_container_counts(tmp_path):
+    for name, content in (("max", "1000000"), ("current", "700000"), ("stat", "anon 5\ninactive_file 50000")):
+        (tmp_path / f"memory.{name}").write_text(content + "\n")
+    assert memory._of_group(memory.GROUPS[0], tmp_path) == 350_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._of_group(memory.GROUPS[0], tmp_path) is None and memory._of_group(memory.GROUPS[1], tmp_path) is None
+
+
+# --- the clock ---
+
+
+@pytest.mark.parametrize("jump", [-10**6, 10**6])
+def test_a_clock_that_jumps_changes_no_duration_and_no_save(prepared, tmp_path, monkeypatch, jump):
+    """save_minutes is a day: with the jumping clock a save would be due at every step, or `seconds` be below 0."""
+    now, saves = [time.time()], []
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda run, state: (saves.append(state["step"]), save(run, state)))
+
+    def tick(what, done, total, figures):
+        now[0] += jump
+    manifest = run_training(prepared, tmp_path / "run", settings(train__save_every=4, train__save_minutes=1440.0), False, tick)
+    seconds = [row["seconds"] for row in RunFolder(tmp_path / "run").metrics()]
+    assert saves == [4, 6] and seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 600
+    assert 0 < manifest["train_seconds"] < 600
+
+
+def test_no_duration_is_taken_from_a_clock_that_can_be_set():
+    """time.time stands where a moment is written down, and nowhere else."""
+    uses = set()
+    for path in (ROOT / "src" / "dkuxnet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now"):
+                uses.add(path.name)
+    assert uses <= {"events.py"}
+
+
+# --- folders that cannot be written ---
+
+
+@pytest.fixture
+def read_only(prepared, dual_run, tmp_path):
+    """A disk that is mounted read-only, with a prepared set and a finished run on it."""
+    with mounted(tmp_path / "disk", "size=1g") as disk:  # takes only what is written
+        shutil.copytree(prepared, disk / "prepared")
+        shutil.copytree(dual_run, disk / "dual", ignore=shutil.ignore_patterns("checkpoints"))
+        (disk / "dual" / "checkpoints").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        yield disk
+
+
+def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(read_only, scans, tmp_path):
+    scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"
+    run_training(read_only / "prepared", tmp_path / "run", settings(train__steps=2, data__test_cases=1))
+    assert predict_scans(read_only / "dual", [scan], tmp_path / "out", device="cpu")[0].is_file()
+    refused = "Read-only file system; choose a folder that can be written to"
+    for order in (lambda: run_training(read_only / "prepared", read_only / "run", settings()),
+                  lambda: run_training(read_only / "prepared", read_only / "dual", settings(), resume=True),
+                  lambda: prepare_scans(scans, read_only / "new", processes=1),
+                  lambda: predict_scans(tmp_path / "run", [scan], read_only / "out", device="cpu")):
+        with pytest.raises(UserError, match=refused):
+            order()
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["torch.save", "os.fsync", "os.replace"])
+def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatch, number, place):
+    """The state is saved once more, whole, at the step of the signal, and the run goes on from there."""
+    module, name = {"torch": torch, "os": os}[place.split(".")[0]], place.split(".")[1]
+    real, sent = getattr(module, name), []
+
+    def interrupted(*args, **more):
+        saving = any((tmp_path / "run" / "checkpoints").glob("*.part"))
+        if saving and not sent:
+            sent.append(True)
+            if place == "torch.save":  # from another thread, so that it comes in the midst of the writing
+                threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
+                result = [real(*args, **more), time.sleep(0.02)][0]
+            else:
+                os.kill(os.getpid(), number)
+                result = real(*args, **more)
+            return result
+        return real(*args, **more)
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(Interrupted, match=r"stopped at step \d of 6; the state is saved"):
+        run_training(prepared, tmp_path / "run", settings())
+    assert sent and not list((tmp_path / "run").rglob("*.part"))
+    assert RunFolder(tmp_path / "run").load_checkpoint()["step"] in (2, 3)
+    run_training(prepared, tmp_path / "run", settings(), resume=True)
+
+
+def test_a_second_signal_that_breaks_a_save_leaves_what_was_saved(prepared, tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def broken(state, file):
+        calls.append(state["step"])
+        if len(calls) == 2:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+        save(state, file)
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(prepared, tmp_path / "run", settings())
+    assert [path.name[:8] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000002"]
+    monkeypatch.setattr(torch, "save", save)
+    run_training(prepared, tmp_path / "run", settings(), resume=True)
+    run_training(prepared, tmp_path / "whole", settings())
+    a, b = (load_file(tmp_path / run / "final.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
