@@ -251,6 +251,6 @@ def test_predicting_again_into_the_same_folder_works(run, tmp_path):
 def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(run, tmp_path, place):
     path, told = write(tmp_path / "case.nii.gz"), []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write there: .*file is a file; choose another --output"):
+    with pytest.raises(UserError, match=r"cannot write there: .*file is a file; choose another --output"):
         predict_scans(run, [path], tmp_path / place, progress=lambda *words: told.append(words))
     assert not told
