@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from dicom_series import Scan, noise
 from dkuxnet import formats
 from dkuxnet.build import load_predictor
 from dkuxnet.errors import UserError
+from dkuxnet.export.bundle_parts import LoadScand, find_scans
 from dkuxnet.export.monai_bundle import bundle_metadata, inference_config, write_bundle
 from dkuxnet.export.patch_model import Job
 from dkuxnet.export.targets import export_run
@@ -69,6 +72,20 @@ def test_monai_s_exported_checkpoint_computes_the_same(folder, dual_run):
     image = torch.randn(3, 1, 32, 48, 16)
     with torch.no_grad():
         assert torch.equal(graph(image), predictor(image).logits)
+
+
+def test_a_zip_of_two_patients_is_two_scans(tmp_path):
+    """Both lie in one file, so that the path alone does not say which is meant."""
+    patients = {name: Scan(noise(seed=seed)) for seed, name in enumerate(("anna", "ben"))}
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for name, patient in patients.items():
+            for file in patient.write(tmp_path / name).iterdir():
+                archive.write(file, f"{name}/{file.name}")
+    load = LoadScand("image", 1)
+    found = {data["name"]: load(data)["image"] for data in find_scans(str(tmp_path / "two.zip"))}
+    assert set(found) == set(patients)
+    for name, image in found.items():
+        assert np.array_equal(image[0].numpy(), patients[name].voxels.T)
 
 
 def test_the_network_is_built_from_the_bundle_alone(folder, dual_run):

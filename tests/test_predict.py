@@ -224,6 +224,15 @@ def test_a_scan_is_never_replaced_by_its_label_map(run, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_label_maps_that_no_prediction_wrote_are_never_replaced(run, tmp_path):
+    """Labels have the names of their scans: `predict scans/images --output scans/labels` must not cost them."""
+    path, label = write(tmp_path / "images" / "case.nii.gz"), write(tmp_path / "labels" / "case.nii.gz")
+    before = label.read_bytes()
+    with pytest.raises(UserError, match=r"case\.nii\.gz is there already and was not written by `dkuxnet predict`"):
+        predict_scans(run, [path], label.parent)
+    assert label.read_bytes() == before and list(label.parent.iterdir()) == [label]
+
+
 def test_a_data_set_s_description_is_never_replaced(run, tmp_path):
     path = write(tmp_path / "data" / "imagesTr" / "case_0000.nii.gz")
     description = tmp_path / "data" / "dataset.json"
@@ -239,8 +248,9 @@ def test_predicting_again_into_the_same_folder_works(run, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/out"])
-def test_an_output_that_cannot_be_a_folder_is_refused(run, tmp_path, place):
-    path = write(tmp_path / "case.nii.gz")
+def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(run, tmp_path, place):
+    path, told = write(tmp_path / "case.nii.gz"), []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write there"):
-        predict_scans(run, [path], tmp_path / place)
+    with pytest.raises(UserError, match=r"cannot write there: .*file is a file; choose another --output"):
+        predict_scans(run, [path], tmp_path / place, progress=lambda *words: told.append(words))
+    assert not told

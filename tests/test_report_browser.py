@@ -90,6 +90,27 @@ def test_another_case_is_another_picture_in_both_views(opened):
     assert wrong == []
 
 
+def test_of_cases_chosen_in_a_hurry_the_last_is_shown(opened):
+    page, wrong = opened
+    before = pixels(page, "canvas.slices")
+    page.evaluate("for (const i of [1, 2, 1, 0]) document.querySelectorAll('input[name=case]')[i].click()")
+    page.wait_for_selector("#viewer[data-shown='0'][aria-busy=false]")
+    page.wait_for_timeout(500)  # for what a loading case could still add
+    assert np.array_equal(pixels(page, "canvas.slices"), before) and wrong == []
+
+
+def test_a_telephone_shows_words_and_pictures_at_a_size_that_can_be_read(browser, report):
+    page, wrong = watched_page(browser)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(report.as_uri())
+    width = "element => element.getBoundingClientRect().width"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert all(place.evaluate(width) > 200 for place in page.locator("dd").all())
+    assert all(picture.evaluate(width) > 600 for picture in page.locator("figure img:visible").all())
+    assert wrong == []
+    page.close()
+
+
 def test_surfaces_turn_by_keys_and_by_dragging(opened):
     page, _ = opened
     canvas = page.locator("#surfaces canvas")

@@ -276,6 +276,21 @@ def test_an_upload_that_is_too_large_is_refused_with_little_memory(server, clien
     assert not [path for path in server.files() if path.name.startswith("scan")]
 
 
+def test_one_byte_more_than_the_limit_is_refused(server, client):
+    """The count on the way in leaves room for a form around the file: the file itself is held to the limit."""
+    content = bytes(MAX_MB * 2**20 + 1)
+    for answer in (client.post("/jobs", params={"name": "a.nii"}, content=content),
+                   client.put("/session/", files={"files": ("a.nii", content)})):
+        assert answer.status_code == 413 and "larger than 8 MB" in answer.json()["detail"]
+    assert not [path for path in server.files() if path.name.startswith("scan")]
+
+
+def test_a_stated_length_beyond_the_limit_is_refused_before_a_byte_comes(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000000\r\n\r\n")
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413")
+
+
 def test_an_upload_that_is_cut_off_leaves_nothing(server, client, scan):
     before = set(server.files())
     for _ in range(10):  # more than wait at once: a place is given back each time

@@ -156,6 +156,18 @@ def test_errors_are_told_on_the_page(page, server, tmp_path):
         page.get_by_role("heading", name="Drop a scan here").wait_for()
 
 
+def test_the_files_of_a_series_dropped_one_by_one_are_not_taken_for_its_first(page, server, tmp_path):
+    open_page(page, server)
+    data = page.evaluate_handle("""() => {
+        const data = new DataTransfer();
+        for (const name of ["1.dcm", "2.dcm", "3.dcm"]) data.items.add(new File(["x"], name));
+        return data;
+    }""")
+    page.dispatch_event("main", "drop", {"dataTransfer": data})
+    page.get_by_role("alert").get_by_text("These are 3 files, and the page takes one. Zip the files").wait_for(timeout=10_000)
+    assert not server.files()
+
+
 def test_a_scan_can_be_cancelled(page, server, tmp_path):
     open_page(page, server)
     page.set_input_files("#file", write_scan(tmp_path / "big.nii.gz", 56))

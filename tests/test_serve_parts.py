@@ -2,10 +2,13 @@
 
 import threading
 import time
+import zipfile
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from pydicom.uid import RLELossless
 
 pytest.importorskip("fastapi")
 
@@ -14,7 +17,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.segment import Segmentation
 from dkuxnet.serve.guard import host_is_ours
 from dkuxnet.serve.headers import check_header
-from dkuxnet.serve.jobs import Jobs
+from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
 from dkuxnet.serve.segmenting import Work, class_warnings, says_where, scan_warnings
@@ -155,6 +158,37 @@ def test_every_format_says_its_voxels_before_they_are_read(tmp_path, ending, cha
         check_header(path, 120 * channels - 1)
 
 
+@pytest.mark.parametrize("ending", [".zip", ".dcm"])
+def test_dicom_says_its_voxels_before_they_are_read(tmp_path, ending):
+    """Compressed, a file of a few kilobytes unpacks to gigabytes: its size and its zip's directory say nothing."""
+    from dicom_series import Scan
+
+    path, scan = tmp_path / f"scan{ending}", Scan(np.zeros((3, 40, 50), np.uint16))
+    slices = [scan.enhanced()] if ending == ".dcm" else scan.slices()
+    for number, one in enumerate(slices):
+        one.compress(RLELossless)
+        one.save_as(path if ending == ".dcm" else tmp_path / f"{number}.dcm", enforce_file_format=True)
+    if ending == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(len(slices)):
+                archive.write(tmp_path / f"{number}.dcm", f"{number}.dcm")
+    check_header(path, 6000)
+    assert path.stat().st_size < 8 * 5999
+    with pytest.raises(UserError, match=r"has 6,000 voxels by its header"):
+        check_header(path, 5999)
+
+
+@pytest.mark.parametrize("name, said", [("a", "3 files of"), (1000 * "a", "its directory is far longer")])
+def test_a_zip_of_too_many_files_is_refused(tmp_path, monkeypatch, name, said):
+    """Each costs memory by being listed, and the directory is what lists them."""
+    monkeypatch.setattr("dkuxnet.serve.headers.MAX_FILES", 2)
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{name}{number}.dcm", b"")
+    with pytest.raises(UserError, match=said):
+        check_header(tmp_path / "scan.zip", 1000)
+
+
 def test_a_large_scan_is_drawn_coarser_where_it_is_finest():
     assert view_step((100, 100, 50), (1, 1, 2)) == (1, 1, 1)
     assert view_step((100, 100, 50), (1, 1, 2), most=125_000) == (2, 2, 1)
@@ -200,24 +234,60 @@ def test_the_warnings_are_those_that_hold(tmp_path):
     assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
 
 
+class Labels:
+    """A Segmenter of three classes by turns."""
+
+    labels, channels, plan = {"background": 0, "wall": 100, "LA": 255}, ["MRI"], {"spacing_mm": [1.0] * 3}
+
+    def __call__(self, scan, uncertainty, progress):
+        label = np.array([0, 100, 255], np.uint8)[np.arange(scan.array.size).reshape(scan.shape) % 3]
+        return Segmentation(Volume(label, scan.affine), uncertainty=Volume(np.zeros(scan.shape), scan.affine))
+
+
+def segmented(folder: Path, array: np.ndarray, as_indices: bool = False, qform: np.ndarray | None = None,
+              max_voxels: int = 1000, network_shape: tuple[int, ...] | None = None) -> Job:
+    """The job of a NIfTI scan, finished."""
+    segmenter = Labels()
+    segmenter.network_shape = lambda scan: network_shape or scan.shape
+    jobs = Jobs(folder, Limits(), Work(segmenter, max_voxels))
+    job = jobs.open("a.nii", *NIFTI, as_indices)
+    formats.write(Volume(array, np.eye(4)), job.scan)
+    if qform is not None:
+        image = nibabel.load(job.scan)
+        image.set_qform(qform, code="scanner")
+        job.scan.write_bytes(image.to_bytes())
+    jobs.submit(job)
+    assert job.finished.wait(10)
+    jobs.stop()
+    return job
+
+
+NOISE = np.random.default_rng(0).normal(size=(6, 6, 6))
+
+
 @pytest.mark.parametrize("as_indices, values", [(False, {0, 100, 255}), (True, {0, 1, 2})])
 def test_slicer_gets_the_classes_in_their_order_whatever_their_values(tmp_path, as_indices, values):
     """3D Slicer takes the n-th name of `label_names` for the value n; a download has the training data's values."""
-    class Labels:
-        labels, channels, plan = {"background": 0, "wall": 100, "LA": 255}, ["MRI"], {"spacing_mm": [1.0] * 3}
-
-        def network_shape(self, scan):
-            return scan.shape
-
-        def __call__(self, scan, uncertainty, progress):
-            label = np.array([0, 100, 255], np.uint8)[np.arange(scan.array.size).reshape(scan.shape) % 3]
-            return Segmentation(Volume(label, scan.affine), uncertainty=Volume(np.zeros(scan.shape), scan.affine))
-
-    jobs = Jobs(tmp_path, Limits(), Work(Labels(), 1000))
-    job = jobs.open("a.nii", *NIFTI, as_indices)
-    formats.write(Volume(np.random.default_rng(0).normal(size=(6, 6, 6)), np.eye(4)), job.scan)
-    jobs.submit(job)
-    assert job.finished.wait(10) and job.state == "done", job.error
-    jobs.stop()
+    job = segmented(tmp_path, NOISE, as_indices)
+    assert job.state == "done", job.error
     assert set(np.unique(formats.read(job.label).array).tolist()) == values
     assert [(c["name"], c["index"], c["voxels"]) for c in job.result["classes"]] == [("wall", 1, 72), ("LA", 2, 72)]
+
+
+def test_what_is_wrong_with_the_scan_itself_is_told_on_the_page(tmp_path):
+    """The command line tells it on stderr, where nobody who drops a scan on a page looks."""
+    usual = segmented(tmp_path, NOISE).result["warnings"]
+    two_places = segmented(tmp_path, NOISE, qform=np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 9).result["warnings"]
+    assert two_places[1:] == usual
+    assert two_places[0].startswith("A.nii: its sform and its qform differ by 9 mm") and str(tmp_path) not in two_places[0]
+    label_map = segmented(tmp_path, (NOISE > 0).astype(np.float32)).result["warnings"]
+    assert "this scan: a.nii has 2 different values only, as a label map" in label_map[0].lower() and label_map[1:] == usual
+
+
+def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):
+    """Where a header says nothing; and a coarse scan, which is small in its file, at the spacing of the model."""
+    fine = segmented(tmp_path, NOISE, network_shape=(60, 60, 60))
+    assert fine.state == "failed" and "has 216,000 voxels at the spacing of the model" in fine.error
+    monkeypatch.setattr("dkuxnet.serve.segmenting.check_header", lambda path, most: None)
+    read = segmented(tmp_path, NOISE, max_voxels=215)
+    assert read.state == "failed" and "has 216 voxels with all its channels" in read.error

@@ -136,7 +136,7 @@ def predict(
         written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
                                 localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
                                 segmentation_type=segmentation_type)
-    typer.echo(f"{len(written)} label maps in {output}")
+    typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
 
 
 @app.command()

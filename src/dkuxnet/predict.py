@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from dkuxnet.types import Case, Volume
 
 COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
 FORMS = ("auto", "dicom-seg")
+DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
 Writer = Callable[[Volume, Path], None]
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
 
@@ -45,7 +47,7 @@ def predict_scans(
     of the training data. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z)
     float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes
     all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type. Raises UserError naming the case; maps that
-    are done stay. No file of the inputs is ever replaced.
+    are done stay. Only label maps of an earlier prediction are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     if form not in FORMS:
@@ -57,6 +59,7 @@ def predict_scans(
     if form == "dicom-seg":
         replaced = [target.parent / kind / target.name for target in targets for kind in ("", *kinds)]
         _check_dicom(cases, replaced, segmentation_type)
+    _check_output(Path(output), targets)
     segmenter = Segmenter(run, weights, device, localise, margin_mm)
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, len(segmenter.channels))
@@ -137,6 +140,19 @@ def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:
             raise UserError(f"{target} is a scan, and its label map would replace it; choose another --output")
 
 
+def _check_output(output: Path, targets: Sequence[Path]) -> None:
+    """Before the work: can a folder be there, and is what it holds already a prediction? Labels drawn by hand often have the
+    names of their scans, and nobody draws them twice."""
+    nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{output}: cannot write there: {nearest} is a file; choose another --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: cannot write there: no right to write in {nearest}; choose another --output")
+    there = [target for target in targets if target.exists()]
+    if there and not (output / DESCRIPTION).exists():
+        raise UserError(f"{there[0]} is there already and was not written by `dkuxnet predict`; choose another --output")
+
+
 def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
     from dkuxnet.export.dicom_seg import check_replaceable, check_type
 
@@ -159,7 +175,7 @@ def _writers(case: Case, form: str, labels: dict[str, int], segmentation_type: s
 
 
 def _make_folder(output: Path, labels: dict[str, int], kinds: Sequence[str]) -> None:
-    described, text = output / "dataset.json", json.dumps({"labels": labels}, indent=1)
+    described, text = output / DESCRIPTION, json.dumps({"labels": labels}, indent=1)
     try:
         for folder in (output, *(output / kind for kind in kinds)):
             folder.mkdir(parents=True, exist_ok=True)

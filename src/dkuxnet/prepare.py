@@ -27,6 +27,7 @@ from dkuxnet.data.dataset import VERSION, write_array, write_bytes
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
+from dkuxnet.data.values import check_values
 from dkuxnet.errors import DataWarning, UserError, disk_reason
 from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
@@ -110,7 +111,8 @@ def prepare_scans(
 
 
 def read_image(case: Case, channels: int) -> Volume:
-    """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size."""
+    """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size;
+    a DataWarning where it hardly is a scan."""
     volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
@@ -121,11 +123,9 @@ def read_image(case: Case, channels: int) -> Volume:
     if len(array) != channels:
         raise UserError(f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected {channels}; "
                         "a 4D scan is a series of channels: give one file per case and time point")
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise UserError(f"case '{case.name}': {bad} voxels are NaN or infinite in {case.images[0]}; repair the scan")
     if min(first.shape) < 2:
         raise UserError(f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis are needed")
+    check_values(f"case '{case.name}'", str(case.images[0]), array)
     return Volume(array, first.affine)
 
 

@@ -41,8 +41,10 @@ def build_network(network: Mapping[str, Any], method: Mapping[str, Any], channel
 
 
 def find_scans(folder: str) -> list[dict[str, Any]]:
-    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan: {"image": [a file a channel], "name"}."""
-    return [{"image": [str(path) for path in case.images], "name": case.name} for case in find_cases([Path(folder)])]
+    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan: {"image": [a file a channel], "name",
+    "series_uid"}, the last empty where the file holds one scan."""
+    return [{"image": [str(path) for path in case.images], "name": case.name, "series_uid": case.series_uid or ""}
+            for case in find_cases([Path(folder)])]
 
 
 class LoadScand(MapTransform):
@@ -55,7 +57,8 @@ class LoadScand(MapTransform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            scan = read_image(Case(result["name"], tuple(map(Path, result[key]))), self.channels)
+            case = Case(result["name"], tuple(map(Path, result[key])), series_uid=result["series_uid"] or None)
+            scan = read_image(case, self.channels)
             result[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(scan.array)), affine=torch.from_numpy(scan.affine))
         return result
 

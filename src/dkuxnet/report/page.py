@@ -56,6 +56,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     steps = manifest.get("steps_done") or (int(rows[-1]["step"]) + 1 if rows else 0)
     curves = curves_of(rows)
     finished = (folder.folder / "final.safetensors").is_file()
+    cases = show_cases(results, data, manifest)
     return {
         "name": folder.folder.resolve().name,
         "method": manifest.get("method", "?"),
@@ -69,12 +70,12 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "times": wall_times(manifest, rows),
         "story": tell(settings, manifest, split, steps, finished),
         "results": None if results is None else show_results(results, data),
-        **show_cases(results, data, manifest),
+        **cases,
         "colours": {"truth": TRUTH, "prediction": PREDICTION},
         "curves": curves,
         "curves_picture": draw_curves(curves) if curves else None,
         "settings": [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flatten(settings)],
-        "data_facts": tell_data(manifest),
+        "data_facts": tell_data(manifest, cases["oriented"]),
         "places": places(folder, manifest, data),
         "data_missing": data_missing,
     }

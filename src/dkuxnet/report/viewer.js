@@ -16,11 +16,12 @@
     return fail("This browser draws no WebGL2, so the scans cannot be leafed through here. The pictures above show the same cases.");
   const cases = JSON.parse(document.getElementById("cases-data").textContent);
   const opacity = { scan: 1, label: 0.5, map: 0.7 };
+  let wanted = 0; // the case that was chosen last
   const shown = new Map([["Scan", true], ["Truth", true], ["Prediction", true]]);
   const nv = new niivue.Niivue({
     backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontMinPx: 15, fontColor: [1, 1, 1, 1], sagittalNoseLeft: true, loadingText: "",
     isRadiologicalConvention: cases[0].oriented, isOrientationTextVisible: cases[0].oriented, dragAndDropEnabled: false,
-    multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW, logLevel: "error",
+    multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarLayout: innerWidth < 700 ? niivue.MULTIPLANAR_TYPE.AUTO : niivue.MULTIPLANAR_TYPE.ROW, logLevel: "error",
   });
 
   const opacityOf = (layer) => (shown.get(layer.key) ? opacity[layer.kind] : 0);
@@ -32,13 +33,16 @@
 
   async function open(number) {
     room.setAttribute("aria-busy", "true");
+    wanted = number;
     const chosen = cases[number];
+    const images = await Promise.all(chosen.layers.map((layer, i) => niivue.NVImage.loadFromBase64({ base64: layer.data, name: `layer${i}.nii.gz`,
+      colormap: layer.kind === "map" ? "inferno" : "gray", cal_min: layer.kind === "map" ? 8 : 0, cal_max: 255 })));
+    if (wanted !== number) return; // another case was chosen meanwhile
     while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
     for (const [i, layer] of chosen.layers.entries()) {
-      const image = await niivue.NVImage.loadFromBase64({ base64: layer.data, name: `layer${i}.nii.gz`,
-        colormap: layer.kind === "map" ? "inferno" : "gray", opacity: opacityOf(layer), cal_min: layer.kind === "map" ? 8 : 0, cal_max: 255 });
-      if (layer.kind === "label") image.setColormapLabel(table(layer.colours));
-      nv.addVolume(image);
+      images[i].opacity = opacityOf(layer);
+      if (layer.kind === "label") images[i].setColormapLabel(table(layer.colours));
+      nv.addVolume(images[i]);
     }
     nv.opts.isRadiologicalConvention = nv.opts.isOrientationTextVisible = chosen.oriented;
     nv.scene.crosshairPos = chosen.centre;

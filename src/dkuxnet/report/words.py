@@ -21,7 +21,7 @@ def tell(settings: dict[str, Any], manifest: dict[str, Any], split: dict[str, in
     if split["unlabelled"] and not uses_unlabelled(manifest, split):
         told.append(f"This method leaves the {count(split['unlabelled'], 'unlabelled scan')} aside.")
     told.append(f"It trained the network {manifest.get('network', '?')}"
-                + (f" ({parameters / 1e6:.1f} million parameters in all)" if parameters else "")
+                + (f" ({parameters / 1e6:.1f} million parameters, all networks of the method together)" if parameters else "")
                 + f" by the method {manifest.get('method', '?')} "
                 + (f"for {steps:,} steps" if finished else f"and has come to step {steps:,} of {train.get('steps', '?')}")
                 + (f" on {machine['gpu']}." if machine.get("gpu") else " on the processor, without a GPU."))
@@ -58,15 +58,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def tell_data(manifest: dict[str, Any]) -> list[str]:
-    """The fingerprint (what the scans are like) and the plan (what was made of them), a sentence each."""
+def tell_data(manifest: dict[str, Any], oriented: bool) -> list[str]:
+    """The fingerprint (what the scans are like) and the plan (what was made of them), a sentence each. oriented: whether the
+    scans' files say how the patient lies."""
     print_, plan, told = manifest.get("fingerprint", {}), manifest.get("plan", {}), []
     if "cases" in print_:
         told.append(f"The data set has {count(print_['cases'], 'scan')}, {print_.get('labelled', '?')} of them with a label; "
                     f"channels: {join(manifest.get('channels', []))}.")
     if "shape_median" in print_:
+        axes = "left-right, back-front, down-up" if oriented else "x, y, z of the files"
         told.append(f"A scan has {by(print_['shape_median'])} voxels of {by(print_['spacing_mm_median'], 3)} mm, which is "
-                    f"{by(print_['extent_mm_median'])} mm (medians; axes: left-right, back-front, down-up).")
+                    f"{by(print_['extent_mm_median'])} mm (medians; axes: {axes}).")
     names = {str(value): name for name, value in manifest.get("labels", {}).items() if value != 0}
     shares = [f"{name} {100 * share:.3g} %" for key, share in print_.get("label_share", {}).items()
               if (name := names.get(key))]

@@ -1,7 +1,5 @@
 """The server's addresses. Each handler reads the request, makes one call and answers."""
 
-import re
-from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from dkuxnet.segment import Segmenter
 from dkuxnet.serve import monai_label
 from dkuxnet.serve.guard import Guard
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import ACCEPTED, label_ending, label_name, scan_suffix, shown
 from dkuxnet.serve.segmenting import Work
 from dkuxnet.serve.uploads import receive_body
@@ -26,22 +24,6 @@ from dkuxnet.serve.view import VIEWS, view_path
 STATIC = Path(str(resources.files("dkuxnet.serve"))) / "static"
 NIIVUE = Path(str(resources.files("dkuxnet"))) / "vendor" / "niivue.umd.js"
 JOB = "/jobs/{token}"
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is served. name fits into an address."""
-
-    name: str
-    segmenter: Segmenter
-
-    @classmethod
-    def of(cls, run: Path, segmenter: Segmenter) -> "Model":
-        return cls(re.sub(r"[^A-Za-z0-9._-]", "_", run.resolve().name) or "model", segmenter)
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self.segmenter.labels)[1:]
 
 
 def create_app(model: Model, folder: Path, bound: str, limits: Limits, keep: Path | None = None) -> FastAPI:
@@ -97,13 +79,8 @@ def _add_jobs(app: FastAPI, jobs: Jobs, limits: Limits) -> None:
     async def add(request: Request, name: str) -> dict[str, Any]:
         """The body is the file itself."""
         suffix = scan_suffix(name)
-        job = jobs.open(name, suffix, label_ending(suffix))
-        try:
+        with jobs.receiving(name, suffix, label_ending(suffix)) as job:
             await receive_body(request, job.scan, limits)
-        except BaseException:
-            jobs.remove(job)
-            raise
-        jobs.submit(job)
         return status(jobs, job)
 
     @app.get(JOB)

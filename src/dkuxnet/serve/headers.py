@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dkuxnet.dicom.series import find_series
 from dkuxnet.errors import UserError
 
 HEAD_BYTES = 65536
@@ -24,8 +25,11 @@ def check_header(path: Path, max_voxels: int) -> None:
     name = path.name.lower()
     try:
         if name.endswith(".zip"):
-            return _check_zip(path, max_voxels)
-        voxels = _h5_voxels(path) if name.endswith(".h5") else _voxels(name, _head(path))
+            _check_zip(path, max_voxels)
+        if name.endswith((".zip", ".dcm")):
+            voxels = _dicom_voxels(path)
+        else:
+            voxels = _h5_voxels(path) if name.endswith(".h5") else _voxels(name, _head(path))
     except UserError:
         raise
     except Exception:  # whatever a damaged header makes a parser raise
@@ -81,6 +85,11 @@ def _h5_voxels(path: Path) -> int:
         if dataset.file.filename != file.filename or dataset.external or dataset.is_virtual:
             raise UserError(f"{path}: its voxels are in another file, which this server does not open; write them into one")
         return math.prod(dataset.shape)
+
+
+def _dicom_voxels(path: Path) -> int:
+    """Of the largest series: compressed, its files say nothing of what it unpacks to."""
+    return max(sum(image.rows * image.columns * len(image.planes) for image in series.images) for series in find_series(path))
 
 
 def _check_zip(path: Path, max_voxels: int) -> None:

@@ -5,7 +5,8 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ class Jobs:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="segment", daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def receiving(self, name: str, suffix: str, ending: str, as_indices: bool = False) -> Iterator[Job]:
+        """A job whose scan is received in the block. It goes to the end of the queue where that succeeds, and leaves nothing
+        where it does not. Raises Refused where there is no place."""
+        job = self.open(name, suffix, ending, as_indices)
+        try:
+            yield job
+        except BaseException:  # a sender who is gone raises what is no Exception
+            self.remove(job)
+            raise
+        self.submit(job)
 
     def open(self, name: str, suffix: str, ending: str, as_indices: bool = False) -> Job:
         """A place for a scan that is about to be received. Raises Refused where there is none."""

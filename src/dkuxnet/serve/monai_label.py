@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -23,11 +23,9 @@ from starlette.datastructures import FormData
 
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import FILE, label_ending, scan_suffix, shown
 from dkuxnet.serve.uploads import file_of, received_form, store
-
-if TYPE_CHECKING:
-    from dkuxnet.serve.app import Model
 
 RESULT_ENDINGS = (".nrrd", ".nii.gz", ".nii", ".mha")
 LOOK_SECONDS = 0.1  # between two looks at a job, and at whether its sender is still there
@@ -91,7 +89,7 @@ class Sessions:
         return session
 
 
-def router(model: "Model", jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
+def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
     """The protocol's addresses."""
     routes, sessions = APIRouter(), Sessions(folder, limits)
 
@@ -134,7 +132,7 @@ def router(model: "Model", jobs: Jobs, folder: Path, limits: Limits) -> APIRoute
     return routes
 
 
-def described(model: "Model") -> dict[str, Any]:
+def described(model: Model) -> dict[str, Any]:
     """What the plugin shows of the server: models by name, and the labels that become segments. `labels` counts 1, 2, ..., as
     the label maps of `infer` do: the plugin takes the n-th name for the value n."""
     labels = {name: index for index, name in enumerate(model.classes, 1)}
@@ -158,16 +156,11 @@ async def _job_of(form: FormData, session: Session | None, jobs: Jobs, limits: L
                            "field `file`.")
     name = session.name if session else upload.filename or ""
     suffix = scan_suffix(name)
-    job = jobs.open(name, suffix, _ending(form, suffix), as_indices=True)
-    try:
+    with jobs.receiving(name, suffix, _ending(form, suffix), as_indices=True) as job:
         if session:
             os.link(session.scan, job.scan)  # the session may end while the job waits
         else:
             await store(upload, job.scan, limits)
-    except BaseException:
-        jobs.remove(job)
-        raise
-    jobs.submit(job)
     return job
 
 

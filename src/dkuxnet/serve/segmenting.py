@@ -2,6 +2,9 @@
 
 import math
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from dkuxnet import formats
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.predict import find_cases
 from dkuxnet.prepare import read_image
 from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
 from dkuxnet.serve.jobs import Job
 from dkuxnet.serve.keep import keep_result
+from dkuxnet.serve.names import without_paths
 from dkuxnet.serve.view import focus, write_views
 from dkuxnet.types import Case, Volume
 
@@ -37,18 +41,21 @@ class Work:
         started = time.monotonic()
         job.report("reading")
         check_header(job.scan, self.max_voxels)
-        scan = read_image(only_case(job.scan), len(self.segmenter.channels))
+        with data_warnings() as told:
+            scan = read_image(only_case(job.scan), len(self.segmenter.channels))
         check_voxels(scan.array.size, self.max_voxels, "with all its channels")
         check_voxels(math.prod(self.segmenter.network_shape(scan)), self.max_voxels, "at the spacing of the model")
         job.report("segmenting")
         result = self.segmenter(scan, uncertainty=True, progress=lambda done, total: job.report("segmenting", done, total))
         job.report("writing")
-        results = self._results(job, scan, result) | {"seconds": round(time.monotonic() - started, 1)}
+        told = [without_paths(text, job.scan, job.name) for text in told]
+        results = self._results(job, scan, result, told) | {"seconds": round(time.monotonic() - started, 1)}
         if self.keep:
             keep_result(self.keep, job, results)
         return results
 
-    def _results(self, job: Job, scan: Volume, result: Segmentation) -> dict[str, Any]:
+    def _results(self, job: Job, scan: Volume, result: Segmentation, told: list[str]) -> dict[str, Any]:
+        """told: warnings that reading the scan gave."""
         values = list(self.segmenter.labels.values())
         indices = np.zeros(scan.shape, np.uint8)
         for index, value in enumerate(values):
@@ -62,9 +69,20 @@ class Work:
             "step": list(step),
             "focus": focus(indices, step),
             "classes": measured(list(self.segmenter.labels), indices, scan),
-            "warnings": [*scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
+            "warnings": [*(f"{text[0].upper()}{text[1:]}." for text in told),
+                         *scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
                          *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array)],
         }
+
+
+@contextmanager
+def data_warnings() -> Iterator[list[str]]:
+    """The list that holds, once the block has ended, what its DataWarnings say: the page shows them, and not the terminal."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        yield found
+    found += [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
 
 
 def only_case(path: Path) -> Case:

@@ -12,9 +12,10 @@ import uvicorn
 
 from dkuxnet.errors import UserError
 from dkuxnet.segment import Segmenter
-from dkuxnet.serve.app import Model, create_app
+from dkuxnet.serve.app import create_app
 from dkuxnet.serve.keep import check_keep
 from dkuxnet.serve.limits import Limits
+from dkuxnet.serve.model import Model
 
 GRACE_SECONDS = 2  # for answers on their way when the server is stopped
 

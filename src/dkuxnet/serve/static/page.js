@@ -99,7 +99,7 @@ async function follow(mine) {
 }
 
 function tell(job) {
-  if (job.state === "waiting")
+  if (job.state === "waiting" && job.ahead)
     return progress(job.ahead === 1 ? "Waiting: one scan comes before yours" : `Waiting: ${job.ahead} scans come before yours`);
   if (job.total) return progress(`Segmenting: window ${job.done} of ${job.total}`, job.done / job.total);
   return progress(STAGES[job.stage] ?? "Working");
@@ -111,7 +111,7 @@ async function present(mine, job) {
   get("warnings").replaceChildren(...warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   get("volumes").replaceChildren(...classes.map(volumeRow));
   Object.assign(get("download"), { href: `/jobs/${job.id}/label`, download: job.download, title: job.download });
-  const thinned = step.some((s) => s > 1) ? ` Drawn at every ${step.join(" × ")}th voxel; the label map has all.` : "";
+  const thinned = step.some((s) => s > 1) ? ` Drawn is one voxel in ${step.join(" × ")}; the label map has all.` : "";
   get("facts").textContent = `${shape.join(" × ")} voxels of ${spacing_mm.map((s) => +s.toFixed(3)).join(" × ")} mm, segmented in ${seconds} s.${thinned}`;
   show("result");
   const drawable = canDraw();
@@ -156,6 +156,11 @@ async function forget() {
   if (before?.id) await fetch(`/jobs/${before.id}`, { method: "DELETE" }).catch(() => null);
 }
 
+async function refuse(reason) {
+  await forget();
+  fail("", reason);
+}
+
 async function again() {
   await forget();
   show("choose");
@@ -190,8 +195,9 @@ function listen() {
   window.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    const [file] = event.dataTransfer.files;
-    if (file) start(file);
+    const [file, ...others] = event.dataTransfer.files;
+    if (others.length) refuse(`These are ${others.length + 1} files, and the page takes one. Zip the files of a DICOM series, and drop the zip.`);
+    else if (file) start(file);
   });
 }
 
