@@ -80,7 +80,7 @@ def damage_figures(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "message"), [
-    (lambda run: change(run, "manifest.json", plan={"spacing_mm": [1, 1, 1]}), "another prepared set than .*their plan differ"),
+    (lambda run: change(run, "manifest.json", plan={"spacing_mm": [1, 1, 1], "normalisation": [], "patch": [16, 16, 16]}), "another prepared set than .*their plan differ"),
     (lambda run: change(run, "manifest.json", labels={"background": 0, "other": 10}), "another prepared set"),
     (lambda run: change(run, "manifest.json", test=None), None),
     (damage_figures, "cases.csv: damaged.*train or evaluate the run again"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from dkuxnet.errors import UserError
 from dkuxnet.grid import BOUND, Grid, WantedRun
-from dkuxnet.run import read_json
+from dkuxnet.run import RunFolder
 from dkuxnet.significance import Estimate, Share, Tested, against_reference, gain, share_of_gap, spread
 
 METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
@@ -98,7 +98,7 @@ def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made 
     """The figures of a finished run, None of any other. Raises UserError with the `remedy` where they are damaged."""
     if not (folder / "manifest.json").is_file():
         return None
-    manifest, path = read_json(folder / "manifest.json"), folder / "evaluation" / "cases.csv"
+    manifest, path = RunFolder(folder).manifest, folder / "evaluation" / "cases.csv"
     if "test" not in manifest:
         return None
     try:

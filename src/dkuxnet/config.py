@@ -1,6 +1,5 @@
 """The settings of a run: preset, then TOML file, then `--set`, validated once. An unknown key is refused."""
 
-import tomllib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from dkuxnet.documents import parse_toml, read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 
@@ -147,7 +147,7 @@ def load_settings(preset: str = "default", config: Path | None = None, overrides
     """
     if preset not in presets():
         raise unknown("preset", preset, presets())
-    values = tomllib.loads((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
+    values = parse_toml((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
     if config is not None:
         _lay_over(values, read_toml(config))
     given: dict[str, Any] = {}
@@ -174,19 +174,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set expects key=value, as in --set train.lr=0.01; got '{text}'")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return key.strip(), value.strip()
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file cannot be read, or is not TOML."""
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the settings: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from dkuxnet.config import Section, Settings, explain, flatten, load_settings, read_toml
+from dkuxnet.config import Section, Settings, explain, flatten, load_settings
+from dkuxnet.documents import read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup, parse_options, unknown
 from dkuxnet.methods import METHODS

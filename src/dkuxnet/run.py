@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkuxnet import checkpoints
+from dkuxnet.described import Manifest, SettingsOfRun, check_described
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+DAMAGED = "it is damaged, or not of a run"
 
 
 class RunFolder:
@@ -54,11 +58,13 @@ class RunFolder:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return read_json(self.folder / "settings.json")
+        path = self.folder / "settings.json"
+        return check_described(read_json(path), SettingsOfRun, path, DAMAGED)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "manifest.json")
+        path = self.folder / "manifest.json"
+        return check_described(read_json(path), Manifest, path, DAMAGED)
 
     def discard_unless_saved(self) -> None:
         """Remove the folder of a run that ended before it saved anything: its name is free again."""
@@ -179,14 +185,6 @@ def write_json(path: Path, content: Any) -> None:
     """Indented JSON, atomically; NaN is refused, since no other program reads it."""
     text = json.dumps(content, indent=1, allow_nan=False)
     atomically(Path(path), lambda part: part.write_text(text, "utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Raises UserError where the file is missing or broken."""
-    try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or not JSON ({error})") from error
 
 
 def machine(device: "torch.device") -> dict[str, Any]:

@@ -7,13 +7,15 @@ PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; 
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation; likewise
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from dkuxnet.data.arrays import read_box
+from dkuxnet.described import Prepared, PreparedInfo, check_described
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 
@@ -27,10 +29,14 @@ class PreparedSet:
     def __init__(self, folder: Path, cache_gib: float = 0.0):
         """Raises UserError where `folder` is not a prepared data set of this version."""
         self.folder = Path(folder)
-        self.meta = _read_json(self.folder / "dataset.json", f"{folder} is not a prepared data set; run dkuxnet prepare")
+        path = self.folder / "dataset.json"
+        self.meta = read_json(path, f"{folder} is not a prepared data set; run dkuxnet prepare")
+        if not isinstance(self.meta, dict):
+            raise UserError(f"{folder} is not a prepared data set; run dkuxnet prepare")
         if self.meta.get("version") != VERSION:
             raise UserError(f"{folder}: prepared with format {self.meta.get('version')}, this program reads {VERSION}; "
                             "prepare it again")
+        check_described(self.meta, Prepared, path, "prepare it again")
         self._room = int(cache_gib * 2**30)
         self._cache: dict[tuple[str, Kind], np.ndarray] = {}
 
@@ -51,7 +57,9 @@ class PreparedSet:
 
     def info(self, name: str) -> dict[str, Any]:
         """Geometry of a case: shape, affine and spacing_mm of the scan, shape and affine of the prepared grid."""
-        return _read_json(self._path(name, "json"), f"case '{name}' of {self.folder}: its json is missing or broken")
+        path = self._path(name, "json")
+        info = read_json(path, f"case '{name}' of {self.folder}: its json is missing or broken")
+        return check_described(info, PreparedInfo, path, "prepare it again")
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room. Raises UserError for a damaged file."""
@@ -78,19 +86,24 @@ class PreparedSet:
         return tuple(next(case["shape"] for case in self.meta["cases"] if case["name"] == name))
 
     def _path(self, name: str, ending: str) -> Path:
+        if name not in self.names:
+            raise unknown("case", name, self.names)
         return self.folder / "cases" / f"{name}.{ending}"
+
+    def _stored_shape(self, name: str, kind: Kind) -> tuple[int, ...]:
+        if kind == "truth":
+            return tuple(self.info(name)["shape"])
+        return (len(self.meta["channels"]), *self.shape(name)) if kind == "image" else self.shape(name)
 
     def _grid_bytes(self, name: str, kind: Kind) -> int:
         return math.prod(self.shape(name)) * (4 * len(self.meta["channels"]) if kind == "image" else 1)
 
     def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
-        import blosc2
-
-        if name not in self.names:
-            raise unknown("case", name, self.names)
         path = self._path(name, f"{kind}.b2nd")
         try:
-            array = blosc2.open(str(path), mode="r")[(..., *box)]
+            array = read_box(path, self._stored_shape(name, kind), np.float32 if kind == "image" else np.uint8, box)
+        except UserError:
+            raise
         except Exception as error:  # blosc2 raises RuntimeError, OSError or ValueError by the kind of damage
             raise UserError(f"{path}: missing or damaged ({error}); prepare the data set again") from error
         if kind != "image" and array.max(initial=0) >= len(self.class_names):
@@ -110,13 +123,3 @@ def write_array(path: Path, array: np.ndarray) -> None:
         blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=codec)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot write ({error}); check the folder's rights and space") from error
-
-
-def _read_json(path: Path, message: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{message} ({type(error).__name__}: {path.name})") from error
-    if not isinstance(content, dict):
-        raise UserError(message)
-    return content

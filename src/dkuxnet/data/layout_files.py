@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.formats import FORMATS, stem, suffix
 
@@ -35,10 +36,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path}: expected a description of the data, but there is none; add it or use layout 'folder'")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON, but: {' '.join(str(error).split())}; repair the file") from error
+    fields = read_json(path, f"{path}: expected JSON")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected a JSON object, but it is a {type(fields).__name__}; repair the file")
     return fields

@@ -1,10 +1,10 @@
 """Who trains, who judges: labelled, unlabelled, validation and test cases, disjoint or refused."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 
 
@@ -73,10 +73,7 @@ def _last(with_label: Sequence[str], count: int) -> list[str]:
 
 def _read_split(file: Path) -> dict[str, list[str]]:
     known = ("train", "labelled", "unlabelled", "validation", "test")
-    try:
-        lists = json.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot read the split: {error}") from error
+    lists = read_json(file, f"{file}: cannot read the split")
     if not isinstance(lists, dict) or not set(lists) <= set(known) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()
     ):

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet import formats
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
-from dkuxnet.run import read_json
 
 SHOWN = ("dice", "jaccard", "hd95_mm", "asd_mm")
 NEEDED = [*(METRICS[column] for column in SHOWN), "n_pred", "n_ref"]
