@@ -5,6 +5,7 @@ one network, over the seeds that both sides have finished and the same test case
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dkuxnet.documents import MAX_BYTES, read_text
 from dkuxnet.errors import UserError
 from dkuxnet.grid import BOUND, Grid, WantedRun
 from dkuxnet.run import RunFolder
@@ -102,8 +104,7 @@ def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made 
     if "test" not in manifest:
         return None
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")))
         cases = tuple(manifest["split"]["test"])
         if sorted(row["case"] for row in rows) != sorted(case for case in cases for _ in range(len(manifest["labels"]) - 1)):
             raise ValueError("it does not hold every test case and class")
@@ -113,7 +114,7 @@ def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made 
             raise ValueError("a figure is not finite")
         float(manifest["train_seconds"])
         return Finished(cases, figures, manifest)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
                         f"{remedy.format(name=folder.name)}") from error
 

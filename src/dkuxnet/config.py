@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
@@ -11,7 +11,8 @@ from dkuxnet.documents import parse_toml, read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 
-Share = Field(ge=0, le=1)
+Edge = Annotated[int, Field(ge=1, le=1024)]
+Queries = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Section(BaseModel):
@@ -29,7 +30,7 @@ class DataSettings(Section):
     test_cases: NonNegativeInt = 0
     foreground_share: float = Field(0.5, ge=0, le=1)
     cache_gib: float = Field(4.0, ge=0)
-    workers: NonNegativeInt = 1
+    workers: Annotated[int, Field(ge=0, le=1024)] = 1
 
 
 class GroupSettings(Section):
@@ -37,7 +38,7 @@ class GroupSettings(Section):
 
     name: str
     classes: list[str]
-    queries: PositiveInt
+    queries: Queries
 
 
 class NetworkSettings(BaseModel):
@@ -45,7 +46,7 @@ class NetworkSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str | None = None
-    queries: PositiveInt = 16
+    queries: Queries = 16
     groups: list[GroupSettings] = []
 
 
@@ -92,12 +93,12 @@ class TrainSettings(Section):
     save_every, save_minutes: a checkpoint after so many steps and after so many minutes, whichever comes first. on_nan: what a
     loss or gradient that is not finite does: end the training, or leave that step out and count it."""
 
-    steps: PositiveInt = 4000
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
     seed: NonNegativeInt = 0
     device: str = "auto"
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    labelled_batch: PositiveInt = 2
-    unlabelled_batch: NonNegativeInt = 2
+    patch: tuple[Edge, Edge, Edge] | None = None
+    labelled_batch: Annotated[int, Field(ge=1, le=4096)] = 2
+    unlabelled_batch: Annotated[int, Field(ge=0, le=4096)] = 2
     optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 2e-3
     weight_decay: float = Field(0.01, ge=0)
@@ -119,7 +120,7 @@ class InferSettings(Section):
     largest_component: of each class keep the largest connected piece (for organs of which there is one)."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
-    batch: PositiveInt = 2
+    batch: Annotated[int, Field(ge=1, le=4096)] = 2
     largest_component: bool = False
 
 

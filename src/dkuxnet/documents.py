@@ -15,9 +15,11 @@ from typing import Any
 from dkuxnet.errors import UserError
 
 MAX_BYTES = 1 << 25  # of a data set of 100,000 cases: 20 MB
-MAX_TOML_BYTES = 1 << 18  # tomllib takes time by the square of a key's parts
+MAX_TOML_BYTES = 1 << 18
 MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted key in TOML
+TOO_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{PART}\.[ \t]*+){{{MAX_DEPTH}}}")  # tomllib takes memory by the square of the parts
 NOT_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:|^\.|^$")
 
 
@@ -41,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a TOML file: {reason(error)}") from error
 
 
-def read_text(path: Path, most: int) -> str:
+def read_text(path: Path, most: int, errors: str = "strict") -> str:
     """The text of a regular file of at most so many bytes, without a byte-order mark. Raises OSError or ValueError."""
     with open(path, "rb", opener=_waiting_for_nobody) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -49,7 +51,7 @@ def read_text(path: Path, most: int) -> str:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it is larger than {most / 2**20:g} MiB")
-    return content.decode("utf-8-sig")
+    return content.decode("utf-8-sig", errors)
 
 
 def parse_json(text: str) -> Any:
@@ -60,6 +62,8 @@ def parse_json(text: str) -> Any:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """As `parse_json`, for TOML."""
+    if TOO_DEEP_KEY.search(text):
+        raise ValueError("it is nested too deeply")
     return _bounded(tomllib.loads, text)
 
 

@@ -26,6 +26,8 @@ def read_box(path: Path, shape: Sequence[int], dtype: type[np.generic], box: tup
     array = blosc2.blosc2_ext.open(str(path), "r", 0)
     if not isinstance(array, blosc2.NDArray):
         raise ValueError("no array")
+    if set(array.schunk.meta.keys()) != {"b2nd"}:
+        raise ValueError("it describes something else than an array")
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise ValueError(f"expected an array of shape {tuple(shape)} and type {np.dtype(dtype)}, got {array.shape} and "
                          f"{array.dtype}")

@@ -9,6 +9,8 @@ from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.formats import FORMATS, stem, suffix
 
+MAX_LABEL = 2**31 - 1
+
 
 def images_in(folder: Path) -> list[Path]:
     """The files of `folder` in a known format, sorted by name; hidden ones ("._scan.nii.gz" of macOS) are left out."""
@@ -84,8 +86,8 @@ def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
 def _label(name: str, value: Any) -> tuple[str, int | None]:
     """(class name, value), the value None where there is no whole number in either place."""
     if isinstance(value, str) and name.isdecimal():
-        return value, int(name)
-    return name, value if type(value) is int else None
+        return value, int(name) if len(name) < 10 else None
+    return name, value if type(value) is int and abs(value) <= MAX_LABEL else None
 
 
 def listed_file(folder: Path, case: str, entry: Any) -> Path:

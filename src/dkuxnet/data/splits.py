@@ -82,15 +82,17 @@ def _read_split(file: Path) -> dict[str, list[str]]:
 
 
 def _check_labels(names: Sequence[str], with_label: Sequence[str], what: str) -> None:
+    labelled = set(with_label)
     for name in names:
-        if name not in set(with_label):
+        if name not in labelled:
             raise UserError(f"case '{name}' is in the {what}")
 
 
 def _check_names(names: Sequence[str], cases: Sequence[str], file: Path | None) -> None:
     seen: set[str] = set()
+    known = set(cases)
     for name in names:
-        if name not in set(cases):
+        if name not in known:
             raise UserError(f"{file}: case '{name}' is not in the prepared data set")
         if name in seen:
             raise UserError(f"{file}: case '{name}' stands in more than one list, or twice in one")
