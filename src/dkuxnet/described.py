@@ -6,6 +6,7 @@ stranger's numbers from filling the memory.
 
 import math
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -153,5 +154,5 @@ def check_described(content: Any, form: type[Part], path: Path, remedy: str) -> 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
-        raise UserError(f"{path}: {where}: {first['msg']}, got {str(first['input'])[:80]!r}; {remedy}") from error
+        raise UserError(f"{path}: {where}: {first['msg']}, got {brief(first['input'])}; {remedy}") from error
     return content

@@ -14,7 +14,7 @@ from typing import Any
 
 from dkuxnet.errors import UserError
 
-MAX_BYTES = 1 << 25  # of a data set of 100,000 cases: 20 MB
+MAX_BYTES = 1 << 24  # a data set of 100,000 cases has about 12 MB
 MAX_TOML_BYTES = 1 << 18
 MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
