@@ -58,7 +58,7 @@ def kill_and_compare(folder: Path, kills: int, seed: int = 0, tell=lambda line: 
             assert code == -9, f"ended with {code}"
             done = result["kills"] = result["kills"] + 1
             result["inside a save"] += any(broken.rglob("*.part"))
-            result["before the first save"] += not any((broken / "checkpoints").glob("*-*.pt"))
+            result["before the first save"] += not any((broken / "checkpoints").glob("*-*.safetensors"))
         result["trainings"] += 1
         same = state_of(whole) == state_of(broken)
         if not same:

@@ -256,7 +256,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     ("evaluation/summary.json", lambda text: "[]", "damaged, or not what"),
     ("evaluation/summary.json", lambda text: text.replace('"HD95_mm"', '"HD"'), "damaged, or not what"),
     ("evaluation/summary.json", lambda text: text.replace("foreground mean", "other"), "damaged, or not what"),
-    ("manifest.json", lambda text: "[]", "must hold objects"),
+    ("manifest.json", lambda text: "[]", "manifest.json: all of it: Input should be a valid dictionary"),
 ])
 def test_a_damaged_file_is_one_clear_line(finished, file, damage, message):
     path = finished / file

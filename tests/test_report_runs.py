@@ -14,7 +14,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.report.runs import compare_runs
 from dkuxnet.report.runs_page import write_runs_report
 from dkuxnet.run import write_json
-from made_run import make_run
+from made_run import PLAN, make_run
 
 SHIFTS = {"first": {"a": 1, "b": 2, "c": 4}, "second": {"a": 0, "b": 1, "c": 5}, "third": {"c": 4, "b": 2, "a": 1}}
 DICE = {shift: 1 - shift / 8 for shift in range(9)}  # of two boxes of 8 voxels, apart by so many
@@ -80,7 +80,8 @@ def damage_figures(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "message"), [
-    (lambda run: change(run, "manifest.json", plan={"spacing_mm": [1, 1, 1]}), "another prepared set than .*their plan differ"),
+    (lambda run: change(run, "manifest.json", plan=PLAN | {"spacing_mm": [1, 1, 1]}),
+     "another prepared set than .*their plan differ"),
     (lambda run: change(run, "manifest.json", labels={"background": 0, "other": 10}), "another prepared set"),
     (lambda run: change(run, "manifest.json", test=None), None),
     (damage_figures, "cases.csv: damaged.*train or evaluate the run again"),

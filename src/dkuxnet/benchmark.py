@@ -18,6 +18,7 @@ from dkuxnet.comparison import Comparison, compare
 from dkuxnet.config import Settings, flatten, validate
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
 from dkuxnet.job import Job, data_identity, new_job, write_out_options
@@ -25,7 +26,6 @@ from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
-from dkuxnet.run import read_json
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import Progress, make
 

@@ -51,9 +51,12 @@ def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> t
     folder = RunFolder.open(run)
     settings, manifest = validate(folder.settings), folder.manifest
     shape, _ = described_network(manifest, run)
-    method = build_method(settings, shape, manifest["plan"])
+    tensors = folder.load_weights(weights)
     try:
-        method.load_state_dict(folder.load_weights(weights))
+        with torch.device("meta"):  # holds no weights: settings from a stranger may describe more than there is memory for
+            build_method(settings, shape, manifest["plan"]).load_state_dict(tensors, assign=True)
+        method = build_method(settings, shape, manifest["plan"])
+        method.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{run}/{weights}.safetensors holds the weights of another network than settings.json "
                         f"describes: {shorten(str(error).splitlines()[1], 200)}") from error

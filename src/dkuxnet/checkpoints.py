@@ -1,22 +1,23 @@
 """The states that a training resumes from: a folder with the last two, each file named by its step and its own checksum.
 
-CHECKPOINTS/00000400-1f6c..9a.pt: the step, and the SHA-256 of the file, which one rename brings into being together with the
-content. So a file is whole and unchanged, or it is known not to be, and the one before it stands in.
+CHECKPOINTS/00000400-1f6c..9a.safetensors: the step, and the SHA-256 of the file, which one rename brings into being together
+with the content. So a file is whole and unchanged, or it is known not to be, and the one before it stands in. See
+`state_file` for what is in it. Version 1 ended in .pt and held pickled data; it is not read any more.
 """
 
 import hashlib
 import os
 import re
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from dkuxnet.documents import reason
 from dkuxnet.errors import DataWarning, UserError, disk_reason
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
-NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.pt")
+NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.safetensors")
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
@@ -24,18 +25,18 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
 
     Raises UserError where the disk does not take it: what was saved before stays.
     """
-    import torch
+    from dkuxnet.state_file import state_bytes
 
     part = folder / "new.part"
     try:
         folder.mkdir(exist_ok=True)
+        content = state_bytes(state, VERSION)
+        path = folder / f"{state['step']:08d}-{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
             with part.open("wb") as file:
-                hashed = Hashed(file)
-                torch.save({"version": VERSION, **state}, hashed)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            path = folder / f"{state['step']:08d}-{hashed.sha256.hexdigest()}.pt"
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -43,23 +44,9 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         for old in listed(folder):
             if old != path and old not in listed(folder)[:KEPT]:
                 old.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
+    except OSError as error:
         raise UserError(f"{folder}: cannot save a checkpoint: {disk_reason(error)}") from error
     return path
-
-
-class Hashed:
-    """A file that is written to, and the SHA-256 of what should stand in it: not of what a failing disk made of it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.sha256.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -69,6 +56,9 @@ def load(folder: Path) -> dict[str, Any]:
     """
     found = listed(folder)
     if not found:
+        if folder.is_dir() and any(folder.glob("*.pt")):
+            raise UserError(f"{folder} holds checkpoints of version 1, which this program does not read; finish that training "
+                            "with the program that began it, or start it anew in another folder")
         raise UserError(f"{folder.parent} has no checkpoint yet: nothing to resume; start it anew in another folder")
     for path in found:
         try:
@@ -81,26 +71,24 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One checkpoint. Nothing in it is executed, and it takes no more memory than the file has bytes, about.
+    """One checkpoint: data alone, no larger in memory than in the file, whose bytes its tensors are: see `read_state`.
 
     Raises UserError where its bytes are not those that its name promises, or they are no checkpoint.
     """
-    import torch
+    from dkuxnet.state_file import read_state
 
     match = NAME.fullmatch(path.name)
     try:
         if match is None or checksum(path) != match[2]:
             raise UserError(f"{path}: damaged: its content is not what its name promises")
-        with zipfile.ZipFile(path) as archive:  # torch writes all entries as they are: a packed one could unpack without end
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise UserError(f"{path}: not a checkpoint of this program: it is compressed")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path, VERSION)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
     except UserError:
         raise
-    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
-        raise UserError(f"{path}: damaged or not a checkpoint of this program ({type(error).__name__})") from error
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise UserError(f"{path}: not a checkpoint of version {VERSION}, which this program reads")
+    except Exception as error:  # safetensors has an error of its own, and a tree that is no state raises many kinds
+        raise UserError(f"{path}: damaged or not a checkpoint of this program ({type(error).__name__}: {reason(error)})"
+                        ) from error
     return state
 
 

@@ -5,6 +5,7 @@ one network, over the seeds that both sides have finished and the same test case
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from dkuxnet.documents import MAX_BYTES, read_text
 from dkuxnet.errors import UserError
 from dkuxnet.grid import BOUND, Grid, WantedRun
-from dkuxnet.run import read_json
+from dkuxnet.run import RunFolder
 from dkuxnet.significance import Estimate, Share, Tested, against_reference, gain, share_of_gap, spread
 
 METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
@@ -98,12 +100,11 @@ def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made 
     """The figures of a finished run, None of any other. Raises UserError with the `remedy` where they are damaged."""
     if not (folder / "manifest.json").is_file():
         return None
-    manifest, path = read_json(folder / "manifest.json"), folder / "evaluation" / "cases.csv"
+    manifest, path = RunFolder(folder).manifest, folder / "evaluation" / "cases.csv"
     if "test" not in manifest:
         return None
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")))
         cases = tuple(manifest["split"]["test"])
         if sorted(row["case"] for row in rows) != sorted(case for case in cases for _ in range(len(manifest["labels"]) - 1)):
             raise ValueError("it does not hold every test case and class")
@@ -113,7 +114,7 @@ def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made 
             raise ValueError("a figure is not finite")
         float(manifest["train_seconds"])
         return Finished(cases, figures, manifest)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
                         f"{remedy.format(name=folder.name)}") from error
 

@@ -1,17 +1,18 @@
 """The settings of a run: preset, then TOML file, then `--set`, validated once. An unknown key is refused."""
 
-import tomllib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from dkuxnet.documents import parse_toml, read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 
-Share = Field(ge=0, le=1)
+Edge = Annotated[int, Field(ge=1, le=1024)]
+Queries = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Section(BaseModel):
@@ -29,7 +30,7 @@ class DataSettings(Section):
     test_cases: NonNegativeInt = 0
     foreground_share: float = Field(0.5, ge=0, le=1)
     cache_gib: float = Field(4.0, ge=0)
-    workers: NonNegativeInt = 1
+    workers: Annotated[int, Field(ge=0, le=1024)] = 1
 
 
 class GroupSettings(Section):
@@ -37,7 +38,7 @@ class GroupSettings(Section):
 
     name: str
     classes: list[str]
-    queries: PositiveInt
+    queries: Queries
 
 
 class NetworkSettings(BaseModel):
@@ -45,7 +46,7 @@ class NetworkSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str | None = None
-    queries: PositiveInt = 16
+    queries: Queries = 16
     groups: list[GroupSettings] = []
 
 
@@ -93,12 +94,12 @@ class TrainSettings(Section):
     loss or gradient that is not finite does: end the training, or leave that step out and count it. deterministic: on a GPU,
     take algorithms that give the same bits every time where torch has one, at some cost in speed (a CPU always does)."""
 
-    steps: PositiveInt = 4000
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
     seed: NonNegativeInt = 0
     device: str = "auto"
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    labelled_batch: PositiveInt = 2
-    unlabelled_batch: NonNegativeInt = 2
+    patch: tuple[Edge, Edge, Edge] | None = None
+    labelled_batch: Annotated[int, Field(ge=1, le=4096)] = 2
+    unlabelled_batch: Annotated[int, Field(ge=0, le=4096)] = 2
     optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 2e-3
     weight_decay: float = Field(0.01, ge=0)
@@ -121,7 +122,7 @@ class InferSettings(Section):
     largest_component: of each class keep the largest connected piece (for organs of which there is one)."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
-    batch: PositiveInt = 2
+    batch: Annotated[int, Field(ge=1, le=4096)] = 2
     largest_component: bool = False
 
 
@@ -149,7 +150,7 @@ def load_settings(preset: str = "default", config: Path | None = None, overrides
     """
     if preset not in presets():
         raise unknown("preset", preset, presets())
-    values = tomllib.loads((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
+    values = parse_toml((resources.files("dkuxnet.presets") / f"{preset}.toml").read_text("utf-8"))
     if config is not None:
         _lay_over(values, read_toml(config))
     given: dict[str, Any] = {}
@@ -176,19 +177,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set expects key=value, as in --set train.lr=0.01; got '{text}'")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return key.strip(), value.strip()
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file cannot be read, or is not TOML."""
-    try:
-        return tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the settings: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """The file of a benchmark: methods x networks x labelled counts x seeds under one recipe; checked, and the runs it asks for."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
-from dkuxnet.config import Section, Settings, explain, flatten, load_settings, read_toml
+from dkuxnet.config import Section, Settings, explain, flatten, load_settings
+from dkuxnet.documents import read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup, parse_options, unknown
 from dkuxnet.methods import METHODS
 from dkuxnet.networks import NETWORKS
 
 BOUND = "supervised"  # the arm that all are measured against: with as many labels, and with all
+MAX_RUNS = 100_000
 SAFE = r"[A-Za-z0-9][A-Za-z0-9.+-]*"  # what an arm may be called: it names folders
 OWNED = {"method": "[methods.ARM]", "network.name": "networks", "data.labelled": "labelled", "train.seed": "seeds"}
 
@@ -104,11 +107,14 @@ def _check_lists(grid: Grid) -> None:
             continue
         if not values:
             raise UserError(f"{key} is empty: name at least one {each}" + (", or leave it out" if key == "networks" else ""))
-        if repeated := [value for value in values if values.count(value) > 1]:
+        if repeated := [value for value, count in Counter(values).items() if count > 1]:
             raise UserError(f"{key} repeats {repeated[0]}: each {each} must stand once")
     for name in grid.networks or ():
         if name not in NETWORKS:
             raise unknown("network", name, NETWORKS)
+    wanted = (len(grid.methods) + 1) * len(grid.networks or [None]) * (len(grid.labelled) + 1) * len(grid.seeds)
+    if wanted > MAX_RUNS:
+        raise UserError(f"the grid asks for up to {wanted} runs, at most {MAX_RUNS} are made; take some out")
     if not grid.methods:
         raise UserError(f"[methods] is empty: name at least one, as in [methods.{BOUND}]")
 

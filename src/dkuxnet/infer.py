@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
-from dkuxnet.errors import UserError
-from dkuxnet.memory import GIB, free_bytes
+from dkuxnet.memory import check_memory
 from dkuxnet.types import Volume
 
 
@@ -172,14 +171,6 @@ def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence
     """Class indices -> the values that the data set's label files use, in the smallest integer type that holds them."""
     values = np.asarray(label_values)
     return Volume(values.astype(np.min_scalar_type(int(values.max())))[indices], affine)
-
-
-def check_memory(needed: int) -> None:
-    """Raises UserError where `needed` bytes are more than there are free."""
-    free = free_bytes()
-    if free is not None and needed > free:
-        raise UserError(f"this scan needs {needed / GIB:.1f} GiB of memory and {free / GIB:.1f} GiB are free; "
-                        "close other programs, or prepare and train at a coarser spacing")
 
 
 def _ras_shape(shape: Sequence[int], affine: np.ndarray) -> tuple[int, int, int]:

@@ -70,6 +70,7 @@ def views(data: PreparedSet, split: Split) -> tuple[PreparedSet, PreparedSet, Pr
 def resumed_job(prepared: Path, run: Path) -> Job:
     """The job of a run that is there, as its manifest has it. Raises UserError where the prepared set is another one."""
     folder = RunFolder.open(run)
+    folder.check_own()
     settings, manifest = validate(folder.settings), folder.manifest
     data = PreparedSet(prepared, settings.data.cache_gib)
     shape, patch = described_network(manifest, run)
@@ -78,7 +79,17 @@ def resumed_job(prepared: Path, run: Path) -> Job:
             raise UserError(f"{run} was trained on another data set than {prepared} (its {key} differ); resume it with "
                             f"{manifest.get('prepared')}")
     split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
+    check_in(data, split, run)
     return Job(settings, *views(data, split), split, shape, patch, choose_device(settings.train.device))
+
+
+def check_in(data: PreparedSet, split: Split, run: Path) -> None:
+    """Raises UserError where the split of a manifest is none of this data set."""
+    lists, labelled = split.to_json(), set(data.names_with_label)
+    names = [name for cases in lists.values() for name in cases]
+    needed = {name for key in ("labelled", "validation", "test") for name in lists[key]}
+    if len(set(names)) < len(names) or not set(names) <= set(data.names) or not needed <= labelled or not split.labelled:
+        raise UserError(f"{run}/manifest.json is damaged: its split does not fit the cases of {data.folder}")
 
 
 def write_out_options(settings: Settings) -> Settings:

@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dkuxnet.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
+SMALL = 2**26  # is always there, and asking takes time
 # limit, use and details of a container, version 2 and 1 of Linux's control groups
 GROUPS = (("memory.max", "memory.current", "memory.stat", "inactive_file"),
           ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"))
@@ -21,6 +24,15 @@ def free_bytes(device: "torch.device | None" = None) -> int | None:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return min((free for free in (_of_machine(), _of_process(), *map(_of_group, GROUPS)) if free is not None), default=None)
+
+
+def check_memory(needed: int, what: str = "this scan") -> None:
+    """Raises UserError where `needed` bytes for `what` are more than there are free: asked before they are taken, since a
+    system that has none left may end the program, or another."""
+    free = None if needed < SMALL else free_bytes()
+    if free is not None and needed > free:
+        raise UserError(f"{what} needs {needed / GIB:.1f} GiB of memory and {free / GIB:.1f} GiB are free; "
+                        "close other programs, or prepare and train at a coarser spacing")
 
 
 def _of_machine(table: Path = Path("/proc/meminfo")) -> int | None:

@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dkuxnet import checkpoints
+from dkuxnet.described import Manifest, SettingsOfRun, check_described
+from dkuxnet.documents import parse_json, read_json, read_text, reason
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.events import EventFile
 
 if TYPE_CHECKING:
     import torch
+
+MAX_METRICS_BYTES = 1 << 28  # of a million logged steps
+DAMAGED = "it is damaged, or not of a run"
 
 
 class RunFolder:
@@ -54,13 +59,23 @@ class RunFolder:
             raise UserError(f"{folder} is not a run folder (no settings.json); dkuxnet train makes one")
         return run
 
+    def check_own(self) -> None:
+        """Before a run goes on: raises UserError where something in its folder is a link, through which it would write
+        somewhere else."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, and a run that goes on writes into its own folder alone; replace it by "
+                                "what it points to")
+
     @property
     def settings(self) -> dict[str, Any]:
-        return read_json(self.folder / "settings.json")
+        path = self.folder / "settings.json"
+        return check_described(read_json(path), SettingsOfRun, path, DAMAGED)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "manifest.json")
+        path = self.folder / "manifest.json"
+        return check_described(read_json(path), Manifest, path, DAMAGED)
 
     def discard_unless_saved(self) -> None:
         """Remove the folder of a run that ended before it saved anything: its name is free again."""
@@ -83,11 +98,14 @@ class RunFolder:
         """What has been logged, oldest first. A last line that a kill cut off is ignored; a damaged line anywhere else is
         a UserError with its number."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        try:
+            lines = read_text(path, MAX_METRICS_BYTES, errors="replace").splitlines() if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {reason(error)}") from error
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 rows.append({"step": int(row["step"]), **{key: float(value) for key, value in row.items() if key != "step"}})
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if number < len(lines):
@@ -136,7 +154,7 @@ class RunFolder:
         from safetensors.torch import load_file
 
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"{path} is missing: `final` comes at the end of a training (dkuxnet train ... --resume goes on), "
                             "`best` from a training with validation cases")
         try:
@@ -196,14 +214,6 @@ def write_json(path: Path, content: Any) -> None:
     """Indented JSON, atomically; NaN is refused, since no other program reads it."""
     text = json.dumps(content, indent=1, allow_nan=False)
     atomically(Path(path), lambda part: part.write_text(text, "utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Raises UserError where the file is missing or broken."""
-    try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or not JSON ({error})") from error
 
 
 def machine(device: "torch.device") -> dict[str, Any]:

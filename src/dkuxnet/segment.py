@@ -11,8 +11,9 @@ import torch
 from dkuxnet.build import load_predictor
 from dkuxnet.data.geometry import Region
 from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.infer import GridPrediction, check_memory, grid_bytes, label_on_scan, label_volume, map_on_scan, sliding_window
+from dkuxnet.infer import GridPrediction, grid_bytes, label_on_scan, label_volume, map_on_scan, sliding_window
 from dkuxnet.localise import foreground_box, region_around
+from dkuxnet.memory import check_memory
 from dkuxnet.network_grid import extent_mm_of, network_shape_of, region_on_network_grid, to_network_grid
 from dkuxnet.types import Volume
 

@@ -61,10 +61,13 @@ class TrainState:
         """Raises UserError where the checkpoint is of another network, method or optimiser."""
         try:
             self.method.load_state_dict(checkpoint["method"])
-            self.optimiser.load_state_dict(checkpoint["optimiser"])
+            restore_optimiser(self.optimiser, checkpoint["optimiser"])
             if self.average:
                 self.average.load_state_dict(checkpoint["average"])
-            self.step, self.best, self.seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
+            step, best, seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
+            if type(step) is not int or step < 0 or type(best) is not float or not 0 <= seconds < math.inf:
+                raise ValueError(f"step {step}, best {best}, seconds {seconds}")
+            self.step, self.best, self.seconds = step, best, seconds
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError("the checkpoint is of another network, method or optimiser than the settings: "
                             f"{str(error).splitlines()[-1].strip()}") from error
@@ -92,6 +95,31 @@ def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Op
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # hundreds of small tensors in one pass
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take what an optimiser gathered for each parameter; its options remain those of the settings.
+
+    Raises ValueError where that does not fit the parameters: fused steps go through memory without a look at shapes, so that
+    each tensor is also laid out as its parameter is (a file does not keep a memory format).
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in optimiser.param_groups]:
+        raise ValueError("other groups of parameters")
+    kept = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}[type(optimiser)]
+    state = {}
+    for index, entries in saved["state"].items():
+        if index not in range(len(parameters)) or set(entries) != kept:
+            raise ValueError(f"another optimiser's state of parameter {index}")
+        state[index] = {name: _laid_out_as(parameters[index], name, value) for name, value in entries.items()}
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, name: str, value: Tensor) -> Tensor:
+    expected = () if name == "step" else parameter.shape
+    if value.shape != expected or not value.is_floating_point():
+        raise ValueError(f"{name} of shape {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}")
+    return value.clone() if name == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

@@ -9,7 +9,6 @@ PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own 
 
 import copy
 import hashlib
-import json
 import math
 import threading
 from collections.abc import Iterable
@@ -18,6 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dkuxnet.data.arrays import read_box
+from dkuxnet.described import Prepared, PreparedInfo, check_described
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 
@@ -33,10 +35,14 @@ class PreparedSet:
     def __init__(self, folder: Path, cache_gib: float = 0.0):
         """Raises UserError where `folder` is not a prepared data set of this version."""
         self.folder = Path(folder)
-        self.meta = _read_json(self.folder / "dataset.json", f"{folder} is not a prepared data set; run dkuxnet prepare")
+        path = self.folder / "dataset.json"
+        self.meta = read_json(path, f"{folder} is not a prepared data set; run dkuxnet prepare")
+        if not isinstance(self.meta, dict):
+            raise UserError(f"{folder} is not a prepared data set; run dkuxnet prepare")
         if self.meta.get("version") != VERSION:
             raise UserError(f"{folder}: prepared with format {self.meta.get('version')}, this program reads {VERSION}; "
                             "prepare it again")
+        check_described(self.meta, Prepared, path, "prepare it again")
         self._cases = {case["name"]: case for case in self.meta["cases"]}
         self._cache = _Cache(int(cache_gib * 2**30))
         self._intact: set[Path] = set()
@@ -69,7 +75,8 @@ class PreparedSet:
     def info(self, name: str) -> dict[str, Any]:
         """Geometry of a case: shape, affine and spacing_mm of the scan, shape and affine of the prepared grid."""
         path = self._check(name, "json")
-        return _read_json(path, f"case '{name}': {path} is missing or damaged; {AGAIN}")
+        info = read_json(path, f"case '{name}': {path} is missing or damaged; {AGAIN}")
+        return check_described(info, PreparedInfo, path, AGAIN)
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room. Raises UserError for a damaged file, and for one
@@ -112,6 +119,11 @@ class PreparedSet:
             self._intact.add(path)
         return path
 
+    def _stored_shape(self, name: str, kind: Kind) -> tuple[int, ...]:
+        if kind == "truth":
+            return tuple(self.info(name)["shape"])
+        return (len(self.meta["channels"]), *self.shape(name)) if kind == "image" else self.shape(name)
+
     def _grid_bytes(self, name: str, kind: Kind) -> int:
         return math.prod(self.shape(name)) * (4 * len(self.meta["channels"]) if kind == "image" else 1)
 
@@ -122,11 +134,11 @@ class PreparedSet:
                             "not open it; what asks for it is wrong")
 
     def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
-        import blosc2
-
         path = self._check(name, f"{kind}.b2nd")
         try:
-            array = blosc2.open(str(path), mode="r")[(..., *box)]
+            array = read_box(path, self._stored_shape(name, kind), np.float32 if kind == "image" else np.uint8, box)
+        except UserError:
+            raise
         except Exception as error:  # blosc2 raises RuntimeError, OSError or ValueError by the kind of damage
             raise UserError(f"case '{name}': {path} is missing or damaged ({error}); {AGAIN}") from error
         if kind != "image" and array.max(initial=0) >= len(self.class_names):
@@ -175,13 +187,3 @@ def write_bytes(path: Path, content: bytes) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_json(path: Path, message: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{message} ({type(error).__name__}: {path.name})") from error
-    if not isinstance(content, dict):
-        raise UserError(message)
-    return content

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from dkuxnet.documents import MAX_BYTES, names_a_file, read_text
 from dkuxnet.errors import UserError
 from dkuxnet.formats import FORMATS
 from dkuxnet.lookup import lookup
@@ -40,10 +41,12 @@ def _listed(path: Path) -> list[str] | None:
     if not os.path.isfile(path):
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.strip() for line in read_text(path, MAX_BYTES).splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: expected a list of case names, but it cannot be read ({error}); repair it") from error
-    return [line.strip() for line in lines if line.strip()]
+    if wrong := next((line for line in lines if line and not names_a_file(line)), None):
+        raise UserError(f"{path}: expected names of folders, one a line, got {wrong!r}; correct it")
+    return [line for line in lines if line]
 
 
 def _h5_case(scans: Path, name: str) -> Case:

@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.formats import FORMATS, stem, suffix
+
+MAX_LABEL = 2**31 - 1
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -35,10 +38,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path}: expected a description of the data, but there is none; add it or use layout 'folder'")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON, but: {' '.join(str(error).split())}; repair the file") from error
+    fields = read_json(path, f"{path}: expected JSON")
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected a JSON object, but it is a {type(fields).__name__}; repair the file")
     return fields
@@ -86,8 +86,8 @@ def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
 def _label(name: str, value: Any) -> tuple[str, int | None]:
     """(class name, value), the value None where there is no whole number in either place."""
     if isinstance(value, str) and name.isdecimal():
-        return value, int(name)
-    return name, value if type(value) is int else None
+        return value, int(name) if len(name) < 10 else None
+    return name, value if type(value) is int and abs(value) <= MAX_LABEL else None
 
 
 def listed_file(folder: Path, case: str, entry: Any) -> Path:

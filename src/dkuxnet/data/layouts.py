@@ -1,6 +1,5 @@
 """Which files in a folder are a case: the layouts that the field's data sets come in."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from dkuxnet.data.layout_atrial import BENCHMARK_FOLDER
 from dkuxnet.data.layout_dicom import dicom_in
 from dkuxnet.data.layout_files import images_in, read_dataset_json
 from dkuxnet.dicom.tree import holds_dicom
+from dkuxnet.documents import names_a_file
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup, unknown
 from dkuxnet.types import Case, Source
@@ -80,7 +80,7 @@ def _check_names(folder: Path, cases: Iterable[Case]) -> None:
     """Prepared cases and predictions are named after the case: one name, one case, and no way out of a folder."""
     seen: dict[str, Case] = {}
     for case in cases:
-        if not re.fullmatch(r"[^/\\\x00-\x1f]+", case.name) or case.name.startswith("."):
+        if not names_a_file(case.name):
             raise UserError(f"{folder}: expected a case name without slash or leading dot, got {case.name!r}; rename it")
         if case.name in seen:
             first, second = seen[case.name].images[0].name, case.images[0].name

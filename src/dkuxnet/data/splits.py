@@ -1,10 +1,10 @@
 """Who trains, who judges: labelled, unlabelled, validation and test cases, disjoint or refused."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 
 
@@ -73,10 +73,7 @@ def _last(with_label: Sequence[str], count: int) -> list[str]:
 
 def _read_split(file: Path) -> dict[str, list[str]]:
     known = ("train", "labelled", "unlabelled", "validation", "test")
-    try:
-        lists = json.loads(Path(file).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot read the split: {error}") from error
+    lists = read_json(file, f"{file}: cannot read the split")
     if not isinstance(lists, dict) or not set(lists) <= set(known) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()
     ):
@@ -85,15 +82,17 @@ def _read_split(file: Path) -> dict[str, list[str]]:
 
 
 def _check_labels(names: Sequence[str], with_label: Sequence[str], what: str) -> None:
+    labelled = set(with_label)
     for name in names:
-        if name not in set(with_label):
+        if name not in labelled:
             raise UserError(f"case '{name}' is in the {what}")
 
 
 def _check_names(names: Sequence[str], cases: Sequence[str], file: Path | None) -> None:
     seen: set[str] = set()
+    known = set(cases)
     for name in names:
-        if name not in set(cases):
+        if name not in known:
             raise UserError(f"{file}: case '{name}' is not in the prepared data set")
         if name in seen:
             raise UserError(f"{file}: case '{name}' stands in more than one list, or twice in one")

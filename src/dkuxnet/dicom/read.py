@@ -1,5 +1,6 @@
 """A DICOM series -> Volume: voxels in the units of the modality (Hounsfield units in CT), on a right-handed RAS+ grid."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dkuxnet.dicom.stack import Stack, arrange
 from dkuxnet.dicom.tree import opened, place
 from dkuxnet.errors import UserError
 from dkuxnet.formats._checks import finish, reading
+from dkuxnet.memory import check_memory
 from dkuxnet.types import Volume
 
 MAX_VOXELS = 2**31  # 8 GiB as float32
@@ -30,8 +32,9 @@ def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
     _check_decoders(series)
     first = stack.frames[0][0]
     shape = (len(stack.frames), first.rows, first.columns)
-    if np.prod(shape, dtype=object) > MAX_VOXELS:
+    if math.prod(shape) > MAX_VOXELS:
         raise UserError(f"{series.path}: series {series.uid} has {shape} voxels, more than {MAX_VOXELS:.2g}; crop it")
+    check_memory(4 * math.prod(shape), str(series.path))
     with reading(series.path, "DICOM"):
         array = np.empty(shape, np.float32)
     _fill(array, series, stack)

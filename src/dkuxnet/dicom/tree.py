@@ -111,13 +111,13 @@ def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of a zip in the order of their names, all of it judged by its list before one is opened."""
-    files = [info for info in archive.infolist() if not info.is_dir()]
+    files = [info for info in archive.infolist() if not info.filename.endswith("/")]
     _check_count(path, len(files))
     for info in files:
         if info.flag_bits & 1:
             raise UserError(f"{path}: is encrypted; zip it again without a password")
         inside = PurePosixPath(info.filename.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0]:
+        if not inside.parts or inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0]:
             raise UserError(f"{path}: names the file {info.filename!a}, which lies outside of it; zip the folder again")
     unpacked, packed = sum(info.file_size for info in files), path.stat().st_size
     if unpacked > MAX_ZIP_BYTES:

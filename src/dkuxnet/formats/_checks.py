@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dkuxnet.errors import UserError
+from dkuxnet.memory import check_memory
 from dkuxnet.types import Volume
 
 HEAD_BYTES = 65536
@@ -51,7 +52,7 @@ def require(path: Path, expected: str) -> bytes:
     """The first bytes of `path`. Raises UserError unless it is a file, not empty, that starts like `expected`."""
     if os.path.isdir(path):
         raise UserError(f"{path}: expected a {expected} file, but this is a folder; give the file in it")
-    if not os.path.exists(path):
+    if not os.path.isfile(path):  # a named pipe would be waited for
         raise UserError(f"{path}: expected a {expected} file, but there is none; check the path")
     with reading(path, expected), path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -80,12 +81,13 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def check_size(path: Path, needed: int, available: int) -> None:
-    """Raise UserError where the header promises more bytes of voxels than the file can hold."""
+    """Raise UserError where the header promises more bytes of voxels than the file can hold, or than there is memory for."""
     if needed > available:
         raise UserError(
             f"{path}: expected {needed} bytes of voxels by its header, but the file holds at most {available}: "
             "it is cut short or its header is wrong; copy or export it again"
         )
+    check_memory(needed, str(path))
 
 
 def check_deflated(path: Path, start: int, needed: int) -> None:

@@ -5,7 +5,9 @@ MONAI takes seconds to import: the builders import it when they are called.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.lookup import parse_options
@@ -23,26 +25,29 @@ class LogitsNetwork(nn.Module):
         return Output(logits=self.network(image))
 
 
+Width = Annotated[int, Field(ge=1, le=8192)]
+
+
 @dataclass(frozen=True)
 class VNetOptions:
     """dropout: probability in the deep stages and on the skips."""
 
-    dropout: float = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 @dataclass(frozen=True)
 class UNetOptions:
     """channels: width of each level, one more than there are downsamplings. residual_units: convolutions a level."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    residual_units: int = 2
+    channels: Annotated[tuple[Width, ...], Field(min_length=2, max_length=8)] = (16, 32, 64, 128)
+    residual_units: Annotated[int, Field(ge=0, le=128)] = 2
 
 
 @dataclass(frozen=True)
 class SegResNetOptions:
     """width: channels of the first level, doubled at each of three downsamplings."""
 
-    width: int = 16
+    width: Width = 16
 
 
 class VNet(nn.Module):

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.lookup import parse_options
@@ -12,6 +14,9 @@ from dkuxnet.networks.kmax import KMaxDecoder, MaskLogits
 from dkuxnet.networks.residual_decoder import ResidualDecoder
 from dkuxnet.networks.uxnet import UXNetEncoder
 from dkuxnet.types import NetworkShape, Output
+
+Width = Annotated[int, Field(ge=1, le=8192)]
+Depth = Annotated[int, Field(ge=0, le=128)]
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,13 @@ class DKUXNetOptions:
     by `heads`. layers_per_scale: kMaX layers at each of the strides 16, 8, 4. layer_scale: initial residual scale.
     """
 
-    widths: tuple[int, int, int, int] = (48, 96, 192, 384)
-    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    query_channels: int = 128
-    layers_per_scale: int = 2
-    heads: int = 8
-    drop_rate: float = 0.0
-    layer_scale: float = 1e-6
+    widths: tuple[Width, Width, Width, Width] = (48, 96, 192, 384)
+    depths: tuple[Depth, Depth, Depth, Depth] = (2, 2, 2, 2)
+    query_channels: Width = 128
+    layers_per_scale: Depth = 2
+    heads: Width = 8
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layer_scale: Annotated[float, Field(allow_inf_nan=False)] = 1e-6
 
 
 class DKUXNet(nn.Module):

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.config import flatten
+from dkuxnet.config import flatten, validate
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
@@ -47,8 +47,7 @@ def scripts_for(described: dict[str, Any]) -> list[str]:
 def describe(folder: RunFolder) -> dict[str, Any]:
     """All that the template shows, as text, tables and data URIs."""
     settings, manifest = folder.settings, folder.manifest
-    if not isinstance(settings, dict) or not isinstance(manifest, dict):
-        raise UserError(f"{folder.folder}: settings.json and manifest.json must hold objects; the run is damaged")
+    validate(settings)
     rows = folder.metrics()
     results = read_results(folder.folder / "evaluation")
     data, data_missing = open_prepared(manifest)

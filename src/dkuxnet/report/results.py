@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet import formats
+from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import FOREGROUND_MEAN, METRICS
-from dkuxnet.run import read_json
 
 SHOWN = ("dice", "jaccard", "hd95_mm", "asd_mm")
 NEEDED = [*(METRICS[column] for column in SHOWN), "n_pred", "n_ref"]
@@ -64,7 +64,7 @@ def read_results(evaluation: Path) -> Results | None:
         for name in (*names.values(), FOREGROUND_MEAN):
             for column in SHOWN:
                 statistic = content["statistics"][name][METRICS[column]]
-                float(statistic["mean"]), statistic["std"], statistic["ci95"]
+                [float(value) for value in (statistic["mean"], *(statistic["ci95"] or (0, 0)), statistic["std"] or 0)]
         cases.sort(key=lambda case: (case.dice, case.name))
         return Results(cases, content["statistics"], list(content["notes"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -75,6 +75,8 @@ def read_results(evaluation: Path) -> Results | None:
 def _read_case(entry: dict[str, Any], names: dict[str, str], evaluation: Path) -> CaseResult:
     classes = {name: {key: float(entry["metrics"][value][key]) for key in NEEDED} for value, name in names.items()}
     file = evaluation / entry["prediction_file"]
+    if not file.resolve().is_relative_to(evaluation.resolve()):
+        raise ValueError(f"its prediction {file} lies outside of it")
     try:
         name = formats.stem(file)
     except UserError as error:

@@ -21,6 +21,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import FormData
 
+from dkuxnet.documents import parse_json
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.model import Model
@@ -166,7 +167,7 @@ async def _job_of(form: FormData, session: Session | None, jobs: Jobs, limits: L
 
 def _ending(form: FormData, suffix: str) -> str:
     try:
-        params = json.loads(str(form.get("params") or "{}"))
+        params = parse_json(str(form.get("params") or "{}"))
         asked = params.get("result_extension")
     except (ValueError, AttributeError):
         raise Refused(400, "Expected a JSON object in the field `params` of the form.") from None
