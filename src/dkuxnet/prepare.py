@@ -66,8 +66,7 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     found = find_source(Path(source), layout)
-    labelled = [case.name for case in found.cases if case.label is not None]
-    held_back = make_split([case.name for case in found.cases], labelled, test_cases=test_cases, file=split).test
+    held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     progress = progress or (lambda what, done, total: None)
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
@@ -108,6 +107,12 @@ def prepare_scans(
             for folder in new_parents:
                 folder.rmdir()
     return meta
+
+
+def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:
+    """Names of the cases that are kept for testing. Raises UserError where the source does not have them."""
+    labelled = [case.name for case in source.cases if case.label is not None]
+    return make_split([case.name for case in source.cases], labelled, test_cases=test_cases, file=split).test
 
 
 def read_image(case: Case, channels: int) -> Volume:
