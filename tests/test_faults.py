@@ -187,7 +187,7 @@ make_state = experiment.make_state
 def then_limited(*args):
     state = make_state(*args)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 756 * 2**20, resource.RLIM_INFINITY))
     return state
 experiment.make_state = then_limited
 try:
