@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from dkuxnet import advice, checkpoints, memory
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.devices import telling_out_of_memory
 from dkuxnet.errors import UserError
 from dkuxnet.experiment import run_training
 from dkuxnet.predict import predict_scans
@@ -199,16 +200,23 @@ except UserError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
-def test_the_patch_that_is_advised_under_a_limit_trains(prepared, tmp_path):
-    def train(patch: list[int]) -> str:
-        overrides = json.dumps(TINY | {"train.steps": 1, "train.patch": patch, "data.workers": 0})
-        done = subprocess.run([sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides], text=True,
-                              capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[-1]
-    advised = re.fullmatch(r"out of memory: a step on 1 patch of \[4096,4096,4096\] needs about \d+ GiB, 0\.4\d GiB were free; "
-                           r"train\.patch=(\[\d+,\d+,\d+\]) would need about 0\.\d+ GiB", train([4096, 4096, 4096]))
-    assert advised and train(json.loads(advised[1])) == "trained"
+def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, tmp_path):
+    """Under a limit on the process, as `ulimit -v` sets it."""
+    overrides = json.dumps(TINY | {"train.patch": [128, 128, 128], "train.labelled_batch": 2})
+    order = [sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides]
+    done = subprocess.run(order, text=True, capture_output=True)
+    told = re.fullmatch(r"out of memory: a step on 2 patches of \[128,128,128\] needs about \S+ GiB, 0\.\d+ GiB were free; .*"
+                        r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about 0\.\d+ GiB", done.stdout.strip())
+    assert told and math.prod(map(int, told.groups())) < 128**3 / 2, done
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
+def test_whatever_words_the_cpu_has_for_it(words):
+    with pytest.raises(UserError, match="out of memory: take a smaller"), telling_out_of_memory():
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="else"), telling_out_of_memory():
+        raise RuntimeError("something else")
 
 
 def test_what_a_step_needs_is_measured(prepared, tmp_path):
