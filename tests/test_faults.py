@@ -1,6 +1,7 @@
 """What goes wrong around a training: damaged cases, killed workers, too little memory, clocks, read-only folders, signals."""
 
 import ast
+import importlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from dkuxnet import advice, checkpoints, memory
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.devices import telling_out_of_memory
 from dkuxnet.errors import UserError
 from dkuxnet.experiment import run_training
 from dkuxnet.predict import predict_scans
@@ -187,7 +189,7 @@ make_state = experiment.make_state
 def then_limited(*args):
     state = make_state(*args)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-    resource.setrlimit(resource.RLIMIT_AS, (used + 500 * 2**20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 756 * 2**20, resource.RLIM_INFINITY))
     return state
 experiment.make_state = then_limited
 try:
@@ -199,16 +201,23 @@ except UserError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
-def test_the_patch_that_is_advised_under_a_limit_trains(prepared, tmp_path):
-    def train(patch: list[int]) -> str:
-        overrides = json.dumps(TINY | {"train.steps": 1, "train.patch": patch, "data.workers": 0})
-        done = subprocess.run([sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides], text=True,
-                              capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[-1]
-    advised = re.fullmatch(r"out of memory: a step on 1 patch of \[4096,4096,4096\] needs about \d+ GiB, 0\.4\d GiB were free; "
-                           r"train\.patch=(\[\d+,\d+,\d+\]) would need about 0\.\d+ GiB", train([4096, 4096, 4096]))
-    assert advised and train(json.loads(advised[1])) == "trained"
+def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, tmp_path):
+    """Under a limit on the process, as `ulimit -v` sets it."""
+    overrides = json.dumps(TINY | {"train.patch": [128, 128, 128], "train.labelled_batch": 2})
+    order = [sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides]
+    done = subprocess.run(order, text=True, capture_output=True)
+    told = re.fullmatch(r"out of memory: a step on 2 patches of \[128,128,128\] needs about \S+ GiB, 0\.\d+ GiB were free; .*"
+                        r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about 0\.\d+ GiB", done.stdout.strip())
+    assert told and math.prod(map(int, told.groups())) < 128**3 / 2, done
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
+def test_whatever_words_the_cpu_has_for_it(words):
+    with pytest.raises(UserError, match="out of memory: take a smaller"), telling_out_of_memory():
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="else"), telling_out_of_memory():
+        raise RuntimeError("something else")
 
 
 def test_what_a_step_needs_is_measured(prepared, tmp_path):
@@ -293,7 +302,7 @@ def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(re
     scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"
     run_training(read_only / "prepared", tmp_path / "run", settings(train__steps=2, data__test_cases=1))
     assert predict_scans(read_only / "dual", [scan], tmp_path / "out", device="cpu")[0].is_file()
-    refused = "Read-only file system; choose a folder that can be written to"
+    refused = "Read-only file system; choose a folder that can be written to|no right to write in .*; choose another --output"
     for order in (lambda: run_training(read_only / "prepared", read_only / "run", settings()),
                   lambda: run_training(read_only / "prepared", read_only / "dual", settings(), resume=True),
                   lambda: prepare_scans(scans, read_only / "new", processes=1),
@@ -306,17 +315,18 @@ def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(re
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("place", ["torch.save", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("place", ["safetensors.torch.save", "os.fsync", "os.replace"])
 def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatch, number, place):
     """The state is saved once more, whole, at the step of the signal, and the run goes on from there."""
-    module, name = {"torch": torch, "os": os}[place.split(".")[0]], place.split(".")[1]
+    (within, name), packing = place.rsplit(".", 1), place == "safetensors.torch.save"
+    module = importlib.import_module(within)
     real, sent = getattr(module, name), []
 
     def interrupted(*args, **more):
-        saving = any((tmp_path / "run" / "checkpoints").glob("*.part"))
+        saving = packing or any((tmp_path / "run" / "checkpoints").glob("*.part"))
         if saving and not sent:
             sent.append(True)
-            if place == "torch.save":  # from another thread, so that it comes in the midst of the writing
+            if packing:  # from another thread, so that it comes in the midst of the writing
                 threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
                 result = [real(*args, **more), time.sleep(0.02)][0]
             else:
@@ -333,19 +343,19 @@ def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatc
 
 
 def test_a_second_signal_that_breaks_a_save_leaves_what_was_saved(prepared, tmp_path, monkeypatch):
-    save, calls = torch.save, []
+    flush, calls = os.fsync, []
 
-    def broken(state, file):
-        calls.append(state["step"])
+    def broken(descriptor):
+        calls.extend((tmp_path / "run" / "checkpoints").glob("*.part"))
         if len(calls) == 2:
-            file.write(b"half of it")
+            os.ftruncate(descriptor, 1000)  # half of it
             raise KeyboardInterrupt
-        save(state, file)
-    monkeypatch.setattr(torch, "save", broken)
+        flush(descriptor)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(KeyboardInterrupt):
         run_training(prepared, tmp_path / "run", settings())
     assert [path.name[:8] for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000002"]
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(os, "fsync", flush)
     run_training(prepared, tmp_path / "run", settings(), resume=True)
     run_training(prepared, tmp_path / "whole", settings())
     a, b = (load_file(tmp_path / run / "final.safetensors") for run in ("run", "whole"))

@@ -67,12 +67,15 @@ def told(outcome: tuple[int, list[str]], where: str) -> bool:
 
 
 def array(path: Path) -> None:
-    write_array(path.with_name("cases") / "a.image.b2nd", NOISE)
+    write_array(path.with_name("cases") / "a.image.b2nd", NOISE[None])
 
 
 def read_array(path: Path) -> np.ndarray:
-    path.with_name("dataset.json").write_text(json.dumps({"version": VERSION, "cases": [{"name": "a"}]}))
-    return PreparedSet(path.parent).array("a", "image")
+    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]}
+    path.with_name("dataset.json").write_text(json.dumps({
+        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan,
+        "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}]}))
+    return PreparedSet(path.parent).array("a", "image")[0]
 
 
 STATE = {"step": 4, "w": torch.from_numpy(NOISE)}

@@ -12,6 +12,6 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch, metho
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import kills
 
-    result = kills.kill_and_compare(tmp_path, kills=3, seed=1, methods=(method,), steps=8)
+    result = kills.kill_and_compare(tmp_path, kills=3, seed=1, methods=(method,), steps=6)
     assert result["different"] == [] and result["kills"] >= 3
     assert result["before the first save"] < result["kills"]

@@ -11,7 +11,7 @@ from dkuxnet.documents import parse_toml, read_toml
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import unknown
 
-Edge = Annotated[int, Field(ge=1, le=1024)]
+Edge = Annotated[int, Field(ge=1, le=8192)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
 
 

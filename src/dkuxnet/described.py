@@ -32,7 +32,7 @@ def _can_be_held(shape: list[int]) -> list[int]:
 
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Shape = Annotated[list[Voxels], Field(min_length=3, max_length=3), AfterValidator(_can_be_held)]
-Edge = Annotated[int, Field(ge=16, le=1024, multiple_of=16)]
+Edge = Annotated[int, Field(ge=16, le=8192, multiple_of=16)]
 Patch = Annotated[list[Edge], Field(min_length=3, max_length=3)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=1e3)]
 Spacing = Annotated[list[Millimetres], Field(min_length=3, max_length=3)]

@@ -11,6 +11,8 @@ from torch import nn
 from dkuxnet.distributed import local_rank, world
 from dkuxnet.errors import UserError
 
+OUT_OF_MEMORY_ON_CPU = ("DefaultCPUAllocator", "std::bad_alloc")  # there torch has no kind of error for it
+
 
 def choose_device(name: str) -> torch.device:
     """"auto" is the GPU where there is one. Raises UserError for a device that is not there."""
@@ -60,8 +62,8 @@ def telling_out_of_memory(advise: Callable[[], str] = lambda: "") -> Iterator[No
         yield
         return
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not (isinstance(error, torch.OutOfMemoryError)
-                                                    or "DefaultCPUAllocator" in str(error)):  # of the CPU torch has no kind
+        told = any(sign in str(error) for sign in OUT_OF_MEMORY_ON_CPU)
+        if isinstance(error, RuntimeError) and not (isinstance(error, torch.OutOfMemoryError) or told):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors
         cause = error

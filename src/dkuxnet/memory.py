@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 SMALL = 2**26  # is always there, and asking takes time
+RESERVED = 2**28  # addresses that libraries and threads take once a training begins, beside what its tensors take
 # limit, use and details of a container, version 2 and 1 of Linux's control groups
 GROUPS = (("memory.max", "memory.current", "memory.stat", "inactive_file"),
           ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"))
@@ -51,7 +52,7 @@ def _of_process() -> int | None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (ImportError, OSError, ValueError):
         return None
-    return None if limit == resource.RLIM_INFINITY else max(limit - used, 0)
+    return None if limit == resource.RLIM_INFINITY else max(limit - used - RESERVED, 0)
 
 
 def _of_group(files: tuple[str, str, str, str], folder: Path = Path("/sys/fs/cgroup")) -> int | None:
