@@ -55,8 +55,8 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=60)
 
     def files(self) -> list[Path]:
-        """Everything below the temporary folder but folders."""
-        return [path for path in self.temp.rglob("*") if path.is_file()]
+        """Everything below the temporary folder but folders. The server removes folders meanwhile, which os.walk forgives."""
+        return [Path(folder) / name for folder, _, names in os.walk(self.temp) for name in names]
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
         """Exit status and what stood on stderr."""

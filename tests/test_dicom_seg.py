@@ -26,7 +26,7 @@ from dkuxnet.types import Volume
 from test_predict import fake_run
 
 DCMQI = Path(sys.executable).with_name("segimage2itkimage")
-LABELS = {"background": 0, "left atrium": 255, "liver tumour": 3, "patch of sky": 7}
+LABELS = {"background": 0, "left atrium": 255, "liver tumour": 3, "patch of sky": 7, "right_kidney": 9}
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = tuple(Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()[:, :2].T.ravel())
 ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": OBLIQUE}
@@ -36,7 +36,7 @@ def label_map(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Random voxels of every class in a part of the grid: empty slices on both sides, and no symmetry."""
     rng, label = np.random.default_rng(seed), np.zeros(shape, np.uint8)
     inner = tuple(slice(1, -1) for _ in shape)
-    label[inner] = rng.choice(list(LABELS.values()), label[inner].shape, p=[0.4, 0.3, 0.2, 0.1])
+    label[inner] = rng.choice(list(LABELS.values()), label[inner].shape, p=[0.4, 0.2, 0.2, 0.1, 0.1])
     return label
 
 
@@ -125,7 +125,7 @@ def written(tmp_path_factory) -> tuple[Path, Volume]:
     folder = tmp_path_factory.mktemp("seg")
     scan = formats.read(source(folder, "oblique", enhanced=False))
     series = one_series(folder / "scan")
-    random = np.random.default_rng(0).random((4, *scan.shape), np.float32)
+    random = np.random.default_rng(0).random((len(LABELS), *scan.shape), np.float32)
     write_label(Volume(label_map(scan.shape), scan.affine), LABELS, series, folder / "label.dcm")
     write_label(Volume(np.zeros(scan.shape, np.uint8), scan.affine), LABELS, series, folder / "empty.dcm")
     write_probabilities(Volume(random, scan.affine), LABELS, series, folder / "probabilities.dcm")
@@ -157,15 +157,17 @@ def test_patient_study_and_place_carry_over_and_every_slice_is_cited(written):
 
 
 def test_segments_say_what_they_are_and_who_made_them(written):
-    atrium, tumour, sky = dcmread(written[0] / "label.dcm").SegmentSequence
-    assert [s.SegmentLabel for s in (atrium, tumour, sky)] == list(LABELS)[1:]
-    assert {s.SegmentAlgorithmType for s in (atrium, tumour, sky)} == {"AUTOMATIC"}
+    segments = atrium, tumour, sky, kidney = dcmread(written[0] / "label.dcm").SegmentSequence
+    assert [s.SegmentLabel for s in segments] == list(LABELS)[1:]
+    assert {s.SegmentAlgorithmType for s in segments} == {"AUTOMATIC"}
     assert atrium.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == "dkuxnet"
     assert atrium.SegmentedPropertyTypeCodeSequence[0].CodeValue == "82471001"
     assert tumour.SegmentedPropertyTypeCodeSequence[0].CodeValue == "108369006"
     assert tumour.AnatomicRegionSequence[0].CodeMeaning == "Liver"
     assert sky.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "patch of sky"
     assert sky.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == PRIVATE_SCHEME
+    kind = kidney.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeMeaning, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("Kidney", "Right")
 
 
 def test_probabilities_and_uncertainty_come_back_in_steps(written):
@@ -178,7 +180,7 @@ def test_probabilities_and_uncertainty_come_back_in_steps(written):
 
 def test_an_empty_map_is_a_seg_with_its_segments(written):
     seg = hd.seg.segread(written[0] / "empty.dcm")
-    assert seg.number_of_segments == 3 and not seg.pixel_array.any()
+    assert seg.number_of_segments == len(LABELS) - 1 and not seg.pixel_array.any()
 
 
 @pytest.mark.parametrize("name, code, side, region", [

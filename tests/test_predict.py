@@ -237,8 +237,10 @@ def test_a_data_set_s_description_is_never_replaced(run, tmp_path):
     path = write(tmp_path / "data" / "imagesTr" / "case_0000.nii.gz")
     description = tmp_path / "data" / "dataset.json"
     description.write_text('{"labels": {"background": 0}}')
+    told = []
     with pytest.raises(UserError, match=r"dataset\.json describes other data"):
-        predict_scans(run, [path], tmp_path / "data")
+        predict_scans(run, [path], tmp_path / "data", progress=lambda *words: told.append(words))
+    assert not told  # before the work
     assert description.read_text() == '{"labels": {"background": 0}}'
 
 

@@ -173,7 +173,8 @@ def export(
     """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""
     from dkuxnet.export.targets import export_run
 
-    typer.echo(f"export {run} to {to}: seconds, for onnx a minute or more", err=True)
+    slow = ", which can take a minute or more" if to in ("onnx", "torch-export") else ""
+    typer.echo(f"export {run} to {to}{slow}", err=True)
     typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
 
 

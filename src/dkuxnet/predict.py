@@ -61,6 +61,7 @@ def predict_scans(
         _check_dicom(cases, replaced, segmentation_type)
     _check_output(Path(output), targets)
     segmenter = Segmenter(run, weights, device, localise, margin_mm)
+    _check_description(Path(output), segmenter.labels)
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
         scan = read_image(case, len(segmenter.channels))
         writers = _writers(case, form, segmenter.labels, segmentation_type)
@@ -153,6 +154,16 @@ def _check_output(output: Path, targets: Sequence[Path]) -> None:
         raise UserError(f"{there[0]} is there already and was not written by `dkuxnet predict`; choose another --output")
 
 
+def _check_description(output: Path, labels: dict[str, int]) -> None:
+    described = output / DESCRIPTION
+    try:
+        foreign = described.exists() and described.read_bytes() != _description(labels).encode()
+    except OSError as error:
+        raise UserError(f"{described}: cannot be read: {error.strerror}; choose another --output") from error
+    if foreign:
+        raise UserError(f"{described} describes other data than these label maps would be; choose another --output")
+
+
 def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
     from dkuxnet.export.dicom_seg import check_replaceable, check_type
 
@@ -175,17 +186,17 @@ def _writers(case: Case, form: str, labels: dict[str, int], segmentation_type: s
 
 
 def _make_folder(output: Path, labels: dict[str, int], kinds: Sequence[str]) -> None:
-    described, text = output / DESCRIPTION, json.dumps({"labels": labels}, indent=1)
     try:
         for folder in (output, *(output / kind for kind in kinds)):
             folder.mkdir(parents=True, exist_ok=True)
-        foreign = described.exists() and described.read_bytes() != text.encode()
     except OSError as error:
         raise UserError(f"{output}: cannot write there: {disk_reason(error)}") from error
-    if foreign:
-        raise UserError(f"{described} describes other data than these label maps would be; choose another --output")
     # `dkuxnet evaluate` reads from it what the values mean
-    atomically(described, lambda part: part.write_text(text, "utf-8"))
+    atomically(output / DESCRIPTION, lambda part: part.write_text(_description(labels), "utf-8"))
+
+
+def _description(labels: dict[str, int]) -> str:
+    return json.dumps({"labels": labels}, indent=1)
 
 
 def _voxels(shape: Sequence[int]) -> str:
