@@ -17,8 +17,9 @@ class MetaImage:
         head = require(path, "MetaImage")
         fields, start = _header(head)
         _check_header(path, fields)
-        if head[:start].lower().count(b"ndims") > 1:  # MetaIO goes by the first, and also reads "NDims: 300"
-            raise UserError(f"{path}: expected NDims once in the header, but it stands there again; save it again")
+        for key in ("NDims", "ElementDataFile"):  # MetaIO goes by the first, and reads "NDims: 300" too
+            if head[:start].lower().count(key.lower().encode()) > 1:
+                raise UserError(f"{path}: expected {key} once in the header, but it stands there again; save it again")
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
             # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.
