@@ -113,6 +113,8 @@ def volume(kind: str = "image", channels: int = 0) -> Any:
 def scans(suffix: str) -> list[bytes]:
     from tempfile import TemporaryDirectory
 
+    import h5py
+
     from dkuxnet import formats
 
     made = []
@@ -120,6 +122,9 @@ def scans(suffix: str) -> list[bytes]:
         for index, each in enumerate([volume(), volume("label"), *([] if suffix == ".h5" else [volume(channels=2)])]):
             path = Path(folder) / f"{index}{suffix}"
             formats.write(each, path)
+            if suffix == ".h5" and index:
+                with h5py.File(path, "a") as file:  # the field's has both
+                    file["image"] = volume().array
             made.append(path.read_bytes())
     return made
 
@@ -219,7 +224,8 @@ def write_prepared(folder: Path, meta: bytes, info: bytes, image: bytes) -> None
     (folder / "cases").mkdir()
     (folder / "dataset.json").write_bytes(meta)
     (folder / "cases" / "a.json").write_bytes(info)
-    (folder / "cases" / "a.image.b2nd").write_bytes(image)
+    for name in "ab":
+        (folder / "cases" / f"{name}.image.b2nd").write_bytes(image)
 
 
 @cache

@@ -139,3 +139,39 @@ def test_only_the_command_line_prints_and_no_assert_meets_a_user(path):
         assert not isinstance(node, ast.Assert), f"line {node.lineno}: raise an error instead of assert"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"line {node.lineno}: only the command line prints"
+
+
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "runpy", "code"}
+READERS = {"torch.load", "torch.hub.load", "np.load", "numpy.load", "np.fromregex",
+           "blosc2.open", "pandas.read_pickle", "onnx.load", "monai.bundle.load"}
+BUILT_IN = {"eval", "exec", "compile", "__import__"}
+ONLY_HERE = {"json.loads": "documents.py", "json.load": "documents.py", "tomllib.loads": "documents.py",
+             "tomllib.load": "documents.py", "importlib.import_module": "lookup.py",
+             "torch.jit.load": "torch_graphs.py", "torch.export.load": "torch_graphs.py"}  # what it has just written itself
+
+
+def code_from_files(tree: ast.AST, name: str) -> list[str]:
+    """What of a module could run code that stands in a file, or reads a document past the one bounded reader."""
+    found = []
+    for node in ast.walk(tree):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+        found += [each for each in names if each.split(".")[0] in UNPICKLERS]
+        if isinstance(node, ast.ImportFrom):
+            called = {f"{node.module}.{alias.name}" for alias in node.names}
+        else:
+            called = {ast.unparse(node)} if isinstance(node, ast.Attribute | ast.Name) else set()
+        found += [each for each in called if each in READERS | BUILT_IN or ONLY_HERE.get(each, name) != name]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_is_unpickled_or_run(path):
+    assert not code_from_files(ast.parse(path.read_text()), path.name)
+
+
+@pytest.mark.parametrize("line", ["import pickle", "from joblib import load", "torch.load(x, weights_only=True)", "np.load(x)",
+                                  "from torch import load", "eval(x)", "f = exec", "json.loads(x)", "import yaml as y",
+                                  "blosc2.open(x)", "importlib.import_module(x)"])
+def test_that_would_be_noticed(line):
+    assert code_from_files(ast.parse(line), "x.py")

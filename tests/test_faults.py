@@ -227,7 +227,7 @@ def test_what_a_step_needs_is_measured(prepared, tmp_path):
     def look(method, job, free):
         seen.append(advice.step_bytes_per_voxel(method, job, 0))
         return advice.memory_advice(method, job, free)
-    for batch in (1, 3):
+    for batch in (2, 6):
         with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="out of memory: a step"):
             patched.setattr("dkuxnet.experiment.memory_advice", look)
             run_training(prepared, tmp_path / "run", settings(train__patch=[8192] * 3, train__labelled_batch=batch))

@@ -360,7 +360,9 @@ def nrrd(folder: Path, variant: tuple[bytes, bytes]) -> None:
 
 @stranger("x.mha", terabytes=(b"DimSize = 4 5 3", b"DimSize = 60000 60000 60000"),
           other=(b"ElementDataFile = LOCAL", b"ElementDataFile = /etc/passwd"),
-          axes=(b"NDims = 3", b"NDims = 3000"))
+          axes=(b"NDims = 3", b"NDims = 3000"), again=(b"NDims = 3", b"NDims = 2147483648\nNDims = 3"),
+          colon=(b"NDims = 3", b"NDims : 2147483648\nNDims = 3"),
+          first=(b"ElementDataFile = LOCAL", b"ElementDataFile : /etc/passwd\nElementDataFile = LOCAL"))
 def mha(folder: Path, variant: tuple[bytes, bytes]) -> None:
     changed(folder, ".mha", *variant)
 

@@ -14,8 +14,12 @@ class MetaImage:
     """Vector images are volumes with channels first."""
 
     def read(self, path: Path, kind: str = "image") -> Volume:
-        fields, start = _header(require(path, "MetaImage"))
+        head = require(path, "MetaImage")
+        fields, start = _header(head)
         _check_header(path, fields)
+        for key in ("NDims", "ElementDataFile"):  # MetaIO goes by the first, and reads "NDims: 300" too
+            if head[:start].lower().count(key.lower().encode()) > 1:
+                raise UserError(f"{path}: expected {key} once in the header, but it stands there again; save it again")
         with reading(path, "MetaImage"):
             reader = _itk.open_header(path, "MetaImageIO")
             # Checked here because MetaIO prints lines of its own about short data and then blames a missing file.

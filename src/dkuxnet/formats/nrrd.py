@@ -17,7 +17,7 @@ class Nrrd:
 
     def read(self, path: Path, kind: str = "image") -> Volume:
         header, start = _header(require(path, "NRRD"))
-        if re.search(rb"(?im)^data ?file:", header):
+        if re.search(rb"(?im)^[ \t]*data ?file[ \t]*:", header):
             raise UserError(f"{path}: expected header and voxels in one file, but they are in two; save it as one")
         with reading(path, "NRRD"):
             reader = _itk.open_header(path, "NrrdImageIO")
