@@ -211,6 +211,9 @@ def test_the_region_holds_the_organ_and_its_margin(segmenters):
     centre = np.array([84 - 40.5 * 1.2, 75 - 20.5 * 1.5, 30.5])  # of the ball, in mm from the grid's corner
     reach = 6 + 8  # its radius and the margin; what is found of it ends within a coarse voxel of 5 mm of its edge
     np.testing.assert_allclose([centre - low, high - centre], reach, atol=5 + 1.3)
+    wider = Segmenter("fine", localiser="coarse", margin_mm=16).region(large_scan())
+    more = np.multiply([np.subtract(region.start, wider.start), np.subtract(wider.stop, region.stop)], spacing)
+    np.testing.assert_allclose(more, 16 - 8, atol=spacing.max())  # ends on whole voxels
 
 
 def test_a_region_that_is_everything_gives_one_pass_bit_for_bit(segmenters):

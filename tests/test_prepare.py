@@ -15,7 +15,7 @@ from dkuxnet import formats, phantom
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.geometry import from_ras
 from dkuxnet.data.layouts import find_source
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.infer import label_on_scan, label_volume
 from dkuxnet.metrics import dice
 from dkuxnet.plan import normalise
@@ -160,7 +160,8 @@ def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(so
 
 def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):
     rewrite(source / "imagesTr" / "c2_0000.nii.gz", array=np.full(SHAPE, 301.7, np.float32))
-    prepare_scans(source, tmp_path / "prepared", spacing_mm=1.7, processes=1)
+    with pytest.warns(DataWarning, match="^case 'c2': .* has one value only"):
+        prepare_scans(source, tmp_path / "prepared", spacing_mm=1.7, processes=1)
     assert not PreparedSet(tmp_path / "prepared").array("c2", "image").any()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
@@ -182,6 +183,16 @@ def test_pictures_follow_the_radiological_convention(planes):
     """Rows run upwards. The marked voxel is right, front and top in the world."""
     (axial, *_), (coronal, *_), (sagittal, *_) = planes
     assert axial[-1, 0] == coronal[-1, 0] == sagittal[-1, 0] == 99.0  # R left and A up; R left and S up; A left and S up
+
+
+@pytest.mark.parametrize("view, edges", [(0, "RLAP"), (1, "RLSI"), (2, "APSI")])
+def test_letters_stand_at_the_edges_that_they_name(view, edges):
+    """Left, right, top and bottom of the pictures of the test above."""
+    axes = Figure().add_subplot()
+    slices._name_edges(axes, view, oriented=True)
+    at = {text.get_text(): text.get_position() for text in axes.texts}
+    assert min(at, key=lambda letter: at[letter][0]) == edges[0] and max(at, key=lambda letter: at[letter][0]) == edges[1]
+    assert max(at, key=lambda letter: at[letter][1]) == edges[2] and min(at, key=lambda letter: at[letter][1]) == edges[3]
 
 
 def test_pictures_keep_physical_proportions(planes):

@@ -1,5 +1,6 @@
 """The parts of `dkuxnet serve` that need no server: the queue, names, headers, what is drawn and what is warned of."""
 
+import asyncio
 import threading
 import time
 import zipfile
@@ -15,7 +16,7 @@ pytest.importorskip("fastapi")
 from dkuxnet import formats
 from dkuxnet.errors import UserError
 from dkuxnet.segment import Segmentation
-from dkuxnet.serve.guard import host_is_ours
+from dkuxnet.serve.guard import Guard, host_is_ours
 from dkuxnet.serve.headers import check_header
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
@@ -146,6 +147,28 @@ def test_a_name_says_the_format(name, suffix):
 ])
 def test_which_hosts_are_this_server(host, bound, ours):
     assert host_is_ours(host, bound) is ours
+
+
+def test_an_upload_that_stands_still_is_dropped_and_a_whole_one_may_wait_for_its_answer():
+    """What comes after the whole body is the news that the sender is gone, which may take as long as the segmentation."""
+    async def silent() -> dict:
+        await asyncio.sleep(1)
+        return {"type": "http.disconnect"}
+
+    guard = Guard(None, "127.0.0.1", Limits(silence_seconds=0.05))
+    with pytest.raises(Refused, match="stood still"):
+        asyncio.run(guard._limited(silent)())
+    messages = iter([{"type": "http.request", "body": b"all"}])
+
+    async def whole() -> dict:
+        return next(messages, None) or await silent()
+
+    async def twice() -> dict:
+        limited = guard._limited(whole)
+        await limited()
+        return await limited()
+
+    assert asyncio.run(twice())["type"] == "http.disconnect"
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha", ".h5"])
