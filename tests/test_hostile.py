@@ -129,21 +129,33 @@ def manifest(folder: Path, variant: dict) -> None:
     Segmenter(folder, device="cpu")
 
 
-@stranger("", deep=b"[" * 10**6, pairs=b'{"a":' * 10**6, nan=b'{"train": NaN}', infinite=b'{"train": {"lr": 1e999}}',
-         
-          digits=b'{"train": {"seed": ' + b"9" * 10**5 + b"}}", long=b"[" + b"[]," * 5_000_000 + b"[]]", half=b'{"\\ud800": 1}',
-          list=b"[]",
-          wide=with_(SETTINGS, network__widths=[10**9] * 4), depths=with_(SETTINGS, network__depths=[10**9] * 4),
-          many=with_(SETTINGS, network__queries=10**9), heads=with_(SETTINGS, network__heads=0), byte=b"\xff\xfe")
-def settings(folder: Path, variant: bytes) -> None:
+def load_with(folder: Path, settings: bytes) -> None:
     from dkuxnet.segment import Segmenter
 
-    run_folder(folder, settings=variant)
+    run_folder(folder, settings=settings)
     (folder / "final.safetensors").write_bytes(checkpoints()[0])
     Segmenter(folder, device="cpu")
 
 
-@stranger("weights of another network")
+@stranger("settings.json: missing or not JSON", deep=b"[" * 10**6, pairs=b'{"a":' * 10**6, nan=b'{"train": NaN}',
+          infinite=b'{"train": {"lr": 1e999}}', digits=b'{"train": {"seed": ' + b"9" * 10**5 + b"}}", half=b'{"\\ud800": 1}',
+          byte=b"\xff\xfe")
+def settings_text(folder: Path, variant: bytes) -> None:
+    load_with(folder, variant)
+
+
+@stranger("settings.json: all of it", list=b"[]", long=b"[" + b"[]," * 5_000_000 + b"[]]")
+def settings_list(folder: Path, variant: bytes) -> None:
+    load_with(folder, variant)
+
+
+@stranger("Input should be", wide=with_(SETTINGS, network__widths=[10**9] * 4), many=with_(SETTINGS, network__queries=10**9),
+          depths=with_(SETTINGS, network__depths=[10**9] * 4), heads=with_(SETTINGS, network__heads=0))
+def settings_absurd(folder: Path, variant: bytes) -> None:
+    load_with(folder, variant)
+
+
+@stranger("in state_dict")
 def settings_wider_than_the_weights(folder: Path) -> None:
     """Within all bounds, and 100 GB all the same: only a look at the weights' own shapes saves the memory."""
     from dkuxnet.segment import Segmenter
@@ -153,7 +165,7 @@ def settings_wider_than_the_weights(folder: Path) -> None:
     Segmenter(folder, device="cpu")
 
 
-@stranger("manifest.json: missing or not JSON", zero="zero", pipe="pipe", large="large")
+@stranger("manifest.json: missing or not JSON (it is", zero="zero", pipe="pipe", large="large")
 def manifest_file(folder: Path, variant: str) -> None:
     from dkuxnet.run import RunFolder
 
@@ -311,16 +323,24 @@ def split(folder: Path, variant: bytes) -> None:
     make_split(["a", "b"], ["a"], file=folder / "split.json")
 
 
-@stranger("", deep=b"a = " + b"[" * 10**5, dotted=b".".join([b"a"] * 80_000) + b" = 1",
-          table=b"[" + b".".join([b"'a'"] * 50_000) + b"]",
-          digits=b"train.seed = " + b"9" * 10**4, nan=b"train.lr = nan", large=b"#" * MEBIBYTE,
-          batch=b"train.labelled_batch = 9223372036854775807",
-          patch=b"train.patch = [1048576, 1048576, 1048576]", queries=b"network.queries = 1000000000")
+@stranger("x.toml: not a TOML file", deep=b"a = " + b"[" * 10**5, dotted=b".".join([b"a"] * 80_000) + b" = 1",
+          table=b"[" + b".".join([b"'a'"] * 50_000) + b"]", digits=b"train.seed = " + b"9" * 10**4, nan=b"train.lr = nan")
 def toml(folder: Path, variant: bytes) -> None:
     from dkuxnet.config import load_settings
 
     (folder / "x.toml").write_bytes(variant)
     load_settings("default", folder / "x.toml")
+
+
+@stranger("x.toml: cannot read the settings: it is larger")
+def toml_large(folder: Path) -> None:
+    toml(folder, b"#" * MEBIBYTE)
+
+
+@stranger("Input should be", batch=b"train.labelled_batch = 9223372036854775807", queries=b"network.queries = 1000000000",
+          patch=b"train.patch = [1048576, 1048576, 1048576]")
+def toml_absurd(folder: Path, variant: bytes) -> None:
+    toml(folder, variant)
 
 
 @stranger("x.toml", arm=b"[methods.'../../x']\nmethod = 'bcp'", runs=b"[methods.bcp]")
@@ -376,8 +396,7 @@ def changed(folder: Path, suffix: str, old: bytes, new: bytes) -> None:
     formats.read(folder / f"x{suffix}")
 
 
-@stranger("x.h5", link="link", external="external", virtual="virtual", terabytes="terabytes", chunk="chunk",
-          filters="filters", affine="affine")
+@stranger("x.h5", link="link", external="external", virtual="virtual", filters="filters", affine="affine")
 def h5(folder: Path, variant: str) -> None:
 
     import h5py
@@ -397,20 +416,39 @@ def h5(folder: Path, variant: str) -> None:
             layout = h5py.VirtualLayout((4, 5, 3), np.float32)
             layout[:] = h5py.VirtualSource(folder / "other.h5", "image", (4, 5, 3))
             file.create_virtual_dataset("image", layout)
-        elif variant == "terabytes":
-            file.create_dataset("image", (2**14, 2**14, 2**14), np.float32, chunks=(64, 64, 64), compression="gzip")
-        elif variant == "chunk":  # 4 MiB that inflate to 4 GiB
-            made = file.create_dataset("image", (128, 128, 64), np.float32, chunks=(128, 128, 64), compression="gzip")
-            packer = zlib.compressobj(9)
-            head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)  # what follows it can be repeated
-            block = packer.compress(bytes(16 * MEBIBYTE)) + packer.flush(zlib.Z_FULL_FLUSH)
-            made.id.write_direct_chunk((0, 0, 0), head + block * 250)
         elif variant == "filters":
             file.create_dataset("image", data=np.zeros((4, 5, 3), np.int32), chunks=(4, 5, 3), scaleoffset=0)
         else:
             file["image"] = np.zeros((4, 5, 3), np.float32)
             file.attrs["affine"] = "x"
     formats.read(path)
+
+
+@stranger("expected 17592186044416 bytes of voxels by its header")
+def h5_terabytes(folder: Path) -> None:
+    import h5py
+
+    from dkuxnet import formats
+
+    with h5py.File(folder / "x.h5", "w") as file:
+        file.create_dataset("image", (2**14, 2**14, 2**14), np.float32, chunks=(64, 64, 64), compression="gzip")
+    formats.read(folder / "x.h5")
+
+
+@stranger("a chunk of its voxels unpacks to far more than it holds")
+def h5_chunk(folder: Path) -> None:
+    """4 MiB that inflate to 4 GiB."""
+    import h5py
+
+    from dkuxnet import formats
+
+    packer = zlib.compressobj(9)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)  # what follows it can be repeated
+    block = packer.compress(bytes(16 * MEBIBYTE)) + packer.flush(zlib.Z_FULL_FLUSH)
+    with h5py.File(folder / "x.h5", "w") as file:
+        made = file.create_dataset("image", (128, 128, 64), np.float32, chunks=(128, 128, 64), compression="gzip")
+        made.id.write_direct_chunk((0, 0, 0), head + block * 250)
+    formats.read(folder / "x.h5")
 
 
 @stranger("dicom", rows=(b"\x28\x00\x10\x00US\x02\x00\x04\x00", b"\x28\x00\x10\x00US\x02\x00\xff\xff"),

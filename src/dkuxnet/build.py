@@ -59,7 +59,7 @@ def load_predictor(run: Path, weights: str = "final", device: str = "auto") -> t
         method.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{run}/{weights}.safetensors holds the weights of another network than settings.json "
-                        f"describes: {shorten(str(error).splitlines()[1], 200)}") from error
+                        f"describes: {shorten(str(error).splitlines()[-1].strip(), 200)}") from error
     return to_device(method.predictor(), choose_device(device)).eval(), settings, manifest
 
 
