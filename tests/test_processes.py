@@ -133,7 +133,8 @@ def hosts():
 def test_two_hosts_train_what_one_process_trains(prepared, tmp_path, hosts):
     """Over a network of their own, by torchrun's rendezvous. Plain descent: AdamW would blow rounding up to whole steps. Of two
     labelled patches each host has one, so that neither has the gradient of the whole."""
-    few = {"method__name": "supervised", "train__steps": 2, "train__optimiser": "sgd", "train__lr": 0.01, "train__warm_up_steps": 0}
+    few = {"method__name": "supervised", "train__steps": 2, "train__optimiser": "sgd", "train__lr": 0.01,
+           "train__warm_up_steps": 0}
     alone = begin([sys.executable, *training(prepared, tmp_path / "alone", **few)])
     pair = [
         begin([*enter, *TORCHRUN, "1", "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29500",

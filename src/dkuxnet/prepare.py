@@ -62,8 +62,10 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     found = find_source(Path(source), layout)
-    labelled = [case.name for case in found.cases if case.label is not None]
-    held_back = make_split([case.name for case in found.cases], labelled, test_cases=test_cases, file=split).test
+    held_back: tuple[str, ...] = ()
+    if test_cases or split:
+        labelled = [case.name for case in found.cases if case.label is not None]
+        held_back = make_split([case.name for case in found.cases], labelled, test_cases=test_cases, file=split).test
     progress = progress or (lambda what, done, total: None)
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
