@@ -20,8 +20,8 @@ import numpy as np
 
 SETTINGS = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
             "network.depths": [1, 1, 1, 1], "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1,
-            "train.device": "cpu", "train.log_every": 1, "train.validate_every": 100, "train.save_every": 100,
-            "data.labelled": 3, "data.validation_cases": 1, "data.cache_gib": 1e-4, "data.workers": 1}
+            "train.device": "cpu", "train.log_every": 1, "data.labelled": 3, "data.validation_cases": 1,
+            "data.cache_gib": 1e-4, "data.workers": 1}
 
 
 def main() -> None:
@@ -54,7 +54,8 @@ def soak(folder: Path, steps: int, method: str, tell=lambda row: None, every: in
             rows.append({"step": done, **held()})
             tell(rows[-1])
 
-    settings = load_settings(overrides=SETTINGS | {"train.steps": steps, "method.name": method})
+    settings = load_settings(overrides=SETTINGS | {"train.steps": steps, "method.name": method, "train.validate_every": every,
+                                                   "train.save_every": every})
     run_training(folder / "prepared", folder / "run", settings, progress=look)
     return rows
 
