@@ -203,7 +203,7 @@ def test_a_scan_without_orientation_gets_no_letters(finished):
     folder = finished.parent / "prepared"
     info = json.loads((folder / "cases" / "poor.json").read_text("utf-8"))
     write_json(folder / "cases" / "poor.json",
-               info | {"affine": np.diag([0.625] * 3 + [1.0]).tolist(), "images": ["mri_norm2.h5"]})
+               info | {"oriented": False, "images": ["gone.h5"]})
     try:
         text = visible_text(read_page(finished))
     finally:

@@ -21,7 +21,7 @@ from dkuxnet.serve.headers import check_header
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
-from dkuxnet.serve.segmenting import Work, class_warnings, says_where, scan_warnings
+from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
 from dkuxnet.types import Volume
 
@@ -248,12 +248,12 @@ def test_the_warnings_are_those_that_hold(tmp_path):
     formats.write(scan, tmp_path / "scan.h5")
     assert scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3) == []
     assert "5.0 mm long, much coarser than the 2.0 mm" in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
-    assert says_where(tmp_path / "scan.h5")
+    assert formats.says_how_it_lies(tmp_path / "scan.h5")
     import h5py
 
     with h5py.File(tmp_path / "scan.h5", "a") as file:
         del file.attrs["affine"]
-    assert not says_where(tmp_path / "scan.h5")
+    assert not formats.says_how_it_lies(tmp_path / "scan.h5")
     assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
 
 

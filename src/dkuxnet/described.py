@@ -97,6 +97,7 @@ class PreparedInfo(Part):
     """cases/NAME.json of a prepared set."""
 
     images: Annotated[list[str], Field(min_length=1)]
+    oriented: bool = True
     shape: Shape
     affine: Affine
     spacing_mm: Spacing

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet import formats
+from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom.series import find_scans, one_series
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
-from dkuxnet.prepare import read_image
 from dkuxnet.run import atomically
 from dkuxnet.segment import MARGIN_MM, Segmenter
 from dkuxnet.types import Case, Volume

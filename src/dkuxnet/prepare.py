@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from dkuxnet.data.affines import check_same_grid, check_straight
+from dkuxnet import formats
+from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.dataset import VERSION, write_array, write_bytes
 from dkuxnet.data.geometry import resample_label, to_ras
+from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
-from dkuxnet.data.values import check_values
 from dkuxnet.errors import DataWarning, UserError, disk_reason
-from dkuxnet.formats import read
 from dkuxnet.network_grid import to_network_grid
 from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
 from dkuxnet.plan import is_ct, make_plan
@@ -115,25 +115,6 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
     return make_split([case.name for case in source.cases], labelled, test_cases=test_cases, file=split).test
 
 
-def read_image(case: Case, channels: int) -> Volume:
-    """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size;
-    a DataWarning where it hardly is a scan."""
-    volumes = [read(path, series_uid=case.series_uid) for path in case.images]
-    first = volumes[0]
-    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
-        check_same_grid(f"case '{case.name}'", case.images[0].name, first, path.name, volume)
-    check_straight(f"case '{case.name}'", first)
-    arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
-    array = np.concatenate(arrays).astype(np.float32, copy=False)
-    if len(array) != channels:
-        raise UserError(f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected {channels}; "
-                        "a 4D scan is a series of channels: give one file per case and time point")
-    if min(first.shape) < 2:
-        raise UserError(f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis are needed")
-    check_values(f"case '{case.name}'", str(case.images[0]), array)
-    return Volume(array, first.affine)
-
-
 def check_case(source: Source, case: Case) -> dict[str, Any]:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
@@ -149,7 +130,7 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
         "std": [float(values.std()) for values in samples],
     }
     if case.label is not None:
-        label = read(case.label, kind="label")
+        label = formats.read(case.label, kind="label")
         check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image,
                         f"the label map {case.label.name}", label)
         values, counts = np.unique(label.array, return_counts=True)
@@ -193,7 +174,7 @@ def store_case(
     grid = to_network_grid(image, plan)
     sha256 = {"image.b2nd": write_array(folder / f"{case.name}.image.b2nd", grid.array)}
     if case.label is not None:
-        truth = read(case.label, kind="label")
+        truth = formats.read(case.label, kind="label")
         indices = np.zeros(truth.array.shape, np.uint8)
         for index, value in enumerate(labels.values()):
             indices[truth.array == value] = index
@@ -204,6 +185,7 @@ def store_case(
     info = {
         "name": case.name,
         "images": [str(path) for path in case.images],
+        "oriented": all(map(formats.says_how_it_lies, case.images)),
         "shape": list(image.shape),
         "affine": image.affine.tolist(),
         "spacing_mm": list(image.spacing_mm),

@@ -48,6 +48,16 @@ def is_dicom(path: str | Path) -> bool:
     return not name.endswith(tuple(FORMATS)) and (name.endswith(DICOM) or path.is_dir())
 
 
+def says_how_it_lies(path: str | Path) -> bool:
+    """Whether a scan's file says how large its voxels are and how the patient lies. All formats do, but of h5 only files with
+    an affine. Raises UserError for a broken h5."""
+    if not str(path).lower().endswith(".h5"):
+        return True
+    from dkuxnet.formats.h5 import H5
+
+    return H5.has_affine(Path(path))
+
+
 def stem(path: str | Path) -> str:
     """The name of the file without its folder and format suffix: 'a/b.nii.gz' -> 'b'; a DICOM folder keeps its whole name."""
     path = Path(path)

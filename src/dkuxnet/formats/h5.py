@@ -52,6 +52,12 @@ class Hdf5:
         with reading(path, "HDF5"), h5py.File(path, "r") as file:
             return "label" in file
 
+    def has_affine(self, path: Path) -> bool:
+        """Whether the file says where its voxels lie. Raises UserError where it is no HDF5 file."""
+        require(path, "HDF5")
+        with reading(path, "HDF5"), h5py.File(path, "r") as file:
+            return "affine" in file.attrs
+
 
 def _own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
     """A dataset whose voxels lie in this very file: HDF5 can also link to others, and take bytes of any file for voxels."""

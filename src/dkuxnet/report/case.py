@@ -10,7 +10,6 @@ from dkuxnet import formats
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.errors import UserError
-from dkuxnet.formats.h5 import LA_SPACING_MM
 from dkuxnet.types import Volume
 
 MARGIN_MM = 25.0  # of the scan around what is outlined
@@ -72,9 +71,7 @@ def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: dic
     for index, value in enumerate(labels.values()):
         indices[stored == value] = index
     prediction = to_ras(Volume(indices, affine))
-    oriented = not (formats.suffix(info["images"][0]) == ".h5"
-                    and np.allclose(affine, np.diag([LA_SPACING_MM] * 3 + [1.0])))
-    more = read_maps(prediction_file, manifest) | {"oriented": oriented}
+    more = read_maps(prediction_file, manifest) | {"oriented": info.get("oriented", True)}
     scan = _read_scan(info["images"][0], shape)
     if scan is not None:
         image, truth = to_ras(Volume(scan, affine)), to_ras(Volume(data.array(name, "truth"), affine))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from dkuxnet import formats
+from dkuxnet.data.images import read_image
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.predict import find_cases
-from dkuxnet.prepare import read_image
 from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
 from dkuxnet.serve.jobs import Job
@@ -64,7 +64,7 @@ class Work:
         step = write_views(scan, indices, result.uncertainty.array, job.folder)
         return {
             "shape": list(scan.shape),
-            "oriented": says_where(job.scan),
+            "oriented": formats.says_how_it_lies(job.scan),
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
             "focus": focus(indices, step),
@@ -104,7 +104,7 @@ def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[s
 def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> list[str]:
     """What about the scan itself makes the result doubtful, in plain words."""
     found = []
-    if not says_where(path):
+    if not formats.says_how_it_lies(path):
         found.append("This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 mm was assumed. If "
                      "that is wrong, so are the volumes, and the segmentation may be poor.")
     if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
@@ -131,13 +131,3 @@ def class_warnings(names: list[str], indices: np.ndarray, uncertainty: np.ndarra
         if share > MUCH_UNSURE:
             found.append(f"The model is unsure about {share:.0%} of {name}. Look at the uncertainty layer.")
     return found
-
-
-def says_where(path: Path) -> bool:
-    """Whether a scan's file says where in the patient its voxels lie: all formats do, but of h5 only those with an affine."""
-    if path.suffix != ".h5":
-        return True
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return "affine" in file.attrs
