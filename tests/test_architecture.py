@@ -46,7 +46,8 @@ ALLOWED = {
     "evaluate": {"metrics", "formats.", "data.affines", "data.layouts", "data.layout_files"},
     "network_grid": {"plan", "data.geometry"},
     "prepare": {"plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "network_grid"},
-    "train": {"average", "config", "distributed", "run", "methods.base"},
+    "optimiser_state": set(),
+    "train": {"average", "config", "distributed", "run", "methods.base", "optimiser_state"},
     "infer": {"components", "config", "data.geometry"},
     "grid": {"config", "methods", "networks"},  # their tables of names
     "significance": set(),
