@@ -49,7 +49,8 @@ ALLOWED = {
     "network_grid": {"plan", "data.geometry"},
     "prepare": {"parallel", "plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "data.images",
                 "data.splits", "network_grid"},
-    "train": {"average", "config", "distributed", "run", "methods.base"},
+    "optimiser_state": set(),
+    "train": {"average", "config", "distributed", "run", "methods.base", "optimiser_state"},
     "infer": {"components", "config", "data.geometry", "memory"},
     "grid": {"config", "methods", "networks"},  # their tables of names
     "significance": set(),
