@@ -98,6 +98,7 @@ import sys
 from pathlib import Path
 from dkuxnet import cli, prepare
 import multiprocessing, os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may inherit that it is ignored
 store = prepare.store_case
 def slow(*job):
     print("working", os.getpid(), flush=True)

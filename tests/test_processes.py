@@ -84,7 +84,7 @@ def test_torchrun_starts_a_training_again_after_a_kill_and_nothing_is_different(
     command = [*TORCHRUN, "2", "--standalone", "--max-restarts", "1", "--monitor-interval", "0.1"]
     finish(begin([*command, *training(prepared, whole)]))
     process = begin([*command, *training(prepared, broken)])
-    until(lambda: any((broken / "checkpoints").glob("*-*.pt")), process)
+    until(lambda: any((broken / "checkpoints").glob("*-*.safetensors")), process)
     os.kill(worker_of(broken, 1), signal.SIGKILL)
     assert "exitcode: -9" in finish(process)
     one, other = weights(whole), weights(broken)
@@ -101,7 +101,7 @@ def test_what_one_process_runs_into_ends_all_and_says_which_and_why(prepared, tm
     process = begin([*TORCHRUN, "2", "--standalone", *training(spoilt, tmp_path / "run", train__steps=2)])
     said = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert f"error: process 1 of 2: {spoilt}/cases/{name}.image.b2nd: missing or damaged" in said
+    assert f"error: process 1 of 2: case '{name}': {spoilt}/cases/{name}.image.b2nd is damaged" in said
     assert (tmp_path / "run" / "final.safetensors").is_file()  # what was done by then stays
 
 

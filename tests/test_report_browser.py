@@ -25,7 +25,7 @@ def report(tmp_path_factory) -> Path:
     name = "<img src=x onerror=window.taken=3>"
     run = make_run(folder, {"a2": 6, "a10": 1, name: 2}, classes=2, logged=40, maps=True, names=(HOSTILE, "${HOSTILE}"))
     settings = json.loads((run / "settings.json").read_text("utf-8"))
-    write_json(run / "settings.json", settings | {"note": HOSTILE})
+    write_json(run / "settings.json", settings | {"method": settings["method"] | {"note": HOSTILE}})
     lines = (run / "metrics.jsonl").read_text("utf-8").replace('"qd"', json.dumps(HOSTILE))
     (run / "metrics.jsonl").write_text(lines, "utf-8")
     return write_report(run)

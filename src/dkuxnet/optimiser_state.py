@@ -1,5 +1,6 @@
 """What an optimiser gathered, from a checkpoint that may be anybody's, back beside the parameters that it belongs to."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take what an optimiser gathered for each parameter; its options remain those of the settings.
+    """Take what an optimiser gathered for each parameter; its options remain those of the settings, but for the learning rate.
 
     Raises ValueError where that does not fit the parameters: fused steps go through memory without a look at shapes, so that
     each tensor is also laid out as its parameter is (a file does not keep a memory format).
@@ -21,7 +22,12 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -
         if index not in range(len(parameters)) or set(entries) != kept:
             raise ValueError(f"another optimiser's state of parameter {index}")
         state[index] = {name: _laid_out_as(parameters[index], name, value) for name, value in entries.items()}
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    groups = optimiser.state_dict()["param_groups"]
+    for group, its in zip(groups, saved["param_groups"], strict=True):
+        if type(its["lr"]) is not float or not math.isfinite(its["lr"]):
+            raise ValueError(f"learning rate {its['lr']!r}")
+        group["lr"] = its["lr"]  # each step sets it anew; a state that is saved again before one is then the same
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _laid_out_as(parameter: Tensor, name: str, value: Tensor) -> Tensor:
