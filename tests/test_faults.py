@@ -312,6 +312,17 @@ def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(re
             order()
 
 
+def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_kept(prepared, tmp_path):
+    run = tmp_path / "run"
+
+    def block(what, done, total, figures):
+        (run / "evaluation").write_text("a file")
+    with pytest.raises(UserError, match="run/evaluation.*: File exists|: Not a directory"):
+        run_training(prepared, run, settings(data__test_cases=1), False, block)
+    (run / "evaluation").unlink()
+    assert "test" in run_training(prepared, run, settings(), resume=True)
+
+
 # --- signals ---
 
 
