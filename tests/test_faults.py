@@ -317,7 +317,7 @@ def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_k
 
     def block(what, done, total, figures):
         (run / "evaluation").write_text("a file")
-    with pytest.raises(UserError, match="run/evaluation.*: File exists|: Not a directory"):
+    with pytest.raises(UserError, match=r"run/evaluation.*(File exists|Not a directory)"):
         run_training(prepared, run, settings(data__test_cases=1), False, block)
     (run / "evaluation").unlink()
     assert "test" in run_training(prepared, run, settings(), resume=True)
