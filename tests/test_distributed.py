@@ -5,14 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
 from dkuxnet import phantom
 from dkuxnet.config import load_settings
+from dkuxnet.distributed import of_this_start
 from dkuxnet.experiment import run_training
 from dkuxnet.methods import METHODS
 from dkuxnet.prepare import prepare_scans
@@ -48,12 +52,17 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def start(prepared: Path, processes: int, runs: list) -> list[subprocess.Popen]:
-    """Processes that train `runs`, (folder, overrides, resume) each, as torchrun would start them."""
+    """Processes that train `runs`, (folder, overrides, resume) each."""
+    return start_script(processes, WORKER, str(prepared), json.dumps(runs))
+
+
+def start_script(processes: int, script: str, *arguments: str) -> list[subprocess.Popen]:
+    """As torchrun would start it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    command = [sys.executable, "-c", WORKER, str(prepared), json.dumps(runs)]
+    command = [sys.executable, "-c", script, *arguments]
     return [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
             for rank in range(processes)]
 
@@ -127,6 +136,41 @@ def test_when_one_process_dies_the_others_end_and_say_why(prepared, tmp_path):
     processes[1].kill()
     error = processes[0].communicate(timeout=60)[1]
     assert processes[0].returncode != 0 and "another process of this training has ended" in error
+
+
+AGAIN = """
+import os, sys
+from pathlib import Path
+from dkuxnet.distributed import joined
+from dkuxnet.launch import goes_on
+os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]  # the second machine has counted a restart, the first has not
+with joined():
+    print([goes_on(Path(folder)) for folder in sys.argv[1:]], file=sys.stderr)
+"""
+
+
+def test_processes_that_are_started_again_agree_whether_they_go_on(tmp_path):
+    for folder in ("begun", "saved"):
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+    (tmp_path / "saved" / "checkpoints" / f"00000004-{'a' * 64}.safetensors").write_bytes(b"")
+    processes = start_script(2, AGAIN, str(tmp_path / "begun"), str(tmp_path / "saved"))
+    assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in processes] == ["[False, True]"] * 2
+    assert not (tmp_path / "begun").exists() and (tmp_path / "saved").exists()
+
+
+def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
+    """Six starts on one store; in each another process is late, so that the others meet what is stale."""
+    store, told = HashStore(), []
+    for start in range(6):
+        with ThreadPoolExecutor(3) as pool:
+            def one(number, late=start % 3):
+                time.sleep(0.1 * (number == late))
+                return of_this_start(store, number, 3)
+            parts = list(pool.map(one, range(3)))
+        assert not any(part.check(["here"]) for part in parts)
+        parts[start % 3].set("here", str(start))
+        told.append([part.get("here") for part in parts])
+    assert told == [[str(start).encode()] * 3 for start in range(6)]
 
 
 def test_what_the_first_refuses_stops_all(prepared, tmp_path):

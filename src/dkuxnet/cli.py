@@ -99,12 +99,13 @@ def train(
     settings = load_settings(preset, config, overrides)
 
     from dkuxnet.console import show_trained, train_progress
+    from dkuxnet.distributed import joined
     from dkuxnet.experiment import run_training
     from dkuxnet.launch import goes_on, is_first
     from dkuxnet.train import Interrupted
 
     try:
-        with train_progress() as progress:
+        with joined(), train_progress() as progress:
             manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
     except Interrupted as stop:
         typer.echo(f"{stop}\nGo on with: {shlex.join(['dkuxnet', 'train', str(prepared), str(run), '--resume'])}", err=True)

@@ -7,6 +7,8 @@ of parts instead: a soft Dice over a batch, a mixture of two patches or a mean o
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -48,7 +50,9 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(kinds, store=of_this_start(store, number, count), rank=number, world_size=count)
     try:
         yield
     except RuntimeError as error:
@@ -57,6 +61,27 @@ def joined() -> Iterator[None]:
         raise ToldElsewhere("another process of this training has ended; its own message says why") from error
     finally:
         dist.destroy_process_group()
+
+
+def of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
+    """The part of torchrun's store that is of this start alone.
+
+    torchrun keeps one store over all its restarts, in which the addresses of the processes before still stand: who is quick
+    would call the dead. So the first process invents a name, and tells it to each that says who it is until each has heard it.
+    """
+    me = uuid.uuid4().hex
+    store.set(f"dkuxnet/{number}", me)
+    if number:
+        name = store.get(f"dkuxnet/to/{me}").decode()
+        store.set(f"dkuxnet/{name}/{number}", "heard")
+        return dist.PrefixStore(name, store)
+    waiting = set(range(1, count))
+    while waiting:
+        for other in waiting:
+            store.set(f"dkuxnet/to/{store.get(f'dkuxnet/{other}').decode()}", me)
+        waiting = {other for other in waiting if not store.check([f"dkuxnet/{me}/{other}"])}
+        time.sleep(0.01)
+    return dist.PrefixStore(me, store)
 
 
 def by_the_first(work: Callable[[], T]) -> T:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from dkuxnet.distributed import any_of, by_the_first
 from dkuxnet.run import RunFolder
 
 
@@ -23,11 +26,11 @@ def is_first() -> bool:
 
 
 def goes_on(run: Path) -> bool:
-    """Whether torchrun has started the processes again after one ended, and there is something to go on from. What was begun
-    and not saved is removed, so that the training can begin anew."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    """Whether torchrun has started the joined processes again after one ended, and there is something to go on from. What was
+    begun and not saved is removed, so that the training can begin anew."""
+    counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not any_of(counted, torch.device("cpu")):  # each machine's torchrun counts for itself
         return False
     folder = RunFolder(run)
-    if is_first():
-        folder.discard_unless_saved()
+    by_the_first(folder.discard_unless_saved)
     return folder.has_checkpoint
