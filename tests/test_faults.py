@@ -101,7 +101,7 @@ import multiprocessing, os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may inherit that it is ignored
 store = prepare.store_case
 def slow(*job):
-    os.write(1, b"working %d\n" % os.getpid())  # at once: print would write word by word, between the other's words
+    os.write(1, b"working %d\\n" % os.getpid())  # at once: print would write word by word, between the other's words
     time.sleep(60)
 prepare.store_case = slow
 sys.argv = ["dkuxnet", "prepare", *sys.argv[1:]]
