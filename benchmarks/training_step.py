@@ -67,23 +67,22 @@ def measured(chosen) -> dict[str, float]:
     return {"seconds": statistics.median(seconds), "gib": on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def make_networks(chosen):
-    """Ours, prepared as for a training, and the plain composition with its weights."""
+def make_network(chosen, groups):
+    """Ours, prepared as for a training, or the plain composition."""
     import torch
-
-    from dkuxnet.devices import to_device
-    from dkuxnet.networks.dkuxnet import DKUXNet, DKUXNetOptions
-    from dkuxnet.types import Group, NetworkShape
-    from plain_network import PlainDKUXNet
 
     torch.manual_seed(0)
     widths, channels = SIZES[chosen.network]
-    groups = (Group("background", (0,), 8), Group("organ", (1,), 8))
-    ours = DKUXNet(NetworkShape(1, 2, groups), DKUXNetOptions(widths=widths, query_channels=channels))
-    plain = PlainDKUXNet(1, 2, groups, widths, channels)
-    plain.take_weights(ours)
-    device = torch.device(chosen.device)
-    return to_device(ours, device), plain.to(device), groups
+    if chosen.only == "plain":
+        from plain_network import PlainDKUXNet
+
+        return PlainDKUXNet(1, 2, groups, widths, channels).to(chosen.device)
+    from dkuxnet.devices import to_device
+    from dkuxnet.networks.dkuxnet import DKUXNet, DKUXNetOptions
+    from dkuxnet.types import NetworkShape
+
+    options = DKUXNetOptions(widths=widths, query_channels=channels)
+    return to_device(DKUXNet(NetworkShape(1, 2, groups), options), torch.device(chosen.device))
 
 
 def make_step(chosen):
@@ -93,12 +92,13 @@ def make_step(chosen):
     from dkuxnet.config import TrainSettings
     from dkuxnet.losses import query_loss_all, segmentation_loss
     from dkuxnet.train import make_optimiser
+    from dkuxnet.types import Group
 
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
-    ours, plain, groups = make_networks(chosen)
-    network = plain if chosen.only == "plain" else ours
-    optimiser = make_optimiser(network, TrainSettings()) if network is ours else torch.optim.AdamW(network.parameters())
-    half = network is ours and chosen.precision == "bfloat16"
+    groups = (Group("background", (0,), 8), Group("organ", (1,), 8))
+    network, plain = make_network(chosen, groups), chosen.only == "plain"
+    optimiser = torch.optim.AdamW(network.parameters()) if plain else make_optimiser(network, TrainSettings())
+    half = not plain and chosen.precision == "bfloat16"
     ready = torch.cuda.synchronize if chosen.device != "cpu" else lambda: None
 
     def step(patch):
@@ -116,7 +116,6 @@ def make_step(chosen):
         ready()
         return time.perf_counter() - started
 
-    del ours, plain
     return step
 
 

@@ -27,7 +27,8 @@ def test_the_fast_network_computes_what_its_plain_composition_computes():
     for output in (mine, its):
         (output.logits.square().mean() + sum(part.square().mean() for part in output.layer_group_prob)).backward()
     theirs = dict(plain.named_parameters())
+    whole = torch.stack([parameter.grad.norm() for parameter in ours.parameters()]).norm()
     for name, parameter in ours.named_parameters():
-        scale = parameter.grad.abs().max()
-        torch.testing.assert_close(theirs[PLAIN["renamed"](name)].grad / scale, parameter.grad / scale, rtol=0, atol=5e-3,
-                                   msg=lambda text, name=name: f"{name}: {text}")
+        # in float32; what a norm takes back, such as the scale of a single channel, has a gradient of rounding alone
+        error = (theirs[PLAIN["renamed"](name)].grad - parameter.grad).norm() / parameter.grad.norm().clamp_min(1e-3 * whole)
+        assert error < 0.02, (name, error)

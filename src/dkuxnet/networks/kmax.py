@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dkuxnet.networks.blocks import Conv1x1x1
+
 
 class MaskLogits(nn.Module):
     """R = norm(P C^T): (B, C', x, y, z) voxel features and (B, N, C) queries -> (B, N, x, y, z) mask logits.
@@ -19,7 +21,7 @@ class MaskLogits(nn.Module):
 
     def __init__(self, voxel_channels: int, query_channels: int):
         super().__init__()
-        self.voxels = nn.Conv3d(voxel_channels, query_channels, 1)
+        self.voxels = Conv1x1x1(voxel_channels, query_channels)
         self.queries = nn.Sequential(nn.LayerNorm(query_channels), nn.Linear(query_channels, query_channels))
         self.log_gain = nn.Parameter(torch.tensor(10.0).log())
 
@@ -57,7 +59,7 @@ class KMaxLayer(nn.Module):
     def __init__(self, voxel_channels: int, query_channels: int, heads: int = 8):
         super().__init__()
         self.mask_logits = MaskLogits(voxel_channels, query_channels)
-        self.value = nn.Conv3d(voxel_channels, query_channels, 1)
+        self.value = Conv1x1x1(voxel_channels, query_channels)
         self.update_norm = nn.LayerNorm(query_channels)
         self.attention_norm = nn.LayerNorm(query_channels)
         self.attention = nn.MultiheadAttention(query_channels, heads, batch_first=True)

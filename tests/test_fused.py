@@ -1,0 +1,85 @@
+"""The parts written out by hand compute what torch's operations compute, and so do their gradients; they keep less."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dkuxnet.devices import to_device
+from dkuxnet.networks import fused
+from dkuxnet.networks.blocks import Conv1x1x1, DepthwiseConv3d, ResidualBlock, UXBlock
+
+PARTS = {
+    "residual": lambda: ResidualBlock(5, 5),
+    "residual, wider": lambda: ResidualBlock(3, 6),
+    "residual, narrower": lambda: ResidualBlock(6, 3),
+    "ux": lambda: UXBlock(5, layer_scale=0.7),
+    "depthwise": lambda: DepthwiseConv3d(5, 7),
+}
+
+
+def gradients(part: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """The result of `part`, and the gradients of a sum over it by `x` and by every parameter."""
+    x = x.clone().requires_grad_()
+    result = part(x)
+    (result * torch.linspace(-1, 2, result.numel(), dtype=x.dtype).view(result.shape)).sum().backward()
+    return [result, x.grad, *(parameter.grad for parameter in part.parameters())]
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("shape", [(2, 6, 8, 7), (1, 8, 8, 4), (3, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format], ids=str)
+def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monkeypatch):
+    torch.manual_seed(0)
+    part = PARTS[name]().double()
+    for parameter in part.parameters():
+        nn.init.normal_(parameter)
+    if layout == torch.channels_last_3d:
+        part = to_device(part, torch.device("cpu"))
+    channels = part.conv1.in_channels if name.startswith("residual") else 5
+    x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64).contiguous(memory_format=layout)
+    ours = gradients(copy.deepcopy(part), x)
+    monkeypatch.setattr(fused, "applies", lambda x: False)
+    for mine, its in zip(ours, gradients(copy.deepcopy(part), x), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
+
+
+def test_a_pointwise_convolution_is_torch_s():
+    part = Conv1x1x1(3, 5).double()
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(part(x), nn.functional.conv3d(x, part.weight, part.bias))
+
+
+@pytest.mark.parametrize("name, ours, plain", [("residual", 4, 6), ("residual, wider", 3.5, 6.5), ("ux", 4, 12)])
+def test_so_many_maps_are_kept_for_the_backward_pass(name, ours, plain, monkeypatch):
+    """Of the width of the result, the input among them; a UX block's depthwise convolution and norm keep three."""
+    part = to_device(PARTS[name](), torch.device("cpu"))
+    assert maps_kept(part) == ours
+    monkeypatch.setattr(fused, "applies", lambda x: False)
+    assert maps_kept(part) == plain
+
+
+def maps_kept(part: nn.Module) -> int:
+    channels = 3 if isinstance(part, ResidualBlock) and part.conv1.in_channels == 3 else 5
+    x = torch.randn(2, channels, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = part(x)
+    sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values() if tensor.numel() >= x.numel()]
+    return round(sum(sizes) / result.untyped_storage().nbytes(), 1)
+
+
+def test_no_part_stands_in_where_torch_chooses_the_precision_or_no_gradient_is_wanted():
+    x = torch.zeros(1)
+    assert fused.applies(x)
+    with torch.no_grad():
+        assert not fused.applies(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.applies(x)
+    assert not fused.applies(torch.zeros(1, device="meta"))
