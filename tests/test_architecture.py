@@ -27,7 +27,7 @@ ALLOWED = {
     "lock": set(),
     "events": set(),
     "distributed": set(),
-    "launch": {"run"},
+    "launch": {"distributed", "run"},
     "run": {"checkpoints", "described", "events"},
     "formats.": {"formats.", "dicom."},
     "dicom.": {"dicom.", "formats._checks"},
@@ -79,8 +79,8 @@ ALLOWED = {
     "catalogue": {"config", "data.layouts", "formats.", "methods.", "networks."},
     "console": {"benchmark", "comparison", "evaluate", "grid", "report.comparison_text", "report.comparison_words"},
     "__main__": {"cli"},
-    "cli": {"benchmark", "catalogue", "config", "console", "demo", "evaluate", "experiment", "export.targets", "grid", "launch",
-            "predict", "prepare", "report.", "serve.", "train"},
+    "cli": {"benchmark", "catalogue", "config", "console", "demo", "distributed", "evaluate", "experiment", "export.targets",
+            "grid", "launch", "predict", "prepare", "report.", "serve.", "train"},
 }
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 
