@@ -13,10 +13,11 @@ from scipy.ndimage import gaussian_filter
 from dicom_series import SAGITTAL, Scan, noise, save
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
 from dkuxnet.errors import UserError
-from dkuxnet.predict import find_cases, predict_scans
+from dkuxnet.predict import predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
 from test_predict import fake_run

@@ -12,9 +12,10 @@ from torch import nn
 
 from dkuxnet import formats
 from dkuxnet.config import validate
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.errors import UserError
 from dkuxnet.metrics import dice
-from dkuxnet.predict import find_cases, predict_scans
+from dkuxnet.predict import predict_scans
 from dkuxnet.types import Output, Volume
 
 THRESHOLD = 0.5

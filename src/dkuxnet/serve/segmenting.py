@@ -13,8 +13,8 @@ import numpy as np
 
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.predict import find_cases
 from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
 from dkuxnet.serve.jobs import Job
