@@ -47,6 +47,14 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
+def _end_telling(failed: list[str]) -> None:
+    """Where a part of the work failed and the rest is done: a line on stderr for each, and exit code 1."""
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def prepare(
     source: Annotated[Path, typer.Argument(help="Folder of scans: nnU-Net, MSD, LA h5, LA challenge, or plain images.")],
@@ -131,13 +139,19 @@ def predict(
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress
-    from dkuxnet.predict import predict_scans
+    from dkuxnet.predict import ScansFailed, predict_scans
 
-    with sentence_progress("predict") as progress:
-        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
-                                localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
-                                segmentation_type=segmentation_type)
-    typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+    failed: list[str] = []
+    try:
+        with sentence_progress("predict") as progress:
+            written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
+                                    localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
+                                    segmentation_type=segmentation_type)
+    except ScansFailed as error:
+        failed, written = list(error.failed.values()), error.written
+    if written:
+        typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+    _end_telling(failed)
 
 
 @app.command()
@@ -234,10 +248,7 @@ def benchmark(
         typer.echo(f"{stop}\nGo on with the same command: {shlex.join(['dkuxnet', *sys.argv[1:]])}", err=True)
         raise typer.Exit(130) from None
     show_benchmark(comparison)
-    for name, line in comparison.failed.items():
-        typer.echo(f"error: {name} failed: {line}", err=True)
-    if comparison.failed:
-        raise typer.Exit(1)
+    _end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
 
 
 @app.command()

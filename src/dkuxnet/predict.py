@@ -12,13 +12,21 @@ from dkuxnet.dicom.series import one_series
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 from dkuxnet.run import atomically
-from dkuxnet.segment import MARGIN_MM, Segmenter
+from dkuxnet.segment import MARGIN_MM, Segmentation, Segmenter
 from dkuxnet.types import Case, Volume
 
 FORMS = ("auto", "dicom-seg")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
 Writer = Callable[[Volume, Path], None]
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
+
+
+class ScansFailed(UserError):
+    """Some scans could not be segmented, all others are. failed: name of a case -> one line; written: the label maps."""
+
+    def __init__(self, failed: dict[str, str], written: list[Path]):
+        super().__init__("; ".join(failed.values()))
+        self.failed, self.written = failed, written
 
 
 def predict_scans(
@@ -43,8 +51,11 @@ def predict_scans(
     label map has its scan's shape, affine and format (NIfTI for h5, which no viewer opens, and for DICOM), and the label values
     of the training data. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z)
     float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes
-    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type. Raises UserError naming the case; maps that
-    are done stay. Only label maps of an earlier prediction are ever replaced.
+    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type.
+
+    Raises ScansFailed, at the end, where a scan cannot be read or segmented: the others are done. Any other UserError, as of
+    an output that does not take the maps, ends the work; maps that are done stay. Only label maps of an earlier prediction
+    are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     if form not in FORMS:
@@ -59,25 +70,40 @@ def predict_scans(
     _check_output(Path(output), targets)
     segmenter = Segmenter(run, weights, device, localise, margin_mm)
     _check_description(Path(output), segmenter.labels)
+    written: list[Path] = []
+    failed: dict[str, str] = {}
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        scan = read_image(case, len(segmenter.channels))
-        writers = _writers(case, form, segmenter.labels, segmentation_type)
         try:
-            region = segmenter.region(scan, f"case '{case.name}'")
-            needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty, region)
-            part = "" if region.is_whole else f"{_voxels(region.shape)} of "
-            progress(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
-                     f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
-            result = segmenter(scan, save_probabilities, save_uncertainty, region)
+            writers = _writers(case, form, segmenter.labels, segmentation_type)
+            result = _segmented(case, segmenter, kinds, lambda sentence, done=done: progress(sentence, done, len(cases)))
         except UserError as error:
-            raise UserError(f"case '{case.name}': {error}") from error
-        if not done:  # nothing is made for scans that cannot be read
+            failed[case.name] = str(error)
+            continue
+        if not written:  # nothing is made for scans that cannot be read
             _make_folder(Path(output), segmenter.labels, kinds)
         writers["label"](result.label, target)
         for kind in kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)
+        written.append(target)
     progress("done", len(cases), len(cases))
-    return targets
+    if failed:
+        raise ScansFailed(failed, written)
+    return written
+
+
+def _segmented(case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]) -> Segmentation:
+    """Raises UserError that names the case or its file."""
+    scan = read_image(case, len(segmenter.channels))
+    asked = {kind: kind in kinds for kind in ("probabilities", "uncertainty")}
+    try:
+        region = segmenter.region(scan, f"case '{case.name}'")
+        needed = segmenter.needed_bytes(scan, **asked, region=region)
+        part = "" if region.is_whole else f"{_voxels(region.shape)} of "
+        say(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
+            f"about {max(needed / 2**20, 1):.0f} MiB")
+        return segmenter(scan, **asked, region=region)
+    except UserError as error:
+        raise UserError(f"case '{case.name}': {error}") from error
 
 
 def _ending(case: Case) -> str:
