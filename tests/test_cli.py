@@ -134,6 +134,8 @@ MISTAKES = {
     "train PREPARED FULL --resume": ["is not a run folder"],
     "predict NEW/run NEW/scan.nii.gz --output NEW": ["scan.nii.gz does not exist; give a scan or a folder of scans"],
     "predict FULL SCANS --output NEW": ["is not a run folder (no settings.json); dkuxnet train makes one"],
+    "predict FULL SCANS --output NEW --margin-mm 20": ["name that with --localise, or leave the margin out"],
+    "predict FULL SCANS --output NEW --segmentation-type binary": ["--segmentation-type is", "add --format dicom-seg"],
     "predict FULL FILE --output NEW": ["expected a file that ends with .nii.gz"],
     "evaluate NEW/none SCANS/labelsTr": ["none"],
     "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],

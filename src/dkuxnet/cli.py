@@ -132,10 +132,10 @@ def predict(
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     localise: Annotated[Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")] = None,
-    margin_mm: Annotated[float, typer.Option(help="Around what the coarse run finds.")] = 20.0,
+    margin_mm: Annotated[float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")] = None,
     series_uid: Annotated[str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")] = None,
     format_: Annotated[str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")] = "auto",
-    segmentation_type: Annotated[str, typer.Option(help="Of a DICOM SEG: binary or labelmap.")] = "binary",
+    segmentation_type: Annotated[str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")] = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress

@@ -12,7 +12,7 @@ from dkuxnet.dicom.series import one_series
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 from dkuxnet.run import atomically
-from dkuxnet.segment import MARGIN_MM, Segmentation, Segmenter
+from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.types import Case, Volume
 
 FORMS = ("auto", "dicom-seg")
@@ -40,10 +40,10 @@ def predict_scans(
     progress: Progress | None = None,
     *,
     localise: Path | None = None,
-    margin_mm: float = MARGIN_MM,
+    margin_mm: float | None = None,
     series_uid: str | None = None,
     form: str = "auto",
-    segmentation_type: str = "binary",
+    segmentation_type: str | None = None,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written to `output`, one a case.
 
@@ -60,6 +60,9 @@ def predict_scans(
     progress = progress or (lambda sentence, done, total: None)
     if form not in FORMS:
         raise unknown("format", form, FORMS)
+    if segmentation_type is not None and form != "dicom-seg":
+        raise UserError("--segmentation-type is for DICOM SEG: add --format dicom-seg, or leave the type out")
+    segmentation_type = segmentation_type or "binary"
     cases = find_cases(inputs, series_uid)
     kinds = [kind for kind, wanted in (("probabilities", save_probabilities), ("uncertainty", save_uncertainty)) if wanted]
     targets = [Path(output) / f"{case.name}{'.dcm' if form == 'dicom-seg' else _ending(case)}" for case in cases]
