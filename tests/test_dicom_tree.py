@@ -16,7 +16,7 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
-from dkuxnet.errors import UserError
+from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.predict import predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
@@ -261,6 +261,18 @@ def test_prepare_takes_a_tree_of_patients_and_calls_the_channel_by_its_modality(
     assert meta["channels"] == ["CT"] and [case["labelled"] for case in meta["cases"]] == [False, True]
     (tmp_path / "ct" / "labels" / "b.nii.gz").rename(tmp_path / "ct" / "labels" / "z.nii.gz")
     refused(lambda: find_source(tmp_path / "ct"), "z.nii.gz", "'z'", "a, b")
+
+
+def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(tmp_path, monkeypatch):
+    """The fake run is of MRI."""
+    Scan(blobs(0), modality="CT").write(tmp_path / "ct")
+    Scan(blobs(0), modality="MR").write(tmp_path / "mr")
+    run = fake_run(monkeypatch)
+    with pytest.warns(DataWarning) as caught:
+        predict_scans(run, [tmp_path / "ct", tmp_path / "mr"], tmp_path / "out")
+    (line,) = (str(each.message) for each in caught)
+    assert line == "case 'ct': DICOM calls it CT, where MR is expected; check that it is the scan"
+    assert (tmp_path / "out" / "ct.nii.gz").is_file()
 
 
 def test_a_label_map_lies_where_the_dicom_scan_lies(tmp_path, monkeypatch):

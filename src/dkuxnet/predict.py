@@ -8,6 +8,7 @@ from pathlib import Path
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.values import check_modality
 from dkuxnet.dicom.series import one_series
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
@@ -97,6 +98,7 @@ def predict_scans(
 def _segmented(case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]) -> Segmentation:
     """Raises UserError that names the case or its file."""
     scan = read_image(case, len(segmenter.channels))
+    check_modality(f"case '{case.name}'", scan.modality, segmenter.channels)
     asked = {kind: kind in kinds for kind in ("probabilities", "uncertainty")}
     try:
         region = segmenter.region(scan, f"case '{case.name}'")

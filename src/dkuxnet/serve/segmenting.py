@@ -14,6 +14,7 @@ import numpy as np
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.values import check_modality
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
@@ -42,7 +43,9 @@ class Work:
         job.report("reading")
         check_header(job.scan, self.max_voxels)
         with data_warnings() as told:
-            scan = read_image(only_case(job.scan), len(self.segmenter.channels))
+            case = only_case(job.scan)
+            scan = read_image(case, len(self.segmenter.channels))
+            check_modality(f"case '{case.name}'", scan.modality, self.segmenter.channels)
         check_voxels(scan.array.size, self.max_voxels, "with all its channels")
         check_voxels(math.prod(self.segmenter.network_shape(scan)), self.max_voxels, "at the spacing of the model")
         job.report("segmenting")
