@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
 from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.predict import predict_scans
+from dkuxnet.predict import ScansFailed, predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
 from test_predict import fake_run
@@ -195,6 +196,31 @@ def test_multi_frame_files_side_by_side_are_cases_named_after_them(tmp_path):
         save([Scan(noise()).enhanced()], tmp_path / "all")
         (tmp_path / "all" / "IM0000.dcm").rename(tmp_path / "all" / f"{name}.dcm")
     assert [case.name for case in find_cases([tmp_path / "all"])] == ["p", "q"]
+
+
+@pytest.mark.parametrize("subfolder", ["", "upload"])
+def test_a_damaged_file_of_one_patient_is_no_other_patient_s_trouble(tmp_path, monkeypatch, subfolder):
+    for seed, name in enumerate(("dora", "emil", "fred")):
+        Scan(blobs(seed), patient=name).write(tmp_path / "all" / subfolder / name)
+    file = next((tmp_path / "all" / subfolder / "emil").iterdir())
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
+    assert list(failure.value.failed) == ["emil"] and f"emil/{file.name}: expected" in failure.value.failed["emil"]
+    assert [path.name for path in failure.value.written] == ["dora.nii.gz", "fred.nii.gz"]
+    shutil.copy(file, tmp_path / "all" / subfolder / "nobody_s")
+    refused(lambda: find_cases([tmp_path / "all"]), "nobody_s: expected")  # it may have been all that there was of a patient
+
+
+def test_a_damaged_multi_frame_file_is_no_other_file_s_trouble(tmp_path, monkeypatch):
+    for name in ("p", "q"):
+        save([Scan(blobs(0)).enhanced()], tmp_path / "all")
+        (tmp_path / "all" / "IM0000.dcm").rename(tmp_path / "all" / f"{name}.dcm")
+    formats.write(Volume(blobs(1), np.eye(4)), tmp_path / "all" / "r.nii.gz")
+    (tmp_path / "all" / "p.dcm").write_bytes((tmp_path / "all" / "q.dcm").read_bytes()[:300])
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
+    assert list(failure.value.failed) == ["p"] and [path.stem for path in failure.value.written] == ["q.nii", "r.nii"]
 
 
 def test_several_series_of_a_study_ask_for_a_choice(folder, tmp_path):
