@@ -253,6 +253,7 @@ def test_the_page_says_who_is_best_and_how_sure(tmp_path):
     assert all(line in text for line in told)
     assert "0.8050 ± 0.0071" in text and text.count("Dice by seed") == 2
     assert re.findall(r"<td>(case\d)</td>", page) == CASES * 2  # the hardest, which has the lowest Dice, first
+    assert '<td>paper<small>dual-mutual</small></td>' in page and page.count('<tr class="bound">') == 2
     assert page.count('<td class="best">') == 12  # the best arm of each case, though the bound is above it
 
 
