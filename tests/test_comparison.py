@@ -156,7 +156,8 @@ def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), 
             "test": {}, "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": cases},
             "train_seconds": 60 + 60 * run.seed, "evaluate_seconds": 3, "parameters": 2_000_000, "patch": [16, 16, 16],
             "labels": {"background": 0, "organ 1": 1, "organ 2": 2}, 
-            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]},
+            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16],
+                     "network": "uxnet-tiny"},
             "machine": {"dkuxnet": "9.8.7", "torch": "2", "python": "3", "cpu_threads": 1, "platform": "here"}}))
     return grid, runs
 

@@ -70,9 +70,9 @@ def array(path: Path) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]}
+    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16], "network": "none"}
     path.with_name("dataset.json").write_text(json.dumps({
-        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan,
+        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan, "fingerprint": {},
         "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}]}))
     return PreparedSet(path.parent).array("a", "image")[0]
 
