@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dkuxnet.build import load_predictor
 from dkuxnet.errors import UserError
-from dkuxnet.export.patch_model import Job
+from dkuxnet.export.patch_model import Export
 from dkuxnet.lookup import lookup
 
 TARGETS = {
@@ -29,4 +29,4 @@ def export_run(run: Path, to: str, output: Path, weights: str = "final", any_siz
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output.absolute().parent} is no folder; make it first, or choose another --output")
     predictor, settings, manifest = load_predictor(run, weights, "cpu")
-    return write(Job(Path(run), predictor, settings, manifest, output, any_size, licence))
+    return write(Export(Path(run), predictor, settings, manifest, output, any_size, licence))
