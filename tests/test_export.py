@@ -176,6 +176,16 @@ def test_a_copy_must_be_equal(wrong):
         check_equal(model, lambda image: model(image[:, :, :9]), "copy", [PATCH])
 
 
+@pytest.mark.parametrize("target, option, said", [
+    ("onnx", {"licence": Path("terms.txt")}, "--license is for --to monai-bundle: a file of onnx has no place for it"),
+    ("torchscript", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for torchscript"),
+    ("monai-bundle", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for monai-bundle"),
+])
+def test_an_option_that_a_target_does_not_have_is_refused(dual_run, tmp_path, target, option, said):
+    with pytest.raises(UserError, match=said):
+        export_run(dual_run, target, tmp_path / "a", **option)
+
+
 def test_refusals(dual_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown target 'onx'; did you mean 'onnx'"):
         export_run(dual_run, "onx", tmp_path / "a")
