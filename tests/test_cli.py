@@ -168,6 +168,17 @@ def test_a_mistake_is_one_line_on_stderr_and_makes_nothing(dkuxnet, places, line
     assert sorted(places["FILE"].parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("rank, who", [(None, ""), ("1", "process 1 of 2: ")])
+def test_one_of_several_processes_says_which_it_is(dkuxnet, tmp_path, monkeypatch, rank, who):
+    """A job's script may set WORLD_SIZE for programs of its own: without a rank that says nothing of this one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    code, _, err = dkuxnet("report", tmp_path)
+    assert code == 1 and err.startswith(f"error: {who}{tmp_path} is not a run folder")
+
+
 def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
     command = Path(sys.executable).with_name("dkuxnet")
     done = subprocess.run([command, "prepare", tmp_path / "none", tmp_path / "new"], capture_output=True, text=True)

@@ -31,8 +31,8 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
-            who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""
+            rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")  # of torchrun, for one of several
+            who = f"process {rank} of {world}: " if rank and world != "1" else ""
             typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
             sys.exit(1)
 
