@@ -33,7 +33,7 @@ def main() -> None:
         except UserError as error:
             rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")  # of torchrun, for one of several
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
-            typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {who}{error}", err=True)
             sys.exit(1)
 
 
@@ -41,7 +41,7 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
     """What shows warnings: a DataWarning as one line, all else as `others` does."""
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DataWarning):
-            typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+            typer.echo(f"warning: {message}", err=True)
         else:
             others(message, category, *where, **more)
     return show
