@@ -169,6 +169,32 @@ def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
     assert told == [[str(start).encode()] * 3 for start in range(6)]
 
 
+SUMS = """
+import sys
+import torch
+from torch import nn
+from dkuxnet.distributed import joined, rank, sum_gradients
+method = nn.Module()
+method.networks = nn.ModuleList([nn.Conv3d(48, 64, 3).to(memory_format=torch.channels_last_3d), nn.Linear(3, 2)])
+method.own = nn.Linear(300, 300)
+method.register_buffer("mean", torch.zeros(4))
+with joined():
+    for number, parameter in enumerate(method.parameters()):
+        first = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape) % 97
+        parameter.grad = torch.empty_like(parameter).copy_((rank() + 1) * (first + number))
+    method.mean += rank() + 1
+    sum_gradients(method)
+    for number, (name, parameter) in enumerate(method.named_parameters()):
+        first = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape) % 97
+        assert torch.equal(parameter.grad, (3.0 if name.startswith("networks") else 1.5) * (first + number)), name
+    assert torch.equal(method.mean, torch.full((4,), 1.5))
+"""
+
+
+def test_gradients_of_every_size_and_layout_are_summed_and_what_is_whole_already_is_averaged():
+    finish(start_script(2, SUMS))
+
+
 def test_what_the_first_refuses_stops_all(prepared, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "there").write_text("")

@@ -21,6 +21,7 @@ from dkuxnet.errors import UserError
 from dkuxnet.types import Output
 
 T = TypeVar("T")
+LARGE = 2**16  # numbers: what is summed over the processes by itself
 
 
 class ToldElsewhere(UserError):
@@ -126,13 +127,21 @@ def sum_gradients(method: nn.Module) -> None:
         return
     inside = {id(parameter) for network in method.networks for parameter in network.parameters()}
     learnt = [parameter for parameter in method.parameters() if parameter.grad is not None]
-    tensors = [parameter.grad for parameter in learnt] + [buffer for buffer in method.buffers() if buffer.is_floating_point()]
-    shares = [1.0 if id(parameter) in inside else 1 / world() for parameter in learnt]
-    shares += [1 / world()] * (len(tensors) - len(learnt))
-    flat = torch.cat([tensor.flatten() * share for tensor, share in zip(tensors, shares, strict=True)])
+    buffers = [buffer for buffer in method.buffers() if buffer.is_floating_point()]
+    for tensor in [parameter.grad for parameter in learnt if id(parameter) not in inside] + buffers:
+        tensor.div_(world())
+    tensors = [parameter.grad for parameter in learnt] + buffers
+    # as they lie in memory, which autograd lays out as the parameters are: dense, and alike in all processes
+    memory = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    large = [part for part in memory if len(part) >= LARGE]  # summed where they are: copies would take longer than the sum
+    pending = [dist.all_reduce(part, async_op=True) for part in large]
+    small = [part for part in memory if len(part) < LARGE]
+    flat = torch.cat(small)
     dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    for part, summed in zip(small, flat.split([len(part) for part in small]), strict=True):
+        part.copy_(summed)
+    for work in pending:
+        work.wait()
 
 
 # --- networks that share a batch ------------------------------------------------------------------------------------
