@@ -16,7 +16,9 @@ SHAPE, GRID = (24, 20, 12), (12, 15, 18)  # of a scan, and of what the network s
 LPS = np.diag([-1.0, -1.5, 3.0, 1.0])  # x to the left, y to the back, anisotropic
 SHIFTS = {"good": 0, "bad": 6, "middling": 1, "poor": 2}  # voxels along x between truth and prediction
 
-PLAN = {"spacing_mm": [2.0, 2.0, 2.0], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]}
+PLAN = {"spacing_mm": [2.0, 2.0, 2.0], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16],
+        "network": "dk-uxnet-tiny"}
+FINGERPRINT = {"cases": 7, "labelled": 5}
 
 
 def make_labels(classes: int, shift: int) -> np.ndarray:
@@ -30,7 +32,7 @@ def make_prepared(folder: Path, names: list[str], labels: dict[str, int]) -> Non
     (folder / "cases").mkdir(parents=True)
     cases = [{"name": name, "labelled": True, "shape": GRID} for name in names]
     write_json(folder / "dataset.json", {"version": 1, "source": "somewhere", "layout": "nnunet", "channels": ["MRI"],
-                                         "labels": labels, "cases": cases, "plan": PLAN})
+                                         "labels": labels, "cases": cases, "fingerprint": FINGERPRINT, "plan": PLAN})
     truth = make_labels(len(labels) - 1, 0)
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) + 3 * (truth > 0)
     image[0, 0, 11] = 99.0  # the corner that is right, front and top
@@ -59,11 +61,12 @@ def make_run(root: Path, shifts: dict[str, int] = SHIFTS, classes: int = 1, run:
     write_json(folder / "manifest.json", {
         "prepared": str(root / "prepared"), "labels": labels, "channels": ["MRI"], "network": "dk-uxnet-tiny",
         "method": "dual-mutual", "patch": [16, 16, 16], "parameters": 1_700_000,
-        "cases": list(shifts), "test": {}, "network_shape": {"groups": [{"name": "background"}, {"name": names[0]}]},
+        "cases": list(shifts), "test": {},
+        "network_shape": {"in_channels": 1, "classes": 1 + classes, "groups": [{"name": "background"}, {"name": names[0]}]},
         "machine": {"dkuxnet": "9.8.7", "gpu": None},
         "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": list(shifts)},
         "plan": PLAN,
-        "fingerprint": {"cases": 7, "labelled": 5}, "train_seconds": 3723.0, "evaluate_seconds": 12.0, "steps_done": 40})
+        "fingerprint": FINGERPRINT, "train_seconds": 3723.0, "evaluate_seconds": 12.0, "steps_done": 40})
     rows = [{"step": step, "seg": 1 / (step + 1), "qd": 0.1, "loss": 0.1 + 1 / (step + 1), "lr": 0.25, "seconds": step}
             for step in range(logged)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

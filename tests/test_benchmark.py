@@ -388,6 +388,13 @@ def test_a_folder_that_is_no_run_is_not_replaced(copied):
     assert state(copied / "out") == before
 
 
+@pytest.mark.parametrize("content", ["7", "[]", '{"split": null, "test": {}}'])
+def test_a_damaged_manifest_is_one_line_too(copied, content):
+    (copied / "out" / "runs" / RUNS[1] / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=rf"{RUNS[1]}/manifest\.json: .*; it is damaged, or not of a run"):
+        run_benchmark(copied / "grid.toml")
+
+
 def test_damaged_figures_are_told_before_a_training(copied):
     shutil.rmtree(copied / "out" / "runs" / RUNS[0])
     (copied / "out" / "runs" / RUNS[2] / "evaluation" / "cases.csv").write_text("case\n")

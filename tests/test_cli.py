@@ -134,6 +134,8 @@ MISTAKES = {
     "train PREPARED FULL --resume": ["is not a run folder"],
     "predict NEW/run NEW/scan.nii.gz --output NEW": ["scan.nii.gz does not exist; give a scan or a folder of scans"],
     "predict FULL SCANS --output NEW": ["is not a run folder (no settings.json); dkuxnet train makes one"],
+    "predict FULL SCANS --output NEW --margin-mm 20": ["name that with --localise, or leave the margin out"],
+    "predict FULL SCANS --output NEW --segmentation-type binary": ["--segmentation-type is", "add --format dicom-seg"],
     "predict FULL FILE --output NEW": ["expected a file that ends with .nii.gz"],
     "evaluate NEW/none SCANS/labelsTr": ["none"],
     "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],
@@ -164,6 +166,17 @@ def test_a_mistake_is_one_line_on_stderr_and_makes_nothing(dkuxnet, places, line
     for part in MISTAKES[line]:
         assert part in err
     assert sorted(places["FILE"].parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rank, who", [(None, ""), ("1", "process 1 of 2: ")])
+def test_one_of_several_processes_says_which_it_is(dkuxnet, tmp_path, monkeypatch, rank, who):
+    """A job's script may set WORLD_SIZE for programs of its own: without a rank that says nothing of this one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    code, _, err = dkuxnet("report", tmp_path)
+    assert code == 1 and err.startswith(f"error: {who}{tmp_path} is not a run folder")
 
 
 def test_the_installed_command_reports_a_mistake_likewise(tmp_path):

@@ -156,7 +156,8 @@ def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), 
             "test": {}, "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": cases},
             "train_seconds": 60 + 60 * run.seed, "evaluate_seconds": 3, "parameters": 2_000_000, "patch": [16, 16, 16],
             "labels": {"background": 0, "organ 1": 1, "organ 2": 2}, 
-            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]},
+            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16],
+                     "network": "uxnet-tiny"},
             "machine": {"dkuxnet": "9.8.7", "torch": "2", "python": "3", "cpu_threads": 1, "platform": "here"}}))
     return grid, runs
 
@@ -253,6 +254,7 @@ def test_the_page_says_who_is_best_and_how_sure(tmp_path):
     assert all(line in text for line in told)
     assert "0.8050 ± 0.0071" in text and text.count("Dice by seed") == 2
     assert re.findall(r"<td>(case\d)</td>", page) == CASES * 2  # the hardest, which has the lowest Dice, first
+    assert '<td>paper<small>dual-mutual</small></td>' in page and page.count('<tr class="bound">') == 2
     assert page.count('<td class="best">') == 12  # the best arm of each case, though the bound is above it
 
 

@@ -32,7 +32,8 @@ def write_set(folder: Path, shapes: dict = SHAPES) -> Path:
         (folder / "cases" / f"{name}.json").write_text("{}")
     cases = [{"name": name, "labelled": True, "shape": shape} for name, shape in shapes.items()]
     meta = {"version": VERSION, "channels": ["x", "y"], "labels": {"background": 0, "organ": 1, "tumour": 2}, "cases": cases,
-            "plan": {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}] * 2, "patch": [16, 16, 16]}}
+            "plan": {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}] * 2, "patch": [16, 16, 16],
+                     "network": "none"}, "fingerprint": {}}
     (folder / "dataset.json").write_text(json.dumps(meta))
     return folder
 

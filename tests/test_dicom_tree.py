@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from scipy.ndimage import gaussian_filter
 from dicom_series import SAGITTAL, Scan, noise, save
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
-from dkuxnet.errors import UserError
-from dkuxnet.predict import find_cases, predict_scans
+from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.predict import ScansFailed, predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
 from test_predict import fake_run
@@ -196,6 +198,31 @@ def test_multi_frame_files_side_by_side_are_cases_named_after_them(tmp_path):
     assert [case.name for case in find_cases([tmp_path / "all"])] == ["p", "q"]
 
 
+@pytest.mark.parametrize("subfolder", ["", "upload"])
+def test_a_damaged_file_of_one_patient_is_no_other_patient_s_trouble(tmp_path, monkeypatch, subfolder):
+    for seed, name in enumerate(("dora", "emil", "fred")):
+        Scan(blobs(seed), patient=name).write(tmp_path / "all" / subfolder / name)
+    file = next((tmp_path / "all" / subfolder / "emil").iterdir())
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
+    assert list(failure.value.failed) == ["emil"] and f"emil/{file.name}: expected" in failure.value.failed["emil"]
+    assert [path.name for path in failure.value.written] == ["dora.nii.gz", "fred.nii.gz"]
+    shutil.copy(file, tmp_path / "all" / subfolder / "nobody_s")
+    refused(lambda: find_cases([tmp_path / "all"]), "nobody_s: expected")  # it may have been all that there was of a patient
+
+
+def test_a_damaged_multi_frame_file_is_no_other_file_s_trouble(tmp_path, monkeypatch):
+    for name in ("p", "q"):
+        save([Scan(blobs(0)).enhanced()], tmp_path / "all")
+        (tmp_path / "all" / "IM0000.dcm").rename(tmp_path / "all" / f"{name}.dcm")
+    formats.write(Volume(blobs(1), np.eye(4)), tmp_path / "all" / "r.nii.gz")
+    (tmp_path / "all" / "p.dcm").write_bytes((tmp_path / "all" / "q.dcm").read_bytes()[:300])
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
+    assert list(failure.value.failed) == ["p"] and [path.stem for path in failure.value.written] == ["q.nii", "r.nii"]
+
+
 def test_several_series_of_a_study_ask_for_a_choice(folder, tmp_path):
     for number in (1, 2):
         Scan(noise(seed=number), series_uid=f"1.9.{number}", study_uid="1.9").write(tmp_path / "x" / f"series{number}")
@@ -260,6 +287,18 @@ def test_prepare_takes_a_tree_of_patients_and_calls_the_channel_by_its_modality(
     assert meta["channels"] == ["CT"] and [case["labelled"] for case in meta["cases"]] == [False, True]
     (tmp_path / "ct" / "labels" / "b.nii.gz").rename(tmp_path / "ct" / "labels" / "z.nii.gz")
     refused(lambda: find_source(tmp_path / "ct"), "z.nii.gz", "'z'", "a, b")
+
+
+def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(tmp_path, monkeypatch):
+    """The fake run is of MRI."""
+    Scan(blobs(0), modality="CT").write(tmp_path / "ct")
+    Scan(blobs(0), modality="MR").write(tmp_path / "mr")
+    run = fake_run(monkeypatch)
+    with pytest.warns(DataWarning) as caught:
+        predict_scans(run, [tmp_path / "ct", tmp_path / "mr"], tmp_path / "out")
+    (line,) = (str(each.message) for each in caught)
+    assert line == "case 'ct': DICOM calls it CT, where MR is expected; check that it is the scan"
+    assert (tmp_path / "out" / "ct.nii.gz").is_file()
 
 
 def test_a_label_map_lies_where_the_dicom_scan_lies(tmp_path, monkeypatch):

@@ -14,18 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
-from dkuxnet import phantom
 from dkuxnet.config import load_settings
 from dkuxnet.distributed import of_this_start
 from dkuxnet.experiment import run_training
 from dkuxnet.methods import METHODS
-from dkuxnet.prepare import prepare_scans
+from tiny import DK_UXNET, prepared_phantoms
 
 # plain descent: AdamW would blow the rounding of vanishing gradients up to whole steps
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.depths": [1, 1, 1, 1], "train.patch": [16, 16, 16], "train.labelled_batch": 4, "train.unlabelled_batch": 4,
-        "train.steps": 2, "train.log_every": 1, "train.save_every": 1, "train.device": "cpu", "train.warm_up_steps": 0,
-        "train.optimiser": "sgd", "train.lr": 0.01, "data.validation_cases": 1, "data.test_cases": 3, "train.validate_every": 2}
+TINY = DK_UXNET | {"train.labelled_batch": 4, "train.unlabelled_batch": 4, "train.steps": 2, "train.save_every": 1,
+                   "train.validate_every": 2, "train.warm_up_steps": 0, "train.optimiser": "sgd", "train.lr": 0.01,
+                   "data.validation_cases": 1, "data.test_cases": 3}
 # what is drawn for each patch inside a network is drawn by each process for its own patches
 DETERMINISTIC = {"unimatch": {"method.dropout": 0.0}}
 
@@ -46,9 +44,7 @@ with joined():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare_scans(phantom.write_dataset(folder / "scans", cases=8, labelled=6, size=20), folder / "prepared", processes=1)
-    return folder / "prepared"
+    return prepared_phantoms(tmp_path_factory.mktemp("data"), cases=8, labelled=6)
 
 
 def start(prepared: Path, processes: int, runs: list) -> list[subprocess.Popen]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import experiment, formats, phantom
+from dkuxnet import experiment, formats
 from dkuxnet.build import load_predictor
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet, write_array
@@ -25,26 +25,24 @@ from dkuxnet.predict import predict_scans
 from dkuxnet.prepare import prepare_scans
 from dkuxnet.run import forget_peak_memory
 from dkuxnet.train import NotFinite
+from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8,
-        "train.log_every": 2, "train.device": "cpu", "train.warm_up_steps": 2, "method.name": "dual-mutual"}
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return phantom.write_dataset(tmp_path_factory.mktemp("scans") / "scans", cases=6, labelled=5, size=20)
+TINY = DK_UXNET | {"train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8, "train.log_every": 2,
+                   "train.warm_up_steps": 2, "method.name": "dual-mutual"}
 
 
 @pytest.fixture(scope="module")
-def prepared(scans, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared") / "prepared"
-    prepare_scans(scans, folder, processes=1)
-    return folder
+def prepared(tmp_path_factory):
+    return prepared_phantoms(tmp_path_factory.mktemp("phantoms"), cases=6, labelled=5)
+
+
+@pytest.fixture(scope="module")
+def scans(prepared):
+    return prepared.parent / "scans"
 
 
 def settings(**overrides):
-    return load_settings(overrides=TINY | {k.replace("__", "."): v for k, v in overrides.items()})
+    return load_settings(overrides=TINY | dotted(overrides))
 
 
 def weights(run, name="final"):
@@ -78,8 +76,8 @@ def resumed_overrides(method, network):
         chosen |= {"method.pretrain_steps": 2}  # so that its teacher labels before and after the break
     if network != "vnet":
         return chosen | {"network.drop_rate": 0.2}
-    del chosen["network.widths"], chosen["network.query_channels"]
-    return chosen | {"train.patch": [32, 32, 32], "train.steps": 4, "train.log_every": 1}
+    own = {key: value for key, value in chosen.items() if key == "network.name" or not key.startswith("network.")}
+    return own | {"train.patch": [32, 32, 32], "train.steps": 4, "train.log_every": 1}
 
 
 @pytest.fixture(scope="module")

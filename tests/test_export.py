@@ -14,7 +14,7 @@ from dkuxnet.build import build_method, load_predictor
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
 from dkuxnet.export.onnx import write_onnx
-from dkuxnet.export.patch_model import Job, PatchModel, check_equal
+from dkuxnet.export.patch_model import Export, PatchModel, check_equal
 from dkuxnet.export.targets import export_run
 from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
 from dkuxnet.lookup import lookup
@@ -32,8 +32,8 @@ MANIFEST = {"network": "a network", "method": "a method", "channels": ["MRI"], "
             "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}]}}
 
 
-def job(predictor: nn.Module, output: Path, any_size: bool = False) -> Job:
-    return Job(Path("run"), predictor, load_settings(), MANIFEST, output, any_size)
+def export_to(predictor: nn.Module, output: Path, any_size: bool = False) -> Export:
+    return Export(Path("run"), predictor, load_settings(), MANIFEST, output, any_size)
 
 
 def build(name: str) -> nn.Module:
@@ -87,7 +87,7 @@ def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch)
     """One graph is the mean of them all, with the settings and the manifest of a run, so that one export proves them all."""
     _, settings, manifest = load_predictor(dual_run, device="cpu")
     predictor = MeanOf([build(name) for name in ("dk-uxnet-tiny", "uxnet-tiny", "vnet", "unet", "segresnet")]).eval()
-    said = write_onnx(Job(dual_run, predictor, settings, manifest, tmp_path / "model.onnx"))
+    said = write_onnx(Export(dual_run, predictor, settings, manifest, tmp_path / "model.onnx"))
     assert "opset 18" in said and "32 x 16 x 16" in said
     session = in_onnxruntime(tmp_path / "model.onnx")
     for image in images:
@@ -108,7 +108,7 @@ def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch)
 
 def test_x_y_and_z_stay_free_where_asked(tmp_path):
     network = build("unet").eval()
-    write_onnx(job(network, tmp_path / "free.onnx", any_size=True))
+    write_onnx(export_to(network, tmp_path / "free.onnx", any_size=True))
     session = in_onnxruntime(tmp_path / "free.onnx")
     for shape in ((1, 1, 16, 16, 16), (3, 1, 48, 16, 80)):
         image = torch.randn(shape)
@@ -118,7 +118,7 @@ def test_x_y_and_z_stay_free_where_asked(tmp_path):
 
 def test_torch_export_equals_torch(tmp_path):
     network = build("unet").eval()
-    write_torch_export(job(network, tmp_path / "model.pt2"))
+    write_torch_export(export_to(network, tmp_path / "model.pt2"))
     extra = {"dkuxnet.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
     for batch in (1, 3):
@@ -156,24 +156,34 @@ class LooksAtTheVoxels(nn.Module):
 @pytest.mark.parametrize("write", [write_torchscript, write_torch_export, write_onnx])
 def test_a_graph_that_answers_otherwise_is_not_written(write, tmp_path):
     with pytest.raises(UserError, match=r"otherwise than torch|cannot export"):
-        write(job(OneTooMany(), tmp_path / "graph"))
+        write(export_to(OneTooMany(), tmp_path / "graph"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_cannot_be_captured_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot export the network 'a network': \w+"):
-        write_onnx(job(LooksAtTheVoxels(), tmp_path / "graph.onnx"))
+        write_onnx(export_to(LooksAtTheVoxels(), tmp_path / "graph.onnx"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 0.01])
 def test_a_copy_must_be_equal(wrong):
-    model = job(build("unet"), Path("x")).model(probabilities=True)
+    model = export_to(build("unet"), Path("x")).model(probabilities=True)
     assert check_equal(model, model, "copy", [PATCH]) == 0
     with pytest.raises(UserError, match="otherwise than torch"):
         check_equal(model, lambda image: model(image) + wrong, "copy", [PATCH])
     with pytest.raises(UserError, match="does not take 1 patches"):
         check_equal(model, lambda image: model(image[:, :, :9]), "copy", [PATCH])
+
+
+@pytest.mark.parametrize("target, option, said", [
+    ("onnx", {"licence": Path("terms.txt")}, "--license is for --to monai-bundle: a file of onnx has no place for it"),
+    ("torchscript", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for torchscript"),
+    ("monai-bundle", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for monai-bundle"),
+])
+def test_an_option_that_a_target_does_not_have_is_refused(dual_run, tmp_path, target, option, said):
+    with pytest.raises(UserError, match=said):
+        export_run(dual_run, target, tmp_path / "a", **option)
 
 
 def test_refusals(dual_run, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from dkuxnet.build import load_predictor
 from dkuxnet.errors import UserError
 from dkuxnet.export.bundle_parts import LoadScand, find_scans
 from dkuxnet.export.monai_bundle import bundle_metadata, inference_config, write_bundle
-from dkuxnet.export.patch_model import Job
+from dkuxnet.export.patch_model import Export
 from dkuxnet.export.targets import export_run
 from dkuxnet.predict import predict_scans
 from dkuxnet.types import Volume
@@ -124,9 +124,9 @@ def test_names_of_a_data_set_are_never_code(dual_run, tmp_path):
     groups = [group | {"name": bad} for group in shape["groups"]]
     manifest |= {"labels": {"background": 0, bad: 1, "%tumour": 2}, "channels": [f"@{bad}"],
                  "network_shape": shape | {"groups": groups}}
-    job = Job(dual_run, predictor, settings, manifest, tmp_path / "bundle")
-    assert "pathlib" not in json.dumps(inference_config(job))
-    for text in texts(bundle_metadata(job)):
+    export = Export(dual_run, predictor, settings, manifest, tmp_path / "bundle")
+    assert "pathlib" not in json.dumps(inference_config(export))
+    for text in texts(bundle_metadata(export)):
         assert not text.startswith(("$", "@", "%"))
 
 
@@ -147,7 +147,7 @@ def test_the_terms_of_the_weights_are_the_user_s(dual_run, tmp_path):
 
 def test_nothing_is_left_of_a_bundle_that_failed(dual_run, tmp_path):
     predictor, settings, manifest = load_predictor(dual_run, device="cpu")
-    job = Job(dual_run, predictor, settings, manifest, tmp_path / "bundle")
+    export = Export(dual_run, predictor, settings, manifest, tmp_path / "bundle")
     with pytest.raises(KeyError):
-        write_bundle(dataclasses.replace(job, manifest={key: manifest[key] for key in manifest if key != "plan"}))
+        write_bundle(dataclasses.replace(export, manifest={key: manifest[key] for key in manifest if key != "plan"}))
     assert not list(tmp_path.iterdir())

@@ -29,15 +29,14 @@ from dkuxnet.prepare import prepare_scans
 from dkuxnet.run import RunFolder
 from dkuxnet.train import Interrupted
 from small_disk import mounted
+from tiny import UXNET, dotted
 
 ROOT = Path(__file__).parents[1]
-TINY = {"network.name": "uxnet-tiny", "network.widths": [4, 4, 4, 4], "network.depths": [1, 0, 0, 0],
-        "method.name": "supervised", "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.steps": 6,
-        "train.log_every": 1, "train.save_every": 2, "train.device": "cpu", "data.test_cases": 0}
+TINY = UXNET | {"train.steps": 6, "train.save_every": 2, "data.test_cases": 0}
 
 
 def settings(**more):
-    return load_settings(overrides=TINY | {key.replace("__", "."): value for key, value in more.items()})
+    return load_settings(overrides=TINY | dotted(more))
 
 
 # --- a prepared case that is damaged ---

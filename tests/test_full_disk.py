@@ -22,11 +22,10 @@ from dkuxnet.experiment import run_training
 from dkuxnet.run import RunFolder, write_json
 from dkuxnet.types import Volume
 from small_disk import FULL, KINDS, small_disk
+from tiny import UXNET
 
-TINY = {"network.name": "uxnet-tiny", "network.widths": [4, 4, 4, 4], "network.depths": [1, 0, 0, 0],
-        "method.name": "supervised", "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.steps": 6,
-        "train.log_every": 1, "train.save_every": 2, "train.validate_every": 6, "train.device": "cpu",
-        "data.validation_cases": 1, "data.test_cases": 1}
+TINY = UXNET | {"train.steps": 6, "train.save_every": 2, "train.validate_every": 6, "data.validation_cases": 1,
+                "data.test_cases": 1}
 NOISE = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
 BLOCK = 4096  # bytes that the disk takes or refuses at once
 
@@ -71,9 +70,9 @@ def array(path: Path) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16]}
+    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16], "network": "none"}
     path.with_name("dataset.json").write_text(json.dumps({
-        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan,
+        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan, "fingerprint": {},
         "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}]}))
     return PreparedSet(path.parent).array("a", "image")[0]
 

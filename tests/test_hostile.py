@@ -120,7 +120,11 @@ def weights(folder: Path, variant: str) -> None:
           queries={"network_shape__groups__0__queries": 10**9}, spacing={"plan__spacing_mm": [1e-30] * 3},
           zero={"plan__spacing_mm": [0, 1, 1]}, labels={"labels": {"a": -1, "b": 10**12}}, list={"labels": [1, 2]},
           normalisation={"plan__normalisation": [{"kind": "exec"}]}, leaves={"split__test": ["../../x"]},
-          absolute={"split__test": ["/etc/x"]}, hidden={"split__test": [".x"]}, number={"split__test": [3]})
+          absolute={"split__test": ["/etc/x"]}, hidden={"split__test": [".x"]}, number={"split__test": [3]},
+          null={"split": None},
+          no_network={"plan": {key: MANIFEST["plan"][key] for key in ("spacing_mm", "normalisation", "patch")}},
+          more_channels={"channels": ["a", "b"]}, fewer_labels={"labels": {"a": 0, "b": 1}},
+          measured={"fingerprint": {"shape_median": 3}})
 def manifest(folder: Path, variant: dict) -> None:
     from dkuxnet.segment import Segmenter
 

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dkuxnet import formats, phantom
+from dkuxnet import formats
 from dkuxnet.config import load_settings
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.loader import PatchStream
@@ -16,11 +16,11 @@ from dkuxnet.experiment import run_training
 from dkuxnet.job import new_job
 from dkuxnet.prepare import prepare_scans
 from opened import Watch
+from tiny import DK_UXNET, prepared_phantoms
 
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.depths": [1, 1, 1, 1], "train.patch": [16, 16, 16], "train.labelled_batch": 1, "train.unlabelled_batch": 2,
-        "train.steps": 8, "train.validate_every": 4, "train.log_every": 4, "train.save_every": 4, "train.device": "cpu",
-        "data.labelled": 2, "data.validation_cases": 1, "data.test_cases": 1}
+TINY = DK_UXNET | {"train.labelled_batch": 1, "train.unlabelled_batch": 2, "train.steps": 8, "train.validate_every": 4,
+                   "train.log_every": 4, "train.save_every": 4, "data.labelled": 2, "data.validation_cases": 1,
+                   "data.test_cases": 1}
 KINDS = ("image", "label", "truth")
 # Of seven scans the first six have a label. The first keeps it, the second validates, the sixth tests.
 LABELLED, VALIDATION, TEST = ("phantom_000",), ("phantom_001",), ("phantom_005",)
@@ -29,15 +29,13 @@ SPLIT = {"labelled": [*LABELLED], "unlabelled": [*UNLABELLED], "validation": [*V
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return phantom.write_dataset(tmp_path_factory.mktemp("leaks") / "scans", cases=7, labelled=6, size=20)
+def prepared(tmp_path_factory):
+    return prepared_phantoms(tmp_path_factory.mktemp("phantoms"), cases=7, labelled=6, test_cases=1)
 
 
 @pytest.fixture(scope="module")
-def prepared(scans, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("leaks") / "prepared"
-    prepare_scans(scans, folder, processes=1, test_cases=1)
-    return folder
+def scans(prepared):
+    return prepared.parent / "scans"
 
 
 def files(names, *kinds) -> set[str]:

@@ -287,6 +287,11 @@ def test_a_margin_is_a_number_from_0_on(segmenters, margin_mm):
         Segmenter("fine", localiser="coarse", margin_mm=margin_mm)
 
 
+def test_a_margin_around_nothing_is_refused(segmenters):
+    with pytest.raises(UserError, match="--margin-mm is around what a coarse run finds: name that with --localise"):
+        Segmenter("fine", margin_mm=20.0)
+
+
 def test_predict_tells_the_region_and_writes_what_lies_on_the_scan(segmenters, tmp_path):
     (tmp_path / "in").mkdir()
     formats.write(large_scan(), tmp_path / "in" / "a.nii.gz")

@@ -14,6 +14,7 @@ from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import ramp_up
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.types import Batch, NetworkShape, Views
+from tiny import dotted
 
 SHAPE = NetworkShape(1, 2, default_groups(["background", "organ"], 8))
 TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
@@ -25,7 +26,7 @@ IN_FORCE = {"dual-mutual": {"method__ramp_up_steps": 0}, "fixmatch": {"method__t
 
 
 def make_method(name: str, **overrides):
-    settings = load_settings(overrides=TINY | {"method.name": name} | {k.replace("__", "."): v for k, v in overrides.items()})
+    settings = load_settings(overrides=TINY | {"method.name": name} | dotted(overrides))
     return build_method(settings, SHAPE, plan={"network": "dk-uxnet-tiny"})
 
 

@@ -9,22 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import devices, experiment, phantom
+from dkuxnet import devices, experiment
 from dkuxnet.config import load_settings
 from dkuxnet.experiment import run_training
-from dkuxnet.prepare import prepare_scans
+from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.depths": [1, 1, 1, 1], "network.drop_rate": 0.2, "train.patch": [16, 16, 16], "train.labelled_batch": 2,
-        "train.unlabelled_batch": 2, "train.steps": 4, "train.log_every": 1, "train.device": "cpu", "train.average": 0.9,
-        "train.seed": 5, "data.labelled": 2}
+TINY = DK_UXNET | {"network.drop_rate": 0.2, "train.labelled_batch": 2, "train.unlabelled_batch": 2, "train.steps": 4,
+                   "train.average": 0.9, "train.seed": 5, "data.labelled": 2}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare_scans(phantom.write_dataset(folder / "scans", cases=6, labelled=4, size=20), folder / "prepared", processes=1)
-    return folder / "prepared"
+    return prepared_phantoms(tmp_path_factory.mktemp("data"), cases=6, labelled=4)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +36,7 @@ def train(prepared: Path, run: Path, **more) -> bytes:
     random.seed(os.urandom(8))
     np.random.seed(int.from_bytes(os.urandom(4), "big"))
     torch.seed()
-    run_training(prepared, run, load_settings(overrides=TINY | {key.replace("__", "."): value for key, value in more.items()}))
+    run_training(prepared, run, load_settings(overrides=TINY | dotted(more)))
     return (run / "final.safetensors").read_bytes()
 
 

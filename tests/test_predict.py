@@ -9,12 +9,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from torch import nn
+from typer.testing import CliRunner
 
-from dkuxnet import formats
+from dkuxnet import cli, formats
 from dkuxnet.config import validate
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.errors import UserError
 from dkuxnet.metrics import dice
-from dkuxnet.predict import find_cases, predict_scans
+from dkuxnet.predict import ScansFailed, predict_scans
 from dkuxnet.types import Output, Volume
 
 THRESHOLD = 0.5
@@ -199,14 +201,51 @@ def test_progress_tells_each_case_and_the_end(run, tmp_path):
 
 
 @pytest.mark.parametrize("spoiled", [np.nan, np.inf])
-def test_a_bad_scan_is_named_and_leaves_no_map_while_others_stay(run, tmp_path, spoiled):
-    write(tmp_path / "in" / "a.nii.gz")
+def test_a_bad_scan_is_named_and_leaves_no_map_while_all_others_are_done(run, tmp_path, spoiled):
     bad = scan()
     bad.array[3, 3, 3] = spoiled
-    write(tmp_path / "in" / "b.nii.gz", bad)
-    with pytest.raises(UserError, match="case 'b': 1 voxels are NaN or infinite"):
+    for name, volume in (("a", bad), ("b", scan()), ("c", bad), ("d", scan())):
+        write(tmp_path / "in" / f"{name}.nii.gz", volume)
+    (tmp_path / "in" / "e.nrrd").write_text("no NRRD")
+    with pytest.raises(ScansFailed) as failure:
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "dataset.json"]
+    assert list(failure.value.failed) == ["a", "c", "e"]
+    for name in "ac":
+        assert failure.value.failed[name].startswith(f"case '{name}': 1 voxels are NaN or infinite")
+    assert "e.nrrd: expected" in failure.value.failed["e"]
+    assert failure.value.written == [tmp_path / "out" / f"{name}.nii.gz" for name in "bd"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "d.nii.gz", "dataset.json"]
+
+
+def test_where_every_scan_is_bad_no_folder_is_made(run, tmp_path):
+    (tmp_path / "a.nii.gz").write_text("no NIfTI")
+    with pytest.raises(UserError, match=r"a\.nii\.gz: expected"):
+        predict_scans(run, [tmp_path / "a.nii.gz"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_takes_no_map_ends_the_work(run, tmp_path):
+    """The next scan's map would find no room either."""
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    (tmp_path / "out" / "a.nii.gz").mkdir(parents=True)  # where a map cannot go
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1))
+    with pytest.raises(UserError, match=r"a\.nii\.gz: cannot be written") as failure:
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out")
+    assert not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()
+
+
+def test_the_command_tells_each_bad_scan_in_a_line_and_ends_with_1(run, tmp_path):
+    for name in "bc":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    for name in "ad":
+        (tmp_path / "in" / f"{name}.nii.gz").write_text("no NIfTI")
+    done = CliRunner().invoke(cli.app, ["predict", "run", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    told = done.stderr.splitlines()
+    assert len(told) == 2 and all(line.startswith("error: ") for line in told)
+    assert "a.nii.gz" in told[0] and "d.nii.gz" in told[1]
+    assert f"2 label maps in {tmp_path / 'out'}" in done.stdout.replace("\n", "")
 
 
 def test_another_number_of_channels_is_refused(monkeypatch, tmp_path):

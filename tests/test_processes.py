@@ -14,27 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import phantom
 from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.prepare import prepare_scans
+from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.depths": [1, 1, 1, 1], "method.name": "mean-teacher", "train.patch": [16, 16, 16], "train.labelled_batch": 2,
-        "train.unlabelled_batch": 2, "train.steps": 40, "train.log_every": 1, "train.save_every": 4, "train.device": "cpu",
-        "data.test_cases": 2, "data.labelled": 2}
+TINY = DK_UXNET | {"method.name": "mean-teacher", "train.labelled_batch": 2, "train.unlabelled_batch": 2, "train.steps": 40,
+                   "train.save_every": 4, "data.test_cases": 2, "data.labelled": 2}
 ADDRESSES = ("10.231.7.1", "10.231.7.2")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    prepare_scans(phantom.write_dataset(folder / "scans", cases=6, labelled=5, size=20), folder / "prepared", processes=1)
-    return folder / "prepared"
+    return prepared_phantoms(tmp_path_factory.mktemp("data"), cases=6, labelled=5)
 
 
 def training(prepared: Path, run: Path, **more) -> list[str]:
-    chosen = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    chosen = TINY | dotted(more)
     return ["-m", "dkuxnet", "train", str(prepared), str(run)] + [f"--set={key}={json.dumps(chosen[key])}" for key in chosen]
 
 

@@ -13,6 +13,7 @@ from pydicom.uid import RLELossless
 
 pytest.importorskip("fastapi")
 
+from dicom_series import Scan
 from dkuxnet import formats
 from dkuxnet.errors import UserError
 from dkuxnet.segment import Segmentation
@@ -184,8 +185,6 @@ def test_every_format_says_its_voxels_before_they_are_read(tmp_path, ending, cha
 @pytest.mark.parametrize("ending", [".zip", ".dcm"])
 def test_dicom_says_its_voxels_before_they_are_read(tmp_path, ending):
     """Compressed, a file of a few kilobytes unpacks to gigabytes: its size and its zip's directory say nothing."""
-    from dicom_series import Scan
-
     path, scan = tmp_path / f"scan{ending}", Scan(np.zeros((3, 40, 50), np.uint16))
     slices = [scan.enhanced()] if ending == ".dcm" else scan.slices()
     for number, one in enumerate(slices):
@@ -305,6 +304,18 @@ def test_what_is_wrong_with_the_scan_itself_is_told_on_the_page(tmp_path):
     assert two_places[0].startswith("A.nii: its sform and its qform differ by 9 mm") and str(tmp_path) not in two_places[0]
     label_map = segmented(tmp_path, (NOISE > 0).astype(np.float32)).result["warnings"]
     assert "this scan: a.nii has 2 different values only, as a label map" in label_map[0].lower() and label_map[1:] == usual
+
+
+def test_a_scan_of_another_modality_is_told_on_the_page(tmp_path):
+    segmenter = Labels()
+    segmenter.network_shape = lambda scan: scan.shape
+    jobs = Jobs(tmp_path, Limits(), Work(segmenter, 1000))
+    job = jobs.open("anna.dcm", ".dcm", ".nii.gz")
+    Scan(np.arange(216, dtype=np.int16).reshape(6, 6, 6), modality="CT").enhanced().save_as(job.scan, enforce_file_format=True)
+    jobs.submit(job)
+    assert job.finished.wait(10)
+    jobs.stop()
+    assert job.result["warnings"][0] == "This scan: DICOM calls it CT, where MR is expected; check that it is the scan."
 
 
 def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):

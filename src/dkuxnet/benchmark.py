@@ -18,7 +18,6 @@ from dkuxnet.comparison import Comparison, compare
 from dkuxnet.config import Settings, flatten, validate
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
-from dkuxnet.documents import read_json
 from dkuxnet.errors import UserError
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
 from dkuxnet.job import Job, data_identity, new_job, write_out_options
@@ -26,6 +25,7 @@ from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
+from dkuxnet.run import RunFolder
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import Progress, make
 
@@ -115,10 +115,10 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
         if not folder.is_dir() or any(folder.iterdir()):
             raise UserError(f"{folder} is there and is no run (no settings.json); move it away, or choose another output")
         return
-    there = dict(flatten(_written_out(validate(read_json(folder / "settings.json"))).model_dump(mode="json")))
+    there = dict(flatten(_written_out(validate(RunFolder(folder).settings)).model_dump(mode="json")))
     here = dict(flatten(job.settings.model_dump(mode="json")))
     if (folder / "manifest.json").is_file():
-        manifest, split = read_json(folder / "manifest.json"), job.split.to_json()
+        manifest, split = RunFolder(folder).manifest, job.split.to_json()
         there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(manifest.get("split", {}))
         here |= data_identity(job.data) | flatten_split(split)
     for key in here | there:
@@ -149,7 +149,7 @@ def _brief(value: Any) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run has been trained and its test cases evaluated."""
-    return (folder / "manifest.json").is_file() and "test" in read_json(folder / "manifest.json")
+    return (folder / "manifest.json").is_file() and "test" in RunFolder(folder).manifest
 
 
 def make_folder(output: Path) -> Path:

@@ -31,9 +31,9 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            many = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun has started this process as one of several
-            who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if many else ""
-            typer.echo(f"error: {who}{' '.join(str(error).split())}", err=True)
+            rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")  # of torchrun, for one of several
+            who = f"process {rank} of {world}: " if rank and world != "1" else ""
+            typer.echo(f"error: {who}{error}", err=True)
             sys.exit(1)
 
 
@@ -41,10 +41,18 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
     """What shows warnings: a DataWarning as one line, all else as `others` does."""
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DataWarning):
-            typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+            typer.echo(f"warning: {message}", err=True)
         else:
             others(message, category, *where, **more)
     return show
+
+
+def _end_telling(failed: list[str]) -> None:
+    """Where a part of the work failed and the rest is done: a line on stderr for each, and exit code 1."""
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -124,20 +132,26 @@ def predict(
     weights: Annotated[str, typer.Option(help="final or best.")] = "final",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     localise: Annotated[Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")] = None,
-    margin_mm: Annotated[float, typer.Option(help="Around what the coarse run finds.")] = 20.0,
+    margin_mm: Annotated[float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")] = None,
     series_uid: Annotated[str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")] = None,
     format_: Annotated[str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")] = "auto",
-    segmentation_type: Annotated[str, typer.Option(help="Of a DICOM SEG: binary or labelmap.")] = "binary",
+    segmentation_type: Annotated[str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")] = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.console import sentence_progress
-    from dkuxnet.predict import predict_scans
+    from dkuxnet.predict import ScansFailed, predict_scans
 
-    with sentence_progress("predict") as progress:
-        written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
-                                localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
-                                segmentation_type=segmentation_type)
-    typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+    failed: list[str] = []
+    try:
+        with sentence_progress("predict") as progress:
+            written = predict_scans(run, inputs, output, save_probabilities, save_uncertainty, weights, device, progress,
+                                    localise=localise, margin_mm=margin_mm, series_uid=series_uid, form=format_,
+                                    segmentation_type=segmentation_type)
+    except ScansFailed as error:
+        failed, written = list(error.failed.values()), error.written
+    if written:
+        typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+    _end_telling(failed)
 
 
 @app.command()
@@ -234,10 +248,7 @@ def benchmark(
         typer.echo(f"{stop}\nGo on with the same command: {shlex.join(['dkuxnet', *sys.argv[1:]])}", err=True)
         raise typer.Exit(130) from None
     show_benchmark(comparison)
-    for name, line in comparison.failed.items():
-        typer.echo(f"error: {name} failed: {line}", err=True)
-    if comparison.failed:
-        raise typer.Exit(1)
+    _end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
 
 
 @app.command()

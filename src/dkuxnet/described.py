@@ -36,6 +36,7 @@ Edge = Annotated[int, Field(ge=16, le=8192, multiple_of=16)]
 Patch = Annotated[list[Edge], Field(min_length=3, max_length=3)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=1e3)]
 Spacing = Annotated[list[Millimetres], Field(min_length=3, max_length=3)]
+Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 Row = Annotated[list[float], Field(min_length=4, max_length=4)]
 Affine = Annotated[list[Row], Field(min_length=4, max_length=4)]
 CaseName = Annotated[str, Field(max_length=250), AfterValidator(_file_name)]
@@ -43,6 +44,7 @@ ClassName = Annotated[str, Field(max_length=1000)]
 Labels = Annotated[dict[ClassName, Annotated[int, Field(ge=0, le=MAX_LABEL)]], Field(min_length=2, max_length=256)]
 Channels = Annotated[list[ClassName], Field(min_length=1, max_length=64)]
 Seconds = Annotated[float, Field(ge=0)]
+ABSENT: Any = None  # what may not be there yet; where it is, null is no value
 
 
 class Part(BaseModel):
@@ -67,7 +69,18 @@ class Plan(Part):
     spacing_mm: Spacing
     normalisation: list[Annotated[ZScore | Hounsfield, Field(discriminator="kind")]]
     patch: Patch
-    network: str | None = None
+    network: str
+
+
+class Fingerprint(Part):
+    """What `report` tells of it, see `prepare.take_fingerprint`."""
+
+    cases: int = ABSENT
+    labelled: int = ABSENT
+    shape_median: Three = ABSENT
+    spacing_mm_median: Three = ABSENT
+    extent_mm_median: Three = ABSENT
+    label_share: dict[str, float] = {}
 
 
 class PreparedCase(Part):
@@ -82,14 +95,14 @@ class Prepared(Part):
     channels: Channels
     labels: Labels
     cases: list[PreparedCase]
+    fingerprint: Fingerprint
     plan: Plan
 
     @model_validator(mode="after")
     def _agrees(self) -> "Prepared":
         if len({case.name for case in self.cases}) < len(self.cases):
             raise ValueError("a name of a case stands twice")
-        if len(self.plan.normalisation) != len(self.channels):
-            raise ValueError("plan.normalisation must have an entry for each channel")
+        _check_normalisation(self)
         return self
 
 
@@ -119,22 +132,37 @@ class ShapeOfNetwork(Part):
 class Manifest(Part):
     """manifest.json of a run, see `job.describe`; a run that is being made has only a part of it."""
 
-    labels: Labels | None = None
-    channels: Channels | None = None
-    cases: list[CaseName] | None = None
-    split: dict[Literal["labelled", "unlabelled", "validation", "test"], list[CaseName]] | None = None
-    plan: Plan | None = None
-    network_shape: ShapeOfNetwork | None = None
-    patch: Patch | None = None
-    prepared: str | None = None
-    network: str | None = None
-    method: str | None = None
-    parameters: int | None = None
-    steps_done: int | None = None
-    train_seconds: Seconds | None = None
-    evaluate_seconds: Seconds | None = None
-    fingerprint: dict[str, Any] | None = None
-    machine: dict[str, Any] | None = None
+    labels: Labels = ABSENT
+    channels: Channels = ABSENT
+    cases: list[CaseName] = ABSENT
+    split: dict[Literal["labelled", "unlabelled", "validation", "test"], list[CaseName]] = ABSENT
+    plan: Plan = ABSENT
+    network_shape: ShapeOfNetwork = ABSENT
+    patch: Patch = ABSENT
+    prepared: str = ABSENT
+    network: str = ABSENT
+    method: str = ABSENT
+    parameters: int = ABSENT
+    steps_done: int = ABSENT
+    train_seconds: Seconds = ABSENT
+    evaluate_seconds: Seconds = ABSENT
+    fingerprint: Fingerprint = ABSENT
+    machine: dict[str, Any] = ABSENT
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Manifest":
+        _check_normalisation(self)
+        shape = self.network_shape
+        if shape and self.channels and shape.in_channels != len(self.channels):
+            raise ValueError("network_shape.in_channels is not the number of channels")
+        if shape and self.labels and shape.classes != len(self.labels):
+            raise ValueError("network_shape.classes is not the number of labels")
+        return self
+
+
+def _check_normalisation(described: Prepared | Manifest) -> None:
+    if described.plan and described.channels and len(described.plan.normalisation) != len(described.channels):
+        raise ValueError("plan.normalisation must have an entry for each channel")
 
 
 class SettingsOfRun(Part):

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,16 @@ class DataWarning(UserWarning):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+@contextmanager
+def data_warnings() -> Iterator[list[str]]:
+    """The list that holds, once the block has ended, what its DataWarnings say; nobody else is told."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        yield found
+    found += [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
 
 
 def one_line(message: str) -> str:

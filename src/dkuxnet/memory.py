@@ -36,9 +36,10 @@ def check_memory(needed: int, what: str = "this scan") -> None:
                         "close other programs, or prepare and train at a coarser spacing")
 
 
-def _of_machine(table: Path = Path("/proc/meminfo")) -> int | None:
+def _of_machine() -> int | None:
     try:
-        return 1024 * next(int(line.split()[1]) for line in table.read_text().splitlines() if line.startswith("MemAvailable:"))
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
 

@@ -14,15 +14,16 @@ from dkuxnet import formats
 from dkuxnet.types import Volume
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
+SPACING_MM = 2.5
 
 
-def make_case(rng: np.random.Generator, size: int = 48, spacing_mm: float = 2.5) -> tuple[Volume, Volume]:
+def make_case(rng: np.random.Generator, size: int = 48) -> tuple[Volume, Volume]:
     """One scan (X, Y, Z) int16 and its label map uint8 with the values of LABELS.
 
-    size: about how many voxels an edge has; spacing_mm: about how long a voxel's edge is. Both vary by a tenth.
+    size: about how many voxels an edge has; a voxel's edge is about SPACING_MM long. Both vary by a tenth.
     """
     shape = tuple(int(n) for n in rng.integers(int(size * 0.9), int(size * 1.1) + 1, 3))
-    spacing = spacing_mm * rng.uniform(0.9, 1.1, 3)
+    spacing = SPACING_MM * rng.uniform(0.9, 1.1, 3)
     extent = np.multiply(shape, spacing)
     points = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
     points = points + _smooth_noise(rng, shape, 3)[..., None] * 0.04 * extent.mean()  # no organ is a perfect ellipsoid
@@ -52,8 +53,7 @@ def make_case(rng: np.random.Generator, size: int = 48, spacing_mm: float = 2.5)
     return Volume(image.round().astype(np.int16), affine), Volume(label, affine)
 
 
-def write_dataset(folder: Path, cases: int = 16, labelled: int = 4, seed: int = 0, size: int = 48,
-                  spacing_mm: float = 2.5, suffix: str = ".nii.gz") -> Path:
+def write_dataset(folder: Path, cases: int = 16, labelled: int = 4, seed: int = 0, size: int = 48) -> Path:
     """Write an nnU-Net style data set of synthetic scans; returns `folder`.
 
     The first `labelled` cases and none else have a label file in labelsTr; the truth of all the others is in
@@ -63,11 +63,11 @@ def write_dataset(folder: Path, cases: int = 16, labelled: int = 4, seed: int = 
     for name in ("imagesTr", "labelsTr", "labelsHidden"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i in range(cases):
-        image, label = make_case(np.random.default_rng((seed, i)), size, spacing_mm)
-        formats.write(image, folder / "imagesTr" / f"phantom_{i:03d}_0000{suffix}")
+        image, label = make_case(np.random.default_rng((seed, i)), size)
+        formats.write(image, folder / "imagesTr" / f"phantom_{i:03d}_0000.nii.gz")
         truth = "labelsTr" if i < labelled else "labelsHidden"
-        formats.write(label, folder / truth / f"phantom_{i:03d}{suffix}")
-    description = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": cases, "file_ending": suffix}
+        formats.write(label, folder / truth / f"phantom_{i:03d}.nii.gz")
+    description = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": cases, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(description, indent=1), "utf-8")
     return folder
 

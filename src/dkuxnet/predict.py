@@ -1,27 +1,33 @@
 """Scans in, label maps out, each on its scan's own grid and in its scan's own format, or as DICOM SEG."""
 
-import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
-from dkuxnet.data.layouts import find_source
-from dkuxnet.dicom.series import find_scans, one_series
+from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.values import check_modality
+from dkuxnet.dicom.series import one_series
 from dkuxnet.errors import UserError, disk_reason
 from dkuxnet.lookup import unknown
 from dkuxnet.run import atomically
-from dkuxnet.segment import MARGIN_MM, Segmenter
+from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.types import Case, Volume
 
-COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
 FORMS = ("auto", "dicom-seg")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
 Writer = Callable[[Volume, Path], None]
 Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
+
+
+class ScansFailed(UserError):
+    """Some scans could not be segmented, all others are. failed: name of a case -> one line; written: the label maps."""
+
+    def __init__(self, failed: dict[str, str], written: list[Path]):
+        super().__init__("; ".join(failed.values()))
+        self.failed, self.written = failed, written
 
 
 def predict_scans(
@@ -35,10 +41,10 @@ def predict_scans(
     progress: Progress | None = None,
     *,
     localise: Path | None = None,
-    margin_mm: float = MARGIN_MM,
+    margin_mm: float | None = None,
     series_uid: str | None = None,
     form: str = "auto",
-    segmentation_type: str = "binary",
+    segmentation_type: str | None = None,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written to `output`, one a case.
 
@@ -46,12 +52,18 @@ def predict_scans(
     label map has its scan's shape, affine and format (NIfTI for h5, which no viewer opens, and for DICOM), and the label values
     of the training data. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z)
     float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes
-    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type. Raises UserError naming the case; maps that
-    are done stay. Only label maps of an earlier prediction are ever replaced.
+    all of these as DICOM SEG: see `export.dicom_seg`, also for segmentation_type.
+
+    Raises ScansFailed, at the end, where a scan cannot be read or segmented: the others are done. Any other UserError, as of
+    an output that does not take the maps, ends the work; maps that are done stay. Only label maps of an earlier prediction
+    are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
     if form not in FORMS:
         raise unknown("format", form, FORMS)
+    if segmentation_type is not None and form != "dicom-seg":
+        raise UserError("--segmentation-type is for DICOM SEG: add --format dicom-seg, or leave the type out")
+    segmentation_type = segmentation_type or "binary"
     cases = find_cases(inputs, series_uid)
     kinds = [kind for kind, wanted in (("probabilities", save_probabilities), ("uncertainty", save_uncertainty)) if wanted]
     targets = [Path(output) / f"{case.name}{'.dcm' if form == 'dicom-seg' else _ending(case)}" for case in cases]
@@ -62,25 +74,41 @@ def predict_scans(
     _check_output(Path(output), targets)
     segmenter = Segmenter(run, weights, device, localise, margin_mm)
     _check_description(Path(output), segmenter.labels)
+    written: list[Path] = []
+    failed: dict[str, str] = {}
     for done, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        scan = read_image(case, len(segmenter.channels))
-        writers = _writers(case, form, segmenter.labels, segmentation_type)
         try:
-            region = segmenter.region(scan, f"case '{case.name}'")
-            needed = segmenter.needed_bytes(scan, save_probabilities, save_uncertainty, region)
-            part = "" if region.is_whole else f"{_voxels(region.shape)} of "
-            progress(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
-                     f"about {max(needed / 2**20, 1):.0f} MiB", done, len(cases))
-            result = segmenter(scan, save_probabilities, save_uncertainty, region)
+            writers = _writers(case, form, segmenter.labels, segmentation_type)
+            result = _segmented(case, segmenter, kinds, lambda sentence, done=done: progress(sentence, done, len(cases)))
         except UserError as error:
-            raise UserError(f"case '{case.name}': {error}") from error
-        if not done:  # nothing is made for scans that cannot be read
+            failed[case.name] = str(error)
+            continue
+        if not written:  # nothing is made for scans that cannot be read
             _make_folder(Path(output), segmenter.labels, kinds)
         writers["label"](result.label, target)
         for kind in kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)
+        written.append(target)
     progress("done", len(cases), len(cases))
-    return targets
+    if failed:
+        raise ScansFailed(failed, written)
+    return written
+
+
+def _segmented(case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]) -> Segmentation:
+    """Raises UserError that names the case or its file."""
+    scan = read_image(case, len(segmenter.channels))
+    check_modality(f"case '{case.name}'", scan.modality, segmenter.channels)
+    asked = {kind: kind in kinds for kind in ("probabilities", "uncertainty")}
+    try:
+        region = segmenter.region(scan, f"case '{case.name}'")
+        needed = segmenter.needed_bytes(scan, **asked, region=region)
+        part = "" if region.is_whole else f"{_voxels(region.shape)} of "
+        say(f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the network, "
+            f"about {max(needed / 2**20, 1):.0f} MiB")
+        return segmenter(scan, **asked, region=region)
+    except UserError as error:
+        raise UserError(f"case '{case.name}': {error}") from error
 
 
 def _ending(case: Case) -> str:
@@ -89,49 +117,6 @@ def _ending(case: Case) -> str:
         return ".nii.gz"
     ending = formats.suffix(case.images[0])
     return ".nii.gz" if ending == ".h5" else ending
-
-
-def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Case]:
-    """The cases that the inputs name; series_uid: the one series that is meant of a DICOM input.
-
-    Raises UserError for a missing input, two cases of one name, and a DICOM input of which a series must be chosen."""
-    cases: dict[str, Case] = {}
-    for path in map(Path, inputs):
-        if not path.exists():
-            raise UserError(f"{path} does not exist; give a scan or a folder of scans")
-        for case in _at(path, series_uid):
-            first = cases.setdefault(case.name, case)
-            # the same once more is no fault: it was given twice, or by another of its channels
-            if (first.images, first.series_uid) != (case.images, case.series_uid):
-                raise UserError(f"two inputs give the case name '{case.name}': {first.images[0]} and {case.images[0]}; "
-                                "rename one or predict them into different folders")
-    return list(cases.values())
-
-
-def _at(path: Path, series_uid: str | None) -> list[Case]:
-    if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
-        return [Case(name, (series.home,), series_uid=series.uid) for name, series in find_scans(path, series_uid).items()]
-    return _in_folder(path) if path.is_dir() else [_single(path)]
-
-
-def _in_folder(folder: Path) -> list[Case]:
-    """The cases of a folder; the channels of nnU-Net's imagesTs, where no dataset.json lies, come together by name."""
-    source = find_source(folder)
-    if source.layout != "folder":
-        return list(source.cases)
-    return list({case.name: case for case in (_single(case.images[0]) for case in source.cases)}.values())
-
-
-def _single(path: Path) -> Case:
-    """A file as a case; nnU-Net's NAME_0000 brings its sibling channels along."""
-    stem = formats.stem(path)
-    ending = path.name[len(stem):]
-    if match := re.fullmatch(r"(.+)_\d{4}", stem):
-        numbered = (path.with_name(f"{match[1]}_{i:04d}{ending}") for i in itertools.count())
-        channels = tuple(itertools.takewhile(Path.is_file, numbered))
-        if path in channels:
-            return Case(match[1], channels)
-    return Case(path.absolute().parent.name if stem in COMMON_NAMES else stem, (path,))
 
 
 def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:

@@ -36,10 +36,13 @@ class Segmenter:
     localiser: the Segmenter of the coarse run that chooses where to look, None where the whole scan is looked at."""
 
     def __init__(self, run: Path, weights: str = "final", device: str = "auto", localiser: Path | None = None,
-                 margin_mm: float = MARGIN_MM):
+                 margin_mm: float | None = None):
         """weights: "final" or "best". localiser: a finished run of the same labels and channels on a grid that is no finer; the
-        region is the box around what it finds, with `margin_mm` on each side. Raises UserError where `run` is no finished run
-        or the device is not there, and where the localiser does not fit."""
+        region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side. Raises UserError where `run` is
+        no finished run or the device is not there, where the localiser does not fit, and for a margin without one."""
+        if margin_mm is not None and localiser is None:
+            raise UserError("--margin-mm is around what a coarse run finds: name that with --localise, or leave the margin out")
+        margin_mm = MARGIN_MM if margin_mm is None else margin_mm
         if not 0 <= margin_mm < math.inf:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)

@@ -64,7 +64,7 @@ def train_one(
     except UserError as error:
         if isinstance(error, NotFinite):
             run.forget_checkpoints()
-        return " ".join(str(error).split())
+        return str(error)
     except Exception as error:  # a fault in one method must not cost the others their night
         run.forget_checkpoints()
         report.parent.mkdir(exist_ok=True)

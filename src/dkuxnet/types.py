@@ -22,10 +22,12 @@ class Volume:
 
     array: (X, Y, Z), or (C, X, Y, Z) for a scan of several channels.
     affine: (4, 4) float64, voxel index (x, y, z, 1) -> RAS+ world in mm.
+    modality: "CT", "MR", ... of a scan that was read from DICOM; empty where the file does not say.
     """
 
     array: np.ndarray
     affine: np.ndarray
+    modality: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -25,4 +25,4 @@ def read_image(case: Case, channels: int) -> Volume:
     if min(first.shape) < 2:
         raise UserError(f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis are needed")
     check_values(f"case '{case.name}'", str(case.images[0]), array)
-    return Volume(array, first.affine)
+    return Volume(array, first.affine, first.modality)

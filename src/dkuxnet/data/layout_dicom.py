@@ -45,4 +45,7 @@ def _is_scan(path: Path) -> bool:
         return True
     from dkuxnet.dicom.series import is_multi_frame
 
-    return is_multi_frame(path)
+    try:
+        return is_multi_frame(path)
+    except UserError:  # damaged: whoever reads it is told, and the other scans are well
+        return True

@@ -1,6 +1,8 @@
-"""Whether a scan's voxels are numbers, and whether they look like those of a scan."""
+"""Whether a scan's voxels are numbers, whether they look like those of a scan, and of one of the kind that is expected."""
 
+import re
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,6 +10,8 @@ from dkuxnet.errors import DataWarning, UserError
 
 SAMPLE = 2**16  # voxels that are looked at for how many values there are
 FEW = 8  # different values: what a label map has, and no scanner
+
+MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}  # word in a channel's name -> DICOM's
 
 
 def check_values(what: str, where: str, array: np.ndarray) -> None:
@@ -22,3 +26,12 @@ def check_values(what: str, where: str, array: np.ndarray) -> None:
             found = f"{len(values)} different values" if len(values) > 1 else "one value"
             warnings.warn(f"{what}: {where} has {found} only, as a label map or an empty image has; check that it is the scan",
                           DataWarning, stacklevel=3)
+
+
+def check_modality(what: str, modality: str, channels: Sequence[str]) -> None:
+    """A DataWarning, that begins with `what`, where `modality`, DICOM's word, is none that the channels' names name."""
+    words = {word for name in channels for word in re.split(r"[^A-Z0-9]+", name.upper())}
+    expected = {MODALITIES[word] for word in words & set(MODALITIES)}
+    if expected and modality in MODALITIES.values() and modality not in expected:
+        warnings.warn(f"{what}: DICOM calls it {modality}, where {' or '.join(sorted(expected))} is expected; check that it is "
+                      "the scan", DataWarning, stacklevel=2)

@@ -1,6 +1,7 @@
 """A DICOM series -> Volume: voxels in the units of the modality (Hounsfield units in CT), on a right-handed RAS+ grid."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
     with reading(series.path, "DICOM"):
         array = np.empty(shape, np.float32)
     _fill(array, series, stack)
-    return finish(series.path, array.T, stack.affine, "image")
+    return replace(finish(series.path, array.T, stack.affine, "image"), modality=series.images[0].modality)
 
 
 def _fill(array: np.ndarray, series: Series, stack: Stack) -> None:

@@ -41,22 +41,38 @@ def find_series(path: str | Path) -> list[Series]:
     Localizers, segmentations, reports and whatever else is in the tree are left out. Raises UserError where nothing remains,
     and for a damaged DICOM file.
     """
-    path, found, skipped = Path(path), {}, 0
+    found, damaged = _looked_through(Path(path))
+    for error in damaged.values():
+        raise error
+    return found
+
+
+def _looked_through(path: Path) -> tuple[list[Series], dict[str, UserError]]:
+    """All series, and what is wrong with each damaged file, by its name. Raises UserError where there is no series."""
+    found: dict[str, list[Image]] = {}
+    damaged: dict[str, UserError] = {}
+    skipped = 0
     with opened(path) as entries:
         for entry in entries:
-            image = read_header(path, entry)
+            try:
+                image = read_header(path, entry)
+            except UserError as error:
+                damaged[entry.name] = error
+                continue
             if image is None:
                 skipped += 1
             else:
                 found.setdefault(image.series_uid, []).append(image)
+    placed = {uid: images for uid, images in found.items() if any(plane for image in images for plane in image.planes)}
+    if damaged and not placed:
+        raise next(iter(damaged.values()))
     if not found:
         raise UserError(f"{path}: expected DICOM images, but none of its {skipped} files is one (localizers, reports and "
                         "segmentations do not count); give the folder of a scan")
-    placed = {uid: images for uid, images in found.items() if any(plane for image in images for plane in image.planes)}
     if not placed:
         raise UserError(f"{path}: its DICOM images do not say where they lie (position, orientation and pixel spacing); give a "
                         "CT, MR or PET scan as the scanner wrote it")
-    return [Series(path, uid, tuple(images)) for uid, images in placed.items()]
+    return [Series(path, uid, tuple(images)) for uid, images in placed.items()], damaged
 
 
 def one_series(path: str | Path, series_uid: str | None = None) -> Series:
@@ -74,12 +90,17 @@ def find_scans(path: str | Path, series_uid: str | None = None) -> dict[str, Ser
     """Name of a case -> its series: the only series is named after `path`; several studies, one series in a subfolder (or a
     multi-frame file) each, are named after the subfolders.
 
-    Raises UserError with a list where several series of one study, or of one folder, ask for a choice.
+    Raises UserError with a list where several series of one study, or of one folder, ask for a choice; and for a damaged DICOM
+    file, but where it lies in the subfolder of one case: whoever reads that case is told of it, and the others are well.
     """
     path = Path(path)
     if series_uid is not None:
         return {tree_name(path): one_series(path, series_uid)}
-    found = find_series(path)
+    found, damaged = _looked_through(path)
+    homes = [series.home for series in found if series.home != path]
+    for name, error in damaged.items():
+        if not any(homes.count(folder) == 1 for folder in (path / name).parents):
+            raise error
     if len(found) == 1:
         return {tree_name(path): found[0]}
     named = _by_place(found)

@@ -18,11 +18,11 @@ from dkuxnet import formats
 from dkuxnet.build import build_method
 from dkuxnet.config import InferSettings, validate
 from dkuxnet.data.images import read_image
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.devices import to_device
 from dkuxnet.export.patch_model import PatchModel
 from dkuxnet.infer import label_on_scan, label_volume, sliding_window
 from dkuxnet.network_grid import to_network_grid
-from dkuxnet.predict import find_cases
 from dkuxnet.types import Case, Group, NetworkShape, Output, Volume
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dkuxnet.errors import UserError
-from dkuxnet.export.patch_model import Job
+from dkuxnet.export.patch_model import Export
 from dkuxnet.run import write_json
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -23,35 +23,35 @@ NO_TERMS = ("The weights in models/ were trained by whoever exported this bundle
             "that person's to choose; none is granted here.\n")
 
 
-def write_bundle(job: Job) -> str:
+def write_bundle(export: Export) -> str:
     """LICENSE, configs/metadata.json, configs/inference.json, models/model.pt (a state dict), docs/README.md; all or none."""
-    terms = _terms(job)
+    terms = _terms(export)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{job.output.name}.", dir=job.output.absolute().parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{export.output.name}.", dir=export.output.absolute().parent))
         try:
             for name in ("configs", "models", "docs"):
                 (folder / name).mkdir()
-            write_json(folder / "configs" / "metadata.json", bundle_metadata(job))
-            write_json(folder / "configs" / "inference.json", inference_config(job))
-            weights = {key: tensor.detach().cpu() for key, tensor in job.model(probabilities=False).state_dict().items()}
+            write_json(folder / "configs" / "metadata.json", bundle_metadata(export))
+            write_json(folder / "configs" / "inference.json", inference_config(export))
+            weights = {key: tensor.detach().cpu() for key, tensor in export.model(probabilities=False).state_dict().items()}
             torch.save(weights, folder / "models" / "model.pt")
-            (folder / "docs" / "README.md").write_text(_readme(job), "utf-8")
+            (folder / "docs" / "README.md").write_text(_readme(export), "utf-8")
             (folder / "LICENSE").write_text(terms, "utf-8")
             folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
-            os.replace(folder, job.output)
+            os.replace(folder, export.output)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{job.output}: cannot write there: {error.strerror or error}") from error
-    return f"MONAI bundle; segment with: cd {job.output} && python -m monai.bundle run --config_file configs/inference.json " \
-           "--dataset_dir SCANS --output_dir OUTPUT"
+        raise UserError(f"{export.output}: cannot write there: {error.strerror or error}") from error
+    return (f"MONAI bundle; segment with: cd {export.output} && python -m monai.bundle run "
+            "--config_file configs/inference.json --dataset_dir SCANS --output_dir OUTPUT")
 
 
-def inference_config(job: Job) -> dict[str, Any]:
+def inference_config(export: Export) -> dict[str, Any]:
     """configs/inference.json. It holds no name that a data set chose: MONAI runs strings that begin with $ as code."""
-    manifest, infer, plan = job.manifest, job.settings.infer, job.manifest["plan"]
+    manifest, infer, plan = export.manifest, export.settings.infer, export.manifest["plan"]
     shape, values = manifest["network_shape"], list(manifest["labels"].values())
-    network = job.settings.network.model_dump(mode="json", exclude={"groups"}) | {"name": manifest["network"]}
+    network = export.settings.network.model_dump(mode="json", exclude={"groups"}) | {"name": manifest["network"]}
     return {
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
@@ -60,7 +60,7 @@ def inference_config(job: Job) -> dict[str, Any]:
         "network_def": {
             "_target_": f"{PARTS}.build_network",
             "network": network,
-            "method": job.settings.method.model_dump(mode="json"),
+            "method": export.settings.method.model_dump(mode="json"),
             "channels": shape["in_channels"],
             "classes": shape["classes"],
             "groups": [{"classes": group["classes"], "queries": group["queries"]} for group in shape["groups"]],
@@ -104,9 +104,9 @@ def inference_config(job: Job) -> dict[str, Any]:
     }
 
 
-def bundle_metadata(job: Job) -> dict[str, Any]:
+def bundle_metadata(export: Export) -> dict[str, Any]:
     """configs/metadata.json: the keys that the specification asks for, and the run's constants under "dkuxnet"."""
-    manifest, here = job.manifest, metadata.version
+    manifest, here = export.manifest, metadata.version
     labels, channels = [_plain(name) for name in manifest["labels"]], [_plain(name) for name in manifest["channels"]]
     space = {"type": "image", "spatial_shape": ["16*n"] * 3, "dtype": "float32", "value_range": [], "is_patch_data": True}
     return {
@@ -136,7 +136,7 @@ def bundle_metadata(job: Job) -> dict[str, Any]:
                 "channel_def": {str(i): name for i, name in enumerate(labels)},
             }},
         },
-        "dkuxnet": job.constants() | {"labels": dict(zip(labels, manifest["labels"].values(), strict=True)),
+        "dkuxnet": export.constants() | {"labels": dict(zip(labels, manifest["labels"].values(), strict=True)),
                                       "channels": channels},
     }
 
@@ -153,17 +153,17 @@ def _ignite() -> dict[str, str]:
         return {"pytorch-ignite": "0.5.5"}
 
 
-def _terms(job: Job) -> str:
+def _terms(export: Export) -> str:
     code = metadata.distribution("dkuxnet").read_text("licenses/LICENSE") or "MIT licence, see the package dkuxnet\n"
     try:
-        terms = job.licence.read_text("utf-8") if job.licence else NO_TERMS
+        terms = export.licence.read_text("utf-8") if export.licence else NO_TERMS
     except (OSError, ValueError) as error:
-        raise UserError(f"--license {job.licence}: not a readable text file ({error})") from error
+        raise UserError(f"--license {export.licence}: not a readable text file ({error})") from error
     return f"WEIGHTS\n\n{terms.rstrip()}\n\nCONFIGURATION, AND THE PACKAGE dkuxnet THAT IT CALLS\n\n{code}"
 
 
-def _readme(job: Job) -> str:
-    manifest, words = job.manifest, " x ".join
+def _readme(export: Export) -> str:
+    manifest, words = export.manifest, " x ".join
     return files("dkuxnet.export").joinpath("bundle_readme.md").read_text("utf-8").format(
         network=manifest["network"],
         method=manifest["method"],

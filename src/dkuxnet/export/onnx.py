@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dkuxnet.errors import UserError
-from dkuxnet.export.patch_model import Job, check_equal, first_line
+from dkuxnet.export.patch_model import Export, check_equal, first_line
 from dkuxnet.export.torch_graphs import exported, other_sizes, size_words
 from dkuxnet.run import atomically
 
@@ -24,37 +24,37 @@ OPSET = 18  # the one that torch's exporter writes natively
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(job: Job) -> str:
-    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and Z where the job says so.
+def write_onnx(export: Export) -> str:
+    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and Z where the export says so.
 
     The file is compared with torch in onnxruntime before it gets its name. Raises UserError where onnx is not installed, the
     network cannot be exported, or the answers differ.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dkuxnet[export]'")
-    model, apart = job.model(probabilities=True), 0.0
-    program = _program(job)
+    model, apart = export.model(probabilities=True), 0.0
+    program = _program(export)
 
     def write(part: Path) -> None:
         nonlocal apart
         program.save(str(part), external_data=False)
-        sizes = other_sizes(model) if job.any_size else [model.patch]
+        sizes = other_sizes(model) if export.any_size else [model.patch]
         apart = check_equal(model, _in_onnxruntime(part), "ONNX graph", sizes)
 
-    atomically(job.output, write)
-    return f"ONNX opset {OPSET}, any batch, {size_words(job)}; onnxruntime differs from torch by {apart:.1g} at most"
+    atomically(export.output, write)
+    return f"ONNX opset {OPSET}, any batch, {size_words(export)}; onnxruntime differs from torch by {apart:.1g} at most"
 
 
-def _program(job: Job) -> "ONNXProgram":
-    network = job.manifest["network"]
-    captured = exported(job.model(probabilities=True), job.any_size, network)
+def _program(export: Export) -> "ONNXProgram":
+    network = export.manifest["network"]
+    captured = exported(export.model(probabilities=True), export.any_size, network)
     try:
         with _quiet():
             program = torch.onnx.export(captured, (), dynamo=True, input_names=["image"], output_names=["probabilities"],
                                         opset_version=OPSET, verbose=False)
     except Exception as error:  # torch and onnxscript raise many kinds here
         raise UserError(f"the network '{network}' has no ONNX form: {first_line(error)}") from error
-    for key, value in job.constants().items():
+    for key, value in export.constants().items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     return program
 

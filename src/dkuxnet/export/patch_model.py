@@ -61,7 +61,7 @@ class _Around(nn.Module):
 
 
 @dataclass(frozen=True)
-class Job:
+class Export:
     """A finished run and where its export goes. any_size: X, Y, Z of a graph are free. licence: file with the terms of the
     weights."""
 

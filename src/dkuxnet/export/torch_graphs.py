@@ -8,49 +8,49 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from dkuxnet.errors import UserError
-from dkuxnet.export.patch_model import Job, PatchModel, check_equal, first_line
+from dkuxnet.export.patch_model import Export, PatchModel, check_equal, first_line
 from dkuxnet.run import atomically
 
 STRIDE = 16  # of every network's deepest level
 EXAMPLE = (2 * STRIDE, 3 * STRIDE, 4 * STRIDE)  # all edges differ, none is one voxel deep down: else torch takes them as fixed
-CONSTANTS = "dkuxnet.json"  # the extra file with Job.constants
+CONSTANTS = "dkuxnet.json"  # the extra file with Export.constants
 
 
-def write_torchscript(job: Job) -> str:
+def write_torchscript(export: Export) -> str:
     """image (B, C, X, Y, Z) -> class probabilities (B, K, X, Y, Z), all sizes but C and K free; CONSTANTS beside the graph."""
-    model, apart = job.model(probabilities=True), 0.0
+    model, apart = export.model(probabilities=True), 0.0
 
     def write(part: Path) -> None:
         nonlocal apart
         try:
             graph = model.traced()
         except Exception as error:  # torch raises many kinds here
-            raise UserError(f"network '{job.manifest['network']}' cannot be traced: {first_line(error)}") from error
+            raise UserError(f"network '{export.manifest['network']}' cannot be traced: {first_line(error)}") from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            torch.jit.save(graph, str(part), _extra_files={CONSTANTS: json.dumps(job.constants())})
+            torch.jit.save(graph, str(part), _extra_files={CONSTANTS: json.dumps(export.constants())})
             apart = check_equal(model, torch.jit.load(str(part)), "TorchScript", other_sizes(model))
 
-    atomically(job.output, write)
+    atomically(export.output, write)
     return f"TorchScript, any batch, any X, Y, Z that the network takes; differs from torch by {apart:.1g} at most"
 
 
-def write_torch_export(job: Job) -> str:
-    """The same as torch.export's .pt2; batch is free, X, Y and Z where the job says so."""
-    model, apart = job.model(probabilities=True), 0.0
-    program = exported(model, job.any_size, job.manifest["network"])
+def write_torch_export(export: Export) -> str:
+    """The same as torch.export's .pt2; batch is free, X, Y and Z where the export says so."""
+    model, apart = export.model(probabilities=True), 0.0
+    program = exported(model, export.any_size, export.manifest["network"])
 
     def write(part: Path) -> None:
         nonlocal apart
         with part.open("wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of weights that are not on the CPU, where these are
-            torch.export.save(program, file, extra_files={CONSTANTS: json.dumps(job.constants())})
+            torch.export.save(program, file, extra_files={CONSTANTS: json.dumps(export.constants())})
         with part.open("rb") as file:
             loaded = torch.export.load(file).module()
-        apart = check_equal(model, loaded, "torch.export file", other_sizes(model) if job.any_size else [model.patch])
+        apart = check_equal(model, loaded, "torch.export file", other_sizes(model) if export.any_size else [model.patch])
 
-    atomically(job.output, write)
-    return f"torch.export, any batch, {size_words(job)}; differs from torch by {apart:.1g} at most"
+    atomically(export.output, write)
+    return f"torch.export, any batch, {size_words(export)}; differs from torch by {apart:.1g} at most"
 
 
 @torch.no_grad()
@@ -72,6 +72,6 @@ def other_sizes(model: PatchModel) -> list[tuple[int, ...]]:
     return [model.patch, tuple(n + STRIDE for n in model.patch)]
 
 
-def size_words(job: Job) -> str:
-    patch = " x ".join(map(str, job.manifest["patch"]))
-    return f"X, Y, Z any multiples of {STRIDE}" if job.any_size else f"patches of {patch} voxels"
+def size_words(export: Export) -> str:
+    patch = " x ".join(map(str, export.manifest["patch"]))
+    return f"X, Y, Z any multiples of {STRIDE}" if export.any_size else f"patches of {patch} voxels"

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dkuxnet.comparison import Comparison, Table
+from dkuxnet.comparison import Comparison, Row, Table
 from dkuxnet.report.comparison_picture import draw_comparison
 from dkuxnet.report.comparison_text import HEADINGS, cells, label, rows_of, seeds_of
 from dkuxnet.report.comparison_words import facts, headlines, notes, title
@@ -63,11 +63,16 @@ def show_table(table: Table, seeds: int) -> dict[str, Any]:
     best = max(means, key=means.get, default=None)
     return {
         "title": title(table),
-        "rows": [{"cells": cells(row, seeds), "best": row.arm == best and row.labelled is not None,
-                  "bound": row.labelled is None, "method": row.method if row.method != row.arm else ""}
-                 for row in rows_of(table)],
+        "rows": [show_row(row, seeds, best) for row in rows_of(table)],
         "seeds": [(label(row), seeds_of(row)) for row in rows_of(table)],
     }
+
+
+def show_row(row: Row, seeds: int, best: str | None) -> dict[str, Any]:
+    """The method goes below the arm, where that has a name of its own."""
+    (arm, _), *others = cells(row, seeds)
+    mark = "bound" if row.labelled is None else "best" if row.arm == best else ""
+    return {"cells": [(arm, row.method if row.method != row.arm else ""), *others], "mark": mark}
 
 
 def case_table(table: Table) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def describe(compared: RunsCompared) -> dict[str, Any]:
     return {
         "headlines": headlines(compared),
         "headings": HEADINGS,
-        "rows": [{"cells": cells(arm, len(compared.cases)), "best": arm is best} for arm in arms],
+        "rows": [{"cells": cells(arm, len(compared.cases)), "mark": "best" if arm is best else ""} for arm in arms],
         "figure": draw_runs(compared),
         "differences": [(key, [show_setting(value) for value in values]) for key, values in compared.differences.items()],
         "runs": sum(len(arm.runs) for arm in arms),

@@ -2,9 +2,6 @@
 
 import math
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,9 @@ import numpy as np
 
 from dkuxnet import formats
 from dkuxnet.data.images import read_image
-from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.predict import find_cases
+from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.values import check_modality
+from dkuxnet.errors import UserError, data_warnings
 from dkuxnet.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
 from dkuxnet.serve.jobs import Job
@@ -41,8 +39,10 @@ class Work:
         started = time.monotonic()
         job.report("reading")
         check_header(job.scan, self.max_voxels)
-        with data_warnings() as told:
-            scan = read_image(only_case(job.scan), len(self.segmenter.channels))
+        with data_warnings() as told:  # the page shows them, and not the terminal
+            case = only_case(job.scan)
+            scan = read_image(case, len(self.segmenter.channels))
+            check_modality(f"case '{case.name}'", scan.modality, self.segmenter.channels)
         check_voxels(scan.array.size, self.max_voxels, "with all its channels")
         check_voxels(math.prod(self.segmenter.network_shape(scan)), self.max_voxels, "at the spacing of the model")
         job.report("segmenting")
@@ -73,16 +73,6 @@ class Work:
                          *scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
                          *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array)],
         }
-
-
-@contextmanager
-def data_warnings() -> Iterator[list[str]]:
-    """The list that holds, once the block has ended, what its DataWarnings say: the page shows them, and not the terminal."""
-    found: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DataWarning)
-        yield found
-    found += [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
 
 
 def only_case(path: Path) -> Case:
