@@ -2,7 +2,7 @@
 
     python benchmarks/preparing.py [--nnunet VENV/bin] [--scans FOLDER] [--rounds 5] [--processes 2] [--spacing-mm 2]
 
-Without --scans: 16 synthetic scans of about 140 voxels an edge, 1 mm. --scans: a folder in nnU-Net's layout whose scans have one
+Without --scans: 16 synthetic scans of about 140 voxels an edge, 1 mm. --scans: a folder in nnU-Net's layout, of one
 spacing. Each program checks or measures all scans and stores them (nnU-Net: fingerprint, planning, 3d_fullres), at the scans'
 own spacing (nothing to resample) and at --spacing-mm, twice their own by default; nnU-Net is told by -overwrite_target_spacing.
 By turns, each in processes of its own, one thread a process. Prints medians of

@@ -25,6 +25,7 @@ from dkuxnet.lookup import unknown
 
 VERSION = 1
 AGAIN = "prepare the data set again"
+FOREGROUND_BYTES = 2**28  # of the voxels that patches are centred on: of a thousand left atria at 0.625 mm
 Kind = Literal["image", "label", "truth"]
 
 
@@ -45,6 +46,7 @@ class PreparedSet:
         check_described(self.meta, Prepared, path, "prepare it again")
         self._cases = {case["name"]: case for case in self.meta["cases"]}
         self._cache = _Cache(int(cache_gib * 2**30))
+        self._foreground = _Cache(FOREGROUND_BYTES)
         self._intact: set[Path] = set()
         self._open_to: frozenset[tuple[str, Kind]] | None = None  # None: all of it
 
@@ -94,6 +96,15 @@ class PreparedSet:
         if whole is None and self._grid_bytes(name, kind) <= self._cache.room:
             whole = self.array(name, kind)
         return whole[(..., *box)] if whole is not None else self._read(name, kind, box)
+
+    def foreground(self, name: str) -> np.ndarray:
+        """(n,) int32: the voxels of a case that are not background, as places in its flattened label. Found once, and then in
+        memory, whether or not the cache has room for the label. Raises UserError as `array` does."""
+        self._check_open(name, "label")
+        found = self._foreground.get(name, "label")
+        if found is None:
+            found = self._foreground.keep(name, "label", np.flatnonzero(self.array(name, "label")).astype(np.int32))
+        return found
 
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
