@@ -5,8 +5,9 @@ number of workers, sees the same patches.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -72,15 +73,22 @@ class PatchStream:
         return image, label
 
 
-def read_ahead(streams: Sequence[PatchStream], first: int, last: int, workers: int, depth: int = 3) -> Iterator[list]:
-    """The steps first .. last - 1: for each, one `PatchStream.at` a stream. `workers` threads keep `depth` steps ready."""
+def read_ahead(
+    streams: Sequence[PatchStream], first: int, last: int, workers: int, depth: int = 3,
+    finish: Callable[[int, list], Any] = lambda step, patches: patches,
+) -> Iterator[Any]:
+    """The steps first .. last - 1: for each, what `finish` makes of the step and a list of one `PatchStream.at` a stream.
+    `workers` threads keep `depth` steps ready; without any, each step is made when it is asked for."""
+    def make(step: int) -> Any:
+        return finish(step, [stream.at(step) for stream in streams])
+
     if workers == 0:
-        yield from ([stream.at(step) for stream in streams] for step in range(first, last))
+        yield from map(make, range(first, last))
         return
     with ThreadPoolExecutor(workers) as pool:
         ready: deque = deque()
         for step in range(first, last + depth):
             if step < last:
-                ready.append([pool.submit(stream.at, step) for stream in streams])
+                ready.append(pool.submit(make, step))
             if step - first >= depth:
-                yield [future.result() for future in ready.popleft()]
+                yield ready.popleft().result()
