@@ -3,8 +3,8 @@
     python benchmarks/preparing.py [--nnunet VENV/bin] [--scans FOLDER] [--rounds 5] [--processes 2] [--spacing-mm 2]
 
 Without --scans: 16 synthetic scans of about 140 voxels an edge, 1 mm. --scans: a folder in nnU-Net's layout, of one spacing.
- Each program checks or measures all scans and stores them (nnU-Net: fingerprint, planning, 3d_fullres), at the scans'
-own spacing (nothing to resample) and at --spacing-mm, twice their own by default; nnU-Net is told by -overwrite_target_spacing.
+Each program checks or measures all scans and stores them (nnU-Net: fingerprint, planning, 3d_fullres), at the scans' own
+spacing (nothing to resample) and at --spacing-mm, twice their own by default; nnU-Net is told by -overwrite_target_spacing.
 By turns, each in processes of its own, one thread a process. Prints medians of
 
 clock   seconds by the clock
@@ -133,7 +133,8 @@ def floor(work: Path, spacing_mm: float) -> float:
         started = time.process_time()
         gzip.decompress((image.parents[1] / "labelsTr" / image.name.replace("_0000", "")).read_bytes())
         raw = gzip.decompress(image.read_bytes())
-        array = np.frombuffer(raw, header.get_data_dtype(), offset=int(header["vox_offset"])).reshape(header.get_data_shape()[::-1])
+        shape, kind = header.get_data_shape()[::-1], header.get_data_dtype()
+        array = np.frombuffer(raw, kind, offset=len(raw) - np.prod(shape) * kind.itemsize).reshape(shape)
         array = resample(array, resampled_shape(array.shape, header.get_zooms()[::-1], [spacing_mm] * 3))
         blosc2.asarray((array - array.mean()) / array.std(), cparams={"codec": blosc2.Codec.LZ4, "clevel": 1, "nthreads": 1})
         seconds.append(time.process_time() - started)
