@@ -48,9 +48,10 @@ ALLOWED = {
     "evaluate": {"metrics", "formats.", "data.affines", "data.layouts", "data.layout_files"},
     "network_grid": {"plan", "data.geometry"},
     "prepare": {"parallel", "plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "data.images",
-                "data.splits", "network_grid"},
+                "data.splits", "data.values", "network_grid"},
     "optimiser_state": set(),
-    "train": {"average", "config", "distributed", "run", "methods.base", "optimiser_state"},
+    "optimisers": set(),
+    "train": {"average", "config", "distributed", "run", "methods.base", "optimiser_state", "optimisers"},
     "infer": {"components", "config", "data.geometry", "memory"},
     "grid": {"config", "methods", "networks"},  # their tables of names
     "significance": set(),

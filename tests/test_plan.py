@@ -39,6 +39,7 @@ def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
 def test_the_network_and_its_patch_follow_the_memory(monkeypatch, memory_gib, expected):
     import torch
 
+    monkeypatch.setattr("dkuxnet.plan.has_gpu_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: memory_gib is not None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: type("P", (), {"total_memory": memory_gib * 2**30}))
     name, voxels = plan.advise_network()

@@ -41,13 +41,17 @@ def to_device(module: nn.Module, device: torch.device) -> nn.Module:
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Where wanted, torch takes algorithms that give the same bits every time, and warns by name of what has none; afterwards
-    all is as before. cuBLAS reads its variable when a process first uses it."""
+    all is as before. cuBLAS reads its variable when a process first uses it.
+
+    Where not, torch is not asked either: setting the switch to what it is loads torch's compiler, 3 seconds."""
+    if not wanted:
+        yield
+        return
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
               torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ Everything that has a mechanism is somewhere else; here is only what follows wha
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,32 @@ def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress:
 
 
 def batches(job: Job, first: int) -> Iterator[Batch]:
-    """The batches of the steps from `first` on: patches read ahead, views made on the device."""
-    chosen, data = job.settings.train, job.settings.data
-    streams = patch_streams(job)
-    generator, spacing = torch.Generator(job.device), job.data.meta["plan"]["spacing_mm"]
-    for step, patches in enumerate(read_ahead(streams, first, chosen.steps, data.workers), first):
-        generator.manual_seed(step_seed(chosen.seed, VIEWS, step))
-        views = []
-        for image, label in patches:
-            label = None if label is None else torch.from_numpy(label).to(job.device)
-            views.append(make_views(torch.from_numpy(image).to(job.device), label, job.settings.augment, generator, spacing))
-        yield Batch(*views)
+    """The batches of the steps from `first` on. Threads read them ahead, and on a CPU make their views ahead too; a GPU makes
+    them itself, of patches that lie where it fetches them while it computes."""
+    chosen, on_cpu = job.settings.train, job.device.type == "cpu"
+    finish = partial(make_batch, job) if on_cpu else pinned
+    steps = read_ahead(patch_streams(job), first, chosen.steps, job.settings.data.workers, finish=finish)
+    for step, made in enumerate(steps, first):
+        yield made if on_cpu else make_batch(job, step, made)
+
+
+def make_batch(job: Job, step: int, patches: list) -> Batch:
+    """The views of the patches of a step, on the device of the job."""
+    generator = torch.Generator(job.device).manual_seed(step_seed(job.settings.train.seed, VIEWS, step))
+    views = []
+    for image, label in patches:
+        image, label = (None if part is None else torch.as_tensor(part).to(job.device, non_blocking=True)
+                        for part in (image, label))
+        views.append(make_views(image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"]))
+    return Batch(*views)
+
+
+def pinned(step: int, patches: list) -> list:
+    """The patches of a step in memory that a GPU reads by itself: from any other the program would wait for each copy, and so
+    for all that the GPU was told before."""
+    if not torch.cuda.is_available():
+        return patches
+    return [tuple(None if part is None else torch.from_numpy(part).pin_memory() for part in pair) for pair in patches]
 
 
 def patch_streams(job: Job) -> list[PatchStream]:

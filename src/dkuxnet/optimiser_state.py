@@ -16,7 +16,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in optimiser.param_groups]:
         raise ValueError("other groups of parameters")
-    kept = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.SGD: {"momentum_buffer"}}[type(optimiser)]
+    kept = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.AdamW) else {"momentum_buffer"}
     state = {}
     for index, entries in saved["state"].items():
         if index not in range(len(parameters)) or set(entries) != kept:

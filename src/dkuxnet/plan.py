@@ -1,7 +1,11 @@
 """What follows from a fingerprint: target spacing, normalisation, patch and network. Labels have no say in it."""
 
+import ctypes
 import math
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -55,10 +59,17 @@ def normalise(
         if how["kind"] == "ct":
             out[...] = (np.clip(channel, how["low"], how["high"]) - how["mean"]) / max(how["std"], 1e-6)
         else:
-            mean, std = known or (channel.mean(dtype=np.float64), channel.std(dtype=np.float64))
+            mean, std = known or measure(channel)
             constant = std <= 1e-5 * abs(mean)  # what is left is the rounding of the resampling
-            out[...] = 0 if constant else (channel - mean) / std
+            for slice_, slice_out in zip(channel, out, strict=True):  # in float64: a slice stays in the processor's cache
+                slice_out[...] = 0 if constant else (slice_ - mean) / std
     return result
+
+
+def measure(channel: np.ndarray) -> tuple[np.float64, np.float64]:
+    """Mean and standard deviation; the second needs the first, which is found once."""
+    mean = channel.mean(dtype=np.float64, keepdims=True)
+    return mean[0, 0, 0], channel.std(dtype=np.float64, mean=mean)
 
 
 def plan_patch(size: Sequence[float], voxels: int) -> list[int]:
@@ -78,11 +89,28 @@ def advise_network() -> tuple[str, int]:
 
     Without a GPU, or on a small one, the tiny network.
     """
+    memory = 0.8 * gpu_bytes()
+    for name, needed in STEP_BYTES.items():
+        if memory / needed >= SMALLEST_PATCH:
+            return name, min(int(memory / needed), LARGEST_PATCH)
+    return "dk-uxnet-tiny", CPU_PATCH
+
+
+def gpu_bytes() -> int:
+    """Memory of the first GPU that torch can use; 0 where there is none. torch, whose import takes longer than a dozen scans,
+    is asked only where there can be one."""
+    if not has_gpu_driver():
+        return 0
     import torch
 
-    if torch.cuda.is_available():
-        memory = 0.8 * torch.cuda.get_device_properties(0).total_memory
-        for name, needed in STEP_BYTES.items():
-            if memory / needed >= SMALLEST_PATCH:
-                return name, min(int(memory / needed), LARGEST_PATCH)
-    return "dk-uxnet-tiny", CPU_PATCH
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def has_gpu_driver() -> bool:
+    """Whether the driver is there without which torch sees no GPU: NVIDIA's library, which torch loads by the same name, or
+    AMD's device. On other systems than Linux it counts as there."""
+    if sys.platform != "linux" or os.path.exists("/dev/kfd"):
+        return True
+    with suppress(OSError):
+        return bool(ctypes.CDLL("libcuda.so.1"))
+    return False

@@ -12,10 +12,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
+from dkuxnet.data.values import every
 from dkuxnet.errors import DataWarning, UserError, disk_reason
 from dkuxnet.network_grid import to_network_grid
 from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
@@ -37,6 +38,7 @@ from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
+SAMPLE = 20_000  # voxels of a channel that its figures are taken from
 AIR = -500  # Hounsfield units: below is air, and most of a lung
 MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
@@ -71,17 +73,17 @@ def prepare_scans(
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
     try:
-        checks = _each(partial(_check_noting, found), found.cases, processes, progress, "check")
-        notes = [note for check in checks for note in check.pop("notes")]
-        for note in notes:
-            warnings.warn(note, DataWarning, stacklevel=2)
-        labels = found.labels or _found_labels(checks)
-        _check_values(checks, labels)
-        fingerprint = take_fingerprint([check for check in checks if check["name"] not in held_back])
-        _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
-        plan = make_plan(fingerprint, found.channels, spacing_mm)
-        store = partial(_store_quietly, found, labels, plan, partial_folder / "cases")
-        stored = _each(store, found.cases, processes, progress, "store")
+        with _workers(processes, progress) as each:
+            checks = each(partial(_check_noting, found), found.cases, "check")
+            notes = [note for check in checks for note in check.pop("notes")]
+            for note in notes:
+                warnings.warn(note, DataWarning, stacklevel=2)
+            labels = found.labels or _found_labels(checks)
+            _check_values(checks, labels)
+            fingerprint = take_fingerprint([check for check in checks if check["name"] not in held_back])
+            _check_size(checks, [spacing_mm] * 3 if spacing_mm else fingerprint["spacing_mm_median"])
+            plan = make_plan(fingerprint, found.channels, spacing_mm)
+            stored = each(partial(_store_quietly, found, labels, plan, partial_folder / "cases"), found.cases, "store")
         meta = {
             "version": VERSION,
             "source": str(Path(source).resolve()),
@@ -118,8 +120,8 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
 def check_case(source: Source, case: Case) -> dict[str, Any]:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
-    sample = image.array.reshape(len(image.array), -1)[:, :: max(1, image.array[0].size // 20_000)]
-    samples = [without_air(values) if is_ct(name) else values for name, values in zip(source.channels, sample, strict=True)]
+    sampled = [every(channel, channel.size // SAMPLE) for channel in image.array]
+    samples = [without_air(values) if is_ct(name) else values for name, values in zip(source.channels, sampled, strict=True)]
     ras = to_ras(image)
     facts: dict[str, Any] = {
         "name": case.name,
@@ -133,9 +135,17 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
         label = formats.read(case.label, kind="label")
         check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image,
                         f"the label map {case.label.name}", label)
-        values, counts = np.unique(label.array, return_counts=True)
-        facts["label_counts"] = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+        facts["label_counts"] = count_values(label.array)
     return facts
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """Which integers there are, ascending, and how often. Bytes are counted where they stand, all else has to be sorted."""
+    if label.dtype == np.uint8:
+        counts = np.bincount(label.ravel(order="K"), minlength=1)
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    values, counts = np.unique(label, return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
 
 
 def without_air(values: np.ndarray) -> np.ndarray:
@@ -221,20 +231,14 @@ def _store_quietly(*job: Any) -> tuple[tuple[int, ...], dict[str, str]]:
         return store_case(*job)
 
 
-def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progress, what: str) -> list:
-    cases = list(cases)
-    results = []
+@contextmanager
+def _workers(processes: int, progress: Progress) -> Iterator[Callable[[Callable, Iterable[Case], str], list]]:
+    """Gives `each(job, cases, what)`: the job's results for all cases, by processes that last for the block, so that each loads
+    its libraries once."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
     try:
-        for result in pool.map(job, cases) if pool else map(job, cases):
-            results.append(result)
-            progress(what, len(results), len(cases))
-    except (BrokenProcessPool, MemoryError) as error:
-        killed = "a process was killed, as happens where memory runs out"
-        why = "too little memory" if isinstance(error, MemoryError) else killed
-        name = cases[len(results)].name
-        raise UserError(f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm") from error
+        yield partial(_each, pool.map if pool else map, progress)
     except KeyboardInterrupt:
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
@@ -242,6 +246,20 @@ def _each(job: Callable, cases: Iterable[Case], processes: int, progress: Progre
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _each(map_: Callable, progress: Progress, job: Callable, cases: Iterable[Case], what: str) -> list:
+    cases = list(cases)
+    results = []
+    try:
+        for result in map_(job, cases):
+            results.append(result)
+            progress(what, len(results), len(cases))
+    except (BrokenProcessPool, MemoryError) as error:
+        killed = "a process was killed, as happens where memory runs out"
+        why = "too little memory" if isinstance(error, MemoryError) else killed
+        name = cases[len(results)].name
+        raise UserError(f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm") from error
     return results
 
 

@@ -19,6 +19,7 @@ from dkuxnet.distributed import any_of, sum_gradients
 from dkuxnet.errors import UserError
 from dkuxnet.methods.base import Method
 from dkuxnet.optimiser_state import restore_optimiser
+from dkuxnet.optimisers import SGD, AdamW
 from dkuxnet.run import RunFolder
 from dkuxnet.types import Batch
 
@@ -94,8 +95,8 @@ def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Op
         {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0},
     ]
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)  # hundreds of small tensors in one pass
+        return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return AdamW(groups, lr=settings.lr, fused=True)  # hundreds of small tensors in one pass
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

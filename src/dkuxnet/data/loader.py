@@ -5,8 +5,9 @@ number of workers, sees the same patches.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class PatchStream:
         self.prepared, self.cases, self.patch, self.batch = prepared, list(cases), tuple(patch), batch
         self.key = (seed, LABELLED if with_label else UNLABELLED)
         self.with_label, self.foreground_share = with_label, foreground_share
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # of the cases, in an epoch
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The patches of a step: images (B, C, X, Y, Z) float32, labels (B, X, Y, Z) uint8 or None."""
@@ -47,34 +49,46 @@ class PatchStream:
 
     def _case(self, index: int) -> str:
         epoch, place = divmod(index, len(self.cases))
-        return self.cases[np.random.default_rng((*self.key, 0, epoch)).permutation(len(self.cases))[place]]
+        known, order = self._order
+        if known != epoch:  # drawn once an epoch: of 10,000 cases it takes as long as a patch
+            order = np.random.default_rng((*self.key, 0, epoch)).permutation(len(self.cases))
+            self._order = epoch, order
+        return self.cases[order[place]]
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         shape = self.prepared.shape(name)
         size = [min(n, p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
         if self.with_label and rng.random() < self.foreground_share and tuple(size) != shape:
-            foreground = np.argwhere(self.prepared.array(name, "label"))
+            foreground = self.prepared.foreground(name)
             if len(foreground):
-                centre = foreground[rng.integers(len(foreground))]
+                centre = np.unravel_index(foreground[rng.integers(len(foreground))], shape)
                 start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in zip(centre, size, shape, strict=True)]
         image = self.prepared.crop(name, "image", tuple(start), tuple(size))
-        image, _ = pad_to(image, self.patch, float(image.min()))
+        if tuple(size) != self.patch:
+            image, _ = pad_to(image, self.patch, float(image.min()))
         if not self.with_label:
             return image, None
         label, _ = pad_to(self.prepared.crop(name, "label", tuple(start), tuple(size)), self.patch, 0)
         return image, label
 
 
-def read_ahead(streams: Sequence[PatchStream], first: int, last: int, workers: int, depth: int = 3) -> Iterator[list]:
-    """The steps first .. last - 1: for each, one `PatchStream.at` a stream. `workers` threads keep `depth` steps ready."""
+def read_ahead(
+    streams: Sequence[PatchStream], first: int, last: int, workers: int, depth: int = 3,
+    finish: Callable[[int, list], Any] = lambda step, patches: patches,
+) -> Iterator[Any]:
+    """The steps first .. last - 1: for each, what `finish` makes of the step and a list of one `PatchStream.at` a stream.
+    `workers` threads keep `depth` steps ready; without any, each step is made when it is asked for."""
+    def make(step: int) -> Any:
+        return finish(step, [stream.at(step) for stream in streams])
+
     if workers == 0:
-        yield from ([stream.at(step) for stream in streams] for step in range(first, last))
+        yield from map(make, range(first, last))
         return
     with ThreadPoolExecutor(workers) as pool:
         ready: deque = deque()
         for step in range(first, last + depth):
             if step < last:
-                ready.append([pool.submit(stream.at, step) for stream in streams])
+                ready.append(pool.submit(make, step))
             if step - first >= depth:
-                yield [future.result() for future in ready.popleft()]
+                yield ready.popleft().result()

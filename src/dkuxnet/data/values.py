@@ -14,6 +14,12 @@ FEW = 8  # different values: what a label map has, and no scanner
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}  # word in a channel's name -> DICOM's
 
 
+def every(array: np.ndarray, step: int) -> np.ndarray:
+    """Every so manyth voxel, in the order of the axes; all where `step` is 0. Of an array that lies in memory in another order,
+    as a file's does, `ravel` would copy it all."""
+    return np.asarray(array.flat[:: max(1, step)])
+
+
 def check_values(what: str, where: str, array: np.ndarray) -> None:
     """array: (C, X, Y, Z). Raises UserError where a voxel is NaN or infinite; a DataWarning, that begins with `what`, where a
     channel has so few values that the file is hardly the scan."""
@@ -21,7 +27,7 @@ def check_values(what: str, where: str, array: np.ndarray) -> None:
     if bad:
         raise UserError(f"{what}: {bad} voxels are NaN or infinite in {where}; repair the scan")
     for channel in array:
-        values = np.unique(channel.ravel()[:: max(1, channel.size // SAMPLE)])
+        values = np.unique(every(channel, channel.size // SAMPLE))
         if len(values) <= FEW and channel.size > FEW:
             found = f"{len(values)} different values" if len(values) > 1 else "one value"
             warnings.warn(f"{what}: {where} has {found} only, as a label map or an empty image has; check that it is the scan",
