@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 SMALL = 2**26  # is always there, and asking takes time
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
+MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1  # of glibc's malloc.h
 RESERVED = 2**28  # addresses that libraries and threads take once a training begins, beside what its tensors take
 # limit, use and details of a container, version 2 and 1 of Linux's control groups
 GROUPS = (("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -59,7 +59,8 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
     finally:
         mallopt(MMAP_MAX, 65536)  # as glibc begins
-        mallopt(TRIM_THRESHOLD, 2**17)
+        mallopt(MMAP_THRESHOLD, 2**25)  # where glibc itself ends up after large blocks; once told, it no longer adapts
+        mallopt(TRIM_THRESHOLD, 2**26)
         trim(0)
 
 
