@@ -9,6 +9,7 @@ to and fro by smooth noise (2 and 5 voxels), moved by 5 and by 20 voxels. Proces
 import argparse
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +38,7 @@ def synthetic(seed: int) -> np.ndarray:
     return sum(axis**2 for axis in axes) / 0.35 + 0.3 * noise / noise.std() < 1
 
 
-def medpy(prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
+def by_medpy(prediction: np.ndarray, truth: np.ndarray, spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
     from medpy.metric import binary
 
     return (binary.dc(prediction, truth), binary.jc(prediction, truth),
@@ -55,9 +56,7 @@ def main() -> None:
     parser.add_argument("--scan", type=Path, nargs="+", default=[], help="the field's h5, 0.625 mm")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
-    try:
-        import medpy.metric
-    except ImportError:
+    if find_spec("medpy") is None:
         parser.exit(1, "without MedPy there is nothing to compare with: pip install medpy\n")
     truths = [label_of(path) for path in chosen.scan] or [synthetic(seed) for seed in range(2)]
     print("| scan | prediction | Dice | voxels | MedPy, ms | ours, ms | faster by | spread | largest difference |\n"
@@ -65,7 +64,7 @@ def main() -> None:
     for number, truth in enumerate(truths):
         for name, prediction in predictions_of(truth).items():
             for spacing in ((MM, MM, MM), (MM, MM, 1.5)):
-                rows = [(timed(lambda: medpy(prediction, truth, spacing)),  # noqa: B023
+                rows = [(timed(lambda: by_medpy(prediction, truth, spacing)),  # noqa: B023
                          timed(lambda: segmentation_metrics(prediction, truth, spacing))) for _ in range(chosen.rounds)]  # noqa: B023
                 ratios = [theirs[0] / ours[0] for theirs, ours in rows]
                 (theirs, ours) = rows[0]
