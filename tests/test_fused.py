@@ -47,8 +47,9 @@ def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monk
 
 def test_a_pointwise_convolution_is_torch_s():
     part = Conv1x1x1(3, 5).double()
-    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(part(x), nn.functional.conv3d(x, part.weight, part.bias))
+    assert part(x).is_contiguous(memory_format=torch.channels_last_3d)  # what follows need not turn it round
 
 
 @pytest.mark.parametrize("name, ours, plain", [("residual", 4, 6), ("residual, wider", 3.5, 6.5), ("ux", 4, 12)])

@@ -11,8 +11,11 @@ from dkuxnet import infer
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import resample, resampled_shape, to_ras
+from dkuxnet.devices import to_device
 from dkuxnet.errors import UserError
-from dkuxnet.types import Output, Volume
+from dkuxnet.networks.dkuxnet import dk_uxnet_tiny
+from dkuxnet.networks.grouping import default_groups
+from dkuxnet.types import NetworkShape, Output, Volume
 
 CPU = torch.device("cpu")
 
@@ -68,6 +71,24 @@ def test_query_groups_are_blended_like_probabilities(size):
     whole = WithGroups()(torch.from_numpy(image)[None]).group_prob[0].numpy()
     np.testing.assert_allclose(window(WithGroups(), image, groups=3).groups, whole, atol=1e-5)
     assert window(WithGroups(), image).groups is None and window(Voxelwise(), image, groups=3).groups is None
+
+
+def test_a_network_s_windows_are_blended_as_a_plain_loop_blends_them():
+    """Fresh DK-UXNet, run by torch's own convolutions in the loop: the shorter way that inference takes changes nothing."""
+    torch.manual_seed(0)
+    shape = NetworkShape(1, 2, default_groups(["background", "organ"], 4))
+    network = to_device(dk_uxnet_tiny(shape, {}), CPU).eval()
+    image = np.random.default_rng(3).normal(size=(1, 40, 32, 35)).astype(np.float32)
+    prob, total = np.zeros((2, 40, 32, 35)), np.zeros((40, 32, 35))
+    weight = infer.gaussian_weight((32, 32, 32)).numpy()
+    for x, z in itertools.product((0, 8), (0, 3)):
+        box = (slice(x, x + 32), slice(0, 32), slice(z, z + 32))
+        with torch.no_grad():
+            logits = network(torch.from_numpy(image[(slice(None), *box)])[None]).logits
+        prob[(slice(None), *box)] += weight * logits.softmax(dim=1)[0].numpy()
+        total[box] += weight
+    result = infer.sliding_window(network, image, (32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU)
+    np.testing.assert_allclose(result.prob, prob / total, atol=1e-4)
 
 
 def test_windows_cover_and_overlap():

@@ -116,6 +116,29 @@ def test_equals_medpy_in_two_dimensions():
     assert_as_medpy(blobs(1)[:, :, 8], blobs(2)[:, :, 8], (0.5, 2.0))
 
 
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (0.625, 0.625, 0.625), (3.0, 0.2, 1.0)])
+@pytest.mark.parametrize("steps", [1, 3, 4, 9])
+def test_equals_medpy_however_far_apart_the_surfaces_are(steps, spacing_mm):
+    """Near neighbours, a search and a distance transform each find a part of them: one speck far away needs a search, two
+    objects far apart the transform."""
+    truth = np.pad(blobs(3, (14, 12, 10)), 16)
+    moved = np.roll(truth, (steps, -steps), (0, 1))
+    speck = truth.copy()
+    speck[0, 0, 0] = True
+    for prediction in (moved, speck, np.roll(truth, 2 * steps, 2) | speck):
+        assert_as_medpy(prediction, truth, spacing_mm)
+        assert_as_medpy(truth, prediction, spacing_mm)
+
+
+@pytest.mark.parametrize("shape", [(40,), (9, 31), (1, 9, 1), (5, 1, 12), (6, 5, 4, 3)])
+def test_equals_medpy_in_any_shape(shape):
+    rng = np.random.default_rng(len(shape))
+    for density in (0.1, 0.5, 0.95):
+        prediction, truth = (rng.random(shape) < density for _ in range(2))
+        prediction.flat[0] = truth.flat[-1] = True
+        assert_as_medpy(prediction, truth, tuple(rng.uniform(0.3, 3, len(shape))))
+
+
 def test_integer_masks_are_as_boolean_ones():
     prediction, truth = blobs(1), blobs(2)
     expected = segmentation_metrics(prediction, truth, SPACING_MM)

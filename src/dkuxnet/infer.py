@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dkuxnet.components import keep_largest_component
 from dkuxnet.config import InferSettings
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
-from dkuxnet.memory import check_memory
+from dkuxnet.memory import check_memory, keeping_freed_memory
 from dkuxnet.types import Volume
 
 
@@ -41,6 +41,7 @@ def gaussian_weight(window: Sequence[int]) -> Tensor:
 
 
 @torch.inference_mode()
+@keeping_freed_memory()
 def sliding_window(
     predictor: nn.Module,
     image: np.ndarray,
@@ -81,12 +82,12 @@ def sliding_window(
         if output.group_prob is None:
             shares = None
         for i, box in enumerate(boxes):
-            prob[(slice(None), *box)] += weight * probs[i]
+            prob[(slice(None), *box)].addcmul_(weight, probs[i])
             total[box] += weight
             if doubt is not None:
-                doubt[box] += weight * doubts[i]
+                doubt[box].addcmul_(weight, doubts[i])
             if shares is not None:
-                shares[(slice(None), *box)] += weight * output.group_prob[i].float().cpu()
+                shares[(slice(None), *box)].addcmul_(weight, output.group_prob[i].float().cpu())
         if progress:
             progress(first + len(boxes), len(starts))
     prob /= total

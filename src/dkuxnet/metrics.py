@@ -10,14 +10,23 @@ The empty cases, where MedPy fails or returns NaN:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
 # Relative difference below which a voxel's edges count as equal: far inside the rounding of the figures themselves.
 ISOTROPY_TOLERANCE = 1e-8
+
+# How far, in voxels, surfaces are compared neighbour by neighbour before they are searched.
+REACH = 3
+
+# Voxels of the box a searched voxel at which a distance transform of the box takes about as long as a k-d tree.
+VOXELS_A_SEARCH = 50
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -60,11 +69,7 @@ def segmentation_metrics(prediction: np.ndarray, truth: np.ndarray, spacing_mm: 
         raise ValueError(f"spacing_mm must be {truth.ndim} positive lengths, got {spacing_mm}")
     shape = np.array(truth.shape)
     prediction, truth = _crop_to_objects(prediction, truth)
-    hd95_voxels, asd_voxels = _distances(prediction, truth, shape, np.ones_like(spacing))
-    if np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0):
-        hd95_mm, asd_mm = hd95_voxels * spacing[0], asd_voxels * spacing[0]
-    else:
-        hd95_mm, asd_mm = _distances(prediction, truth, shape, spacing)
+    (hd95_voxels, asd_voxels), (hd95_mm, asd_mm) = _distances(prediction, truth, shape, spacing)
     return {
         "dice": dice(prediction, truth),
         "jaccard": jaccard(prediction, truth),
@@ -110,30 +115,84 @@ def _masks(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nd
 def _crop_to_objects(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both masks within the bounding box of their union, which is all that the metrics depend on.
 
-    The box needs no margin: beyond it lies background or the array's border, and erosion takes both for background.
+    The box needs no margin: beyond it lies background or the array's border, and a surface takes both for background.
     """
     union = prediction | truth
-    box = []
     for axis in range(union.ndim):
-        others = tuple(a for a in range(union.ndim) if a != axis)
-        occupied = np.flatnonzero(union.any(axis=others))
-        box.append(slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0))
-    return prediction[tuple(box)], truth[tuple(box)]
+        occupied = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != axis)))
+        part = slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0)
+        box = (slice(None),) * axis + (part,)
+        union, prediction, truth = union[box], prediction[box], truth[box]
+    return prediction, truth
 
 
 def _distances(
     prediction: np.ndarray, truth: np.ndarray, shape: np.ndarray, spacing: np.ndarray
-) -> tuple[float, float]:
-    """(95HD, ASD) in the unit of `spacing`; `shape` is the whole array's, for the diagonal of the empty cases."""
+) -> list[tuple[float, float]]:
+    """(95HD, ASD) in voxels and in the unit of `spacing`; `shape` is the whole array's, for the diagonal of the empty cases."""
+    units = (np.ones_like(spacing), spacing)
     if not prediction.any() or not truth.any():
-        distance = np.linalg.norm(shape * spacing) if prediction.any() or truth.any() else 0.0
-        return distance, distance
+        something = bool(prediction.any() or truth.any())
+        return [(something * float(np.linalg.norm(shape * unit)),) * 2 for unit in units]
     prediction_surface, truth_surface = _surface(prediction), _surface(truth)
-    to_truth = distance_transform_edt(~truth_surface, sampling=spacing)[prediction_surface]
-    to_prediction = distance_transform_edt(~prediction_surface, sampling=spacing)[truth_surface]
-    return np.percentile(np.concatenate([to_truth, to_prediction]), 95), to_truth.mean()
+    isotropic = np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0)
+    figures = []
+    for unit in units[:1] if isotropic else units:
+        to_truth = _to_nearest(prediction_surface, truth_surface, unit)
+        to_prediction = _to_nearest(truth_surface, prediction_surface, unit)
+        figures.append((np.percentile(np.concatenate([to_truth, to_prediction]), 95), to_truth.mean()))
+    return [*figures, tuple(figure * spacing[0] for figure in figures[0])] if isotropic else figures
+
+
+def _to_nearest(surface: np.ndarray, other: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """From each voxel of a surface to the nearest one of the other, in no order, in the unit of the voxel's edges `unit`.
+
+    Looks at each voxel's neighbours, the nearest first, and drops it where one of them lies on the other surface: so all but a
+    few voxels of a good prediction are done in a hundredth of the time of a distance transform. Where many remain, as of a
+    prediction that is nowhere near the truth, the transform is what bounds the time.
+    """
+    distances = np.zeros(np.count_nonzero(surface))
+    around = np.pad(other, REACH)
+    places = _places(surface & ~other) + REACH
+    left = np.ravel_multi_index(tuple(places.T), around.shape)
+    done = len(distances) - len(left)  # what both surfaces share, at distance 0
+    for distance, neighbours in _neighbours(tuple(unit.tolist())):
+        if not len(left):
+            return distances
+        found = np.zeros(len(left), bool)
+        for step in neighbours @ np.array(around.strides):
+            found |= around.ravel()[left + step]
+        last = done + np.count_nonzero(found)
+        distances[done:last] = distance
+        done, left = last, left[~found]
+    far = np.stack(np.unravel_index(left, around.shape), axis=1) - REACH
+    if len(far) * VOXELS_A_SEARCH > other.size:
+        distances[done:] = distance_transform_edt(~other, sampling=unit)[tuple(far.T)]
+    elif len(far):
+        distances[done:] = cKDTree(_places(other) * unit).query(far * unit)[0]
+    return distances
+
+
+@lru_cache(maxsize=64)
+def _neighbours(unit: tuple[float, ...]) -> list[tuple[float, np.ndarray]]:
+    """Distances from a voxel, ascending, and the steps (n, axes) to its neighbours at each; none is left out up to the last."""
+    steps = np.array(list(itertools.product(range(-REACH, REACH + 1), repeat=len(unit))))
+    squares = np.square(steps * unit).sum(axis=1)
+    beyond = (REACH + 1) ** 2 * min(unit) ** 2  # the nearest that these steps do not reach
+    return [(float(np.sqrt(square)), steps[squares == square]) for square in np.unique(squares) if 0 < square < beyond]
+
+
+def _places(mask: np.ndarray) -> np.ndarray:
+    """(voxels, axes) indices; four times as fast as np.argwhere."""
+    return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1)
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
     """The voxels of `mask` with a face neighbour outside it; the array's border counts as outside."""
-    return mask & ~binary_erosion(mask, border_value=0)
+    inside = mask.copy()
+    for axis in range(mask.ndim):
+        whole, within = np.moveaxis(mask, axis, 0), np.moveaxis(inside, axis, 0)
+        within[1:] &= whole[:-1]
+        within[:-1] &= whole[1:]
+        within[[0, -1]] = False
+    return mask & ~inside

@@ -122,9 +122,9 @@ class ResidualBlock(nn.Module):
             third = [] if isinstance(self.skip, nn.Identity) else self.skip
             pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2), *([third] if third else [])]
             return fused.ResidualBlock.apply(x, *[p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)])
-        y = F.leaky_relu(self.norm1(self.conv1(x)), fused.SLOPE)
+        y = F.leaky_relu(self.norm1(self.conv1(x)), fused.SLOPE, inplace=True)  # no gradient needs what the norm gave
         y = self.norm2(self.conv2(y))
-        return F.leaky_relu(y + self.skip(x), fused.SLOPE)
+        return F.leaky_relu(y + self.skip(x), fused.SLOPE, inplace=True)
 
 
 class UpBlock(nn.Module):
