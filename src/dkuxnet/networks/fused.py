@@ -1,7 +1,7 @@
 """Parts of the network whose training is fast and small on a CPU: forward and backward written out, float32.
 
 On a CPU a large map costs by how often it is read, written and kept. Composed of torch's operations, a residual block keeps
-six maps for its backward pass and the pointwise half of a UX block nine; here they keep four and one, and compute the others
+five maps for its backward pass and the pointwise half of a UX block nine; here they keep four and one, and compute the others
 again: sums and products, never a 3x3x3 or 7x7x7 convolution.
 
 Tensors are (B, C, X, Y, Z) in channels-last memory. None of these can be differentiated twice.
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 SLOPE = 0.01  # of the leaky ReLU
 EPSILON = 1e-5  # of the instance norm
+CHUNK = 4096  # voxels
 
 
 def applies(x: Tensor) -> bool:
@@ -182,15 +183,18 @@ def normed_again(x: Tensor, stats: list[Tensor], gain: Tensor, bias: Tensor) -> 
 
 
 def norm_backward(grad: Tensor, x: Tensor, stats: list[Tensor], gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `normed` by its input, gain and bias; a third of the time of torch's own."""
+    """Gradients of `normed` by its input, gain and bias, in a third of the time of torch's own. The first is written over `x`,
+    which autograd notices where somebody wants to use it again."""
     mean, scale = (part.view(len(x), 1, -1) for part in stats)  # (B, 1, C)
     rows, grads = by_voxel(x), by_voxel(grad)
-    ones = x.new_ones(len(x), 1, rows.shape[1])
-    sums, both = ones.bmm(grads), rows * grads
-    products = (ones.bmm(both) - mean * sums) * scale  # of the gradient and the normed map
     voxels, slope = rows.shape[1], scale * gain
+    ones = x.new_ones(len(x), 1, voxels)
+    sums = ones.bmm(grads)
+    products = sum(ones[:, :, :part.shape[1]].bmm(part * other)  # in parts that stay in the processor's cache
+                   for part, other in zip(rows.split(CHUNK, 1), grads.split(CHUNK, 1), strict=True))
+    products = (products - mean * sums) * scale  # of the gradient and the normed map
     turn = -slope * scale * products / voxels
-    result = torch.addcmul(-slope * sums / voxels - turn * mean, rows, turn, out=both).addcmul_(grads, slope)
+    result = torch.addcmul(-slope * sums / voxels - turn * mean, rows, turn, out=rows).addcmul_(grads, slope)
     return result.permute(0, 2, 1).view_as(x), products.sum(dim=(0, 1)), sums.sum(dim=(0, 1))
 
 
