@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -19,7 +20,7 @@ from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
 from dkuxnet.errors import DataWarning, UserError
 from dkuxnet.predict import ScansFailed, predict_scans
-from dkuxnet.prepare import prepare_scans
+from dkuxnet.prepare import check_case, prepare_scans
 from dkuxnet.types import Volume
 from test_predict import fake_run
 
@@ -299,6 +300,13 @@ def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(
     (line,) = (str(each.message) for each in caught)
     assert line == "case 'ct': DICOM calls it CT, where MR is expected; check that it is the scan"
     assert (tmp_path / "out" / "ct.nii.gz").is_file()
+
+
+def test_prepare_tells_of_a_series_of_another_modality_than_the_data_set_names(tmp_path):
+    Scan(blobs(0), modality="MR").write(tmp_path / "scans" / "a")
+    source = replace(find_source(tmp_path / "scans"), channels=("CT",))
+    with pytest.warns(DataWarning, match="case 'a': DICOM calls it MR, where CT is expected"):
+        check_case(source, source.cases[0])
 
 
 def test_a_label_map_lies_where_the_dicom_scan_lies(tmp_path, monkeypatch):

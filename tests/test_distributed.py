@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from dkuxnet.config import load_settings
-from dkuxnet.distributed import of_this_start
+from dkuxnet.distributed import joined, of_this_start, world
 from dkuxnet.experiment import run_training
 from dkuxnet.methods import METHODS
 from tiny import DK_UXNET, prepared_phantoms
@@ -167,6 +167,14 @@ def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
         parts[start % 3].set("here", str(start))
         told.append([part.get("here") for part in parts])
     assert told == [[str(start).encode()] * 3 for start in range(6)]
+
+
+def test_a_world_without_ranks_is_somebody_else_s(monkeypatch):
+    """A job's script may set WORLD_SIZE for programs of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with joined():
+        assert world() == 1
 
 
 SUMS = """

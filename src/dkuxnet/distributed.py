@@ -48,7 +48,7 @@ def joined() -> Iterator[None]:
 
     Raises UserError in the processes that are left when another one ends.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

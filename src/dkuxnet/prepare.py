@@ -29,7 +29,7 @@ from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
-from dkuxnet.data.values import every
+from dkuxnet.data.values import check_modality, every
 from dkuxnet.errors import DataWarning, UserError, disk_reason
 from dkuxnet.network_grid import to_network_grid
 from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
@@ -120,6 +120,7 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
 def check_case(source: Source, case: Case) -> dict[str, Any]:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
+    check_modality(f"case '{case.name}'", image.modality, source.channels)
     sampled = [every(channel, channel.size // SAMPLE) for channel in image.array]
     samples = [without_air(values) if is_ct(name) else values for name, values in zip(source.channels, sampled, strict=True)]
     ras = to_ras(image)
