@@ -1,9 +1,10 @@
 """How much faster two processes train than one, and where a step's time goes. On the CPU, one thread a process.
 
-    python benchmarks/two_processes.py [--rounds 5] [--steps 12] [--batch 2] [--method dual-mutual]
+    python benchmarks/two_processes.py [--rounds 5] [--steps 12] [--batch 2] [--method dual-mutual] [--network dk-uxnet-tiny]
+                                       [--patch 48 32 16]
 
-Trains DK-UXNet tiny on synthetic scans, patches of 48 x 32 x 16, --batch labelled and as many unlabelled a step: by one
-process, then by two, and so on in turn; of each training the median step counts, without the first two. Prints
+Trains on synthetic scans, --batch labelled patches and as many unlabelled a step (where the method uses them): by one process,
+then by two, and so on in turn; of each training the median step counts, without the first two. Prints
 
 wall    seconds of a step, and their ratio: what a user waits. On a machine with other work it says little.
 cpu     processor seconds of a step in the busier process, and their ratio: what the wall clock would give where each process
@@ -24,8 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SETTINGS = {"network.name": "dk-uxnet-tiny", "train.patch": [48, 32, 16], "train.device": "cpu", "train.log_every": 1,
-            "data.labelled": 4, "data.workers": 0}
+SETTINGS = {"train.device": "cpu", "train.log_every": 1, "data.labelled": 4, "data.workers": 0}
 
 
 def main() -> None:
@@ -34,9 +34,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--method", default="dual-mutual")
+    parser.add_argument("--network", default="dk-uxnet-tiny")
+    parser.add_argument("--patch", type=int, nargs=3, default=[48, 32, 16])
     parser.add_argument("--worker", nargs=2, metavar=("PREPARED", "RUN"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     settings = SETTINGS | {"train.steps": chosen.steps, "method.name": chosen.method,
+                           "network.name": chosen.network, "train.patch": chosen.patch,
                            "train.labelled_batch": chosen.batch, "train.unlabelled_batch": chosen.batch}
     if chosen.worker:
         print(json.dumps(train(*map(Path, chosen.worker), settings)))

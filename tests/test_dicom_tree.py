@@ -303,9 +303,9 @@ def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(
 
 
 def test_prepare_tells_of_a_series_of_another_modality_than_the_data_set_names(tmp_path):
-    Scan(blobs(0), modality="MR").write(tmp_path / "scans" / "a")
+    Scan(blobs(0), modality="MR").write(tmp_path / "scans")
     source = replace(find_source(tmp_path / "scans"), channels=("CT",))
-    with pytest.warns(DataWarning, match="case 'a': DICOM calls it MR, where CT is expected"):
+    with pytest.warns(DataWarning, match="case 'scans': DICOM calls it MR, where CT is expected"):
         check_case(source, source.cases[0])
 
 
