@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="ours; the peer's is float32")
+    parser.add_argument("--recompute", action="store_true", help="ours with network.recompute")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=["ours", "plain"], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -81,7 +82,7 @@ def make_network(chosen, groups):
     from dkuxnet.networks.dkuxnet import DKUXNet, DKUXNetOptions
     from dkuxnet.types import NetworkShape
 
-    options = DKUXNetOptions(widths=widths, query_channels=channels)
+    options = DKUXNetOptions(widths=widths, query_channels=channels, recompute=chosen.recompute)
     return to_device(DKUXNet(NetworkShape(1, 2, groups), options), torch.device(chosen.device))
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from dkuxnet.devices import to_device
 from dkuxnet.networks import fused
 from dkuxnet.networks.blocks import Conv1x1x1, DepthwiseConv3d, ResidualBlock, UXBlock
+from dkuxnet.networks.plain import uxnet_tiny
+from dkuxnet.types import NetworkShape
 
 PARTS = {
     "residual": lambda: ResidualBlock(5, 5),
@@ -82,6 +84,27 @@ def test_a_second_backward_pass_is_refused_rather_than_wrong():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_decoder_that_computes_again_has_the_same_gradients_and_keeps_less():
+    network = to_device(uxnet_tiny(NetworkShape(1, 2, ()), {}), torch.device("cpu"))
+    saving = to_device(uxnet_tiny(NetworkShape(1, 2, ()), {"recompute": True}), torch.device("cpu"))
+    saving.load_state_dict(network.state_dict())
+    image, kept, gradients = torch.randn(1, 1, 32, 32, 32), [], []
+    for each in (network, saving):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = each.train()(image).logits
+        logits.square().mean().backward()
+        kept.append(sum(sizes.values()))
+        gradients.append([parameter.grad for parameter in each.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < 0.7 * kept[0], kept
 
 
 def test_no_part_stands_in_where_torch_chooses_the_precision_or_no_gradient_is_wanted():

@@ -35,4 +35,5 @@ def read_box(path: Path, shape: Sequence[int], dtype: type[np.generic], box: tup
         raise ValueError(f"its chunks {array.chunks} are too large")
     extent = [part.stop - part.start for part in box] or shape[-3:]
     check_memory(math.prod([*shape[:-3], *extent]) * array.dtype.itemsize, str(path))
+    array.schunk.dparams = blosc2.DParams(nthreads=1)  # starting threads for a patch takes as long as unpacking it
     return array[(..., *box)]

@@ -25,6 +25,7 @@ class DKUXNetOptions:
 
     widths: channels of the encoder's stages at strides 2, 4, 8, 16. depths: blocks a stage. query_channels: C, divisible
     by `heads`. layers_per_scale: kMaX layers at each of the strides 16, 8, 4. layer_scale: initial residual scale.
+    recompute: less memory in training for more time, see `ResidualDecoder`.
     """
 
     widths: tuple[Width, Width, Width, Width] = (48, 96, 192, 384)
@@ -34,6 +35,7 @@ class DKUXNetOptions:
     heads: Width = 8
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     layer_scale: Annotated[float, Field(allow_inf_nan=False)] = 1e-6
+    recompute: bool = False
 
 
 class DKUXNet(nn.Module):
@@ -50,7 +52,7 @@ class DKUXNet(nn.Module):
         self.encoder = UXNetEncoder(
             shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
         )
-        self.decoder = ResidualDecoder(shape.in_channels, options.widths)
+        self.decoder = ResidualDecoder(shape.in_channels, options.widths, options.recompute)
         coarse = self.decoder.channels[:3]  # strides 16, 8, 4
         queries = sum(group.queries for group in shape.groups)
         self.kmax = KMaxDecoder(coarse, queries, channels, options.layers_per_scale, options.heads)

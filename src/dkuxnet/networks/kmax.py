@@ -3,6 +3,7 @@
 Source: Yu et al., "k-means Mask Transformer" (kMaX-DeepLab, arXiv 2207.04044), Equation 4 and Figure 3.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ class MaskLogits(nn.Module):
         super().__init__()
         self.voxels = Conv1x1x1(voxel_channels, query_channels)
         self.queries = nn.Sequential(nn.LayerNorm(query_channels), nn.Linear(query_channels, query_channels))
-        self.log_gain = nn.Parameter(torch.tensor(10.0).log())
+        self.log_gain = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, features: Tensor, queries: Tensor) -> Tensor:
         masks = F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()  # (B, N, C)

@@ -19,6 +19,7 @@ class UXNetOptions:
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
     drop_rate: float = 0.0
     layer_scale: float = 1e-6
+    recompute: bool = False
 
 
 class UXNet(nn.Module):
@@ -29,7 +30,7 @@ class UXNet(nn.Module):
         self.encoder = UXNetEncoder(
             shape.in_channels, options.widths, options.depths, options.drop_rate, options.layer_scale
         )
-        self.decoder = ResidualDecoder(shape.in_channels, options.widths)
+        self.decoder = ResidualDecoder(shape.in_channels, options.widths, options.recompute)
         self.voxel_channels = options.widths[0]
         self.head = nn.Conv3d(self.voxel_channels, shape.classes, 1)
 

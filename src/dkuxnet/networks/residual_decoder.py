@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dkuxnet.networks.blocks import ResidualBlock, UpBlock
 
@@ -13,10 +14,14 @@ class ResidualDecoder(nn.Module):
 
     forward(image (B, C, X, Y, Z), features at strides 2, 4, 8, 16) returns five maps at strides 16, 8, 4, 2, 1 with
     `self.channels`: twice the last width (768 in the paper), then the widths backwards (384, 192, 96, 48).
+
+    recompute: in training keep what goes into a block, not what happens in it, and compute that again in the backward pass:
+    less memory, more time, the same gradients (Chen et al., arXiv 1604.06174).
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int]):
+    def __init__(self, in_channels: int, widths: Sequence[int], recompute: bool = False):
         super().__init__()
+        self.recompute = recompute
         self.channels = (2 * widths[-1], *reversed(widths))
         sources = (in_channels, *widths[:-1])  # what the skips at strides 1, 2, 4, 8 are made of
         self.skips = nn.ModuleList(ResidualBlock(s, w) for s, w in zip(sources, widths, strict=True))
@@ -24,8 +29,11 @@ class ResidualDecoder(nn.Module):
         self.ups = nn.ModuleList(UpBlock(before, after) for before, after in pairwise(self.channels))
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        skips = [skip(x) for skip, x in zip(self.skips, (image, *features[:-1]), strict=True)]
-        maps = [self.bottleneck(features[-1])]
+        skips = [self._run(skip, x) for skip, x in zip(self.skips, (image, *features[:-1]), strict=True)]
+        maps = [self._run(self.bottleneck, features[-1])]
         for up, skip in zip(self.ups, reversed(skips), strict=True):
-            maps.append(up(maps[-1], skip))
+            maps.append(self._run(up, maps[-1], skip))
         return maps
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        return checkpoint(block, *inputs, use_reentrant=False) if self.recompute and self.training else block(*inputs)
