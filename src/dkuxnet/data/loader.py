@@ -75,12 +75,12 @@ class PatchStream:
 
 def read_ahead(
     streams: Sequence[PatchStream], first: int, last: int, workers: int, depth: int = 3,
-    finish: Callable[[int, list], Any] = lambda step, patches: patches,
+    finish: Callable[[list], Any] = lambda patches: patches,
 ) -> Iterator[Any]:
-    """The steps first .. last - 1: for each, what `finish` makes of the step and a list of one `PatchStream.at` a stream.
+    """The steps first .. last - 1: for each, what `finish` makes of a list of one `PatchStream.at` a stream.
     `workers` threads keep `depth` steps ready; without any, each step is made when it is asked for."""
     def make(step: int) -> Any:
-        return finish(step, [stream.at(step) for stream in streams])
+        return finish([stream.at(step) for stream in streams])
 
     if workers == 0:
         yield from map(make, range(first, last))
