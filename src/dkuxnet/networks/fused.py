@@ -7,6 +7,8 @@ again: sums and products, never a 3x3x3 or 7x7x7 convolution.
 Tensors are (B, C, X, Y, Z) in channels-last memory. None of these can be differentiated twice.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,7 +75,6 @@ class PointwiseExpansion(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         x, expand, expand_bias, project = ctx.saved_tensors
-        channels = len(project)
         rows, grad = x.permute(0, 2, 3, 4, 1), grad.permute(0, 2, 3, 4, 1).contiguous()
         grad_x = torch.zeros_like(rows)
         sums = []
@@ -85,10 +86,10 @@ class PointwiseExpansion(torch.autograd.Function):
             sums.append((total(grad_hidden * rows), total(grad_hidden), grad_back))
         weights, biases, backs = (torch.stack(parts, dim=1) for parts in zip(*sums, strict=True))  # (C, E) each
         return (grad_x.permute(0, 4, 1, 2, 3), weights.reshape(expand.shape), biases.reshape(expand_bias.shape),
-                backs.reshape(project.shape), total(grad).reshape(channels))
+                backs.reshape(project.shape), total(grad))
 
 
-def _columns(expand: Tensor, expand_bias: Tensor, project: Tensor):
+def _columns(expand: Tensor, expand_bias: Tensor, project: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Weight, bias and weight back of each of the E maps, (C,) each."""
     channels = len(project)
     tables = (expand.view(channels, -1), expand_bias.view(channels, -1), project.view(channels, -1))
