@@ -47,8 +47,9 @@ ALLOWED = {
     "data.": {"data.", "dicom.", "formats."},  # layouts and their parts
     "evaluate": {"metrics", "formats.", "data.affines", "data.layouts", "data.layout_files"},
     "network_grid": {"plan", "data.geometry"},
-    "prepare": {"parallel", "plan", "formats.", "data.layouts", "data.affines", "data.geometry", "data.dataset", "data.images",
-                "data.splits", "data.values", "network_grid"},
+    "fingerprint": {"plan", "formats.", "data.affines", "data.geometry", "data.images", "data.values"},
+    "prepare": {"fingerprint", "parallel", "plan", "formats.", "data.layouts", "data.geometry", "data.dataset", "data.images",
+                "data.splits", "network_grid"},
     "optimiser_state": set(),
     "optimisers": set(),
     "train": {"average", "config", "distributed", "run", "methods.base", "optimiser_state", "optimisers"},

@@ -19,8 +19,9 @@ from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.dicom import tree
 from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.fingerprint import check_case
 from dkuxnet.predict import ScansFailed, predict_scans
-from dkuxnet.prepare import check_case, prepare_scans
+from dkuxnet.prepare import prepare_scans
 from dkuxnet.types import Volume
 from test_predict import fake_run
 

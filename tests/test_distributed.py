@@ -16,6 +16,7 @@ from torch.distributed import HashStore
 
 from dkuxnet.config import load_settings
 from dkuxnet.distributed import joined, of_this_start, world
+from dkuxnet.errors import UserError
 from dkuxnet.experiment import run_training
 from dkuxnet.methods import METHODS
 from tiny import DK_UXNET, prepared_phantoms
@@ -167,6 +168,16 @@ def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
         parts[start % 3].set("here", str(start))
         told.append([part.get("here") for part in parts])
     assert told == [[str(start).encode()] * 3 for start in range(6)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("left", [{}, {"dkuxnet/0": b"gone", "dkuxnet/1": b"gone"}], ids=["nobody", "who said a name and died"])
+def test_who_waits_for_a_process_that_does_not_come_is_told_so(number, left):
+    store = HashStore()
+    for key, value in left.items():
+        store.set(key, value)
+    with pytest.raises(UserError, match="not all of the 2 processes of this training have come within 0"):
+        of_this_start(store, number, 2, seconds=0.3)
 
 
 def test_a_world_without_ranks_is_somebody_else_s(monkeypatch):

@@ -107,17 +107,8 @@ def test_one_case_has_no_spread(folders, tmp_path):
     evaluation = evaluate_folders(predictions, labels)
     assert evaluation.summary()["organ"]["dice"] == {"mean": pytest.approx(2 / 3), "std": None, "ci95": None}
     assert evaluation.notes == ["2 of 3 labelled cases have no prediction"]
-    assert evaluation.to_table()[0]["ci95_low"] is None
     evaluation.write_json(tmp_path / "summary.json")
     assert json.loads((tmp_path / "summary.json").read_text())["statistics"]["organ"]["Dice"]["ci95"] is None
-
-
-def test_table_has_a_row_for_every_class_and_metric(folders):
-    table = evaluate_folders(*folders).to_table()
-    assert len(table) == 3 * 6
-    assert list(table[0]) == ["class", "metric", "mean", "std", "ci95_low", "ci95_high"]
-    assert (table[0]["class"], table[0]["metric"], table[-1]["class"]) == ("organ", "dice", FOREGROUND_MEAN)
-    assert table[0]["ci95_low"] <= table[0]["mean"] <= table[0]["ci95_high"]
 
 
 def test_json_has_the_keys_of_nnunet(folders, tmp_path):

@@ -18,9 +18,9 @@ from dkuxnet.data.loader import LABELLED, PatchStream
 from dkuxnet.data.values import every
 from dkuxnet.errors import UserError
 from dkuxnet.experiment import batches, patch_streams, pinned
+from dkuxnet.fingerprint import count_values
 from dkuxnet.job import new_job
 from dkuxnet.optimisers import SGD, AdamW
-from dkuxnet.prepare import count_values
 from dkuxnet.train import VIEWS, step_seed
 from test_dataset_loader import SHAPES, write_set
 

@@ -73,7 +73,7 @@ class Plan(Part):
 
 
 class Fingerprint(Part):
-    """What `report` tells of it, see `prepare.take_fingerprint`."""
+    """What `report` tells of it, see `fingerprint.take_fingerprint`."""
 
     cases: int = ABSENT
     labelled: int = ABSENT

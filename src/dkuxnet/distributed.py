@@ -6,6 +6,7 @@ its own patches, and their sum over the processes is the gradient of the whole. 
 of parts instead: a soft Dice over a batch, a mixture of two patches or a mean over sure voxels is not such an average.
 """
 
+import datetime
 import os
 import time
 import uuid
@@ -22,6 +23,7 @@ from dkuxnet.types import Output
 
 T = TypeVar("T")
 LARGE = 2**16  # numbers: what is summed over the processes by itself
+JOINING = 600  # seconds that processes wait for each other at the start
 
 
 class ToldElsewhere(UserError):
@@ -64,25 +66,37 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
+def of_this_start(store: dist.Store, number: int, count: int, seconds: float = JOINING) -> dist.Store:
     """The part of torchrun's store that is of this start alone.
 
     torchrun keeps one store over all its restarts, in which the addresses of the processes before still stand: who is quick
     would call the dead. So the first process invents a name, and tells it to each that says who it is until each has heard it.
+    Raises UserError where not all of them come within `seconds`.
     """
+    store.set_timeout(datetime.timedelta(seconds=seconds))
+    try:
+        return dist.PrefixStore(_name_of_this_start(store, number, count, time.monotonic() + seconds), store)
+    except dist.DistError as error:
+        raise UserError(f"not all of the {count} processes of this training have come within {seconds:g} seconds: start them "
+                        "together, and where one ends its own message says why") from error
+
+
+def _name_of_this_start(store: dist.Store, number: int, count: int, deadline: float) -> str:
     me = uuid.uuid4().hex
     store.set(f"dkuxnet/{number}", me)
     if number:
         name = store.get(f"dkuxnet/to/{me}").decode()
         store.set(f"dkuxnet/{name}/{number}", "heard")
-        return dist.PrefixStore(name, store)
+        return name
     waiting = set(range(1, count))
     while waiting:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"processes {sorted(waiting)} said who they are and do not listen")
         for other in waiting:
             store.set(f"dkuxnet/to/{store.get(f'dkuxnet/{other}').decode()}", me)
         waiting = {other for other in waiting if not store.check([f"dkuxnet/{me}/{other}"])}
         time.sleep(0.01)
-    return dist.PrefixStore(me, store)
+    return me
 
 
 def by_the_first(work: Callable[[], T]) -> T:

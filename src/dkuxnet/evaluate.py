@@ -56,15 +56,6 @@ class Evaluation:
         series = {name: figures[:, i] for i, name in enumerate(self.classes)} | {FOREGROUND_MEAN: figures.mean(axis=1)}
         return {name: dict(zip(METRICS, statistics(values), strict=True)) for name, values in series.items()}
 
-    def to_table(self) -> list[dict[str, Any]]:
-        """The summary as rows: `class`, `metric`, `mean`, `std`, `ci95_low`, `ci95_high` (None: one case only)."""
-        return [
-            {"class": name, "metric": metric, "mean": s["mean"], "std": s["std"]}
-            | dict(zip(("ci95_low", "ci95_high"), s["ci95"] or (None, None), strict=True))
-            for name, metrics in self.summary().items()
-            for metric, s in metrics.items()
-        ]
-
     def write_json(self, path: Path) -> None:
         """Write nnU-Net's summary.json with our keys, whole or not at all. Raises UserError where it cannot be."""
         _write(path, json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,10 +1,11 @@
-"""Jobs side by side, each in a process of its own: they are told to stop together, and one that dies harms no other."""
+"""Work in processes of its own, side by side: a map, and jobs that stop together, where one that dies harms no other."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -79,6 +80,23 @@ def _child(pipe: Connection, work: Work, arguments: Sequence[Any]) -> None:
         return
     with suppress(OSError):
         pipe.send((True, outcome))
+
+
+@contextmanager
+def workers(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives a `map` by processes that last for the block, so that each loads its libraries once; with one, plain `map`. Ctrl-C
+    ends them, whatever they do."""
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
+    try:
+        yield pool.map if pool else map
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 def end_with_parent() -> None:

@@ -7,15 +7,13 @@ stores. The folder appears under its name only when all of it is there.
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,23 +21,20 @@ from typing import Any
 import numpy as np
 
 from dkuxnet import formats
-from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.dataset import VERSION, write_array, write_bytes
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.splits import make_split
-from dkuxnet.data.values import check_modality, every
 from dkuxnet.errors import DataWarning, UserError, disk_reason
+from dkuxnet.fingerprint import check_case, take_fingerprint
 from dkuxnet.network_grid import to_network_grid
-from dkuxnet.parallel import end_with_parent, stopping_on_sigterm
-from dkuxnet.plan import is_ct, make_plan
+from dkuxnet.parallel import stopping_on_sigterm, workers
+from dkuxnet.plan import make_plan
 from dkuxnet.types import Case, Source, Volume
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
-SAMPLE = 20_000  # voxels of a channel that its figures are taken from
-AIR = -500  # Hounsfield units: below is air, and most of a lung
 MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
@@ -73,7 +68,8 @@ def prepare_scans(
     new_parents = [folder for folder in prepared.absolute().parents if not folder.exists()]
     partial_folder = _make_folder(prepared)
     try:
-        with _workers(processes, progress) as each:
+        with workers(processes) as map_:
+            each = partial(_each, map_, progress)
             checks = each(partial(_check_noting, found), found.cases, "check")
             notes = [note for check in checks for note in check.pop("notes")]
             for note in notes:
@@ -115,65 +111,6 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
     """Names of the cases that are kept for testing. Raises UserError where the source does not have them."""
     labelled = [case.name for case in source.cases if case.label is not None]
     return make_split([case.name for case in source.cases], labelled, test_cases=test_cases, file=split).test
-
-
-def check_case(source: Source, case: Case) -> dict[str, Any]:
-    """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
-    image = read_image(case, len(source.channels))
-    check_modality(f"case '{case.name}'", image.modality, source.channels)
-    sampled = [every(channel, channel.size // SAMPLE) for channel in image.array]
-    samples = [without_air(values) if is_ct(name) else values for name, values in zip(source.channels, sampled, strict=True)]
-    ras = to_ras(image)
-    facts: dict[str, Any] = {
-        "name": case.name,
-        "shape": list(ras.shape),
-        "spacing_mm": list(ras.spacing_mm),
-        "percentiles": [np.percentile(values, (0.5, 50, 99.5)).tolist() for values in samples],
-        "mean": [float(values.mean()) for values in samples],
-        "std": [float(values.std()) for values in samples],
-    }
-    if case.label is not None:
-        label = formats.read(case.label, kind="label")
-        check_same_grid(f"case '{case.name}'", f"the image {case.images[0].name}", image,
-                        f"the label map {case.label.name}", label)
-        facts["label_counts"] = count_values(label.array)
-    return facts
-
-
-def count_values(label: np.ndarray) -> dict[int, int]:
-    """Which integers there are, ascending, and how often. Bytes are counted where they stand, all else has to be sorted."""
-    if label.dtype == np.uint8:
-        counts = np.bincount(label.ravel(order="K"), minlength=1)
-        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
-    values, counts = np.unique(label, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
-
-
-def without_air(values: np.ndarray) -> np.ndarray:
-    """The CT values (n,) of the body: the air around it would set the scale, and tissues would all look alike."""
-    body = values[values > AIR]
-    return body if len(body) else values
-
-
-def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sizes, spacings, intensities over all cases (RAS order), and the share of every label value over the labelled ones."""
-    shares: dict[int, list[float]] = {}
-    labelled = [c["label_counts"] for c in checks if "label_counts" in c]
-    for counts in labelled:
-        for value, n in counts.items():
-            shares.setdefault(value, []).append(n / sum(counts.values()))
-    return {
-        "cases": len(checks),
-        "labelled": len(labelled),
-        "shape_median": np.median([c["shape"] for c in checks], axis=0).tolist(),
-        "shape_max": np.max([c["shape"] for c in checks], axis=0).tolist(),
-        "spacing_mm_median": np.median([c["spacing_mm"] for c in checks], axis=0).tolist(),
-        "extent_mm_median": np.median([np.multiply(c["shape"], c["spacing_mm"]) for c in checks], axis=0).tolist(),
-        "percentiles_median": np.median([c["percentiles"] for c in checks], axis=0).tolist(),
-        "mean": np.mean([c["mean"] for c in checks], axis=0).tolist(),
-        "std": np.mean([c["std"] for c in checks], axis=0).tolist(),
-        "label_share": {str(value): float(np.sum(s) / len(labelled)) for value, s in sorted(shares.items())},
-    }
 
 
 def store_case(
@@ -230,23 +167,6 @@ def _store_quietly(*job: Any) -> tuple[tuple[int, ...], dict[str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         return store_case(*job)
-
-
-@contextmanager
-def _workers(processes: int, progress: Progress) -> Iterator[Callable[[Callable, Iterable[Case], str], list]]:
-    """Gives `each(job, cases, what)`: the job's results for all cases, by processes that last for the block, so that each loads
-    its libraries once."""
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
-    try:
-        yield partial(_each, pool.map if pool else map, progress)
-    except KeyboardInterrupt:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
-        raise
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
 
 
 def _each(map_: Callable, progress: Progress, job: Callable, cases: Iterable[Case], what: str) -> list:
