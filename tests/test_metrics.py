@@ -130,10 +130,10 @@ def test_equals_medpy_however_far_apart_the_surfaces_are(steps, spacing_mm):
         assert_as_medpy(truth, prediction, spacing_mm)
 
 
-@pytest.mark.parametrize("shape", [(40,), (9, 31), (1, 9, 1), (5, 1, 12), (6, 5, 4, 3)])
+@pytest.mark.parametrize("shape", [(40,), (9, 31), (1, 9, 1), (5, 1, 12), (6, 5, 4, 3), (254, 4), (255, 4), (600, 2, 3)])
 def test_equals_medpy_in_any_shape(shape):
     rng = np.random.default_rng(len(shape))
-    for density in (0.1, 0.5, 0.95):
+    for density in (0.003, 0.1, 0.5, 0.95):
         prediction, truth = (rng.random(shape) < density for _ in range(2))
         prediction.flat[0] = truth.flat[-1] = True
         assert_as_medpy(prediction, truth, tuple(rng.uniform(0.3, 3, len(shape))))

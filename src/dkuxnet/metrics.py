@@ -22,11 +22,14 @@ from scipy.spatial import cKDTree
 # Relative difference below which a voxel's edges count as equal: far inside the rounding of the figures themselves.
 ISOTROPY_TOLERANCE = 1e-8
 
-# How far, in voxels, surfaces are compared neighbour by neighbour before they are searched.
-REACH = 3
+# How far, in voxels, the columns around a voxel are looked at before the surfaces are searched.
+REACH = 5
 
 # Voxels of the box a searched voxel at which a distance transform of the box takes about as long as a k-d tree.
 VOXELS_A_SEARCH = 50
+
+# A k-d tree that is built in a third of the time of scipy's default and searched in half, for the few points of a surface.
+QUICK = {"leafsize": 64, "balanced_tree": False, "compact_nodes": False}
 
 RESAMPLES, SEED = 10_000, 0
 
@@ -123,7 +126,7 @@ def _crop_to_objects(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndar
         part = slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0)
         box = (slice(None),) * axis + (part,)
         union, prediction, truth = union[box], prediction[box], truth[box]
-    return prediction, truth
+    return np.ascontiguousarray(prediction), np.ascontiguousarray(truth)  # readers of NIfTI give the other order
 
 
 def _distances(
@@ -147,39 +150,56 @@ def _distances(
 def _to_nearest(surface: np.ndarray, other: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """From each voxel of a surface to the nearest one of the other, in no order, in the unit of the voxel's edges `unit`.
 
-    Looks at each voxel's neighbours, the nearest first, and drops it where one of them lies on the other surface: so all but a
-    few voxels of a good prediction are done in a hundredth of the time of a distance transform. Where many remain, as of a
-    prediction that is nowhere near the truth, the transform is what bounds the time.
+    How far the other is along the first axis is found for every voxel at once. So a voxel asks the columns around its own, the
+    nearest first, until the next one is itself farther than what was found: all but a few voxels of a good prediction are done
+    in a tenth of the time of a distance transform. Where many remain, as of a prediction that is nowhere near the truth, the
+    transform is what bounds the time.
     """
     distances = np.zeros(np.count_nonzero(surface))
-    around = np.pad(other, REACH)
-    places = _places(surface & ~other) + REACH
-    left = np.ravel_multi_index(tuple(places.T), around.shape)
+    margin = [0, *[REACH] * (other.ndim - 1)]
+    around = np.pad(_along_first(other), [(n, n) for n in margin], constant_values=len(other))
+    squares = np.square(np.arange(len(other) + 1) * unit[0])
+    squares[-1] = np.inf  # nothing in the column
+    left = np.ravel_multi_index(tuple((_places(surface & ~other) + margin).T), around.shape)
     done = len(distances) - len(left)  # what both surfaces share, at distance 0
-    for distance, neighbours in _neighbours(tuple(unit.tolist())):
+    best = np.full(len(left), np.inf)
+    for square, columns, next_square in _columns_around(tuple(unit[1:].tolist())):
         if not len(left):
             return distances
-        found = np.zeros(len(left), bool)
-        for step in neighbours @ np.array(around.strides):
-            found |= around.ravel()[left + step]
+        for step in columns @ (np.array(around.strides[1:], int) // around.itemsize):
+            np.minimum(best, squares[around.ravel()[left + step]] + square, out=best)
+        found = best <= next_square
         last = done + np.count_nonzero(found)
-        distances[done:last] = distance
-        done, left = last, left[~found]
-    far = np.stack(np.unravel_index(left, around.shape), axis=1) - REACH
+        distances[done:last] = np.sqrt(best[found])
+        done, left, best = last, left[~found], best[~found]
+    far = np.stack(np.unravel_index(left, around.shape), axis=1) - margin
     if len(far) * VOXELS_A_SEARCH > other.size:
         distances[done:] = distance_transform_edt(~other, sampling=unit)[tuple(far.T)]
     elif len(far):
-        distances[done:] = cKDTree(_places(other) * unit).query(far * unit)[0]
+        distances[done:] = cKDTree(_places(other) * unit, **QUICK).query(far * unit)[0]
     return distances
 
 
+def _along_first(mask: np.ndarray) -> np.ndarray:
+    """How many voxels along the first axis the nearest one of `mask` lies from each; the axis's length without one."""
+    away = np.multiply(~mask, len(mask), dtype=np.min_scalar_type(len(mask) + 1))  # a byte for most scans: stays in the cache
+    there = range(len(mask))
+    for order in (there, there[::-1]):
+        for before, here in itertools.pairwise(order):
+            np.minimum(away[here], away[before] + 1, out=away[here, ...])
+    return away
+
+
 @lru_cache(maxsize=64)
-def _neighbours(unit: tuple[float, ...]) -> list[tuple[float, np.ndarray]]:
-    """Distances from a voxel, ascending, and the steps (n, axes) to its neighbours at each; none is left out up to the last."""
-    steps = np.array(list(itertools.product(range(-REACH, REACH + 1), repeat=len(unit))))
+def _columns_around(unit: tuple[float, ...]) -> list[tuple[float, np.ndarray, float]]:
+    """The columns around one, the nearest first: squared distance, the steps (n, axes) to those so far away, and the squared
+    distance of the next."""
+    steps = np.array(list(itertools.product(range(-REACH, REACH + 1), repeat=len(unit))), int)
     squares = np.square(steps * unit).sum(axis=1)
-    beyond = (REACH + 1) ** 2 * min(unit) ** 2  # the nearest that these steps do not reach
-    return [(float(np.sqrt(square)), steps[squares == square]) for square in np.unique(squares) if 0 < square < beyond]
+    beyond = (REACH + 1) ** 2 * min(unit, default=np.inf) ** 2  # the nearest that these steps do not reach
+    each = [square for square in np.unique(squares) if square < beyond]
+    return [(float(square), steps[squares == square], float(next_square))
+            for square, next_square in zip(each, [*each[1:], beyond], strict=True)]
 
 
 def _places(mask: np.ndarray) -> np.ndarray:
