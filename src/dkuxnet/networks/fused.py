@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dkuxnet.networks import winograd
+
 SLOPE = 0.01  # of the leaky ReLU
 EPSILON = 1e-5  # of the instance norm
 CHUNK = 4096  # voxels
@@ -152,6 +154,8 @@ def conv(x: Tensor, weight: Tensor) -> Tensor:
     """A dense 3x3x3 convolution that keeps the size. Of a single patch torch computes small maps (its rule is below) by another
     algorithm, forwards and backwards, which takes up to five times as long as the usual one; beside a patch of zeros it takes
     the usual one. A process that shares a small batch gets such single patches, and so does a teacher of one."""
+    if winograd.pays(x, weight):
+        return winograd.conv(x, weight)
     if is_slow(x):
         return F.conv3d(torch.cat([x, torch.zeros_like(x)]), weight, padding=1)[:1]
     return F.conv3d(x, weight, padding=1)
@@ -163,6 +167,9 @@ def is_slow(x: Tensor) -> bool:
 
 def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, with_input: bool) -> tuple[Tensor | None, Tensor]:
     """Gradients of `conv` by its input, where wanted, and by its weight."""
+    if winograd.pays(x, weight):
+        grad_x = winograd.conv(grad, weight.flip(2, 3, 4).transpose(0, 1)) if with_input else None
+        return grad_x, winograd.weight_gradient(x, grad, weight)
     grad, inputs = (torch.cat([part, torch.zeros_like(part)]) if is_slow(x) else part for part in (grad, x))
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, inputs, weight, None, [1] * 3, [1] * 3, [1] * 3, False,
                                                                  [0] * 3, 1, [with_input, True, False])
