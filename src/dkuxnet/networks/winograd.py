@@ -9,7 +9,7 @@ convolution; rounding errors are twice as large.
 Tensors are (B, C, X, Y, Z) in channels-last memory, X a multiple of 4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -36,25 +36,28 @@ def pays(x: Tensor, weight: Tensor) -> bool:
             and x.shape[2] % 4 == 0 and x[:, 0].numel() >= 4096 and x[0, 0, 0].numel() * min(weight.shape[:2]) >= 16384)
 
 
-def conv(x: Tensor, weight: Tensor) -> Tensor:
-    """F.conv3d(x, weight, padding=1)."""
-    batch, channels, length, *plane = x.shape
+def conv(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """F.conv3d(x, weight, padding=1), x being the inputs joined by their channels, of which each has as many."""
+    batch, channels, length, *plane = inputs[0].shape
     width, voxels = len(weight), plane[0] * plane[1]
-    kernels = torch.einsum("kx,oixyz->koiyz", matrix(KERNEL, x.dtype), weight)
-    kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
-    result = x.new_empty(batch, length, *plane, width)
+    kernels = [kernel.contiguous(memory_format=torch.channels_last) for part in weight.split(channels, dim=1)
+               for kernel in torch.einsum("kx,oixyz->koiyz", matrix(KERNEL, weight.dtype), part)]
+    gather = matrix(OUTPUT, weight.dtype).repeat(1, len(inputs))
+    result = inputs[0].new_empty(batch, length, *plane, width)
     fours = result.view(-1, 4, voxels * width)
-    for first, sums in _slabs(x):
-        products = torch.stack([F.conv2d(part.view(-1, *plane, channels).permute(0, 3, 1, 2), kernel, padding=1)
-                               .permute(0, 2, 3, 1).flatten(1) for part, kernel in zip(sums, kernels, strict=True)])
-        for product, four in zip(products.unbind(1), fours[first:], strict=False):
-            torch.mm(matrix(OUTPUT, x.dtype), product, out=four)
+    for slabs in zip(*map(_slabs, inputs), strict=True):
+        sums = [part.view(-1, *plane, channels).permute(0, 3, 1, 2) for _, slab in slabs for part in slab]
+        products = torch.stack([F.conv2d(part, kernel, padding=1).permute(0, 2, 3, 1).flatten(1)
+                                for part, kernel in zip(sums, kernels, strict=True)], dim=1)
+        for product, four in zip(products, fours[slabs[0][0]:], strict=False):
+            torch.mm(gather, product, out=four)
     return result.permute(0, 4, 1, 2, 3)
 
 
-def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient by `weight` of conv(x, weight), where `grad` is that by its result."""
+def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of `conv` by its weight, (C', C, 3, 3, 3), where `grad` is that by its result."""
     channels, width, plane = x.shape[1], grad.shape[1], x.shape[3:]
+    kernel = x.new_empty(width, channels, 3, 3)  # torch asks for its shape alone
     fours = _rows(grad).view(-1, 4, plane[0] * plane[1] * width)
     total: Tensor | int = 0
     for first, sums in _slabs(x):
@@ -64,12 +67,12 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
             torch.mm(matrix(OUTPUT, x.dtype).T, four, out=into)
         total = total + torch.stack([_plane_weight_gradient(
             part.view(tiles, *plane, channels).permute(0, 3, 1, 2), other.view(tiles, *plane, width).permute(0, 3, 1, 2),
-            weight[:, :, 0]) for part, other in zip(sums, spread, strict=True)])
+            kernel) for part, other in zip(sums, spread, strict=True)])
     return torch.einsum("kx,koiyz->oixyz", matrix(KERNEL, x.dtype), total)
 
 
-def _plane_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, [1] * 2, [1] * 2, [1] * 2, False, [0] * 2, 1,
+def _plane_weight_gradient(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
+    return torch.ops.aten.convolution_backward(grad, x, kernel, None, [1] * 2, [1] * 2, [1] * 2, False, [0] * 2, 1,
                                                [False, True, False])[1]
 
 
