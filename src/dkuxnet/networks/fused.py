@@ -138,7 +138,7 @@ class ResidualBlock(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         (raw1, raw2, result), inputs, stats1, stats2, stats3, parameters = (list(islice(saved, n)) for n in ctx.numbers)
         first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
-        grad = torch.ops.aten.leaky_relu_backward(grad, result, SLOPE, True)
+        grad = torch.ops.aten.leaky_relu_backward.grad_input(grad, result, SLOPE, True, grad_input=torch.empty_like(result))
         grad2, *norm2 = norm_backward(grad, raw2, stats2, second[1])
         y = F.leaky_relu_(normed_again(raw1, stats1, *first[1:]), SLOPE)
         (grad_y,), weight2 = conv_backward(grad2, (y,), second[0], True)
