@@ -31,9 +31,11 @@ def matrix(rows: tuple, dtype: torch.dtype) -> Tensor:
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of `x` should be computed here: no gradient is recorded, and slices and map are large enough."""
-    return (x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-            and x.shape[2] % 4 == 0 and x[:, 0].numel() >= 4096 and x[0, 0, 0].numel() * min(weight.shape[:2]) >= 16384)
+    """Whether a convolution of `x` should be computed here: in full precision, no gradient recorded, and the map large enough.
+    Of a slice of 20480 numbers or fewer torch computes a convolution by a slow algorithm where the slice is alone."""
+    usual = x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.is_autocast_enabled("cpu")
+    large = x[:, 0].numel() >= 4096 and x[0, 0, 0].numel() * min(weight.shape[:2]) > 20480
+    return usual and large and x.shape[2] % 4 == 0 and not torch.is_grad_enabled()
 
 
 def conv(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
