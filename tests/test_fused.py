@@ -1,13 +1,14 @@
 """The parts written out by hand compute what torch's operations compute, and so do their gradients; they keep less."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from dkuxnet.devices import to_device
-from dkuxnet.networks import fused
+from dkuxnet.networks import fused, winograd
 from dkuxnet.networks.blocks import Conv1x1x1, DepthwiseConv3d, ResidualBlock, UXBlock
 from dkuxnet.networks.plain import uxnet_tiny
 from dkuxnet.types import NetworkShape
@@ -21,12 +22,12 @@ PARTS = {
 }
 
 
-def gradients(part: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+def gradients(part: Callable, x: torch.Tensor) -> list[torch.Tensor]:
     """The result of `part`, and the gradients of a sum over it by `x` and by every parameter."""
     x = x.clone().requires_grad_()
     result = part(x)
     (result * torch.linspace(-1, 2, result.numel(), dtype=x.dtype).view(result.shape)).sum().backward()
-    return [result, x.grad, *(parameter.grad for parameter in part.parameters())]
+    return [result, x.grad, *(parameter.grad for parameter in (part.parameters() if isinstance(part, nn.Module) else ()))]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -45,6 +46,28 @@ def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monk
     monkeypatch.setattr(fused, "applies", lambda x: False)
     for mine, its in zip(ours, gradients(copy.deepcopy(part), x), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_block_of_two_inputs_is_that_of_their_channels_joined(large, monkeypatch):
+    monkeypatch.setattr(winograd, "pays", lambda x, weight: large and not torch.is_grad_enabled())
+    torch.manual_seed(0)
+    part = to_device(ResidualBlock(6, 3).double(), torch.device("cpu"))
+    for parameter in part.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 8, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    ours = gradients(lambda x: part(*x.chunk(2, dim=1)), x), [parameter.grad.clone() for parameter in part.parameters()]
+    part.zero_grad()
+    monkeypatch.setattr(fused, "applies", lambda x: False)
+    its = gradients(part, x)
+    for mine, other in zip((*ours[0], *ours[1]), its, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_block_of_one_input_without_a_gradient_still_trains():
+    part = to_device(ResidualBlock(1, 3), torch.device("cpu"))
+    part(torch.randn(2, 1, 8, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in part.parameters())
 
 
 def test_a_pointwise_convolution_is_torch_s():

@@ -63,7 +63,7 @@ class Conv3x3x3(nn.Conv3d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fused.conv(x, self.weight) if self.training else super().forward(x)
+        return fused.conv((x,), self.weight) if self.training else super().forward(x)
 
 
 class StochasticDepth(nn.Module):
@@ -117,11 +117,14 @@ class ResidualBlock(nn.Module):
         if in_channels != out_channels:
             self.skip = nn.Sequential(Conv1x1x1(in_channels, out_channels, bias=False), InstanceNorm(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if fused.applies(x):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Of several inputs: their channels joined."""
+        if fused.applies(inputs[0]):
             third = [] if isinstance(self.skip, nn.Identity) else self.skip
             pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2), *([third] if third else [])]
-            return fused.ResidualBlock.apply(x, *[p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)])
+            parameters = [p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)]
+            return fused.ResidualBlock.apply(len(inputs), *inputs, *parameters)
+        x = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
         y = F.leaky_relu(self.norm1(self.conv1(x)), fused.SLOPE, inplace=True)  # no gradient needs what the norm gave
         y = self.norm2(self.conv2(y))
         return F.leaky_relu(y + self.skip(x), fused.SLOPE, inplace=True)
@@ -136,4 +139,4 @@ class UpBlock(nn.Module):
         self.mix = ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.mix(torch.cat([self.up(x), skip], dim=1))  # (B, 2 out, 2x, 2y, 2z) -> (B, out, ...)
+        return self.mix(self.up(x), skip)  # (B, out, 2x, 2y, 2z) each -> the same

@@ -7,12 +7,15 @@ again: sums and products, never a 3x3x3 or 7x7x7 convolution.
 Tensors are (B, C, X, Y, Z) in channels-last memory. None of these can be differentiated twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from dkuxnet.networks import winograd
 
 SLOPE = 0.01  # of the leaky ReLU
 EPSILON = 1e-5  # of the instance norm
@@ -103,55 +106,93 @@ def total(rows: Tensor) -> Tensor:
 
 
 class ResidualBlock(torch.autograd.Function):
-    """(x, weight1, gain1, bias1, weight2, gain2, bias2[, weight3, gain3, bias3]) -> two 3x3x3 convolutions with instance norms
-    and leaky ReLUs, and a residual, through a 1x1x1 convolution and a norm where there is a third."""
+    """(inputs, weight1, gain1, bias1, weight2, gain2, bias2[, weight3, gain3, bias3]) -> two 3x3x3 convolutions with instance
+    norms and leaky ReLUs, and a residual, through a 1x1x1 convolution and a norm where there is a third.
+
+    Of several inputs the block is that of their channels joined; that map is not made where the convolution can do without.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx, number: int, *inputs_and_parameters: Tensor) -> Tensor:
+        inputs, parameters = inputs_and_parameters[:number], inputs_and_parameters[number:]
         first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
-        raw1 = conv(x, first[0])
+        ctx.split = [x.shape[1] for x in inputs]
+        if number > 1 and not winograd.pays(inputs[0], first[0]):
+            inputs = (torch.cat(inputs, dim=1),)
+        raw1 = conv(inputs, first[0])
         y, *stats1 = normed(raw1, *first[1:])
-        raw2 = conv(F.leaky_relu_(y, SLOPE), second[0])
+        raw2 = conv((F.leaky_relu_(y, SLOPE),), second[0])
+        del y
         result, *stats2 = normed(raw2, *second[1:])
         stats3: list[Tensor] = []
         if third:
-            residual, *stats3 = normed(pointwise(x, third[0][0]), *third[0][1:])
-        result = F.leaky_relu_(result.add_(residual if third else x), SLOPE)
-        ctx.save_for_backward(x, raw1, raw2, result, *stats1, *stats2, *stats3, *parameters)
-        ctx.numbers = len(stats3)
+            residual, *stats3 = normed(project(inputs, third[0][0]), *third[0][1:])
+        result = F.leaky_relu_(result.add_(residual if third else inputs[0]), SLOPE)
+        ctx.save_for_backward(raw1, raw2, result, *inputs, *stats1, *stats2, *stats3, *parameters)
+        ctx.numbers = [3, len(inputs), 2, 2, len(stats3), len(parameters)]
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, raw1, raw2, result, *rest = ctx.saved_tensors
-        (stats1, stats2, stats3), parameters = (rest[:2], rest[2:4], rest[4:4 + ctx.numbers]), rest[4 + ctx.numbers:]
+        saved = iter(ctx.saved_tensors)
+        (raw1, raw2, result), inputs, stats1, stats2, stats3, parameters = (list(islice(saved, n)) for n in ctx.numbers)
         first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
-        grad = torch.ops.aten.leaky_relu_backward(grad, result, SLOPE, True)
+        grad = torch.ops.aten.leaky_relu_backward.grad_input(grad, result, SLOPE, True, grad_input=torch.empty_like(result))
         grad2, *norm2 = norm_backward(grad, raw2, stats2, second[1])
         y = F.leaky_relu_(normed_again(raw1, stats1, *first[1:]), SLOPE)
-        grad_y, weight2 = conv_backward(grad2, y, second[0], True)
+        (grad_y,), weight2 = conv_backward(grad2, (y,), second[0], True)
         torch.ops.aten.leaky_relu_backward.grad_input(grad_y, y, SLOPE, True, grad_input=grad_y)
-        del y, grad2
+        del y
         grad1, *norm1 = norm_backward(grad_y, raw1, stats1, first[1])
-        wanted = ctx.needs_input_grad[0]
-        grad_x, weight1 = conv_backward(grad1, x, first[0], wanted)
+        del grad_y
+        if third:  # in the memory of what the second convolution gave, which nothing needs any more
+            grad, *norm3 = norm_backward(grad, project(inputs, third[0][0], out=raw2), stats3, third[0][1])
+        wanted = any(ctx.needs_input_grad[1:1 + len(ctx.split)])
+        grads, weight1 = conv_backward(grad1, inputs, first[0], wanted)
         found = [weight1, *norm1, weight2, *norm2]
         if third:
-            grad, *norm3 = norm_backward(grad, pointwise(x, third[0][0]), stats3, third[0][1])
-            rows, weight = by_voxel(grad), third[0][0].flatten(1)
-            found += [torch.einsum("bvd,bvc->dc", rows, by_voxel(x)).view_as(third[0][0]), *norm3]
-            if wanted:
-                grad_x = by_voxel(grad_x).baddbmm_(rows, weight.expand(len(x), -1, -1)).permute(0, 2, 1).view_as(x)
+            found += [project_backward(grad, inputs, third[0][0], grads), *norm3]
         elif wanted:
-            grad_x.add_(grad)
-        return grad_x, *found
+            grads[0].add_(grad)
+        if not wanted:
+            grads = [None] * len(ctx.split)
+        elif len(grads) < len(ctx.split):
+            grads = grads[0].split(ctx.split, dim=1)
+        return None, *grads, *found
 
 
-def conv(x: Tensor, weight: Tensor) -> Tensor:
-    """A dense 3x3x3 convolution that keeps the size. Of a single patch torch computes small maps (its rule is below) by another
-    algorithm, forwards and backwards, which takes up to five times as long as the usual one; beside a patch of zeros it takes
-    the usual one. A process that shares a small batch gets such single patches, and so does a teacher of one."""
+def project(inputs: Sequence[Tensor], weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`pointwise` of the inputs' channels joined, written over `out` where that is given."""
+    batch, _, *size = inputs[0].shape
+    result = by_voxel(inputs[0].new_empty(batch, *size, len(weight)).permute(0, 4, 1, 2, 3) if out is None else out)
+    for number, (x, part) in enumerate(zip(inputs, split(weight, inputs), strict=True)):
+        result.baddbmm_(by_voxel(x), part.flatten(1).T.expand(batch, -1, -1), beta=float(number > 0))
+    return result.unflatten(1, size).permute(0, 4, 1, 2, 3)
+
+
+def project_backward(grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, onto: Sequence[Tensor]) -> Tensor:
+    """The gradient of `project` by its weight; that by the inputs is added to `onto`, if to anything."""
+    rows = by_voxel(grad)
+    for each, part in zip(onto, split(weight, inputs), strict=False):
+        by_voxel(each).baddbmm_(rows, part.flatten(1).expand(len(grad), -1, -1))
+    return torch.cat([torch.einsum("bvd,bvc->dc", rows, by_voxel(x)) for x in inputs], dim=1).view_as(weight)
+
+
+def split(weight: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The part of a convolution's weight that belongs to each of its inputs."""
+    return weight.split([x.shape[1] for x in inputs], dim=1)
+
+
+def conv(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A dense 3x3x3 convolution that keeps the size, of one input or, where `winograd.pays`, of several joined.
+
+    Of a single patch torch computes small maps (its rule is below) by another algorithm, forwards and backwards, which takes up
+    to five times as long as the usual one; beside a patch of zeros it takes the usual one. A process that shares a small batch
+    gets such single patches, and so does a teacher of one."""
+    if winograd.pays(inputs[0], weight):
+        return winograd.conv(inputs, weight)
+    x, = inputs
     if is_slow(x):
         return F.conv3d(torch.cat([x, torch.zeros_like(x)]), weight, padding=1)[:1]
     return F.conv3d(x, weight, padding=1)
@@ -161,12 +202,16 @@ def is_slow(x: Tensor) -> bool:
     return x.device.type == "cpu" and len(x) == 1 and x[..., 0].numel() <= 20480 and x[0, 0].numel() > 128
 
 
-def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, with_input: bool) -> tuple[Tensor | None, Tensor]:
-    """Gradients of `conv` by its input, where wanted, and by its weight."""
-    grad, inputs = (torch.cat([part, torch.zeros_like(part)]) if is_slow(x) else part for part in (grad, x))
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, inputs, weight, None, [1] * 3, [1] * 3, [1] * 3, False,
-                                                                 [0] * 3, 1, [with_input, True, False])
-    return grad_x[:len(x)] if with_input else None, grad_weight
+def conv_backward(grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, with_inputs: bool) -> tuple[list[Tensor], Tensor]:
+    """Gradients of `conv` by its inputs, where wanted, and by its weight."""
+    if winograd.pays(inputs[0], weight):
+        grads = [winograd.conv((grad,), part.flip(2, 3, 4).transpose(0, 1)) for part in split(weight, inputs) if with_inputs]
+        return grads, torch.cat([winograd.weight_gradient(x, grad) for x in inputs], dim=1)
+    x, = inputs
+    grad, beside = (torch.cat([part, torch.zeros_like(part)]) if is_slow(x) else part for part in (grad, x))
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, beside, weight, None, [1] * 3, [1] * 3, [1] * 3, False,
+                                                                 [0] * 3, 1, [with_inputs, True, False])
+    return [grad_x[:len(x)]] if with_inputs else [], grad_weight
 
 
 def normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
