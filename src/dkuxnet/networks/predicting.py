@@ -105,7 +105,7 @@ def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, 
 
 def ux_tail(x: Tensor, y: Tensor, norm: Sequence[Tensor], expand: Sequence[Tensor], project: Sequence[Tensor],
             scale: Tensor) -> Tensor:
-    """x + scale * project(GELU(expand(norm(y)))) of a UX block, each pair (weight, bias), a part of the voxels after another."""
+    """x + scale * project(GELU(expand(norm(y)))) of a UX block, part by part; each pair is (weight, bias)."""
     channels = x.shape[1]
     scale = scale.flatten()
     weight, bias, back = (table.view(channels, -1).T.contiguous() for table in (*expand, project[0]))  # (E, C)
@@ -128,7 +128,7 @@ def assigned(features: Tensor, masks: Tensor, weight: Tensor, bias: Tensor, tabl
     length of a mask. table: (B, N, T). The maps of N queries, and of C channels, are never whole: see
     `kmax.MaskLogits`, whose sums these are.
     """
-    batch, channels, *size = features.shape
+    batch, _, *size = features.shape
     gram, turn, square = weight.T @ weight, 2 * (bias @ weight), bias.square().sum()
     safe = float(masks.norm(dim=2).max()) < STEEP
     table = torch.cat([table, torch.ones_like(table[..., :1])], dim=2).transpose(1, 2).contiguous()  # (B, T + 1, N)
