@@ -5,8 +5,8 @@
 
 The first prints seconds. Without a scan: a synthetic one; the weights are fresh, as the time does not depend on them. The
 field's loop cuts windows at stride 18/18/4, runs them one by one and adds softmax maps in numpy; `--sample` of its windows, all
-over the scan, are timed and multiplied to all. The peers run, under torch.no_grad as their scripts do, the same network as one would
-first write it (plain_network.py, the same weights); with `--network ours` they run ours, and what is left is the windows.
+over the scan, are timed and multiplied to all. Under torch.no_grad, as their scripts do, the peers run the same network as one
+would first write it (plain_network.py, the same weights); with `--network ours` they run ours, and what is left is the windows.
 Medians over rounds, by turns: with one thread of processor seconds.
 
 The second prints the Dice of each against the truth on the scans' own grid, and the paired difference of the field's loop and

@@ -134,7 +134,7 @@ def test_predictors_that_are_more_than_a_network_are_traced(method):
     predictor = build_method(settings, SHAPE, {}).predictor().eval()
     graph = PatchModel(predictor, 1, PATCH, probabilities=True).traced()
     image = torch.randn(3, 1, 48, 32, 16)
-    assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-6
+    assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-5
 
 
 # --- what is refused ---
