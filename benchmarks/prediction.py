@@ -1,11 +1,16 @@
 """Predicting a scan: ours against MONAI's sliding window at equal window and overlap, and against the field's test loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/prediction.py [--scan FILE.h5 --run RUN] [--device cuda --precision bf16]
+    OMP_NUM_THREADS=1 python benchmarks/prediction.py [--scan FILE.h5] [--network ours] [--device cuda --precision bf16]
+    python benchmarks/prediction.py --prepared PREPARED --run RUN [--cases 16] [--stride 9 9 2]
 
-Without a scan: a synthetic one, and fresh weights (the time of a prediction does not depend on them). The field's loop cuts
-windows at stride 18/18/4, runs them one by one and adds softmax maps in numpy. The peers run the same network without its
-inference path, under torch.no_grad as their scripts do. Whole scans take the field minutes: each peer is timed on `--sample` of
-its windows, evenly spread, and multiplied to all. Prints medians over rounds, by turns: with one thread of processor seconds.
+The first prints seconds. Without a scan: a synthetic one; the weights are fresh, as the time does not depend on them. The
+field's loop cuts windows at stride 18/18/4, runs them one by one and adds softmax maps in numpy; `--sample` of its windows, all
+over the scan, are timed and multiplied to all. Under torch.no_grad, as their scripts do, the peers run the same network as one
+would first write it (plain_network.py, the same weights); with `--network ours` they run ours, and what is left is the windows.
+Medians over rounds, by turns: with one thread of processor seconds.
+
+The second prints the Dice of each against the truth on the scans' own grid, and the paired difference of the field's loop and
+MONAI's from ours, over the test cases of a run, all with our network. `--stride`: of the field's loop in these voxels.
 """
 
 import argparse
@@ -25,8 +30,8 @@ from dkuxnet.methods.base import MeanOf
 from dkuxnet.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.types import NetworkShape, Output
+from prediction_peers import STRIDE, field_loop, monai_loop, plainly
 
-STRIDE = (18, 18, 4)
 CLOCK = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
 
 
@@ -42,89 +47,87 @@ class InPrecision(nn.Module):
             return self.predictor(image)
 
 
-def field_loop(predictor: nn.Module, image: np.ndarray, window: tuple[int, ...], device: str, most: int):
-    """Seconds of the field's loop by `most` of its windows, evenly spread; how many it has; the label map of these."""
-    steps = [range(-(-(size - w) // s) + 1) for size, w, s in zip(image.shape[1:], window, STRIDE, strict=True)]
-    places = [tuple(min(i * s, size - w) for i, s, size, w in zip(at, STRIDE, image.shape[1:], window, strict=True))
-              for at in np.ndindex(*map(len, steps))]
-    score, count = np.zeros((2, *image.shape[1:]), np.float32), np.zeros(image.shape[1:], np.float32)
-    chosen = [places[i] for i in np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
-    started = CLOCK()
-    for place in chosen:
-        box = tuple(slice(a, a + w) for a, w in zip(place, window, strict=True))
-        patch = torch.from_numpy(image[(slice(None), *box)][None].astype(np.float32)).to(device)
-        with torch.no_grad():
-            prob = predictor(patch).logits.float().softmax(dim=1)
-        score[(slice(None), *box)] += prob.cpu().numpy()[0]
-        count[box] += 1
-    label = np.argmax(score / np.maximum(count, 1), axis=0)
-    return (CLOCK() - started) * len(places) / len(chosen), len(places), label
-
-
-def monai_loop(predictor: nn.Module, image: np.ndarray, window: tuple[int, ...], overlap: float, batch: int, device: str):
-    from monai.inferers import sliding_window_inference
-
-    with torch.no_grad():
-        prob = sliding_window_inference(torch.from_numpy(image)[None].to(device), window, batch,
-                                        lambda x: predictor(x).logits.float().softmax(dim=1), overlap, mode="gaussian")
-    return prob[0].cpu().numpy().argmax(axis=0)
-
-
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    started = CLOCK()
-    result = work()
-    return CLOCK() - started, result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scan", type=Path, help="the field's h5, 0.625 mm")
-    parser.add_argument("--run", type=Path, help="a finished run of two classes")
     parser.add_argument("--window", type=int, nargs=3, default=(112, 112, 80))
-    parser.add_argument("--overlap", type=float, default=0.5)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--sample", type=int, default=6, help="windows of the field's loop that are timed")
+    parser.add_argument("--overlap", type=float, default=InferSettings().overlap)
+    parser.add_argument("--batch", type=int, default=InferSettings().batch)
+    parser.add_argument("--network", choices=("plain", "ours"), default="plain", help="what the peers run")
+    parser.add_argument("--sample", type=int, default=3, help="windows of the field's loop that are timed")
+    parser.add_argument("--monai-batch", type=int, nargs="*", default=[1, 4], help="MONAI's sw_batch_size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--prepared", type=Path, help="a prepared set whose test cases give the Dice")
+    parser.add_argument("--run", type=Path, help="a finished run of two classes on it")
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--stride", type=int, nargs=3, default=STRIDE)
     chosen = parser.parse_args()
-    predictor = InPrecision(network(chosen.run, chosen.device), chosen.device, chosen.precision)
+    agreement(chosen) if chosen.prepared else seconds(chosen)
+
+
+def seconds(chosen: argparse.Namespace) -> None:
+    networks = fresh(chosen.device)
+    theirs = InPrecision(networks if chosen.network == "ours" else plainly(networks), chosen.device, chosen.precision).eval()
+    ours = InPrecision(networks, chosen.device, chosen.precision).eval()
     image, window = scan_of(chosen.scan), tuple(chosen.window)
     settings = InferSettings(overlap=chosen.overlap, batch=chosen.batch)
-    ours = lambda: sliding_window(predictor, image, window, 2, settings, torch.device(chosen.device)).prob.argmax(axis=0)  # noqa: E731
-    peers: dict[str, Callable[[], np.ndarray]] = {}
+    work: dict[str, Callable[[], float]] = {
+        "ours": lambda: timed(lambda: sliding_window(ours, image, window, 2, settings, torch.device(chosen.device))),
+        "the field's loop": lambda: field_loop(theirs, image, window, chosen.device, STRIDE, chosen.sample, CLOCK)[0]}
     try:
-        for batch in (1, 4):
-            peers[f"MONAI, sw_batch_size {batch}"] = (
-                lambda b=batch: monai_loop(predictor, image, window, chosen.overlap, b, chosen.device))
+        import monai.inferers  # noqa: F401
     except ImportError:
         print("without MONAI: pip install monai")
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours", "the field's loop", *peers)}
-    dice: dict[str, float] = {}
-    for _ in range(chosen.rounds):
-        taken, label = timed(ours)
-        seconds["ours"].append(taken)
-        for name, peer in peers.items():
-            taken, theirs = timed(peer)
-            seconds[name].append(taken)
-            dice[name] = agreement(label, theirs)
-        taken, windows, theirs = field_loop(predictor, image, window, chosen.device, chosen.sample)
-        seconds["the field's loop"].append(taken)
-        if chosen.sample >= windows:
-            dice["the field's loop"] = agreement(label, theirs)
-    mine = np.prod([len(window_starts(max(n, w), w, chosen.overlap)) for n, w in zip(image.shape[1:], window, strict=True)])
-    print(f"scan {image.shape[1:]}, window {window}, overlap {chosen.overlap}, {mine} windows; the field {windows}, "
-          f"{min(chosen.sample, windows)} of them timed\n\n| | seconds | ours is faster by | spread | Dice with ours |\n"
-          "|---|---|---|---|---|")
-    for name, each in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(each, seconds["ours"], strict=True)]
-        print(f"| {name} | {median(each):.1f} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | "
-              f"{'' if name not in dice else f'{dice[name]:.4f}'} |")
+    else:
+        for batch in chosen.monai_batch:
+            work[f"MONAI, sw_batch_size {batch}"] = (
+                lambda b=batch: timed(lambda: monai_loop(theirs, image, window, chosen.overlap, b, chosen.device)))
+    taken = [{name: each() for name, each in work.items()} for _ in range(chosen.rounds)]
+    windows = np.prod([len(window_starts(max(n, w), w, chosen.overlap))
+                       for n, w in zip(image.shape[1:], window, strict=True)])
+    print(f"scan {image.shape[1:]}, window {window}, overlap {chosen.overlap}, {windows} windows; peers run the "
+          f"{chosen.network} network, {torch.get_num_threads()} threads\n\n"
+          "| | seconds | ours is faster by | spread |\n|---|---|---|---|")
+    for name in work:
+        ratios = [each[name] / each["ours"] for each in taken]
+        print(f"| {name} | {median(each[name] for each in taken):.1f} | {median(ratios):.2f} | "
+              f"{min(ratios):.2f} to {max(ratios):.2f} |")
 
 
-def network(run: Path | None, device: str) -> nn.Module:
-    if run:
-        return load_predictor(run, device=device)[0]
+def agreement(chosen: argparse.Namespace) -> None:
+    """Dice of the test cases of a run, by three loops over the same network."""
+    from dkuxnet.data.dataset import PreparedSet
+    from dkuxnet.infer import label_on_scan
+    from dkuxnet.metrics import dice
+
+    predictor, settings, manifest = load_predictor(chosen.run, device=chosen.device)
+    predictor, window = InPrecision(predictor, chosen.device, chosen.precision), tuple(manifest["patch"])
+    data, infer, device = PreparedSet(chosen.prepared), settings.infer, torch.device(chosen.device)
+    loops = {"ours": lambda image: sliding_window(predictor, image, window, 2, infer, device).prob,
+             "MONAI": lambda image: monai_loop(predictor, image, window, infer.overlap, 1, chosen.device),
+             "the field's loop": lambda image: field_loop(predictor, image, window, chosen.device, chosen.stride)[1]}
+    found: dict[str, list[float]] = {name: [] for name in loops}
+    for name in manifest["split"]["test"][:chosen.cases]:
+        info, image = data.info(name), np.asarray(data.array(name, "image"))
+        for loop, predict in loops.items():
+            label = label_on_scan(predict(image), info["shape"], np.array(info["affine"]), infer.largest_component)
+            found[loop].append(dice(label == 1, np.asarray(data.array(name, "truth")) == 1))
+    print(f"window {window}, overlap {infer.overlap}, the field's stride {tuple(chosen.stride)}, {len(found['ours'])} cases"
+          "\n\n| | Dice | difference from ours | standard error |\n|---|---|---|---|")
+    for loop, scores in found.items():
+        apart = np.subtract(scores, found["ours"])
+        print(f"| {loop} | {np.mean(scores):.4f} | {apart.mean():+.4f} | {apart.std(ddof=1) / len(apart) ** 0.5:.4f} |")
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = CLOCK()
+    work()
+    return CLOCK() - started
+
+
+def fresh(device: str) -> MeanOf:
     from dkuxnet.devices import to_device
 
     torch.manual_seed(0)
@@ -135,17 +138,13 @@ def network(run: Path | None, device: str) -> nn.Module:
 def scan_of(file: Path | None) -> np.ndarray:
     """(1, X, Y, Z) float32, normalised."""
     if file is None:
-        image = np.random.default_rng(0).normal(size=(1, 184, 140, 88))
+        image = np.random.default_rng(0).normal(size=(1, 183, 140, 88))
     else:
         import h5py
 
         with h5py.File(file) as opened:
             image = opened["image"][:][None]
     return ((image - image.mean()) / image.std()).astype(np.float32)
-
-
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * np.sum((a == 1) & (b == 1)) / max(np.sum(a == 1) + np.sum(b == 1), 1)
 
 
 if __name__ == "__main__":

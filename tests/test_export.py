@@ -76,7 +76,7 @@ def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_pat
     graph = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
     predictor, _, manifest = load_predictor(dual_run, device="cpu")
     for image in [*images, torch.randn(2, 1, 48, 32, 16)]:
-        assert torch.equal(graph(image), probabilities(predictor, image))
+        torch.testing.assert_close(graph(image), probabilities(predictor, image), rtol=0, atol=1e-4)
     assert json.loads(extra["dkuxnet.json"])["labels"] == manifest["labels"]
 
 
@@ -134,7 +134,7 @@ def test_predictors_that_are_more_than_a_network_are_traced(method):
     predictor = build_method(settings, SHAPE, {}).predictor().eval()
     graph = PatchModel(predictor, 1, PATCH, probabilities=True).traced()
     image = torch.randn(3, 1, 48, 32, 16)
-    assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-6
+    assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-5
 
 
 # --- what is refused ---

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dkuxnet.networks import fused
+from dkuxnet.networks import fused, predicting
 
 
 class ChannelLayerNorm(nn.Module):
@@ -96,7 +96,11 @@ class UXBlock(nn.Module):
         self.drop = StochasticDepth(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.depthwise(x))
+        y = self.depthwise(x)
+        if not self.training and predicting.applies(y):
+            pairs = ((part.weight, part.bias) for part in (self.norm, self.expand, self.project))
+            return predicting.ux_tail(x, y, *pairs, self.scale)
+        y = self.norm(y)
         if fused.applies(y):
             y = fused.PointwiseExpansion.apply(y, self.expand.weight, self.expand.bias, self.project.weight, self.project.bias)
         else:
@@ -117,14 +121,16 @@ class ResidualBlock(nn.Module):
         if in_channels != out_channels:
             self.skip = nn.Sequential(Conv1x1x1(in_channels, out_channels, bias=False), InstanceNorm(out_channels))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Of several inputs: their channels joined."""
-        if fused.applies(inputs[0]):
-            third = [] if isinstance(self.skip, nn.Identity) else self.skip
-            pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2), *([third] if third else [])]
-            parameters = [p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)]
-            return fused.ResidualBlock.apply(len(inputs), *inputs, *parameters)
-        x = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
+    def forward(self, *parts: Tensor) -> Tensor:
+        """parts: maps (B, C, X, Y, Z), whose channels are joined."""
+        third = [] if isinstance(self.skip, nn.Identity) else self.skip
+        pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2), *([third] if third else [])]
+        parameters = [p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)]
+        if fused.applies(parts[0]):
+            return fused.ResidualBlock.apply(len(parts), *parts, *parameters)
+        if not self.training and predicting.applies(parts[0]):
+            return predicting.residual_block(parts, *parameters)
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         y = F.leaky_relu(self.norm1(self.conv1(x)), fused.SLOPE, inplace=True)  # no gradient needs what the norm gave
         y = self.norm2(self.conv2(y))
         return F.leaky_relu(y + self.skip(x), fused.SLOPE, inplace=True)

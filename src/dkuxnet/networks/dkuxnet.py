@@ -7,8 +7,10 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dkuxnet.lookup import parse_options
+from dkuxnet.networks import predicting
 from dkuxnet.networks.grouping import check_groups, grouped_assignment
 from dkuxnet.networks.kmax import KMaxDecoder, MaskLogits
 from dkuxnet.networks.residual_decoder import ResidualDecoder
@@ -67,6 +69,8 @@ class DKUXNet(nn.Module):
     def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:
         maps = self.decoder(image, features)
         queries, layer_logits = self.kmax(maps[:3])  # (B, N, C)
+        if not self.training and predicting.applies(image):
+            return self._predicted(maps[-1], queries)
         mask_logits = self.assignment(maps[-1], queries)  # R: (B, N, X, Y, Z)
         classes = self.classify(queries)  # S: (B, N, K), one MLP shared by all queries
         assignment = mask_logits.softmax(dim=1)  # M: how every voxel spreads over the queries
@@ -76,6 +80,15 @@ class DKUXNet(nn.Module):
             layer_group_prob=tuple(grouped_assignment(layer.softmax(dim=1), self.groups) for layer in layer_logits),
             features=maps[-1],
         )
+
+    def _predicted(self, features: Tensor, queries: Tensor) -> Output:
+        """The same without the assignment of every voxel to every query in memory, nor what only losses read."""
+        classes, head = self.classify(queries), self.assignment
+        group = torch.cat([classes.new_full((g.queries,), i, dtype=torch.long) for i, g in enumerate(self.groups)])
+        table = torch.cat([classes, F.one_hot(group).to(classes).expand(len(classes), -1, -1)], dim=2)  # (B, N, K + G)
+        sums = predicting.assigned(features, head.masks(queries), head.voxels.weight.flatten(1), head.voxels.bias, table)
+        logits, group_prob = sums.split([classes.shape[2], len(self.groups)], dim=1)
+        return Output(logits=logits, group_prob=group_prob, features=features)
 
 
 def dk_uxnet(shape: NetworkShape, options: dict) -> DKUXNet:

@@ -27,7 +27,7 @@ class MaskLogits(nn.Module):
         self.log_gain = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, features: Tensor, queries: Tensor) -> Tensor:
-        masks = F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()  # (B, N, C)
+        masks = self.masks(queries)
         # dividing the logits by the voxels' length is L2-normalising the voxels, on N channels instead of C
         if features.shape[1] >= masks.shape[2]:
             voxels = self.voxels(features)
@@ -36,6 +36,10 @@ class MaskLogits(nn.Module):
         else:
             logits, square = self._without_projecting(features, masks)
         return logits * torch.rsqrt(square + 1e-6)
+
+    def masks(self, queries: Tensor) -> Tensor:
+        """What voxels are compared with, as long as the gain: (B, N, C)."""
+        return F.normalize(self.queries(queries), dim=2) * self.log_gain.exp()
 
     def _without_projecting(self, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits and the voxels' squared length for fewer voxel channels than query channels, as at full resolution.
