@@ -110,16 +110,15 @@ def held():
 outside, before = new_pages(), held()
 with keeping_freed_memory():
     inside, within = min(new_pages() for _ in range(5)), held()  # the heap grows once or twice before it is used again
-print(json.dumps([outside, inside, new_pages(), before, within, held()]))
+print(json.dumps([outside, inside, before, within, held()]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it tells glibc's malloc what to do")
 def test_freed_memory_is_kept_within_and_given_back_after():
     told = subprocess.run([sys.executable, "-c", KEEPING], stdout=subprocess.PIPE, check=True).stdout
-    outside, inside, outside_again, before, within, after = json.loads(told)
-    assert inside < outside / 2 and within > before + 2**25
-    assert outside_again > outside / 4 and after < before + 2**25
+    outside, inside, before, within, after = json.loads(told)
+    assert inside < outside / 2 and within > before + 2**25 > after
 
 
 def test_windows_cover_and_overlap():
