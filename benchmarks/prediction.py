@@ -1,7 +1,7 @@
 """Predicting a scan: ours against MONAI's sliding window at equal window and overlap, and against the field's test loop.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py [--scan FILE.h5] [--network ours] [--device cuda --precision bf16]
-    python benchmarks/prediction.py --prepared PREPARED --run RUN [--cases 16] [--stride 9 9 2]
+    python benchmarks/prediction.py --prepared PREPARED --run RUN [--cases 16] [--stride 9 9 2] [--overlaps 0.25 0.75]
 
 The first prints seconds. Without a scan: a synthetic one; the weights are fresh, as the time does not depend on them. The
 field's loop cuts windows at stride 18/18/4, runs them one by one and adds softmax maps in numpy; `--sample` of its windows, all
@@ -10,7 +10,8 @@ would first write it (plain_network.py, the same weights); with `--network ours`
 Medians over rounds, by turns: with one thread of processor seconds.
 
 The second prints the Dice of each against the truth on the scans' own grid, and the paired difference of the field's loop and
-MONAI's from ours, over the test cases of a run, all with our network. `--stride`: of the field's loop in these voxels.
+MONAI's from ours, over the test cases of a run, all with our network. `--stride`: of the field's loop in these voxels;
+`--overlaps`: ours with others besides.
 """
 
 import argparse
@@ -63,8 +64,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished run of two classes on it")
     parser.add_argument("--cases", type=int, default=16)
     parser.add_argument("--stride", type=int, nargs=3, default=STRIDE)
+    parser.add_argument("--overlaps", type=float, nargs="*", default=[], help="of further loops of ours that give their Dice")
     chosen = parser.parse_args()
-    agreement(chosen) if chosen.prepared else seconds(chosen)
+    if chosen.prepared:
+        agreement(chosen)
+    else:
+        seconds(chosen)
 
 
 def seconds(chosen: argparse.Namespace) -> None:
@@ -108,6 +113,9 @@ def agreement(chosen: argparse.Namespace) -> None:
     loops = {"ours": lambda image: sliding_window(predictor, image, window, 2, infer, device).prob,
              "MONAI": lambda image: monai_loop(predictor, image, window, infer.overlap, 1, chosen.device),
              "the field's loop": lambda image: field_loop(predictor, image, window, chosen.device, chosen.stride)[1]}
+    for overlap in chosen.overlaps:
+        other = infer.model_copy(update={"overlap": overlap})
+        loops[f"ours, overlap {overlap}"] = lambda image, o=other: sliding_window(predictor, image, window, 2, o, device).prob
     found: dict[str, list[float]] = {name: [] for name in loops}
     for name in manifest["split"]["test"][:chosen.cases]:
         info, image = data.info(name), np.asarray(data.array(name, "image"))
