@@ -20,7 +20,7 @@ from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
 from dkuxnet.lookup import lookup
 from dkuxnet.methods.base import MeanOf
 from dkuxnet.network_grid import to_network_grid
-from dkuxnet.networks import NETWORKS
+from dkuxnet.networks import NETWORKS, predicting
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.types import NetworkShape, Output, Volume
 
@@ -70,13 +70,16 @@ def images(scans) -> list[torch.Tensor]:
     return [noise, noise[:1], torch.from_numpy(np.stack(real)), torch.from_numpy(real[1][None])]
 
 
-def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_path):
+def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_path, monkeypatch):
     export_run(dual_run, "torchscript", tmp_path / "model.ts")
     extra = {"dkuxnet.json": ""}
     graph = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)
     predictor, _, manifest = load_predictor(dual_run, device="cpu")
     for image in [*images, torch.randn(2, 1, 48, 32, 16)]:
         torch.testing.assert_close(graph(image), probabilities(predictor, image), rtol=0, atol=1e-4)
+        with monkeypatch.context() as patch:  # by the operations that the graph holds, to the last bit
+            patch.setattr(predicting, "applies", lambda x: False)
+            assert torch.equal(graph(image), probabilities(predictor, image))
     assert json.loads(extra["dkuxnet.json"])["labels"] == manifest["labels"]
 
 
@@ -128,13 +131,15 @@ def test_torch_export_equals_torch(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["mc-net-plus", "dtc"])
-def test_predictors_that_are_more_than_a_network_are_traced(method):
+def test_predictors_that_are_more_than_a_network_are_traced(method, monkeypatch):
     settings = load_settings(overrides={"method.name": method, "network.name": "uxnet-tiny", "network.layer_scale": 1.0,
                                         "network.depths": [1, 0, 0, 0]})
     predictor = build_method(settings, SHAPE, {}).predictor().eval()
     graph = PatchModel(predictor, 1, PATCH, probabilities=True).traced()
     image = torch.randn(3, 1, 48, 32, 16)
     assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-5
+    monkeypatch.setattr(predicting, "applies", lambda x: False)
+    assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-6
 
 
 # --- what is refused ---

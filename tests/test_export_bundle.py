@@ -21,6 +21,7 @@ from dkuxnet.export.bundle_parts import LoadScand, find_scans
 from dkuxnet.export.monai_bundle import bundle_metadata, inference_config, write_bundle
 from dkuxnet.export.patch_model import Export
 from dkuxnet.export.targets import export_run
+from dkuxnet.networks import predicting
 from dkuxnet.predict import predict_scans
 from dkuxnet.types import Volume
 
@@ -66,12 +67,14 @@ def test_monai_s_run_gives_the_label_map_of_predict(folder, dual_run, tmp_path):
     assert np.array_equal(here.affine, there.affine)
 
 
-def test_monai_s_exported_checkpoint_computes_the_same(folder, dual_run):
+def test_monai_s_exported_checkpoint_computes_the_same(folder, dual_run, monkeypatch):
     graph = torch.jit.load(str(folder / "bundle" / "models" / "model.ts"))
     predictor, _, _ = load_predictor(dual_run, device="cpu")
     image = torch.randn(3, 1, 32, 48, 16)
     with torch.no_grad():
         torch.testing.assert_close(graph(image).softmax(dim=1), predictor(image).logits.softmax(dim=1), rtol=0, atol=1e-4)
+        monkeypatch.setattr(predicting, "applies", lambda x: False)  # by the operations that it holds, to the last bit
+        assert torch.equal(graph(image), predictor(image).logits)
 
 
 def test_a_zip_of_two_patients_is_two_scans(tmp_path):
