@@ -82,6 +82,7 @@ def of_this_start(store: dist.Store, number: int, count: int, seconds: float = J
 
 
 def _name_of_this_start(store: dist.Store, number: int, count: int, deadline: float) -> str:
+    """deadline: of `time.monotonic`. Raises DistError where another process does not come."""
     me = uuid.uuid4().hex
     store.set(f"dkuxnet/{number}", me)
     if number:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkuxnet.networks.fused import EPSILON, SLOPE, by_voxel, normed, pointwise
+from dkuxnet.networks.fused import EPSILON, SLOPE, by_voxel, normed, project
 
 CHUNK = 2**16  # numbers: 256 kB, which stay in the cache
 NARROW = 8  # channels that fill half of a processor's vector
@@ -77,18 +77,8 @@ def residual_block(parts: Sequence[Tensor], *parameters: Tensor) -> Tensor:
     elif len(parts) == 1 and parts[0].shape[1] == 1:
         return F.leaky_relu_(_add_normed_copies(result, parts[0], *third[0]), SLOPE)
     else:
-        residual = normed(_projected(parts, third[0][0]), *third[0][1:])[0]
+        residual = normed(project(parts, third[0][0]), *third[0][1:])[0]
     return F.leaky_relu_(result.add_(residual), SLOPE)
-
-
-def _projected(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """The 1x1x1 convolution of the maps, joined."""
-    weights = weight.split([part.shape[1] for part in parts], dim=1)
-    result = pointwise(parts[0], weights[0])
-    rows = by_voxel(result).view(-1, len(weight))
-    for part, its in zip(parts[1:], weights[1:], strict=True):
-        rows.addmm_(by_voxel(part).reshape(-1, part.shape[1]), its.flatten(1).T)
-    return result
 
 
 def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
@@ -103,20 +93,20 @@ def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, 
     return result
 
 
-def ux_tail(x: Tensor, y: Tensor, norm: Sequence[Tensor], expand: Sequence[Tensor], project: Sequence[Tensor],
+def ux_tail(x: Tensor, y: Tensor, norm: Sequence[Tensor], expand: Sequence[Tensor], back: Sequence[Tensor],
             scale: Tensor) -> Tensor:
-    """x + scale * project(GELU(expand(norm(y)))) of a UX block, part by part; each pair is (weight, bias)."""
+    """x + scale * back(GELU(expand(norm(y)))) of a UX block, part by part; each pair is (weight, bias)."""
     channels = x.shape[1]
     scale = scale.flatten()
-    weight, bias, back = (table.view(channels, -1).T.contiguous() for table in (*expand, project[0]))  # (E, C)
-    back, offset = back * scale, project[1] * scale
+    weight, bias, turned = (table.view(channels, -1).T.contiguous() for table in (*expand, back[0]))  # (E, C)
+    turned, offset = turned * scale, back[1] * scale
     result = torch.empty_like(x, memory_format=torch.channels_last_3d)
     split = max(CHUNK // channels, 1)
     rows = (part.permute(0, 2, 3, 4, 1).reshape(-1, channels).split(split) for part in (x, y, result))
     for start, middle, end in zip(*rows, strict=True):
         middle = F.layer_norm(middle, (channels,), *norm, eps=1e-6)
         torch.add(start, offset, out=end)
-        for each in zip(weight, bias, back, strict=True):
+        for each in zip(weight, bias, turned, strict=True):
             end.addcmul_(F.gelu(torch.addcmul(each[1], middle, each[0])), each[2])
     return result
 

@@ -27,6 +27,7 @@ OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -
 
 @cache
 def matrix(rows: tuple, dtype: torch.dtype) -> Tensor:
+    """One of the tables above, made once."""
     return torch.tensor(rows, dtype=dtype)
 
 
