@@ -1,6 +1,6 @@
 """A training step of DK-UXNet's branch against its plain composition from MONAI's blocks in float32 (plain_network.py).
 
-    python benchmarks/training_step.py [--network dk-uxnet] [--patch 64] [--batch 2] [--rounds 3] [--steps 1]
+    python benchmarks/training_step.py [--network dk-uxnet] [--patch 64] [--batch 2] [--rounds 3] [--steps 3]
     python benchmarks/training_step.py --device cuda --precision bfloat16 --patch 96 --steps 10
     python benchmarks/training_step.py --profile        the operations of our step, by the time that they take
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs="+", default=[64], help="one edge, or three")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="ours; the peer's is float32")
@@ -61,6 +61,10 @@ def alone(which: str) -> dict[str, float]:
 def measured(chosen) -> dict[str, float]:
     import torch
 
+    from dkuxnet.memory import give_back_large_blocks
+
+    if chosen.only == "ours":
+        give_back_large_blocks()  # as every training does
     step = make_step(chosen)
     step([32, 32, 32])
     seconds = [step(chosen.patch) for _ in range(chosen.steps)]

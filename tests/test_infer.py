@@ -1,10 +1,6 @@
 """The sliding window and the way back to the scan's grid."""
 
 import itertools
-import json
-import platform
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -93,32 +89,6 @@ def test_a_network_s_windows_are_blended_as_a_plain_loop_blends_them():
         total[box] += weight
     result = infer.sliding_window(network, image, (32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU)
     np.testing.assert_allclose(result.prob, prob / total, atol=1e-4)
-
-
-KEEPING = """
-import json, resource
-from pathlib import Path
-import torch
-from dkuxnet.memory import keeping_freed_memory
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-def held():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-outside, before = new_pages(), held()
-with keeping_freed_memory():
-    inside, within = min(new_pages() for _ in range(5)), held()  # the heap grows once or twice before it is used again
-print(json.dumps([outside, inside, before, within, held()]))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it tells glibc's malloc what to do")
-def test_freed_memory_is_kept_within_and_given_back_after():
-    told = subprocess.run([sys.executable, "-c", KEEPING], stdout=subprocess.PIPE, check=True).stdout
-    outside, inside, before, within, after = json.loads(told)
-    assert inside < outside / 2 and within > before + 2**25 > after
 
 
 def test_windows_cover_and_overlap():

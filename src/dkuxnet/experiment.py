@@ -21,7 +21,7 @@ from dkuxnet.errors import telling_disk_errors
 from dkuxnet.job import Job, describe, new_job, resumed_job
 from dkuxnet.lock import locked
 from dkuxnet.lookup import lookup
-from dkuxnet.memory import free_bytes
+from dkuxnet.memory import free_bytes, give_back_large_blocks
 from dkuxnet.methods import METHODS
 from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, peak_memory_gib
 from dkuxnet.scoring import evaluate_test, validation_dice
@@ -46,6 +46,7 @@ def run_training(
         job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
+        give_back_large_blocks()
         method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
         state = make_state(method, job.settings.train)
         if not resume:
