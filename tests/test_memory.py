@@ -44,7 +44,8 @@ outside, before = new_pages(), held()
 with keeping_freed_memory():
     inside, within = min(new_pages() for _ in range(5)), held()  # the heap grows once or twice before it is used again
     own_within = from_the_system(2**24)
-print(json.dumps([outside, inside, before, within, held(), own_within, from_the_system(2**28)]))  # of 1 GiB: no hole in the heap
+after, own_after = held(), from_the_system(2**28)  # 1 GiB: no hole in the heap has that
+print(json.dumps([outside, inside, before, within, after, own_within, own_after]))
 """)
     assert inside < outside / 2 and within > before + 2**25 > after
     assert (own_within, own_after) == (0, 1)

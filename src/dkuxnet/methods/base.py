@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, ClassVar
 
 import torch
@@ -107,12 +108,12 @@ class MeanOf(nn.Module):
 def mean_output(outputs: Sequence[Output]) -> Output:
     """Mean probabilities as logits, the mean assignment to groups where all have one, and as uncertainty the Jensen-Shannon
     divergence of the outputs over its maximum, the log of their number: 0 agreement, 1 contradiction."""
-    logs = torch.stack([output.logits.float().log_softmax(dim=1) for output in outputs])  # (M, B, K, X, Y, Z)
-    log_mean = logs.logsumexp(dim=0) - math.log(len(outputs))
-    divergence = (logs.exp() * (logs - log_mean)).sum(dim=2).mean(dim=0)
-    groups = [output.group_prob for output in outputs if output.group_prob is not None]
+    logs = [output.logits.float().log_softmax(dim=1) for output in outputs]  # stacked they would take twice as long
+    log_mean = reduce(torch.logaddexp, logs) - math.log(len(outputs))
+    divergence = sum((log.exp() * (log - log_mean)).sum(dim=1) for log in logs) / len(outputs)
+    groups = [output.group_prob.float() for output in outputs if output.group_prob is not None]
     return Output(
         logits=log_mean,
-        group_prob=torch.stack(groups).float().mean(dim=0) if len(groups) == len(outputs) else None,
+        group_prob=sum(groups) / len(groups) if len(groups) == len(outputs) else None,
         uncertainty=(divergence / math.log(len(outputs))).clamp(0, 1),
     )

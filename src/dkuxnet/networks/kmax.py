@@ -48,8 +48,9 @@ class MaskLogits(nn.Module):
         so that no map of C channels is ever made.
         """
         with torch.autocast(features.device.type, enabled=False):  # in bfloat16 these sums would cancel
-            x, masks = features.flatten(2).float(), masks.float()  # (B, C', V), (B, N, C)
-            weight, bias = self.voxels.weight.flatten(1).float(), self.voxels.bias.float()  # (C, C'), (C,)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            x, masks = features.flatten(2).to(wide), masks.to(wide)  # (B, C', V), (B, N, C)
+            weight, bias = self.voxels.weight.flatten(1).to(wide), self.voxels.bias.to(wide)  # (C, C'), (C,)
             logits = torch.baddbmm((masks @ bias).unsqueeze(2), masks @ weight, x)  # (B, N, V)
             gram = (weight.T @ weight).expand(x.shape[0], -1, -1)
             square = x * torch.baddbmm((2 * (bias @ weight)).unsqueeze(1), gram, x)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkuxnet.networks.fused import EPSILON, SLOPE, by_voxel, normed, project
+from dkuxnet.networks.fused import EPSILON, SLOPE, by_voxel, project
 
 CHUNK = 2**16  # numbers: 256 kB, which stay in the cache
 NARROW = 8  # channels that fill half of a processor's vector
@@ -28,7 +28,8 @@ def applies(x: Tensor) -> bool:
 
 
 def conv(parts: Sequence[Tensor], weight: Tensor, activated: bool = False) -> Tensor:
-    """A dense 3x3x3 convolution of the maps, joined, that keeps their size; of their leaky ReLU where that is asked for.
+    """A dense 3x3x3 convolution of the maps, joined, that keeps their size; of their leaky ReLU where that is asked for, which
+    may be written over them.
 
     oneDNN is asked by name: of one window torch would compute small maps, and those of one channel, by another algorithm in
     twice to five times the time.
@@ -36,7 +37,7 @@ def conv(parts: Sequence[Tensor], weight: Tensor, activated: bool = False) -> Te
     if len(weight) <= NARROW and parts[0].shape[-1] % 2 == 0:
         return _conv_of_pairs(parts, weight, activated)
     x = parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
-    x = F.leaky_relu(x, SLOPE) if activated else x
+    x = F.leaky_relu_(x, SLOPE) if activated else x
     return torch.ops.aten.mkldnn_convolution(x, weight, None, [1] * 3, [1] * 3, [1] * 3, 1)
 
 
@@ -46,8 +47,7 @@ def _conv_of_pairs(parts: Sequence[Tensor], weight: Tensor, activated: bool) -> 
     does, a quarter of which is zeros; full vectors make up for more than that: 16 to 8 channels take 0.6 of the time."""
     batch, _, *size = parts[0].shape
     wide, depth = weight.shape[1], size[2]
-    x = parts[0].new_empty(batch, *size[:2], depth + 2, wide)
-    x[..., 0, :] = x[..., -1, :] = 0
+    x = parts[0].new_zeros(batch, *size[:2], depth + 2, wide)  # faster than both ends alone, each in another page
     place = 0
     for part in parts:
         rows, target = part.permute(0, 2, 3, 4, 1), x[..., 1:-1, place:place + part.shape[1]]
@@ -70,27 +70,39 @@ def _kernel_of_pairs(weight: Tensor) -> Tensor:
 def residual_block(parts: Sequence[Tensor], *parameters: Tensor) -> Tensor:
     """`fused.ResidualBlock` of the maps, joined, without what a backward pass needs."""
     first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
-    y = normed(conv(parts, first[0]), *first[1:])[0]
-    result = normed(conv([y], second[0], activated=True), *second[1:])[0]
+    y = norm_(conv(parts, first[0]), *first[1:])
+    result = norm_(conv([y], second[0], activated=True), *second[1:])
     if not third:
-        residual = parts[0]
+        result.add_(parts[0])
     elif len(parts) == 1 and parts[0].shape[1] == 1:
-        return F.leaky_relu_(_add_normed_copies(result, parts[0], *third[0]), SLOPE)
+        _add_normed_copies(result, parts[0], *third[0])
     else:
-        residual = normed(project(parts, third[0][0]), *third[0][1:])[0]
-    return F.leaky_relu_(result.add_(residual), SLOPE)
+        result.add_(norm_(project(parts, third[0][0]), *third[0][1:]))
+    return F.leaky_relu_(result, SLOPE)
 
 
-def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-    """`result` with the instance norm of the 1x1x1 convolution of a single channel added: copies of it by a factor, whose norms
-    follow from its own mean and variance."""
+def norm_(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """Instance norm, written over x, which is returned. Every number of a row along z counts as a channel of its own, whose
+    moments are added up at the end: vectors are full, half of the time of torch's norm, and a thousandth of its rounding."""
+    batch, channels, _, _, depth = x.shape
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    for rows in x.permute(0, 2, 3, 4, 1).view(batch, -1, depth * channels):
+        mean, variance = (part.view(depth, channels) for part in torch.batch_norm_update_stats(rows, None, None, 0.0))
+        whole = mean.mean(dim=0)
+        slope = gain * (variance + (mean - whole).square()).mean(dim=0).add(EPSILON).rsqrt()
+        torch.addcmul((bias - whole * slope).repeat(depth), rows, slope.repeat(depth), out=rows)
+    return x
+
+
+def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, bias: Tensor) -> None:
+    """Adds the instance norm of the 1x1x1 convolution of a single channel: copies of it by a factor, whose norms follow from
+    its own mean and variance."""
     variance, mean = torch.var_mean(x.flatten(1), dim=1, correction=0)
     factor = weight.flatten()
     slope = gain * factor * torch.rsqrt(variance[:, None] * factor.square() + EPSILON)  # (B, C)
     rows = by_voxel(result)
     for row, single, its, m in zip(rows, by_voxel(x), slope, mean, strict=True):
         row.addmm_(single.reshape(-1, 1), its[None]).add_(bias - m * its)
-    return result
 
 
 def ux_tail(x: Tensor, y: Tensor, norm: Sequence[Tensor], expand: Sequence[Tensor], back: Sequence[Tensor],
