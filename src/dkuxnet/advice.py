@@ -77,7 +77,8 @@ def _kept_bytes(method: Method, job: Job, unlabelled: int, patch: list[int]) -> 
 
     def views(count: int, labelled: bool) -> Views:
         image = torch.zeros(count, job.shape.in_channels, *patch, device=job.device)
-        return Views(image, image, torch.zeros(count, *patch, dtype=torch.int64, device=job.device) if labelled else None)
+        label = torch.zeros(count, *patch, dtype=torch.int64, device=job.device) if labelled else None
+        return Views(image, image, image, label)
 
     batch = Batch(views(job.settings.train.labelled_batch, True), views(unlabelled, False) if unlabelled else None)
     short = uses_bfloat16(job.settings.train.precision, job.device)

@@ -109,13 +109,15 @@ class Output:
 
 @dataclass
 class Views:
-    """Two views of the same patches: their voxels are the same places.
+    """Views of the same patches: their voxels are the same places.
 
-    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for unlabelled patches.
+    weak, strong, second: (B, C, X, Y, Z) float; second is another strong one. label: (B, X, Y, Z) int64 class indices, None
+    for unlabelled patches.
     """
 
     weak: Tensor
     strong: Tensor
+    second: Tensor
     label: Tensor | None = None
 
 
