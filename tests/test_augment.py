@@ -37,11 +37,10 @@ def one_hot(label: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_views_and_the_label_are_the_same_places(seed):
+def test_both_views_and_the_label_are_the_same_places(seed):
     _, label = patches()
     views = make_views(one_hot(label), label, GEOMETRY, generator(seed))
     torch.testing.assert_close(views.weak, views.strong)
-    torch.testing.assert_close(views.weak, views.second)
     agree = views.weak.argmax(dim=1) == views.label
     assert agree.float().mean() > 0.97  # the border runs between voxels: nearest and linear may differ there
     assert agree[views.weak.amax(dim=1) > 0.75].all()
@@ -55,9 +54,9 @@ def test_views_differ_in_intensity_alone_and_places_stay():
     reference = make_views(image, label, GEOMETRY, generator())
     torch.testing.assert_close(views.weak, reference.weak)
     torch.testing.assert_close(views.label, reference.label)
-    for weak, changed, other in zip(views.weak, views.strong, views.second, strict=True):
-        assert not torch.allclose(weak, changed, atol=0.05) and not torch.allclose(changed, other, atol=0.05)
-        assert torch.corrcoef(torch.stack([weak.flatten(), changed.flatten(), other.flatten()]))[0].min() > 0.8
+    for weak, changed in zip(views.weak, views.strong, strict=True):
+        assert not torch.allclose(weak, changed, atol=0.05)
+        assert torch.corrcoef(torch.stack([weak.flatten(), changed.flatten()]))[0, 1] > 0.8
 
 
 def test_unlabelled_patches_move_as_labelled_ones_do():
@@ -73,7 +72,6 @@ def test_settings_of_zero_change_nothing():
     views = make_views(image, label, STILL, generator())
     torch.testing.assert_close(views.weak, image, atol=1e-4, rtol=0)
     torch.testing.assert_close(views.strong, image, atol=1e-4, rtol=0)
-    torch.testing.assert_close(views.second, image, atol=1e-4, rtol=0)
     torch.testing.assert_close(views.label, label)
 
 
@@ -90,7 +88,7 @@ def test_the_same_seed_draws_the_same_views_and_another_seed_others():
     image, label = patches()
     settings = AugmentSettings(elastic=2, shift=1, flip="x", strong=ViewSettings(noise=1, blur=1, cutout=0.3))
     first, again, other = (make_views(image, label, settings, generator(seed)) for seed in (5, 5, 6))
-    for name in ("weak", "strong", "second", "label"):
+    for name in ("weak", "strong", "label"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
     assert not torch.equal(first.weak[0] - image[0], first.weak[1] - image[1]), "each patch draws its own"

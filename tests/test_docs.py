@@ -59,7 +59,7 @@ def test_the_method_of_the_page_makes_a_network_decide(modules):
 
     method = modules[0].Entropy([Undecided()], modules[0].Entropy.Options(weight=0.5), None)
     image = torch.zeros(1, 1, 4, 4, 4)
-    batch = Batch(Views(image, image, image, torch.zeros(1, 4, 4, 4, dtype=torch.int64)), Views(image, image, image))
+    batch = Batch(Views(image, image, torch.zeros(1, 4, 4, 4, dtype=torch.int64)), Views(image, image))
     assert float(method.losses(batch, 400)["entropy"]) == pytest.approx(0.5 * math.log(2), abs=1e-4)
 
 

@@ -36,7 +36,7 @@ def make_batch(seed: int = 0, unlabelled: bool = True) -> Batch:
     def views(label: bool) -> Views:
         image = torch.randn(2, 1, 32, 32, 16, generator=generator)
         noise = 0.1 * torch.randn(image.shape, generator=generator)
-        return Views(image, image + noise, image - noise, (image[:, 0] > 0).long() if label else None)
+        return Views(image, image + noise, (image[:, 0] > 0).long() if label else None)
     return Batch(views(True), views(False) if unlabelled else None)
 
 

@@ -57,7 +57,7 @@ class Fit(Method):
 def batches(first: int, last: int):
     for step in range(first, last):
         image = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(step))
-        yield Batch(Views(image, image, image, torch.zeros(1, 2, 2, 2, dtype=torch.long)))
+        yield Batch(Views(image, image, torch.zeros(1, 2, 2, 2, dtype=torch.long)))
 
 
 def make(settings: TrainSettings):

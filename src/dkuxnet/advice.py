@@ -77,8 +77,7 @@ def _kept_bytes(method: Method, job: Job, unlabelled: int, patch: list[int]) -> 
 
     def views(count: int, labelled: bool) -> Views:
         image = torch.zeros(count, job.shape.in_channels, *patch, device=job.device)
-        label = torch.zeros(count, *patch, dtype=torch.int64, device=job.device) if labelled else None
-        return Views(image, image, image, label)
+        return Views(image, image, torch.zeros(count, *patch, dtype=torch.int64, device=job.device) if labelled else None)
 
     batch = Batch(views(job.settings.train.labelled_batch, True), views(unlabelled, False) if unlabelled else None)
     short = uses_bfloat16(job.settings.train.precision, job.device)

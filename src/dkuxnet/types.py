@@ -109,15 +109,13 @@ class Output:
 
 @dataclass
 class Views:
-    """Views of the same patches: their voxels are the same places.
+    """Two views of the same patches: their voxels are the same places.
 
-    weak, strong, second: (B, C, X, Y, Z) float; second is another strong one. label: (B, X, Y, Z) int64 class indices, None
-    for unlabelled patches.
+    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for unlabelled patches.
     """
 
     weak: Tensor
     strong: Tensor
-    second: Tensor
     label: Tensor | None = None
 
 

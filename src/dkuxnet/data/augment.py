@@ -1,4 +1,4 @@
-"""Weak and strong views of a batch: one geometry for all, each its own intensities. Batched, on the batch's device.
+"""Weak and strong views of a batch: one geometry for both, each its own intensities. Batched, on the batch's device.
 
 Random parameters are drawn apart from their application, from a generator that is a function of seed and step: a
 resumed run draws what the uninterrupted one would have drawn.
@@ -23,16 +23,16 @@ def make_views(
     generator: torch.Generator,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Views:
-    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> views whose voxels are the same places."""
+    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels are the same places."""
     grid = draw_grid(image, settings, generator, spacing_mm)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         label = F.grid_sample(
             label[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
         )[:, 0].long()
-    weak, strong, second = (apply_view(image, draw_view(image, view, generator))
-                            for view in (settings.weak, settings.strong, settings.strong))
-    return Views(weak, strong, second, label)
+    weak = apply_view(image, draw_view(image, settings.weak, generator))
+    strong = apply_view(image, draw_view(image, settings.strong, generator))
+    return Views(weak, strong, label)
 
 
 def draw_grid(

@@ -19,7 +19,7 @@ class DualMutual(Method):
 
     In the paper (`decay` 0, `view_b` "weak") branch A sees the strong views, branch B the weak ones, and they teach each other
     on all patches. With `decay` the mean of the branches' moving averages, which sees the weak views, teaches both on the
-    unlabelled patches (without these there is no consistency), and predicts; each branch learns from a strong view of its own.
+    unlabelled patches (without these there is no consistency), and predicts.
     """
 
     branches = 2
@@ -28,7 +28,7 @@ class DualMutual(Method):
     class Options:
         """w_*: weights, 0 switches a term off. ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient,
         threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
-        view_b: what branch B sees; "second" is a strong view other than branch A's. predict: which branch answers."""
+        view_b: what branch B sees. predict: which branch answers."""
 
         w_qd: Weight = 0.1
         w_segc: Weight = 1.0
@@ -38,7 +38,7 @@ class DualMutual(Method):
         gradient: Literal["both", "strong"] = "both"
         threshold: Share = 0.0
         decay: Decay = 0.99
-        view_b: Literal["weak", "strong", "second"] = "second"
+        view_b: Literal["weak", "strong"] = "strong"
         predict: Literal["mean", "a", "b"] = "mean"
 
     def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):

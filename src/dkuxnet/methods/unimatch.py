@@ -18,8 +18,8 @@ from dkuxnet.types import Batch, NetworkShape
 class UniMatch(Method):
     """L_seg + w_qd L_qd + w (1/4 of each strong stream + 1/2 of the feature stream against the weak view's sure decisions).
 
-    The strong streams are CutMix of the batch's two strong views, with boxes of their own. The feature stream decodes the weak
-    view's features after channel dropout.
+    Both strong streams are CutMix of the batch's strong views, with boxes of their own (the paper also draws the intensities
+    twice; a batch has one strong view). The feature stream decodes the weak view's features after channel dropout.
     """
 
     @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class UniMatch(Method):
         network, options, labelled = self.networks[0], self.options, batch.labelled
         if batch.unlabelled is None:
             return self.supervision([network(labelled.strong)], labelled.label, options.w_qd)
-        weak, strong = batch.unlabelled.weak, (batch.unlabelled.strong, batch.unlabelled.second)
+        weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
         count = len(weak)
         features = network.encoder(weak)
         with torch.no_grad():
             target = probabilities(network.decode(weak, features))
-        boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in strong]
-        streams = [paste(view.roll(1, 0), view, box) for view, box in zip(strong, boxes, strict=True)]
+        boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in range(2)]
+        streams = [paste(strong.roll(1, 0), strong, box) for box in boxes]
         output = network(torch.cat([labelled.strong, *streams]))
         losses = self.supervision([output], labelled.label, options.w_qd)
         perturbed = [F.dropout3d(each, options.dropout) for each in features]
