@@ -47,7 +47,8 @@ def _conv_of_pairs(parts: Sequence[Tensor], weight: Tensor, activated: bool) -> 
     does, a quarter of which is zeros; full vectors make up for more than that: 16 to 8 channels take 0.6 of the time."""
     batch, _, *size = parts[0].shape
     wide, depth = weight.shape[1], size[2]
-    x = parts[0].new_zeros(batch, *size[:2], depth + 2, wide)  # faster than both ends alone, each in another page
+    x = parts[0].new_empty(batch, *size[:2], depth + 2, wide)
+    x[..., 0, :] = x[..., -1, :] = 0
     place = 0
     for part in parts:
         rows, target = part.permute(0, 2, 3, 4, 1), x[..., 1:-1, place:place + part.shape[1]]
@@ -132,6 +133,7 @@ def assigned(features: Tensor, masks: Tensor, weight: Tensor, bias: Tensor, tabl
     """
     batch, _, *size = features.shape
     gram, turn, square = weight.T @ weight, 2 * (bias @ weight), bias.square().sum()
+    ones = weight.new_ones(weight.shape[1], 1)  # sums by a product of matrices: a row is short
     safe = float(masks.norm(dim=2).max()) < STEEP
     table = torch.cat([table, torch.ones_like(table[..., :1])], dim=2).transpose(1, 2).contiguous()  # (B, T + 1, N)
     voxels = by_voxel(features)
@@ -140,7 +142,7 @@ def assigned(features: Tensor, masks: Tensor, weight: Tensor, bias: Tensor, tabl
     for rows, planes, mask, its in zip(voxels, result, masks, table, strict=True):
         keys, offset = (mask @ weight).T.contiguous(), mask @ bias
         for row, plane in zip(rows.split(split), planes.split(split, dim=1), strict=True):
-            lengths = (row * torch.addmm(turn, row, gram)).sum(dim=1, keepdim=True).add_(square).clamp_min_(0).add_(1e-6)
+            lengths = (row * torch.addmm(turn, row, gram)).mm(ones).add_(square).clamp_min_(0).add_(1e-6)
             logits = torch.addmm(offset, row, keys).mul_(lengths.rsqrt_())
             shares = logits.exp_() if safe else logits.softmax(dim=1)  # the last row of the table sums them
             torch.mm(its, shares.T, out=plane)
