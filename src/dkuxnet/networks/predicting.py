@@ -108,16 +108,17 @@ def _add_normed_copies(result: Tensor, x: Tensor, weight: Tensor, gain: Tensor, 
 
 def ux_tail(x: Tensor, y: Tensor, norm: Sequence[Tensor], expand: Sequence[Tensor], back: Sequence[Tensor],
             scale: Tensor) -> Tensor:
-    """x + scale * back(GELU(expand(norm(y)))) of a UX block, part by part; each pair is (weight, bias)."""
-    channels = x.shape[1]
+    """x + scale * back(GELU(expand(norm(y)))) of a UX block, some rows along z at a time; each pair is (weight, bias)."""
+    channels, depth = x.shape[1], x.shape[4]
     scale = scale.flatten()
-    weight, bias, turned = (table.view(channels, -1).T.contiguous() for table in (*expand, back[0]))  # (E, C)
-    turned, offset = turned * scale, back[1] * scale
+    weight, bias, turned = (table.view(channels, -1).T for table in (*expand, back[0]))  # (E, C)
+    tables = (weight, bias, turned * scale, (back[1] * scale)[None])
+    weight, bias, turned, offset = (table.repeat(1, depth) for table in tables)  # as long as a row, so that vectors are full
     result = torch.empty_like(x, memory_format=torch.channels_last_3d)
-    split = max(CHUNK // channels, 1)
-    rows = (part.permute(0, 2, 3, 4, 1).reshape(-1, channels).split(split) for part in (x, y, result))
+    split = max(CHUNK // (depth * channels), 1)
+    rows = (part.permute(0, 2, 3, 4, 1).reshape(-1, depth * channels).split(split) for part in (x, y, result))
     for start, middle, end in zip(*rows, strict=True):
-        middle = F.layer_norm(middle, (channels,), *norm, eps=1e-6)
+        middle = F.layer_norm(middle.unflatten(1, (depth, channels)), (channels,), *norm, eps=1e-6).flatten(1)
         torch.add(start, offset, out=end)
         for each in zip(weight, bias, turned, strict=True):
             end.addcmul_(F.gelu(torch.addcmul(each[1], middle, each[0])), each[2])
