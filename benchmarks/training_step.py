@@ -2,7 +2,8 @@
 
     python benchmarks/training_step.py [--network dk-uxnet] [--patch 64] [--batch 2] [--rounds 3] [--steps 3]
     python benchmarks/training_step.py --device cuda --precision bfloat16 --patch 96 --steps 10
-    python benchmarks/training_step.py --profile        the operations of our step, by the time that they take
+    python benchmarks/training_step.py --profile       our operations by the time that they take, and the share of the steps
+                                                       in which the device does any
 
 A step: the network, both losses, their backward, clipping, AdamW. Every figure is of a process of its own, the two in turn,
 after a step on a small patch; seconds are the median of --steps, peak memory is the process's (on a GPU: torch's). Prints each
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 
+STEP = "training step"  # its name in a profile
 SIZES = {"dk-uxnet": ((48, 96, 192, 384), 128), "dk-uxnet-small": ((24, 48, 96, 192), 64),
          "dk-uxnet-tiny": ((8, 16, 32, 64), 32)}
 
@@ -111,14 +113,15 @@ def make_step(chosen):
         label = (image[:, 0] > 0).long()
         ready()
         started = time.perf_counter()
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
-            output = network(image)
-        loss = segmentation_loss(output.logits, label) + 0.1 * query_loss_all(output, label, groups)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        ready()
+        with torch.profiler.record_function(STEP):
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
+                output = network(image)
+            loss = segmentation_loss(output.logits, label) + 0.1 * query_loss_all(output, label, groups)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            ready()
         return time.perf_counter() - started
 
     return step
@@ -130,8 +133,25 @@ def profiled(chosen) -> str:
     step = make_step(chosen)
     step(chosen.patch)
     with profile(record_shapes=True) as seen:
-        step(chosen.patch)
-    return seen.key_averages().table(sort_by=f"self_{chosen.device}_time_total", row_limit=30)
+        for _ in range(chosen.steps):
+            step(chosen.patch)
+    device = chosen.device.partition(":")[0]
+    table = seen.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
+    return f"{table}\nof its steps the {device} was at work for {busy_share(seen.events(), device):.1%}"
+
+
+def busy_share(events, device: str) -> float:
+    """Of the time of the steps, the share in which at least one operation runs on the device."""
+    steps = [event.time_range for event in events if event.name == STEP and event.device_type.name == "CPU"]
+    work = sorted((event.time_range.start, event.time_range.end) for event in events
+                  if event.name != STEP and event.device_type.name == device.upper())
+    busy = 0.0
+    for step in steps:
+        reached = step.start
+        for start, end in work:
+            busy += max(min(end, step.end) - max(start, reached), 0)
+            reached = max(reached, end)
+    return busy / sum(step.end - step.start for step in steps)
 
 
 def print_floor(chosen, seconds: float) -> None:
