@@ -141,10 +141,11 @@ def profiled(chosen) -> str:
 
 
 def busy_share(events, device: str) -> float:
-    """Of the time of the steps, the share in which at least one operation runs on the device."""
+    """Of the time of the steps, the share in which at least one operation runs on the device. Named stretches, as of an
+    optimiser's step, are no operations: on a GPU they also cover the time between its kernels."""
     steps = [event.time_range for event in events if event.name == STEP and event.device_type.name == "CPU"]
     work = sorted((event.time_range.start, event.time_range.end) for event in events
-                  if event.name != STEP and event.device_type.name == device.upper())
+                  if not event.is_user_annotation and event.device_type.name == device.upper())
     busy = 0.0
     for step in steps:
         reached = step.start
