@@ -22,6 +22,8 @@ def main() -> None:
     slopes: dict[str, list[float]] = {}
     for table in sorted((chosen.benchmark / "runs").glob(f"*_n{chosen.labelled}_seed*/evaluation/cases.csv")):
         slopes.setdefault(table.parts[-3].split("_")[0], []).append(slope(table))
+    if not slopes:
+        parser.error(f"no finished run with {chosen.labelled} labelled in {chosen.benchmark / 'runs'}")
     print("| arm | slope | by run |\n|---|---|---|")
     for arm, found in sorted(slopes.items(), key=lambda item: -np.mean(item[1])):
         print(f"| {arm} | {np.mean(found):.2f} | {', '.join(f'{each:.2f}' for each in found)} |")
