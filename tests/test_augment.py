@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from dkuxnet.blur import gaussian_blur
 from dkuxnet.config import AugmentSettings, ViewSettings
 from dkuxnet.data import augment
-from dkuxnet.data.augment import apply_view, draw_view, gaussian_blur, make_views
+from dkuxnet.data.augment import apply_view, draw_view, make_views
 
 PLAIN = ViewSettings()
 GEOMETRY = AugmentSettings(rotation=40, scale=1.3, shift=2, elastic=2, flip="xyz", weak=PLAIN, strong=PLAIN)
@@ -176,6 +177,21 @@ def test_the_elastic_field_moves_by_at_most_its_setting():
     voxels = (moved - still) * torch.tensor([n / 2 for n in SIZE[::-1]])
     assert 1 < voxels.abs().max() <= 3
     assert (voxels.abs().amax(dim=(0, 1, 2, 3)) > 0.5).all(), "along each axis"
+
+
+def test_the_organs_of_labelled_patches_grow_and_shrink_where_the_view_shows_them():
+    """An off-centre ball in a turned view: image and label stay one, the ball keeps its middle, its size varies."""
+    ball = (marker((3, 4, -6)) > 0.02).float().expand(16, -1, -1, -1, -1)
+    turned = with_(STILL, rotation=30)
+    plain = make_views(ball, ball[:, 0].long(), turned, generator())
+    varied = make_views(ball, ball[:, 0].long(), with_(turned, outline=1.5), generator())
+    sizes = [views.label.sum(dim=(1, 2, 3)).double() for views in (plain, varied)]
+    assert (sizes[1] / sizes[0]).min() < 0.7 and (sizes[1] / sizes[0]).max() > 1.4
+    for patch in range(16):
+        assert ((varied.weak[patch, 0] > 0.5) == varied.label[patch].bool()).float().mean() > 0.99
+        np.testing.assert_allclose(centre_of_mass(varied.label[patch]), centre_of_mass(plain.label[patch]), atol=0.5)
+    unlabelled = [make_views(ball, None, settings, generator()) for settings in (turned, with_(turned, outline=1.5))]
+    assert torch.equal(unlabelled[0].weak, unlabelled[1].weak), "what no label shows, nothing moves"
 
 
 def test_blur_of_zero_is_exact_identity_for_its_patch_alone():

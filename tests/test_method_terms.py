@@ -13,7 +13,7 @@ from dkuxnet.build import build_method
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup
-from dkuxnet.losses import segmentation_loss
+from dkuxnet.losses import consistency_loss, segmentation_loss
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import mean_output, ramp_up
 from dkuxnet.methods.dtc import signed_distance
@@ -88,7 +88,8 @@ def test_a_network_that_does_not_fit_is_refused_and_the_error_names_what_fits(na
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("bcp", "unimatch")])
 def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
     """The two left out mix their patches: their own tests look at them."""
-    method, batch, seen = make_method(name), make_batch(), []
+    still = {"method__outline": 0} if name == "dual-mutual" else {}
+    method, batch, seen = make_method(name, **still), make_batch(), []
     for network in [method.networks[0], *([method.teacher] if hasattr(method, "teacher") else [])]:
         network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append((torch.is_grad_enabled(), inputs[0])))
     method.losses(batch, 1000)
@@ -120,7 +121,8 @@ WRONG = [("mean-teacher", "w", -3.0), ("mean-teacher", "w", float("nan")), ("mea
          ("mean-teacher", "ramp_up_steps", -1), ("ua-mt", "passes", 0), ("ua-mt", "noise", -1.0), ("bcp", "box", 3.0),
          ("bcp", "box", 0.0), ("bcp", "decay", -1.0), ("unimatch", "dropout", 1.5), ("unimatch", "box", 1.0),
          ("mc-net-plus", "temperature", 0.0), ("fixmatch", "threshold", 7.0), ("dtc", "steepness", -1.0),
-         ("dual-mutual", "w_qdc", -0.1), ("dual-mutual", "threshold", 1.5), ("dual-mutual", "decay", 1.0)]
+         ("dual-mutual", "w_qdc", -0.1), ("dual-mutual", "threshold", 1.5), ("dual-mutual", "decay", 1.0),
+         ("dual-mutual", "outline", -1.0)]
 
 
 @pytest.mark.parametrize("name, key, value", WRONG)
@@ -411,7 +413,8 @@ def test_dtc_s_consistency_moves_both_tasks():
 
 
 def test_the_averages_of_both_branches_teach_both_and_answer():
-    options = {"method__decay": 0.9, "method__view_b": "weak", "method__ramp_up_steps": 0, "method__form": "mse"}
+    options = {"method__decay": 0.9, "method__view_b": "weak", "method__ramp_up_steps": 0, "method__form": "mse",
+               "method__outline": 0}
     method, batch = make_method("dual-mutual", **options), make_batch()
     with torch.no_grad():
         for p in method.teachers.parameters():
@@ -445,9 +448,50 @@ def test_averages_that_no_term_asks_are_not_run():
 
 
 def test_branch_b_sees_the_view_that_it_is_given():
-    strong = make_method("dual-mutual", method__view_b="strong")
+    strong = make_method("dual-mutual", method__view_b="strong", method__outline=0)
     seen = []
     strong.networks[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = make_batch()
     strong.losses(batch, 0)
     assert torch.equal(seen[0], torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
+
+
+def boxes() -> Views:
+    """Two unlabelled patches with a box of 4 in -4, which voxel-wise networks of slope 1 take for the organ."""
+    image = torch.full((2, 1, 24, 20, 16), -4.0)
+    image[0, :, 6:18, 5:15, 4:12] = 4
+    image[1, :, 4:14, 6:16, 5:13] = 4
+    return Views(image, image.clone())
+
+
+def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach():
+    labelled = Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.randint(0, 2, (2, 24, 20, 16)))
+    batch, seen, segc = Batch(labelled, boxes()), {}, {}
+    for outline in (0.0, 3.0):
+        method = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0, ramp_up_steps=0, outline=outline)
+        method.teachers[0].register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0]))
+        method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0]))
+        torch.manual_seed(5)  # outwards by 0.66 and inwards by 0.75
+        segc[outline] = method.losses(batch, 0)["segc"].item()
+    assert torch.equal(seen["teacher"], batch.unlabelled.weak)
+    assert torch.equal(seen["student"][:2], labelled.strong)
+    for was, now in zip(batch.unlabelled.strong, seen["student"][2:], strict=True):
+        assert (was.sign() != now.sign()).float().mean() > 0.01
+    # a hard decision moves as the image does: the students, who are their teachers, agree with it except along the outline,
+    # where interpolation leaves them unsure; with labels left where they were they would be wrong in whole layers of voxels
+    decided = F.one_hot((batch.unlabelled.weak[:, 0] > 0).long(), 2).movedim(-1, 1).float()
+    students = torch.cat([torch.zeros_like(seen["student"][2:]), seen["student"][2:]], dim=1).softmax(1)
+    left = consistency_loss(students, decided, "pseudo-both", "strong", 0.0).item()
+    assert segc[0.0] < segc[3.0] < 0.5 * left
+
+
+def test_every_step_and_every_patch_has_a_size_of_its_own():
+    method, seen = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0), []
+    method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][2:]))
+    batch = Batch(Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.zeros(2, 24, 20, 16).long()), boxes())
+    for seed in (5, 5, 0):
+        torch.manual_seed(seed)
+        method.losses(batch, 0)
+    first, again, other = ((views > 0).sum(dim=(1, 2, 3, 4)) - (batch.unlabelled.weak > 0).sum(dim=(1, 2, 3, 4))
+                           for views in seen)
+    assert torch.equal(first, again) and (first != other).all() and first[0] != first[1]

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dkuxnet.blur import gaussian_blur
 from dkuxnet.config import AugmentSettings, ViewSettings
+from dkuxnet.outline import in_half_sizes, outline_displacement
 from dkuxnet.types import Views
 
 
@@ -25,6 +27,12 @@ def make_views(
 ) -> Views:
     """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels are the same places."""
     grid = draw_grid(image, settings, generator, spacing_mm)
+    if label is not None and settings.outline:
+        outwards = _uniform(generator, image.device)(len(image))
+        displacement = outline_displacement((label > 0).float()[:, None], outwards, settings.outline)
+        # given where a patch was read, wanted where a view looks
+        displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
+        grid = grid + in_half_sizes(displacement)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         label = F.grid_sample(
@@ -129,26 +137,6 @@ def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
         image = image + p.noise
     if p.blank is not None:
         image = image * (1 - p.blank) + mean * p.blank
-    return image
-
-
-def gaussian_blur(image: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blur each patch of (B, C, X, Y, Z) with its own sigma (B,) in voxels; sigma 0 leaves it unchanged.
-
-    reach: voxels to either side that count; three of the largest sigma are enough."""
-    offsets = torch.arange(reach + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))
-    kernel = kernel / (kernel[:, :1] + 2 * kernel[:, 1:].sum(dim=1, keepdim=True))
-    centre, *sides = kernel.view(*kernel.shape, 1, 1, 1, 1).unbind(1)  # (B, 1, 1, 1, 1) each: the kernel is symmetric
-    for axis in (2, 3, 4):  # sums of shifted copies: a fifth of the time of a convolution a patch, whose kernels all differ
-        length = image.shape[axis]
-        pad = [0] * 6
-        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = reach
-        padded = F.pad(image, pad, mode="replicate")
-        image = image * centre
-        for offset, weight in enumerate(sides, 1):
-            pair = padded.narrow(axis, reach - offset, length) + padded.narrow(axis, reach + offset, length)
-            image.addcmul_(pair, weight)
     return image
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Weight, all_patches, probabilities, ramp_up
-from dkuxnet.types import Batch, NetworkShape, Output
+from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Voxels, Weight, all_patches, probabilities, ramp_up
+from dkuxnet.outline import displaced, outline_displacement
+from dkuxnet.types import Batch, NetworkShape, Output, Views
 
 
 class DualMutual(Method):
@@ -19,7 +20,9 @@ class DualMutual(Method):
 
     In the paper (`decay` 0, `view_b` "weak") branch A sees the strong views, branch B the weak ones, and they teach each other
     on all patches. With `decay` the mean of the branches' moving averages, which sees the weak views, teaches both on the
-    unlabelled patches (without these there is no consistency), and predicts.
+    unlabelled patches (without these there is no consistency), and predicts. With `outline` the branches then see what these
+    averages found larger or smaller than it is, and are to say so: a network of few labels gives every organ the size that
+    it knows, and so does what teaches it.
     """
 
     branches = 2
@@ -28,7 +31,8 @@ class DualMutual(Method):
     class Options:
         """w_*: weights, 0 switches a term off. ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient,
         threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
-        view_b: what branch B sees. predict: which branch answers."""
+        outline: how far, in voxels, the outline of the foreground that the averages find in an unlabelled patch moves at
+        most, outwards or inwards; without averages nothing moves. view_b: what branch B sees. predict: which branch answers."""
 
         w_qd: Weight = 0.1
         w_segc: Weight = 1.0
@@ -38,6 +42,7 @@ class DualMutual(Method):
         gradient: Literal["both", "strong"] = "both"
         threshold: Share = 0.0
         decay: Decay = 0.99
+        outline: Voxels = 2.0
         view_b: Literal["weak", "strong"] = "strong"
         predict: Literal["mean", "a", "b"] = "mean"
 
@@ -51,29 +56,39 @@ class DualMutual(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options = self.options
+        terms = [term for term in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)) if term[1]]
+        if self.teachers is not None and batch.unlabelled is None:
+            terms = []
+        targets: list[Tensor | None] = [None] * len(terms)
+        if self.teachers is not None and terms:
+            batch, targets = self.taught(batch, [spread for _, _, spread in terms])
         views = ("strong", options.view_b)
         branches = [network(all_patches(batch, view)) for network, view in zip(self.networks, views, strict=True)]
         losses = self.supervision(branches, batch.labelled.label, options.w_qd)
-        terms = [term for term in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)) if term[1]]
-        if not terms or (self.teachers is not None and batch.unlabelled is None):
-            return losses
-        teachers, ramp = self.taught(batch), ramp_up(step, options.ramp_up_steps)
-        return losses | {name: ramp * weight * self.consistency(branches, teachers, spread) for name, weight, spread in terms}
+        ramp = ramp_up(step, options.ramp_up_steps)
+        return losses | {name: ramp * weight * self.consistency(*map(spread, branches), target)
+                         for (name, weight, spread), target in zip(terms, targets, strict=True)}
 
-    def taught(self, batch: Batch) -> list[Output]:
-        """What the moving averages say of the unlabelled patches; nothing where no averages teach."""
-        if self.teachers is None:
-            return []
-        with torch.no_grad():
-            return [teacher(batch.unlabelled.weak) for teacher in self.teachers]
+    @torch.no_grad()
+    def taught(self, batch: Batch, spreads: Sequence[Callable[[Output], Tensor]]) -> tuple[Batch, list[Tensor]]:
+        """What the moving averages say of the unlabelled patches, for each of `spreads`, and the batch that is to be learnt
+        with it: the outline of what they found has moved in both."""
+        patches = batch.unlabelled
+        outputs = [teacher(patches.weak) for teacher in self.teachers]
+        targets = [torch.stack([spread(output) for output in outputs]).mean(dim=0) for spread in spreads]
+        if not self.options.outline:
+            return batch, targets
+        foreground = 1 - torch.stack([probabilities(output)[:, :1] for output in outputs]).mean(dim=0)
+        outwards = 2 * torch.rand(len(foreground), device=foreground.device) - 1
+        displacement = outline_displacement(foreground, outwards, self.options.outline)
+        moved = Views(displaced(patches.weak, displacement), displaced(patches.strong, displacement))
+        return replace(batch, unlabelled=moved), [displaced(target, displacement) for target in targets]
 
-    def consistency(self, branches: list[Output], teachers: list[Output], spread: Callable[[Output], Tensor]) -> Tensor:
-        """Between the branches, or of each with the mean of its teachers. spread: Output -> (B, K or G, X, Y, Z)."""
+    def consistency(self, a: Tensor, b: Tensor, target: Tensor | None) -> Tensor:
+        """Between the branches, (B, K or G, X, Y, Z), or of both, on the unlabelled patches, with a target of these."""
         options = self.options
-        a, b = map(spread, branches)
-        if not teachers:
+        if target is None:
             return consistency_loss(a, b, options.form, options.gradient, options.threshold)
-        target = torch.stack([spread(teacher) for teacher in teachers]).mean(dim=0)
         return sum(consistency_loss(student[-len(target):], target, options.form, "strong", options.threshold)
                    for student in (a, b)) / 2
 
