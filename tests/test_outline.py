@@ -20,8 +20,8 @@ def radius_of(organ: torch.Tensor) -> torch.Tensor:
     return ((organ > 0.5).sum(dim=(1, 2, 3, 4)) * 3 / (4 * np.pi)) ** (1 / 3)
 
 
-def moved(organ: torch.Tensor, outwards: list[float], largest: float) -> torch.Tensor:
-    return displaced(organ, outline_displacement(organ, torch.tensor(outwards), largest))
+def moved(organ: torch.Tensor, outwards: list[float], share: float) -> torch.Tensor:
+    return displaced(organ, outline_displacement(organ, torch.tensor(outwards), share))
 
 
 @pytest.mark.parametrize("axis", [2, 3, 4])
@@ -30,20 +30,25 @@ def test_a_flat_outline_moves_by_most_of_the_displacement(axis, outwards):
     """The outline m voxels on reads from m voxels back: m = 2 exp(-m^2 / (2 sigma^2)), sigma 3, solved by hand."""
     organ = torch.zeros(1, 1, 30, 30, 30)
     organ.narrow(axis, 0, 15).fill_(1)
-    line = moved(organ, [outwards], 2.0).mean(dim=[n for n in (2, 3, 4) if n != axis])[0, 0]
+    line = moved(organ, [outwards], 2 / (13500 * 3 / 4 / np.pi) ** (1 / 3)).mean(dim=[n for n in (2, 3, 4) if n != axis])[0, 0]
     expected = {1.0: 1.70, 0.5: 0.95, -1.0: -1.70}[outwards]
     assert line.sum() - 15 == pytest.approx(expected, abs=0.1)
 
 
 def test_every_patch_moves_by_its_own_amount():
-    result = moved(ball(8, 3), [1.0, 0.0, -1.0], 2.0)
+    result = moved(ball(8, 3), [1.0, 0.0, -1.0], 0.25)
     larger, _, smaller = radius_of(result) - radius_of(ball(8))
     assert larger > 1 and smaller < -1
     torch.testing.assert_close(result[1], ball(8)[0], rtol=0, atol=1e-4)
 
 
+def test_the_displacement_grows_with_the_organ():
+    shifts = [float(radius_of(moved(ball(radius), [1.0], 0.2)) / radius_of(ball(radius))) for radius in (5, 7, 9)]
+    assert min(shifts) > 1.1 and max(shifts) < 1.2 and np.ptp(shifts) < 0.04
+
+
 def test_nothing_folds_and_far_away_nothing_moves():
-    displacement = outline_displacement(ball(8), torch.tensor([-1.0]), 3.0)[0]
+    displacement = outline_displacement(ball(8), torch.tensor([-1.0]), 3 / 8)[0]
     for axis in range(3):
         assert displacement[axis].diff(dim=axis).abs().max() < 0.6  # under 1 voxels in a row are read in their order
     assert displacement.norm(dim=0).max() > 2
@@ -52,7 +57,7 @@ def test_nothing_folds_and_far_away_nothing_moves():
 
 def test_where_there_is_no_organ_nothing_moves():
     for organ in (torch.zeros(1, 1, *SIZE), torch.ones(1, 1, *SIZE)):
-        assert outline_displacement(organ, torch.ones(1), 2.0).abs().max() < 1e-5
+        assert outline_displacement(organ, torch.ones(1), 0.25).abs().max() < 1e-5
 
 
 def test_a_displacement_says_where_a_voxel_is_read_from():

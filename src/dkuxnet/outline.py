@@ -17,19 +17,26 @@ from dkuxnet.blur import gaussian_blur
 SMOOTHNESS = 1.5
 
 
-def outline_displacement(organ: Tensor, outwards: Tensor, largest: float) -> Tensor:
+def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tensor:
     """Where every voxel is to be read from so that the organ's outline moves.
 
-    organ: (B, 1, X, Y, Z) from 0 to 1, what is organ. outwards: (B,) from -1 to 1, how far its outline moves, in shares of
-    `largest` voxels. -> (B, 3, X, Y, Z) voxels along X, Y, Z. A flat outline moves by 0.85 of the largest at most (its new
-    place is read from further in, where the displacement is already smaller); what is small, and dissolves in the
-    smoothing, by less.
+    organ: (B, 1, X, Y, Z) from 0 to 1, what is organ. outwards: (B,) from -1 to 1, how far its outline moves, of the
+    largest displacement, which is `share` of the radius of a ball as large as the organ. -> (B, 3, X, Y, Z) voxels along X, Y,
+    Z. A flat outline moves by 0.85 of the largest at most (its new place is read from further in, where the
+    displacement is already smaller); what is thin, and dissolves in the smoothing, by less.
     """
-    sigma = SMOOTHNESS * largest
-    smooth = gaussian_blur(organ, organ.new_full((len(organ),), sigma), math.ceil(3 * sigma))
+    sigma = SMOOTHNESS * share * ball_radius(organ.sum(dim=(1, 2, 3, 4)))
+    # as far as the widest smoothing, that of a full patch, reaches: how wide these are, a GPU would have to be waited for
+    reach = math.ceil(3 * SMOOTHNESS * share * ball_radius(organ[0].numel()))
+    smooth = gaussian_blur(organ, sigma, reach)
     slope = torch.stack(torch.gradient(smooth[:, 0], dim=(1, 2, 3)), dim=1)  # points inwards
-    steepest = 1 / (math.sqrt(2 * math.pi) * sigma)  # of a flat outline
-    return (largest * outwards.view(-1, 1, 1, 1, 1) / steepest) * slope
+    steepest = math.sqrt(2 * math.pi) * sigma  # times this a flat outline's slope is 1
+    return (outwards * sigma / SMOOTHNESS * steepest).view(-1, 1, 1, 1, 1) * slope
+
+
+def ball_radius(volume):
+    """Voxels -> voxels, of a number or a tensor."""
+    return (volume * 3 / (4 * math.pi)) ** (1 / 3)
 
 
 def displaced(values: Tensor, displacement: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Edge = Annotated[float, Field(gt=0, lt=1)]  # of a patch
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
-Voxels = Annotated[float, Field(ge=0, le=64)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0)]
 

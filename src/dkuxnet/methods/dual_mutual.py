@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Voxels, Weight, all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.outline import displaced, outline_displacement
 from dkuxnet.types import Batch, NetworkShape, Output, Views
 
@@ -31,8 +31,9 @@ class DualMutual(Method):
     class Options:
         """w_*: weights, 0 switches a term off. ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient,
         threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
-        outline: how far, in voxels, the outline of the foreground that the averages find in an unlabelled patch moves at
-        most, outwards or inwards; without averages nothing moves. view_b: what branch B sees. predict: which branch answers."""
+        outline: how far the outline of the foreground that the averages find in an unlabelled patch moves at most, outwards
+        or inwards, as a share of the radius of a ball of that size; without averages nothing moves. view_b: what branch B
+        sees. predict: which branch answers."""
 
         w_qd: Weight = 0.1
         w_segc: Weight = 1.0
@@ -42,7 +43,7 @@ class DualMutual(Method):
         gradient: Literal["both", "strong"] = "both"
         threshold: Share = 0.0
         decay: Decay = 0.99
-        outline: Voxels = 2.0
+        outline: Share = 0.25
         view_b: Literal["weak", "strong"] = "strong"
         predict: Literal["mean", "a", "b"] = "mean"
 
