@@ -26,7 +26,7 @@ def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tenso
     displacement is already smaller); what is thin, and dissolves in the smoothing, by less.
     """
     sigma = SMOOTHNESS * share * ball_radius(organ.sum(dim=(1, 2, 3, 4)))
-    # as far as the widest smoothing, that of a full patch, reaches: how wide these are, a GPU would have to be waited for
+    # as far as the smoothing of a patch full of organ would reach: to ask how wide this one is would make a GPU wait
     reach = math.ceil(3 * SMOOTHNESS * share * ball_radius(organ[0].numel()))
     smooth = gaussian_blur(organ, sigma, reach)
     slope = torch.stack(torch.gradient(smooth[:, 0], dim=(1, 2, 3)), dim=1)  # points inwards
@@ -34,8 +34,8 @@ def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tenso
     return (outwards * sigma / SMOOTHNESS * steepest).view(-1, 1, 1, 1, 1) * slope
 
 
-def ball_radius(volume):
-    """Voxels -> voxels, of a number or a tensor."""
+def ball_radius(volume: float | Tensor) -> float | Tensor:
+    """Of a volume in voxels, in voxels."""
     return (volume * 3 / (4 * math.pi)) ** (1 / 3)
 
 

@@ -68,9 +68,8 @@ def draw_grid(
     theta = torch.cat([theta[:, :, :3].flip(2), theta[:, :, 3:]], dim=2)
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     if settings.elastic:
-        coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic / half[None, :, None, None, None]
-        smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
-        grid = grid + smooth.flip(1).movedim(1, -1)
+        coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
+        grid = grid + in_half_sizes(F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True))
     return grid
 
 
