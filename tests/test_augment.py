@@ -188,7 +188,8 @@ def test_the_organs_of_labelled_patches_grow_and_shrink_where_the_view_shows_the
     sizes = [views.label.sum(dim=(1, 2, 3)).double() for views in (plain, varied)]
     assert (sizes[1] / sizes[0]).min() < 0.7 and (sizes[1] / sizes[0]).max() > 1.4
     for patch in range(16):
-        assert ((varied.weak[patch, 0] > 0.5) == varied.label[patch].bool()).float().mean() > 0.99
+        shown, labelled = varied.weak[patch, 0] > 0.5, varied.label[patch].bool()
+        assert (shown & labelled).sum() > 0.75 * (shown | labelled).sum()
         np.testing.assert_allclose(centre_of_mass(varied.label[patch]), centre_of_mass(plain.label[patch]), atol=0.5)
     unlabelled = [make_views(ball, None, settings, generator()) for settings in (turned, with_(turned, outline=0.3))]
     assert torch.equal(unlabelled[0].weak, unlabelled[1].weak), "what no label shows, nothing moves"

@@ -337,6 +337,13 @@ def test_a_run_from_before_an_option_existed_is_the_one_with_its_default(copied,
         run_benchmark(write(copied, prepared, ('form = "mse"', 'form = "mse"\nw_qd = 0.3')))
 
 
+def test_a_run_from_before_an_option_that_changed_its_method_is_another_grid(copied, prepared):
+    """`paper` has no averages, so its outlines do not move either way; the run is what its settings say all the same."""
+    edit_settings(copied / "out" / "runs" / RUNS[2], lambda content: content["method"].pop("outline"))
+    with pytest.raises(UserError, match=r"another grid: method\.outline is 0\.0 there, 0\.25 here"):
+        run_benchmark(copied / "grid.toml")
+
+
 def test_a_run_with_an_option_that_is_no_more_is_another_grid(copied):
     edit_settings(copied / "out" / "runs" / RUNS[2], lambda content: content["method"].update(gone=1))
     with pytest.raises(UserError, match=r"another grid: method\.gone is 1 there, not set here \(paper_"):

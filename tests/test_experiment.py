@@ -18,6 +18,7 @@ from dkuxnet.data.dataset import PreparedSet, write_array
 from dkuxnet.errors import UserError
 from dkuxnet.evaluate import evaluate_folders
 from dkuxnet.experiment import run_training
+from dkuxnet.job import resumed_job
 from dkuxnet.lock import locked
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.dual_mutual import DualMutual
@@ -270,6 +271,16 @@ def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
     method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
     assert method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5)) and len(method) > 5
     assert manifest["peak_memory_gib"] > 0.1  # torch alone takes more
+
+
+def test_an_option_that_is_newer_than_a_run_is_off_when_that_run_is_resumed(prepared, tmp_path):
+    run, first = tmp_path / "run", settings(train__steps=1)
+    run_training(prepared, run, first)
+    assert resumed_job(prepared, run).settings.method.outline == DualMutual.Options().outline > 0
+    stored = json.loads((run / "settings.json").read_text())
+    del stored["method"]["outline"]  # as written before there was one
+    (run / "settings.json").write_text(json.dumps(stored))
+    assert resumed_job(prepared, run).settings.method.outline == 0
 
 
 def test_a_loss_that_is_not_finite_names_the_cases_of_its_step(prepared, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -457,41 +458,59 @@ def test_branch_b_sees_the_view_that_it_is_given():
 
 
 def boxes() -> Views:
-    """Two unlabelled patches with a box of 4 in -4, which voxel-wise networks of slope 1 take for the organ."""
+    """Two unlabelled patches with the same box of 4 in -4, which voxel-wise networks of slope 1 take for the organ."""
     image = torch.full((2, 1, 24, 20, 16), -4.0)
-    image[0, :, 6:18, 5:15, 4:12] = 4
-    image[1, :, 4:14, 6:16, 5:13] = 4
+    image[:, :, 6:18, 5:15, 4:12] = 4
     return Views(image, image.clone())
 
 
-def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach():
-    labelled = Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.randint(0, 2, (2, 24, 20, 16)))
-    batch, seen, segc = Batch(labelled, boxes()), {}, {}
+class Grouped(VoxelWise):
+    """Three classes, the last for intensities above 2, and its groups are its classes."""
+
+    def decode(self, image, features):
+        logits = torch.cat([torch.zeros_like(image), self.slope * features[0], 10 * (features[0] - 2)], dim=1)
+        return Output(logits=logits, group_prob=logits.softmax(dim=1))
+
+
+@pytest.mark.parametrize("view_b", ["weak", "strong"])
+def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach(view_b):
+    batch, seen, terms = Batch(labelled_patches(), boxes()), {}, {}
     for outline in (0.0, 0.4):
-        method = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0, ramp_up_steps=0, outline=outline)
-        method.teachers[0].register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0]))
-        method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0]))
+        method = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0, ramp_up_steps=0, outline=outline, view_b=view_b)
+        for part in (method.networks, method.teachers):
+            for branch in range(2):
+                part[branch] = Grouped()
+                part[branch].has_queries = True
+                key = ("student" if part is method.networks else "teacher", branch)
+                part[branch].register_forward_pre_hook(lambda module, inputs, key=key: seen.update({key: inputs[0]}))
+        method.options = replace(method.options, w_qdc=1.0)
         torch.manual_seed(5)  # outwards by 0.66 and inwards by 0.75
-        segc[outline] = method.losses(batch, 0)["segc"].item()
-    assert torch.equal(seen["teacher"], batch.unlabelled.weak)
-    assert torch.equal(seen["student"][:2], labelled.strong)
-    for was, now in zip(batch.unlabelled.strong, seen["student"][2:], strict=True):
-        assert (was.sign() != now.sign()).float().mean() > 0.01
+        terms[outline] = {name: value.item() for name, value in method.losses(batch, 0).items()}
+    assert torch.equal(seen["teacher", 0], batch.unlabelled.weak)
+    for branch in range(2):
+        student = seen["student", branch]
+        assert torch.equal(student[:2], batch.labelled.weak if branch and view_b == "weak" else batch.labelled.strong)
+        larger, smaller = (student[2:] > 0).sum(dim=(1, 2, 3, 4)) - (batch.unlabelled.weak > 0).sum(dim=(1, 2, 3, 4))
+        assert larger > 300 and smaller < -300
     # a hard decision moves as the image does: the students, who are their teachers, agree with it except along the outline,
-    # where interpolation leaves them unsure; with labels left where they were they would be wrong in whole layers of voxels
-    decided = F.one_hot((batch.unlabelled.weak[:, 0] > 0).long(), 2).movedim(-1, 1).float()
-    students = torch.cat([torch.zeros_like(seen["student"][2:]), seen["student"][2:]], dim=1).softmax(1)
-    left = consistency_loss(students, decided, "pseudo-both", "strong", 0.0).item()
-    assert segc[0.0] < segc[0.4] < 0.5 * left
+    # where interpolation leaves them unsure; with targets left where they were they would be wrong in whole layers of voxels
+    still = Grouped()(batch.unlabelled.weak).logits.softmax(dim=1).detach()
+    students = Grouped()(seen["student", 0][2:]).logits.softmax(dim=1)
+    left = consistency_loss(students, still, "pseudo-both", "strong", 0.0).item()
+    for name in ("segc", "qdc"):
+        assert terms[0.0][name] < terms[0.4][name] < 0.7 * left
 
 
 def test_every_step_and_every_patch_has_a_size_of_its_own():
     method, seen = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0), []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][2:]))
-    batch = Batch(Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.zeros(2, 24, 20, 16).long()), boxes())
+    batch = Batch(labelled_patches(), boxes())
     for seed in (5, 5, 0):
         torch.manual_seed(seed)
         method.losses(batch, 0)
-    first, again, other = ((views > 0).sum(dim=(1, 2, 3, 4)) - (batch.unlabelled.weak > 0).sum(dim=(1, 2, 3, 4))
-                           for views in seen)
+    first, again, other = ((views > 0).sum(dim=(1, 2, 3, 4)) for views in seen)
     assert torch.equal(first, again) and (first != other).all() and first[0] != first[1]
+
+
+def labelled_patches() -> Views:
+    return Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.randint(0, 2, (2, 24, 20, 16)))

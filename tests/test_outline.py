@@ -66,3 +66,9 @@ def test_a_displacement_says_where_a_voxel_is_read_from():
     result = displaced(values, displacement)
     torch.testing.assert_close(result[:, :, 4:-4, 4:-4, 4:-4], values[:, :, 5:-3, 2:-6, 7:-1], rtol=1e-3, atol=1e-4)
     assert torch.equal(result[:, :, -1, 5, 5], result[:, :, -2, 5, 5])  # beyond the border the last voxel is repeated
+
+
+def test_places_stay_exact_under_bfloat16():
+    values = torch.randn(1, 1, 80, 48, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(displaced(values, torch.zeros(1, 3, 80, 48, 32)), values, rtol=0, atol=1e-3)

@@ -15,12 +15,12 @@ from typing import Any
 
 from dkuxnet.build import build_method
 from dkuxnet.comparison import Comparison, compare
-from dkuxnet.config import Settings, flatten, validate
+from dkuxnet.config import Settings, flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
 from dkuxnet.errors import UserError
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
-from dkuxnet.job import Job, data_identity, new_job, write_out_options
+from dkuxnet.job import Job, data_identity, new_job, settings_of, write_out_options
 from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
@@ -115,7 +115,7 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
         if not folder.is_dir() or any(folder.iterdir()):
             raise UserError(f"{folder} is there and is no run (no settings.json); move it away, or choose another output")
         return
-    there = dict(flatten(_written_out(validate(RunFolder(folder).settings)).model_dump(mode="json")))
+    there = dict(flatten(_written_out(settings_of(RunFolder(folder))).model_dump(mode="json")))
     here = dict(flatten(job.settings.model_dump(mode="json")))
     if (folder / "manifest.json").is_file():
         manifest, split = RunFolder(folder).manifest, job.split.to_json()

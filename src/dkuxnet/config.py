@@ -78,14 +78,14 @@ class AugmentSettings(Section):
     """Geometry shared by both views: rotation (degrees, each axis), scale (largest factor), shift (voxels), elastic
     (largest displacement in voxels of a smooth field), flip (axes, of "xyz", mirrored with probability 1/2), outline (of
     labelled patches: largest displacement of the foreground's outline, outwards or inwards, as a share of the radius of a
-    ball of that size)."""
+    ball as large as the foreground)."""
 
     rotation: float = Field(15.0, ge=0, le=180)
     scale: float = Field(1.2, ge=1)
     shift: float = Field(0.0, ge=0)
     elastic: float = Field(0.0, ge=0)
     flip: str = Field("", pattern="^x?y?z?$")
-    outline: float = Field(0.0, ge=0, le=1)
+    outline: float = Field(0.0, ge=0, le=0.4)
     weak: ViewSettings = ViewSettings(noise=0.05)
     strong: ViewSettings = ViewSettings(noise=0.2, brightness=0.3, contrast=1.5, gamma=1.5, blur=1.0, bias_field=0.3)
 

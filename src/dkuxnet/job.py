@@ -71,7 +71,7 @@ def resumed_job(prepared: Path, run: Path) -> Job:
     """The job of a run that is there, as its manifest has it. Raises UserError where the prepared set is another one."""
     folder = RunFolder.open(run)
     folder.check_own()
-    settings, manifest = validate(folder.settings), folder.manifest
+    settings, manifest = settings_of(folder), folder.manifest
     data = PreparedSet(prepared, settings.data.cache_gib)
     shape, patch = described_network(manifest, run)
     for key, now in data_identity(data).items():
@@ -97,6 +97,15 @@ def write_out_options(settings: Settings) -> Settings:
     method = lookup(METHODS, settings.method.name, "method")
     options = parse_options(method.Options, settings.method.model_extra, f"method.{settings.method.name}")
     return settings.model_copy(update={"method": MethodSettings(name=settings.method.name, **dataclasses.asdict(options))})
+
+
+def settings_of(run: RunFolder) -> Settings:
+    """The settings of a run that is there. An option of its method that is newer than the run is as things were before it."""
+    settings = validate(run.settings)
+    options = dataclasses.fields(lookup(METHODS, settings.method.name, "method").Options)
+    before = {option.name: option.metadata["before"] for option in options if "before" in option.metadata}
+    method = MethodSettings(name=settings.method.name, **(before | settings.method.model_extra))
+    return settings.model_copy(update={"method": method})
 
 
 def describe(job: Job, method: Method) -> dict[str, Any]:

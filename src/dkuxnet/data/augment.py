@@ -25,7 +25,9 @@ def make_views(
     generator: torch.Generator,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Views:
-    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels are the same places."""
+    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels are the same places.
+
+    With `outline` the organs of labelled patches have another size in both, and in the label."""
     grid = draw_grid(image, settings, generator, spacing_mm)
     if label is not None and settings.outline:
         outwards = _uniform(generator, image.device)(len(image))

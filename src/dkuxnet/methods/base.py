@@ -18,6 +18,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Edge = Annotated[float, Field(gt=0, lt=1)]  # of a patch
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+Outline = Annotated[float, Field(ge=0, le=0.4)]  # share of an organ's radius; wider smoothing dissolves the organ itself
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=0)]
 
@@ -36,7 +37,7 @@ class Method(nn.Module):
 
     @dataclass(frozen=True)
     class Options:
-        """Nothing to set."""
+        """Nothing to set. (An option that comes later says in its field's metadata, as `before`, what runs without it had.)"""
 
     def __init__(self, networks: Sequence[nn.Module], options: "Method.Options", shape: NetworkShape):
         """networks: `branches` of them, built alike and initialised apart. Raises ValueError where they do not fit."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
-from dkuxnet.methods.base import Decay, MeanOf, Method, Share, Steps, Weight, all_patches, probabilities, ramp_up
+from dkuxnet.methods.base import Decay, MeanOf, Method, Outline, Share, Steps, Weight, all_patches, probabilities, ramp_up
 from dkuxnet.outline import displaced, outline_displacement
 from dkuxnet.types import Batch, NetworkShape, Output, Views
 
@@ -32,8 +32,8 @@ class DualMutual(Method):
         """w_*: weights, 0 switches a term off. ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient,
         threshold: see `losses.consistency_loss`. decay: of the moving averages that teach; 0 is the paper, which has none.
         outline: how far the outline of the foreground that the averages find in an unlabelled patch moves at most, outwards
-        or inwards, as a share of the radius of a ball of that size; without averages nothing moves. view_b: what branch B
-        sees. predict: which branch answers."""
+        or inwards, see `outline.outline_displacement`; without averages nothing moves. view_b: what branch B sees.
+        predict: which branch answers."""
 
         w_qd: Weight = 0.1
         w_segc: Weight = 1.0
@@ -43,7 +43,7 @@ class DualMutual(Method):
         gradient: Literal["both", "strong"] = "both"
         threshold: Share = 0.0
         decay: Decay = 0.99
-        outline: Share = 0.25
+        outline: Outline = field(default=0.25, metadata={"before": 0.0})
         view_b: Literal["weak", "strong"] = "strong"
         predict: Literal["mean", "a", "b"] = "mean"
 
@@ -74,15 +74,17 @@ class DualMutual(Method):
     def taught(self, batch: Batch, spreads: Sequence[Callable[[Output], Tensor]]) -> tuple[Batch, list[Tensor]]:
         """What the moving averages say of the unlabelled patches, for each of `spreads`, and the batch that is to be learnt
         with it: the outline of what they found has moved in both."""
-        patches = batch.unlabelled
+        options, patches = self.options, batch.unlabelled
+        # drawn before a teacher may draw: where processes share the patches, each runs its own, and all must agree
+        outwards = 2 * torch.rand(len(patches.weak), device=patches.weak.device) - 1
         outputs = [teacher(patches.weak) for teacher in self.teachers]
         targets = [torch.stack([spread(output) for output in outputs]).mean(dim=0) for spread in spreads]
-        if not self.options.outline:
+        if not options.outline:
             return batch, targets
         foreground = 1 - torch.stack([probabilities(output)[:, :1] for output in outputs]).mean(dim=0)
-        outwards = 2 * torch.rand(len(foreground), device=foreground.device) - 1
-        displacement = outline_displacement(foreground, outwards, self.options.outline)
-        moved = Views(displaced(patches.weak, displacement), displaced(patches.strong, displacement))
+        displacement = outline_displacement(foreground, outwards, options.outline)
+        weak = displaced(patches.weak, displacement) if options.view_b == "weak" else patches.weak  # else no branch sees it
+        moved = Views(weak, displaced(patches.strong, displacement))
         return replace(batch, unlabelled=moved), [displaced(target, displacement) for target in targets]
 
     def consistency(self, a: Tensor, b: Tensor, target: Tensor | None) -> Tensor:
