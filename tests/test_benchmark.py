@@ -1,5 +1,6 @@
 """A benchmark on tiny synthetic scans, end to end: what is finished stays, what was stopped goes on, what fails is told."""
 
+import csv
 import json
 import os
 import runpy
@@ -165,6 +166,22 @@ def test_every_run_is_made_and_the_tables_hold_its_figures(finished):
     for name in ("benchmark.md", "benchmark.html", "figure.svg"):
         assert (finished / "out" / name).stat().st_size > 1000
     assert not (finished / "out" / "failed").exists()
+
+
+def test_cases_csv_holds_every_case_of_every_finished_run(finished):
+    """Against the runs' own tables, which have a row for each class: the phantom's two are averaged."""
+    with (finished / "out" / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["arm"], row["network"], row["labelled"], row["seed"], row["case"]): float(row["asd_mm"]) for row in rows}
+    expected = {}
+    for run in RUNS:
+        arm, network, labelled, seed = run.split("_")
+        with (finished / "out" / "runs" / run / "evaluation" / "cases.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                key = (arm, network, labelled.removeprefix("n"), seed.removeprefix("seed"), row["case"])
+                expected.setdefault(key, []).append(float(row["asd_mm"]))
+    assert {len(values) for values in expected.values()} == {2} and len(rows) == 6
+    assert found == pytest.approx({key: sum(values) / 2 for key, values in expected.items()})
 
 
 def test_finished_runs_are_not_made_again_and_a_grid_may_grow_and_shrink(copied, prepared):

@@ -302,7 +302,7 @@ def test_intervals_of_several_comparisons_share_what_lies_outside():
 def test_the_last_words_name_the_figure_only_where_there_is_one(tmp_path, capsys):
     grid, runs = make_runs(tmp_path, [4])
     show_benchmark(compare(grid.output / "runs", grid, runs, {}))
-    assert "benchmark.json, figure.svg" in capsys.readouterr().out
+    assert "benchmark.json, cases.csv, figure.svg" in capsys.readouterr().out
     show_benchmark(compare(tmp_path / "nowhere", grid, runs, {}))
     assert "figure.svg" not in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 OUTPUT/runs/ARM_NETWORK_nLABELLED_seedS   the runs, each a run folder like any other
 OUTPUT/benchmark.md, benchmark.json       the tables, rewritten after every run
+OUTPUT/cases.csv                          every test case of every finished run, rewritten with them
 OUTPUT/benchmark.html, figure.svg         the page, at the end
 OUTPUT/failed/RUN.txt                     the traceback of a run that failed for no reason that the program knows
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.build import build_method
-from dkuxnet.comparison import Comparison, compare
+from dkuxnet.comparison import Comparison, cases_csv, compare
 from dkuxnet.config import Settings, flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
@@ -25,7 +26,7 @@ from dkuxnet.lock import locked
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
-from dkuxnet.run import RunFolder
+from dkuxnet.run import RunFolder, atomically
 from dkuxnet.train import Interrupted
 from dkuxnet.trainings import Progress, make
 
@@ -64,14 +65,20 @@ def run_benchmark(
             with stopping_on_sigterm(), closing(make([*missing.values()], grid, processes, watch.progress)) as made:
                 for name, error in made:
                     failed |= {name: error} if error else {}
-                    comparison = compare(folder, grid, runs, failed)
-                    write_text(comparison, grid.output)
-                    watch.ended(missing[name], error, comparison)
-                comparison = compare(folder, grid, runs, failed)
-                write_text(comparison, grid.output)
+                    watch.ended(missing[name], error, write_tables(folder, grid, runs, failed))
+                comparison = write_tables(folder, grid, runs, failed)
                 write_page(comparison, grid.output)
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(f"stopped; finished runs and the states of unfinished ones are in {folder}") from None
+    return comparison
+
+
+def write_tables(folder: Path, grid: Grid, runs: list[WantedRun], failed: dict[str, str]) -> Comparison:
+    """What is known so far, written to the grid's output."""
+    comparison = compare(folder, grid, runs, failed)
+    write_text(comparison, grid.output)
+    cases = cases_csv(folder, runs)
+    atomically(grid.output / "cases.csv", lambda part: part.write_text(cases, "utf-8"))
     return comparison
 
 

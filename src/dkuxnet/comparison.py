@@ -96,6 +96,19 @@ def compare(folder: Path, grid: Grid, runs: Sequence[WantedRun], failed: dict[st
     )
 
 
+def cases_csv(folder: Path, runs: Sequence[WantedRun]) -> str:
+    """A line for each test case of those of `runs` in `folder` that are finished, for tests and plots of one's own."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["arm", "network", "labelled", "seed", "case", *METRICS])
+    for run in runs:
+        if finished := read_run(folder / run.name):
+            names = [run.arm, run.network, "all" if run.labelled is None else run.labelled, run.seed]
+            figures = zip(*(finished.figures[metric].tolist() for metric in METRICS), strict=True)
+            table.writerows([*names, case, *values] for case, values in zip(finished.cases, figures, strict=True))
+    return text.getvalue()
+
+
 def read_run(folder: Path, remedy: str = "delete the run {name}, and it is made again") -> Finished | None:
     """The figures of a finished run, None of any other. Raises UserError with the `remedy` where they are damaged."""
     if not (folder / "manifest.json").is_file():

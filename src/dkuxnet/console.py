@@ -166,7 +166,7 @@ def show_benchmark(comparison: "Comparison") -> None:
     for line in headlines(comparison):
         _say(line)
     figure = ", figure.svg" if comparison.done else ""
-    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json{figure}")
+    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json, cases.csv{figure}")
 
 
 def _show_comparison(comparison: "Comparison") -> None:
