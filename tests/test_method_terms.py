@@ -20,6 +20,7 @@ from dkuxnet.methods.base import mean_output, ramp_up
 from dkuxnet.methods.dtc import signed_distance
 from dkuxnet.methods.mc_net import sharpen
 from dkuxnet.methods.mixing import paste, random_boxes
+from dkuxnet.methods.teacher import taught
 from dkuxnet.networks.grouping import default_groups
 from dkuxnet.types import Batch, NetworkShape, Output, Views
 from test_methods import SHAPE, make_batch, make_method
@@ -123,7 +124,7 @@ WRONG = [("mean-teacher", "w", -3.0), ("mean-teacher", "w", float("nan")), ("mea
          ("bcp", "box", 0.0), ("bcp", "decay", -1.0), ("unimatch", "dropout", 1.5), ("unimatch", "box", 1.0),
          ("mc-net-plus", "temperature", 0.0), ("fixmatch", "threshold", 7.0), ("dtc", "steepness", -1.0),
          ("dual-mutual", "w_qdc", -0.1), ("dual-mutual", "threshold", 1.5), ("dual-mutual", "decay", 1.0),
-         ("dual-mutual", "outline", -1.0)]
+         ("dual-mutual", "outline", -1.0), ("mean-teacher", "outline", 0.5)]
 
 
 @pytest.mark.parametrize("name, key, value", WRONG)
@@ -501,8 +502,37 @@ def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach
         assert terms[0.0][name] < terms[0.4][name] < 0.7 * left
 
 
-def test_every_step_and_every_patch_has_a_size_of_its_own():
-    method, seen = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0), []
+def test_views_and_all_that_the_teacher_says_of_them_move_alike():
+    patches = boxes()
+    views, maps = taught(patches, lambda weak: {"organ": Grouped()(weak).logits.softmax(dim=1), "same": weak}, 0.4)
+    assert not torch.equal(views.weak, patches.weak)
+    assert torch.equal(views.strong, views.weak) and torch.equal(maps["same"], views.weak)
+    views, maps = taught(patches, lambda weak: {"same": weak}, 0.0)
+    assert torch.equal(views.weak, patches.weak) and torch.equal(maps["same"], patches.weak)
+
+
+@pytest.mark.parametrize("name, options", [("mean-teacher", {}), ("ua-mt", {"noise": 0.0, "passes": 1})])
+def test_a_mean_teacher_can_move_outlines_too(name, options):
+    """Its student, which is like it, agrees with it on the moved patches but along the outline; with the target left behind
+    it would not."""
+    batch, seen, losses = Batch(labelled_patches(), boxes()), [], []
+    for outline in (0.0, 0.4):
+        method = by_hand(name, 1.0, w=1.0, ramp_up_steps=0, outline=outline, **options)
+        method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        torch.manual_seed(5)
+        losses.append(method.losses(batch, 0)["consistency"].item())
+    still, moved = seen
+    assert torch.equal(still[2:], batch.unlabelled.strong) and torch.equal(moved[:2], batch.labelled.strong)
+    larger, smaller = (moved[2:] > 0).sum(dim=(1, 2, 3, 4)) - (still[2:] > 0).sum(dim=(1, 2, 3, 4))
+    assert larger > 300 and smaller < -300
+    left = squared_error(organ_probability(moved[2:], 1.0), organ_probability(batch.unlabelled.weak, 1.0)).item()
+    assert losses[0] < losses[1] < 0.3 * left
+
+
+@pytest.mark.parametrize("name, slopes, options", [("dual-mutual", [1.0, 1.0], {"w_qdc": 0}),
+                                                   ("mean-teacher", [1.0], {"outline": 0.25})])
+def test_every_step_and_every_patch_has_a_size_of_its_own(name, slopes, options):
+    method, seen = by_hand(name, *slopes, **options), []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][2:]))
     batch = Batch(labelled_patches(), boxes())
     for seed in (5, 5, 0):

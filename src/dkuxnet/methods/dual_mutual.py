@@ -1,7 +1,7 @@
 """Dual mutual learning, the method of the paper (Wu, Li, Zhang, ISBI 2024): two branches that teach each other."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dkuxnet.average import update_average
 from dkuxnet.losses import consistency_loss
 from dkuxnet.methods.base import Decay, MeanOf, Method, Outline, Share, Steps, Weight, all_patches, probabilities, ramp_up
-from dkuxnet.outline import displaced, outline_displacement
-from dkuxnet.types import Batch, NetworkShape, Output, Views
+from dkuxnet.methods.teacher import taught
+from dkuxnet.types import Batch, NetworkShape, Output
 
 
 class DualMutual(Method):
@@ -57,35 +57,26 @@ class DualMutual(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options = self.options
-        terms = [term for term in (("segc", options.w_segc, probabilities), ("qdc", options.w_qdc, over_groups)) if term[1]]
+        weights = {name: weight for name, weight in (("segc", options.w_segc), ("qdc", options.w_qdc)) if weight}
+        targets: dict[str, Tensor] = {}
         if self.teachers is not None and batch.unlabelled is None:
-            terms = []
-        targets: list[Tensor | None] = [None] * len(terms)
-        if self.teachers is not None and terms:
-            batch, targets = self.taught(batch, [spread for _, _, spread in terms])
+            weights = {}
+        elif self.teachers is not None and weights:
+            patches, targets = taught(batch.unlabelled, self.answer, options.outline)
+            batch = replace(batch, unlabelled=patches)
         views = ("strong", options.view_b)
         branches = [network(all_patches(batch, view)) for network, view in zip(self.networks, views, strict=True)]
         losses = self.supervision(branches, batch.labelled.label, options.w_qd)
-        ramp = ramp_up(step, options.ramp_up_steps)
-        return losses | {name: ramp * weight * self.consistency(*map(spread, branches), target)
-                         for (name, weight, spread), target in zip(terms, targets, strict=True)}
+        for name, weight in weights.items():
+            a, b = map(COMPARED[name], branches)
+            losses[name] = ramp_up(step, options.ramp_up_steps) * weight * self.consistency(a, b, targets.get(name))
+        return losses
 
-    @torch.no_grad()
-    def taught(self, batch: Batch, spreads: Sequence[Callable[[Output], Tensor]]) -> tuple[Batch, list[Tensor]]:
-        """What the moving averages say of the unlabelled patches, for each of `spreads`, and the batch that is to be learnt
-        with it: the outline of what they found has moved in both."""
-        options, patches = self.options, batch.unlabelled
-        # drawn before a teacher may draw: where processes share the patches, each runs its own, and all must agree
-        outwards = 2 * torch.rand(len(patches.weak), device=patches.weak.device) - 1
-        outputs = [teacher(patches.weak) for teacher in self.teachers]
-        targets = [torch.stack([spread(output) for output in outputs]).mean(dim=0) for spread in spreads]
-        if not options.outline:
-            return batch, targets
-        foreground = 1 - torch.stack([probabilities(output)[:, :1] for output in outputs]).mean(dim=0)
-        displacement = outline_displacement(foreground, outwards, options.outline)
-        weak = displaced(patches.weak, displacement) if options.view_b == "weak" else patches.weak  # else no branch sees it
-        moved = Views(weak, displaced(patches.strong, displacement))
-        return replace(batch, unlabelled=moved), [displaced(target, displacement) for target in targets]
+    def answer(self, weak: Tensor) -> dict[str, Tensor]:
+        """What the moving averages say of weak views, for each consistency."""
+        outputs = [teacher(weak) for teacher in self.teachers]
+        wanted = ["segc", "qdc"] if self.options.w_qdc else ["segc"]
+        return {name: torch.stack([COMPARED[name](output) for output in outputs]).mean(dim=0) for name in wanted}
 
     def consistency(self, a: Tensor, b: Tensor, target: Tensor | None) -> Tensor:
         """Between the branches, (B, K or G, X, Y, Z), or of both, on the unlabelled patches, with a target of these."""
@@ -107,3 +98,7 @@ class DualMutual(Method):
 def over_groups(output: Output) -> Tensor:
     """How voxels spread over the groups of queries, (B, G, X, Y, Z)."""
     return output.group_prob.float()
+
+
+# what each consistency compares: distributions at every voxel
+COMPARED = {"segc": probabilities, "qdc": over_groups}

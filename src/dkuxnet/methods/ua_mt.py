@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from dkuxnet.losses import FLOOR, masked_mean
+from dkuxnet.losses import FLOOR
 from dkuxnet.methods.base import Weight, probabilities, ramp_up
 from dkuxnet.methods.mean_teacher import MeanTeacher
 
@@ -27,15 +27,13 @@ class UAMT(MeanTeacher):
         passes: PositiveInt = 8
         noise: Weight = 0.1
 
-    def consistency(self, student: Tensor, image: Tensor, step: int) -> Tensor:
+    def answer(self, weak: Tensor, step: int) -> dict[str, Tensor]:
         options = self.options
-        with torch.no_grad():
-            target = probabilities(self.teacher(image))
-            mean = torch.zeros_like(target)
-            for _ in range(options.passes):
-                noise = (options.noise * torch.randn_like(image)).clamp(-2 * options.noise, 2 * options.noise)
-                mean += probabilities(self.teacher(image + noise)) / options.passes
-            entropy = -(mean * (mean + FLOOR).log()).sum(dim=1)
-            threshold = (0.75 + 0.25 * ramp_up(step, options.ramp_up_steps)) * math.log(mean.shape[1])
-            sure = (entropy < threshold).float()
-        return masked_mean((student - target).square().mean(dim=1), sure)
+        target = probabilities(self.teacher(weak))
+        mean = torch.zeros_like(target)
+        for _ in range(options.passes):
+            noise = (options.noise * torch.randn_like(weak)).clamp(-2 * options.noise, 2 * options.noise)
+            mean += probabilities(self.teacher(weak + noise)) / options.passes
+        entropy = -(mean * (mean + FLOOR).log()).sum(dim=1, keepdim=True)
+        threshold = (0.75 + 0.25 * ramp_up(step, options.ramp_up_steps)) * math.log(mean.shape[1])
+        return {"target": target, "counts": (entropy < threshold).float()}
