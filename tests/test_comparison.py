@@ -54,6 +54,7 @@ def test_a_gap_of_nothing_has_no_share_and_an_unclear_one_is_marked():
     unclear = share_of_gap(table([0.8, 0.9, 1.0]), same, table([0.8, 0.7, 0.93]))  # by case +0.1, -0.1, +0.03
     assert unclear.gap.low < 0 < unclear.gap.value and not unclear.clear
     assert show_share(unclear)[0].endswith("†")
+    assert unclear.share.low == pytest.approx(1)  # every draw gains 0.1: where the gap is lost none of them counts as a loss
     clear = share_of_gap(table([0.75, 0.85, 0.95]), same, table([0.8, 0.9, 1.0]))
     assert show_share(clear) == ("50 %", "(50 % to 50 %)")
 

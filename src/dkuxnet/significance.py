@@ -77,9 +77,18 @@ def share_of_gap(arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: d
     gap = estimate((top - bottom).mean(), gaps)
     share = None
     if gap.value != 0:
-        usable = gaps != 0
-        share = estimate((ours - bottom).mean() / gap.value, gains[usable] / gaps[usable])
+        share = estimate((ours - bottom).mean() / gap.value, _shares(gains, gaps))
     return Share(share, gap, seeds, gap.above_zero)
+
+
+def _shares(gains: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Of every draw. A gap that shrinks to nothing takes the share out of all bounds, so draws without one stand beyond all
+    that have one, on the side of their gain: as quotients they would fall on the other side."""
+    usable = gaps > 0
+    if not usable.any():
+        return np.full_like(gaps, np.nan)
+    shares = gains / np.where(usable, gaps, 1.0)
+    return np.where(usable, shares, np.sign(gains) * np.abs(shares[usable]).max())
 
 
 def resampled_means(*tables: np.ndarray) -> list[np.ndarray]:
