@@ -30,7 +30,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Share:
     """The share of the gap closed, 1 for all of it, and the gap itself in Dice. seeds: those of all three sides.
-    clear: whether the gap is; where it is not, the share says nothing. None where the gap is exactly 0."""
+    clear: whether the gap is; where it is not, the share says nothing. share: None where
+    the gap is not above 0, so that nothing can be a share of it."""
 
     share: Estimate | None
     gap: Estimate
@@ -76,7 +77,7 @@ def share_of_gap(arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: d
     gains, gaps = resampled_means(ours - bottom, top - bottom)
     gap = estimate((top - bottom).mean(), gaps)
     share = None
-    if gap.value != 0:
+    if gap.value > 0:
         share = estimate((ours - bottom).mean() / gap.value, _shares(gains, gaps))
     return Share(share, gap, seeds, gap.above_zero)
 
