@@ -41,8 +41,18 @@ def opened(browser, report):
 
 
 def pixels(page, selector: str) -> np.ndarray:
-    """(rows, columns, 3) of an element, drawn after what has been asked of it."""
+    """(rows, columns, 3) of an element, drawn after what has been asked of it, and at rest: under load a software renderer may
+    show a picture later than the page that asked for it."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    taken = screenshot(page, selector)
+    for _ in range(50):
+        before, taken = taken, screenshot(page, selector)
+        if np.array_equal(before, taken):
+            return taken
+    raise AssertionError(f"{selector} does not come to rest")
+
+
+def screenshot(page, selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
 
 
