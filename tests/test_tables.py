@@ -19,6 +19,13 @@ def write(folder: Path, name: str, *rows: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("file, labelled, reference", [("la_mini_16", "16", "dual-mutual")])
+def test_the_page_of_results_holds_what_was_measured(file, labelled, reference):
+    page = (ROOT / "docs" / "results.md").read_text("utf-8").splitlines()
+    lines = TABLES["table"](TABLES["read"]([ROOT / "docs" / "measured" / f"{file}.csv"]), labelled, reference)
+    assert len(lines) > 5 and [line for line in lines if line not in page] == []
+
+
 def test_seeds_of_two_files_are_one_table(tmp_path):
     first = write(tmp_path, "a.csv", "supervised 4 0 x 0.5", "supervised 4 0 y 0.7", "mine 4 0 x 0.6", "mine 4 0 y 0.8",
                   "supervised all 0 x 0.9", "supervised all 0 y 0.9")
