@@ -1,6 +1,6 @@
 """The tables of docs/results.md from figures that were kept, without a training.
 
-    python benchmarks/tables.py docs/measured/la_mini.csv --labelled 16 --reference dual-mutual
+    python benchmarks/tables.py docs/measured/la_mini_16.csv --labelled 16 --reference dual-mutual
 
 A file is what `dkuxnet benchmark` writes as cases.csv, of one network; several are joined, as where the seeds of a grid were
 made on different days. Prints each arm's mean and standard deviation over seeds, its gain in Dice over `supervised` with its

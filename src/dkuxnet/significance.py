@@ -30,8 +30,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Share:
     """The share of the gap closed, 1 for all of it, and the gap itself in Dice. seeds: those of all three sides.
-    clear: whether the gap is; where it is not, the share says nothing. share: None where
-    the gap is not above 0, so that nothing can be a share of it."""
+    clear: whether the gap is; where it is not, the share says nothing. share: None where the gap is
+    not above 0, so that nothing can be a share of it."""
 
     share: Estimate | None
     gap: Estimate
