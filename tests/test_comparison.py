@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkuxnet.comparison import compare
+from dkuxnet.comparison import compare, read_finished
 from dkuxnet.console import show_benchmark
 from dkuxnet.errors import UserError
 from dkuxnet.grid import read_grid, wanted_runs
@@ -168,7 +168,11 @@ def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), 
 def made(folder: Path, labelled: list[int], failed: dict[str, str] | None = None, **more):
     folder.mkdir(exist_ok=True)
     grid, runs = make_runs(folder, labelled, **more)
-    return compare(grid.output / "runs", grid, runs, failed or {})
+    return compared(grid, runs, failed)
+
+
+def compared(grid, runs, failed: dict[str, str] | None = None):
+    return compare(grid, runs, read_finished(grid.output / "runs", runs), failed or {})
 
 
 def visible(page: str) -> str:
@@ -226,7 +230,7 @@ def test_missing_and_failed_runs_are_said(tmp_path):
 
 def test_before_the_first_run_is_finished_there_is_a_page_too(tmp_path):
     grid, runs = make_runs(tmp_path, [4])
-    comparison = compare(tmp_path / "nowhere", grid, runs, {})
+    comparison = compare(grid, runs, {}, {})
     assert comparison.done == 0 and draw_comparison(comparison) is None
     page = visible(write_page(comparison, tmp_path).read_text("utf-8"))
     assert "0 / 8 runs finished" in page and "no finished run yet" in page and not (tmp_path / "figure.svg").exists()
@@ -241,7 +245,7 @@ def test_damaged_figures_are_one_clear_line(tmp_path, damage):
     path = grid.output / "runs" / runs[1].name / "evaluation" / "cases.csv"
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match=r"damaged.*delete the run supervised_uxnet-tiny_n4_seed0, and it is made again"):
-        compare(grid.output / "runs", grid, runs, {})
+        compared(grid, runs)
 
 
 def test_the_page_says_who_is_best_and_how_sure(tmp_path):
@@ -271,7 +275,7 @@ def test_a_lead_that_may_be_chance_is_called_so(tmp_path, monkeypatch):
         rows = list(csv.reader(path.open(newline="")))
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([rows[0], *([*r[:3], float(r[3]) + shift, *r[4:]] for r in rows[1:])])
-    [line] = headlines(compare(grid.output / "runs", grid, runs, {}))
+    [line] = headlines(compared(grid, runs))
     assert "which may be chance: the interval includes 0" in line
     assert "differs by +0.005, which is not clearly above 0: there is no gap whose share could be told" in line
 
@@ -285,13 +289,13 @@ def test_the_best_of_many_is_clear_only_where_the_corrected_interval_is(tmp_path
         head, *rows = csv.reader(of_supervised.open(newline=""))
         with of_best.open("w", newline="") as file:
             csv.writer(file).writerows([head, *([*row[:3], float(row[3]) + GAINS[row[0]], *row[4:]] for row in rows)])
-    [line] = headlines(compare(grid.output / "runs", grid, runs, {}))
+    [line] = headlines(compared(grid, runs))
     assert "dual-mutual has the highest Dice of 3 arms" in line
     assert "corrected for the best of 2 arms -0.00" in line and "chance: the corrected interval includes 0" in line
     for run in runs:
         if run.arm == "paper":
             shutil.rmtree(grid.output / "runs" / run.name)
-    [_, line] = headlines(compare(grid.output / "runs", grid, runs, {}))
+    [_, line] = headlines(compared(grid, runs))
     assert "of 2 arms" in line and "corrected" not in line and ": clear over these test cases and 2 seeds" in line
 
 
@@ -304,9 +308,9 @@ def test_intervals_of_several_comparisons_share_what_lies_outside():
 
 def test_the_last_words_name_the_figure_only_where_there_is_one(tmp_path, capsys):
     grid, runs = make_runs(tmp_path, [4])
-    show_benchmark(compare(grid.output / "runs", grid, runs, {}))
+    show_benchmark(compared(grid, runs))
     assert "benchmark.json, cases.csv, figure.svg" in capsys.readouterr().out
-    show_benchmark(compare(tmp_path / "nowhere", grid, runs, {}))
+    show_benchmark(compare(grid, runs, {}, {}))
     assert "figure.svg" not in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.build import build_method
-from dkuxnet.comparison import Comparison, cases_csv, compare
+from dkuxnet.comparison import Comparison, cases_csv, compare, read_finished
 from dkuxnet.config import Settings, flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.data.splits import Split
@@ -60,7 +60,7 @@ def run_benchmark(
     with locked(make_folder(grid.output), "benchmark"):
         missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
         failed: dict[str, str] = {}
-        compare(folder, grid, runs, failed)  # damaged figures of runs that are there are told now, not after a training
+        read_finished(folder, runs)  # damaged figures of runs that are there are told now, not after a training
         try:
             with stopping_on_sigterm(), closing(make([*missing.values()], grid, processes, watch.progress)) as made:
                 for name, error in made:
@@ -75,9 +75,10 @@ def run_benchmark(
 
 def write_tables(folder: Path, grid: Grid, runs: list[WantedRun], failed: dict[str, str]) -> Comparison:
     """What is known so far, written to the grid's output."""
-    comparison = compare(folder, grid, runs, failed)
+    done = read_finished(folder, runs)
+    comparison = compare(grid, runs, done, failed)
     write_text(comparison, grid.output)
-    cases = cases_csv(folder, runs)
+    cases = cases_csv(runs, done)
     atomically(grid.output / "cases.csv", lambda part: part.write_text(cases, "utf-8"))
     return comparison
 

@@ -82,10 +82,13 @@ class Comparison:
     facts: dict[str, Any]
 
 
-def compare(folder: Path, grid: Grid, runs: Sequence[WantedRun], failed: dict[str, str]) -> Comparison:
-    """The comparison of those of `runs` in `folder` that are finished. failed: run -> line. Raises UserError where a run's
-    figures are damaged."""
-    done = {run.name: finished for run in runs if (finished := read_run(folder / run.name)) is not None}
+def read_finished(folder: Path, runs: Sequence[WantedRun]) -> dict[str, Finished]:
+    """Those of `runs` in `folder` that are finished, by name. Raises UserError where a run's figures are damaged."""
+    return {run.name: finished for run in runs if (finished := read_run(folder / run.name)) is not None}
+
+
+def compare(grid: Grid, runs: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str, str]) -> Comparison:
+    """The comparison of those of `runs` that are in `done`. failed: run -> line."""
     networks = list(dict.fromkeys(run.network for run in runs))
     return Comparison(
         prepared=str(grid.prepared.resolve()), output=str(grid.output.resolve()), preset=grid.preset, recipe=grid.settings,
@@ -96,13 +99,13 @@ def compare(folder: Path, grid: Grid, runs: Sequence[WantedRun], failed: dict[st
     )
 
 
-def cases_csv(folder: Path, runs: Sequence[WantedRun]) -> str:
-    """A line for each test case of those of `runs` in `folder` that are finished, for tests and plots of one's own."""
+def cases_csv(runs: Sequence[WantedRun], done: dict[str, Finished]) -> str:
+    """A line for each test case of those of `runs` that are in `done`, for tests and plots of one's own."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["arm", "network", "labelled", "seed", "case", *METRICS])
     for run in runs:
-        if finished := read_run(folder / run.name):
+        if finished := done.get(run.name):
             names = [run.arm, run.network, "all" if run.labelled is None else run.labelled, run.seed]
             figures = zip(*(finished.figures[metric].tolist() for metric in METRICS), strict=True)
             table.writerows([*names, case, *values] for case, values in zip(finished.cases, figures, strict=True))
