@@ -19,6 +19,7 @@ from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.grid import BOUND
 from dkuxnet.infer import label_on_scan, sliding_window
 from dkuxnet.metrics import dice
+from dkuxnet.report.comparison_text import NOTHING, show_gain, show_p, show_spread
 from dkuxnet.run import write_json
 from dkuxnet.significance import against_reference, gain, spread
 
@@ -68,12 +69,10 @@ def print_table(arms: dict[str, dict[int, np.ndarray]], reference: str) -> None:
     tests = against_reference(arms, reference) if reference in arms else {}
     print("| arm | Dice | by seed | gain in Dice | p (Holm) |\n|---|---|---|---|---|")
     for arm, runs in sorted(arms.items(), key=lambda item: -np.mean([run.mean() for run in item[1].values()])):
-        mean, deviation = spread([run.mean() for run in runs.values()])
         better = gain(runs, arms[BOUND]) if arm != BOUND and BOUND in arms else None
-        cells = [arm, f"{mean:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""),
-                 ", ".join(f"{run.mean():.4f}" for run in runs.values()),
-                 "–" if better is None else f"{better.value:+.4f} ({better.low:+.4f} to {better.high:+.4f})",
-                 f"{tests[arm].p_holm:.3f}" if arm in tests else "–"]
+        cells = [arm, " ".join(show_spread(spread([run.mean() for run in runs.values()]), 4)).strip(),
+                 ", ".join(f"{run.mean():.4f}".removeprefix("0") for run in runs.values()),
+                 " ".join(show_gain(better)).strip(), show_p(tests[arm].p_holm) if arm in tests else NOTHING]
         print(f"| {' | '.join(cells)} |")
 
 
