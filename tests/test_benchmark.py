@@ -437,6 +437,7 @@ def test_a_second_benchmark_in_the_same_folder_is_refused(copied):
 
 MISTAKES = {
     "labels": (("labelled = [2]", "labelled = [2, 4]"), "labelled holds 4, but the training pool has 3 labelled cases of 4"),
+    "no unlabelled batch": (("unlabelled_batch = 1", "unlabelled_batch = 0"), "unlabelled_batch=0 paper would see no"),
     "no test": (("data.test_cases = 2", "data.test_cases = 0"), "the test list is empty, .* set data.test_cases in"),
     "all test": (("data.test_cases = 2", "data.test_cases = 5"), "data.test_cases=5 leaves none of 5 labelled cases"),
     "overlap": (("data.test_cases = 2", 'data.split = "split.json"'), "stands in more than one list"),
@@ -456,6 +457,25 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_made(prepared,
     with pytest.raises(UserError, match=message):
         run_benchmark(write(tmp_path, prepared, change))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.toml", "split.json"]
+
+
+def test_more_labels_than_leave_an_unlabelled_case_are_refused(prepared, tmp_path):
+    names = [case["name"] for case in json.loads((prepared / "dataset.json").read_text("utf-8"))["cases"]]
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[:2], "validation": [names[2]], "test": [names[4]]}))
+    own = ("data.test_cases = 2", 'data.split = "split.json"')
+    with pytest.raises(UserError, match="labelled holds 2, which leaves no case of the pool unlabelled for paper; ask"):
+        run_benchmark(write(tmp_path, prepared, own))
+    with pytest.raises(UserError, match="labelled holds 3, but the training pool has 2 labelled cases of 2"):
+        run_benchmark(write(tmp_path, prepared, own, ("labelled = [2]", "labelled = [3]")))  # the third validates
+
+
+def test_runs_on_other_arrays_of_the_same_names_are_refused(copied, prepared, tmp_path):
+    other = shutil.copytree(prepared, tmp_path / "other")
+    content = json.loads((other / "dataset.json").read_text("utf-8"))
+    content["cases"][0]["sha256"]["label.b2nd"] = "0" * 64
+    (other / "dataset.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError, match="holds runs of another grid: arrays_sha256 is"):
+        run_benchmark(write(copied, other))
 
 
 def test_a_method_that_does_not_fit_a_network_is_refused_before_the_first_training(prepared, tmp_path):

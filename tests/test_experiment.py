@@ -202,6 +202,36 @@ def test_a_resumed_run_goes_on_with_its_own_split_and_refuses_other_data(scans, 
         run_training(tmp_path / "other", run, settings(), resume=True)
 
 
+def test_a_resumed_run_refuses_other_arrays_of_the_same_names_but_for_labels_that_it_never_opens(prepared, tmp_path):
+    run, other = tmp_path / "run", shutil.copytree(prepared, tmp_path / "other")
+    split = str(split_with_test(prepared, tmp_path))
+    run_training(prepared, run, settings(train__steps=2, data__labelled=2, data__split=split))
+    content = json.loads((other / "dataset.json").read_text("utf-8"))
+
+    def mend(case: dict, kind: str) -> None:
+        label = PreparedSet(prepared).array(case["name"], kind)
+        case["sha256"][f"{kind}.b2nd"] = write_array(other / "cases" / f"{case['name']}.{kind}.b2nd", label[::-1])
+        (other / "dataset.json").write_text(json.dumps(content), "utf-8")
+
+    mend(content["cases"][2], "label")  # unlabelled in this run
+    run_training(other, run, settings(), resume=True)
+    for index, kind in ((4, "truth"), (0, "label")):
+        before = dict(content["cases"][index]["sha256"])
+        mend(content["cases"][index], kind)
+        with pytest.raises(UserError, match="trained on other scans or labels than those of the same names"):
+            run_training(other, run, settings(), resume=True)
+        content["cases"][index]["sha256"] = before
+
+
+def test_a_run_from_before_there_were_checksums_in_manifests_goes_on(prepared, tmp_path):
+    run = tmp_path / "run"
+    run_training(prepared, run, settings(train__steps=2))
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    del manifest["arrays_sha256"]
+    (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    run_training(prepared, run, settings(), resume=True)
+
+
 def test_a_run_that_fails_before_it_saves_leaves_no_folder(prepared, tmp_path):
     spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
     (spoilt / "cases" / f"{PreparedSet(prepared).names[0]}.image.b2nd").write_bytes(b"garbage")

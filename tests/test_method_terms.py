@@ -14,7 +14,7 @@ from dkuxnet.build import build_method
 from dkuxnet.config import load_settings
 from dkuxnet.errors import UserError
 from dkuxnet.lookup import lookup
-from dkuxnet.losses import consistency_loss, segmentation_loss
+from dkuxnet.losses import consistency_loss, query_loss_all, segmentation_loss
 from dkuxnet.methods import METHODS
 from dkuxnet.methods.base import mean_output, ramp_up
 from dkuxnet.methods.dtc import signed_distance
@@ -173,13 +173,13 @@ def test_the_mean_teacher_s_consistency_is_the_squared_error_to_the_teacher_s_we
 
 def test_ua_mt_counts_only_voxels_where_the_teacher_is_sure():
     """Without noise the passes agree: entropy follows from the intensity, and half of these voxels are sure."""
-    method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=10_000, noise=0.0, passes=3), make_batch()
+    method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=10_000, noise=0.0, passes=3), make_batch()
     weak = batch.unlabelled.weak
     weak[:] = 0.1  # p = 0.52: entropy 0.999 log 2, above the first threshold
     weak[:, :, :16] = 4.0  # p = 0.98: sure
     sure = batch.unlabelled.strong[:, :, :16]
     expected = squared_error(organ_probability(sure, 1.0), organ_probability(torch.full_like(sure, 4.0), 1.0))
-    first = method.losses(batch, 0)["consistency"] / ramp_up(0, 10_000)
+    first = method.losses(batch, 0)["consistency"]
     torch.testing.assert_close(first, expected)
     everywhere = squared_error(organ_probability(batch.unlabelled.strong, 1.0), organ_probability(weak, 1.0))
     torch.testing.assert_close(method.losses(batch, 10_000)["consistency"], everywhere)  # the last threshold lets all in
@@ -189,7 +189,7 @@ def test_ua_mt_s_noise_makes_it_less_sure():
     """Intensity 1: p = 0.73, entropy 0.84 log 2 without noise, under a threshold of 0.9 log 2; noise takes voxels over it."""
     losses = []
     for noise in (0.0, 3.0):
-        method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=100, noise=noise, passes=2), make_batch()
+        method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=100, noise=noise, passes=2), make_batch()
         batch.unlabelled.weak[:] = 1.0
         batch.unlabelled.strong[:] = 1.0
         batch.unlabelled.strong[0] = 2.0
@@ -298,9 +298,19 @@ def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_la
     shares = [(patch == 1).float().mean().item() for patch in image]
     assert all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()  # nothing unlabelled, both in each
     label = (image[:, 0] == 1).long()
-    mine = torch.tensor([1.0, 2.0, 1.0, 2.0]).view(-1, 1, 1, 1)  # whose patch each was before pasting; the last two are pasted
-    first, second = (segmentation_loss(logits, label, mask.float()) for mask in (image[:, 0] == mine, image[:, 0] != mine))
-    torch.testing.assert_close(losses["labelled"] + losses["pasted"], first + second)
+    assert list(losses) == ["seg"]  # every label is true
+    torch.testing.assert_close(losses["seg"], segmentation_loss(logits, label))
+
+
+def test_bcp_s_pretraining_has_the_query_loss_of_the_whole_patch():
+    method, batch, seen = make_method("bcp", method__pretrain_steps=5), make_batch(), []
+    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.label[0], batch.labelled.label[1] = 1, 0
+    losses = method.losses(batch, 4)
+    image, output = seen[0]
+    expected = method.options.w_qd * query_loss_all(output, (image[:, 0] == 1).long(), method.shape.groups)
+    torch.testing.assert_close(losses["qd"], expected)
 
 
 def test_bcp_s_query_loss_reads_true_labels_alone():
@@ -442,11 +452,14 @@ def test_averages_that_teach_leave_no_branch_to_stop_and_need_unlabelled_patches
     assert set(make_method("dual-mutual", method__decay=0.9).losses(make_batch(unlabelled=False), 0)) == {"seg", "qd"}
 
 
-def test_averages_that_no_term_asks_are_not_run():
-    method = make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0)
+def test_without_a_consistency_nobody_looks_at_unlabelled_patches():
+    method, batch, seen = make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0), make_batch(), []
     for teacher in method.teachers:
         teacher.register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
-    assert set(method.losses(make_batch(), 0)) == {"seg", "qd"}
+    for branch in method.networks:
+        branch.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    assert set(method.losses(batch, 0)) == {"seg", "qd"}
+    assert len(seen) == 2 and all(torch.equal(image, batch.labelled.strong) for image in seen)
 
 
 def test_branch_b_sees_the_view_that_it_is_given():

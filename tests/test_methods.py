@@ -22,7 +22,8 @@ TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "networ
 # settings under which a method's unlabelled terms count at any step, however unsure the untrained network is
 PAPER = {"method__decay": 0.0, "method__view_b": "weak"}  # dual mutual learning as its paper has it
 IN_FORCE = {"dual-mutual": {"method__ramp_up_steps": 0}, "fixmatch": {"method__threshold": 0.0},
-            "unimatch": {"method__threshold": 0.0}, "bcp": {"method__pretrain_steps": 0}}
+            "unimatch": {"method__threshold": 0.0}, "bcp": {"method__pretrain_steps": 0},
+            "ua-mt": {"method__threshold_steps": 0}}
 
 
 def make_method(name: str, **overrides):

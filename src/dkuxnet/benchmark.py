@@ -18,11 +18,12 @@ from dkuxnet.build import build_method
 from dkuxnet.comparison import Comparison, cases_csv, compare, read_finished
 from dkuxnet.config import Settings, flatten
 from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.data.splits import Split
 from dkuxnet.errors import UserError
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
-from dkuxnet.job import Job, data_identity, new_job, settings_of, write_out_options
+from dkuxnet.job import Job, arrays_sha256, data_identity, new_job, settings_of, write_out_options
 from dkuxnet.lock import locked
+from dkuxnet.lookup import lookup
+from dkuxnet.methods import METHODS
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
@@ -90,11 +91,12 @@ def check(grid: Grid) -> list[WantedRun]:
     """The runs of the grid, after a look at all that could be wrong with them; nothing is written."""
     plan = PreparedSet(grid.prepared).meta["plan"]
     runs = wanted_runs(grid, plan["network"])
-    check_pool(grid, new_job(grid.prepared, runs[0].settings).split)  # the bound with all labels comes first
+    check_pool(grid, new_job(grid.prepared, runs[0].settings))  # with all labels: the bound comes first
     shapes = {}
     for run in runs:
         job = new_job(grid.prepared, run.settings)
         check_existing(grid.output, run, job)
+        check_unlabelled(run, job)
         if not is_finished(grid.output / "runs" / run.name):
             shapes.setdefault((run.arm, run.network), (run.settings, job.shape))
     for settings, shape in shapes.values():
@@ -102,16 +104,28 @@ def check(grid: Grid) -> list[WantedRun]:
     return runs
 
 
-def check_pool(grid: Grid, split: Split) -> None:
-    """split: with all labels of the pool. Raises UserError for an empty test list and for more labels than there are."""
+def check_pool(grid: Grid, job: Job) -> None:
+    """job: a run with all labels of the pool. Raises UserError for an empty test list and for more labels than there are."""
+    split = job.split
     if not split.test:
         raise UserError("the test list is empty, so there is nothing to compare; set data.test_cases in [settings], or "
                         "data.split to a file with a test list")
-    pool = len(split.labelled) + len(split.validation)
+    pool = len(split.labelled) + job.settings.data.validation_cases  # a validation list of the split's file is no part of it
     for count in grid.labelled:
         if count > pool:
             raise UserError(f"labelled holds {count}, but the training pool has {pool} labelled cases of "
                             f"{pool + len(split.unlabelled)}; ask for fewer, or add labels and prepare again")
+
+
+def check_unlabelled(run: WantedRun, job: Job) -> None:
+    """Raises UserError where a method that learns from unlabelled scans would see none, and so be another one."""
+    if lookup(METHODS, run.settings.method.name, "method").uses_unlabelled:
+        if not job.split.unlabelled:
+            raise UserError(f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for {run.arm}; ask "
+                            "for fewer")
+        if not run.settings.train.unlabelled_batch:
+            raise UserError(f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; take the one or the "
+                            "other out")
 
 
 def check_existing(output: Path, run: WantedRun, job: Job) -> None:
@@ -129,6 +143,8 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
         manifest, split = RunFolder(folder).manifest, job.split.to_json()
         there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(manifest.get("split", {}))
         here |= data_identity(job.data) | flatten_split(split)
+        if "arrays_sha256" in manifest:  # it is not in older runs'
+            there["arrays_sha256"], here["arrays_sha256"] = manifest["arrays_sha256"], arrays_sha256(job.data, job.split)
     for key in here | there:
         if key in ("data.split", *HOW):  # of a split the lists themselves are compared, not their file
             continue

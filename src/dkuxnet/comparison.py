@@ -93,7 +93,8 @@ def compare(grid: Grid, runs: Sequence[WantedRun], done: dict[str, Finished], fa
     return Comparison(
         prepared=str(grid.prepared.resolve()), output=str(grid.output.resolve()), preset=grid.preset, recipe=grid.settings,
         steps=runs[0].settings.train.steps, seeds=grid.seeds, labelled=grid.labelled, reference=grid.reference,
-        wanted=len(runs), done=len(done), failed=failed, facts=_facts(list(done.values())),
+        wanted=len(runs), done=len(done), failed=failed,
+        facts=_facts(list(done.values()), runs[0].settings.data.validation_cases),
         tables=[_table([run for run in runs if run.network == network], labelled, done, failed, grid.reference)
                 for network in networks for labelled in grid.labelled],
     )
@@ -179,14 +180,15 @@ def _row(group: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str
     )
 
 
-def _facts(done: Sequence[Finished]) -> dict[str, Any]:
-    """What holds for the finished runs: sizes of pool and test list, machines and versions (each that occurs), hours."""
+def _facts(done: Sequence[Finished], validation_cases: int) -> dict[str, Any]:
+    """What holds for the finished runs: sizes of pool and test list, machines and versions (each that occurs), hours.
+    validation_cases: how many of the pool validate; a validation list of a split's own file is no part of it."""
     if not done:
         return {}
     manifest = done[0].manifest
     machines = [run.manifest.get("machine", {}) for run in done]
     return {
-        "pool": sum(len(manifest["split"].get(key, ())) for key in ("labelled", "unlabelled", "validation")),
+        "pool": sum(len(manifest["split"].get(key, ())) for key in ("labelled", "unlabelled")) + validation_cases,
         "test": len(done[0].cases),
         "classes": [name for name, value in manifest.get("labels", {}).items() if value != 0],
         "patch": manifest.get("patch"),

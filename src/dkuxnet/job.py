@@ -1,6 +1,8 @@
 """What a training is about, from its settings or from the folder of a run that goes on."""
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,9 @@ def resumed_job(prepared: Path, run: Path) -> Job:
                             f"{manifest.get('prepared')}")
     split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
     check_in(data, split, run)
+    if manifest.get("arrays_sha256", now := arrays_sha256(data, split)) != now:
+        raise UserError(f"{run} was trained on other scans or labels than those of the same names in {prepared}; resume it "
+                        "with the set as it was, or train a new run")
     return Job(settings, *views(data, split), split, shape, patch, choose_device(settings.train.device))
 
 
@@ -113,6 +118,7 @@ def describe(job: Job, method: Method) -> dict[str, Any]:
     return {
         "prepared": str(job.data.folder.resolve()),
         **data_identity(job.data),
+        "arrays_sha256": arrays_sha256(job.data, job.split),
         "fingerprint": job.data.meta["fingerprint"],
         "split": job.split.to_json(),
         "network_shape": dataclasses.asdict(job.shape),
@@ -126,5 +132,14 @@ def describe(job: Job, method: Method) -> dict[str, Any]:
 
 
 def data_identity(data: PreparedSet) -> dict[str, Any]:
-    """By what a resumed run knows its data set again."""
+    """By what a resumed run knows its data set again, before it is sure of the split; then by `arrays_sha256`."""
     return {"cases": data.names} | {key: data.meta[key] for key in ("labels", "channels", "plan")}
+
+
+def arrays_sha256(data: PreparedSet, split: Split) -> str:
+    """One checksum over all arrays that a run with this split opens (see `views`), by the checksums that the set keeps. Labels
+    that the split holds back may change."""
+    opened = [(name, kind) for kind, names in (
+        ("image", (*split.labelled, *split.unlabelled, *split.validation, *split.test)),
+        ("label", (*split.labelled, *split.validation)), ("truth", split.test)) for name in names]
+    return hashlib.sha256(json.dumps([data.sha256(name, kind) for name, kind in opened]).encode()).hexdigest()

@@ -106,6 +106,10 @@ class PreparedSet:
             found = self._foreground.keep(name, "label", np.flatnonzero(self.array(name, "label")).astype(np.int32))
         return found
 
+    def sha256(self, name: str, kind: Kind) -> str | None:
+        """The checksum of a stored array, without opening it; None where there is no such array, or no checksum."""
+        return self._case(name).get("sha256", {}).get(f"{kind}.b2nd")
+
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
         return tuple(self._case(name)["shape"])

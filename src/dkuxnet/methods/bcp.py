@@ -39,11 +39,11 @@ class BCP(TeacherMethod):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, image, label = self.options, batch.labelled.strong, batch.labelled.label
-        if batch.unlabelled is None or step < options.pretrain_steps:
-            other_image, other_label, weight = image.roll(1, 0), label.roll(1, 0), 1.0
+        true = batch.unlabelled is None or step < options.pretrain_steps  # whether all labels are
+        if true:
+            other_image, other_label = image.roll(1, 0), label.roll(1, 0)
         else:
-            other_image, weight = batch.unlabelled.strong, options.alpha
-            other_label = self.pseudo_label(batch.unlabelled.weak)
+            other_image, other_label = batch.unlabelled.strong, self.pseudo_label(batch.unlabelled.weak)
         # as many mixed patches of each direction as the larger of the two parts has
         pairs = torch.arange(max(len(image), len(other_image)), device=image.device)
         mine, theirs = pairs % len(image), pairs % len(other_image)
@@ -52,11 +52,12 @@ class BCP(TeacherMethod):
         into, out = boxes.chunk(2)
         mixed_image = torch.cat([paste(other_image, image, into), paste(image, other_image, out)])
         mixed_label = torch.cat([paste(other_label, label, into), paste(label, other_label, out)])
-        labelled = torch.cat([~into, out])[:, 0].float()  # where the true labels are
-
         output = self.networks[0](mixed_image)
+        if true:
+            return self.supervision([output], mixed_label, options.w_qd)
+        labelled = torch.cat([~into, out])[:, 0].float()  # where the true labels are
         losses = {"labelled": segmentation_loss(output.logits, mixed_label, labelled),
-                  "pasted": weight * segmentation_loss(output.logits, mixed_label, 1 - labelled)}
+                  "pasted": options.alpha * segmentation_loss(output.logits, mixed_label, 1 - labelled)}
         if options.w_qd and output.group_prob is not None:
             losses["qd"] = options.w_qd * query_loss_all(output, mixed_label, self.shape.groups, labelled)
         return losses

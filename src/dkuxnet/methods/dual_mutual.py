@@ -61,7 +61,9 @@ class DualMutual(Method):
         targets: dict[str, Tensor] = {}
         if self.teachers is not None and batch.unlabelled is None:
             weights = {}
-        elif self.teachers is not None and weights:
+        if not weights:
+            batch = replace(batch, unlabelled=None)  # nothing reads these patches
+        elif self.teachers is not None:
             patches, targets = taught(batch.unlabelled, self.answer, options.outline)
             batch = replace(batch, unlabelled=patches)
         views = ("strong", options.view_b)
