@@ -4,7 +4,8 @@
 
 A file is what `dkuxnet benchmark` writes as cases.csv, of one network; several are joined, as where the seeds of a grid were
 made on different days. Prints each arm's mean and standard deviation over seeds, its gain in Dice over `supervised` with its
-interval over cases and seeds, and the p of Wilcoxon's test against the reference with Holm's correction.
+interval over cases and seeds, and the p of Wilcoxon's test against the reference with Holm's correction. An arm of other seeds
+than `supervised` has no gain, one of other seeds than the reference no p.
 """
 
 import argparse
@@ -30,21 +31,27 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         lines = table(read(chosen.files), chosen.labelled, chosen.reference)
+    except KeyError as error:
+        parser.error(f"a file has no column {error}: it is no cases.csv of dkuxnet benchmark")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print("\n".join(lines))
 
 
 def read(files: Iterable[Path]) -> dict[str, Runs]:
-    """By labelled count, "all" among them. Raises ValueError where a run stands twice or lacks a case."""
+    """By labelled count, "all" among them. Raises ValueError for several networks, a run that stands twice, one that lacks a case."""
+    networks: set[str] = set()
     rows: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for file in files:
         with file.open(newline="", encoding="utf-8") as content:
             for row in csv.DictReader(content):
+                networks.add(row["network"])
                 run = rows.setdefault((row["labelled"], row["arm"], int(row["seed"])), {})
                 if row["case"] in run:
                     raise ValueError(f"{file}: {row['arm']} with {row['labelled']} labelled, seed {row['seed']}, stands twice")
                 run[row["case"]] = [float(row[metric]) for metric in DIGITS]
+    if len(networks) > 1:
+        raise ValueError(f"these runs are of several networks, {' and '.join(sorted(networks))}: give those of one")
     cases = sorted({case for run in rows.values() for case in run})
     found: dict[str, Runs] = {}
     for (labelled, arm, seed), run in rows.items():
@@ -63,12 +70,13 @@ def table(found: dict[str, Runs], labelled: str, reference: str) -> list[str]:
         if name not in arms:
             raise ValueError(f"no run of {name} with {labelled} labelled; there are: {', '.join(arms) or 'none'}")
     dice = {arm: {seed: run["dice"] for seed, run in runs.items()} for arm, runs in arms.items()}
-    tests = against_reference(dice, reference)
+    tests = against_reference({arm: runs for arm, runs in dice.items() if runs.keys() == dice[reference].keys()}, reference)
     ranked = sorted(arms, key=lambda arm: (arm != BOUND, -np.mean([*dice[arm].values()])))
     lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
     for arm in ranked:
-        better = None if arm == BOUND else gain(dice[arm], dice[BOUND])
-        last = [" ".join(show_gain(better)).strip(), show_p(tests[arm].p_holm) if arm in tests else NOTHING]
+        last = [NOTHING, show_p(tests[arm].p_holm) if arm in tests else NOTHING]
+        if arm != BOUND and arms[arm].keys() == arms[BOUND].keys():
+            last[0] = " ".join(show_gain(gain(dice[arm], dice[BOUND]))).strip()
         lines.append(_row(arm, arms[arm], last))
     if BOUND in found.get("all", {}) and labelled != "all":
         lines.append(_row(f"{BOUND}, all labels", found["all"][BOUND], [NOTHING, NOTHING]))

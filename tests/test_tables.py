@@ -41,6 +41,20 @@ def test_seeds_of_two_files_are_one_table(tmp_path):
     ]
 
 
+def test_an_arm_of_other_seeds_has_neither_gain_nor_p(tmp_path):
+    file = write(tmp_path, "a.csv", *(f"supervised 4 0 {case} 0.5" for case in "xy"),
+                 *(f"mine 4 {seed} {case} 0.6" for seed in (0, 1) for case in "xy"))
+    *_, line = TABLES["table"](TABLES["read"]([file]), "4", "supervised")
+    assert line.startswith("| mine | 0.6000 ± 0.0000 | .6000, .6000 |") and line.endswith("| – | – |")
+
+
+def test_files_of_several_networks_are_refused(tmp_path):
+    file = write(tmp_path, "a.csv", "supervised 4 0 x 0.5")
+    file.write_text(file.read_text() + "supervised,other,4,1,x,0.5,0.5,2,1\n")
+    with pytest.raises(ValueError, match="several networks, net and other"):
+        TABLES["read"]([file])
+
+
 def test_a_run_that_stands_twice_or_lacks_a_case_is_refused(tmp_path):
     file = write(tmp_path, "a.csv", "supervised 4 0 x 0.5", "supervised 4 0 y 0.7")
     with pytest.raises(ValueError, match=r"a\.csv: supervised with 4 labelled, seed 0, stands twice"):
