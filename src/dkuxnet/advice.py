@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dkuxnet.distributed import world
-from dkuxnet.job import Job
+from dkuxnet.job import Job, unlabelled_patches
 from dkuxnet.memory import GIB
 from dkuxnet.methods.base import Method
 from dkuxnet.plan import plan_patch
@@ -27,7 +27,7 @@ def memory_advice(method: Method, job: Job, free: int | None) -> str:
     free: bytes that were free before the first step; None where the system does not say.
     """
     train, patch, room = job.settings.train, job.patch, int(LEAVE_SOME * (free or 0))
-    unlabelled = train.unlabelled_batch if method.uses_unlabelled and job.split.unlabelled else 0
+    unlabelled = unlabelled_patches(job)
     patches, least = train.labelled_batch + unlabelled, 1 + min(unlabelled, 1)
     step = f"a step on {patches} {'patches' if patches > 1 else 'patch'} of {_listed(patch)}"
     fixed = 3 * sum(parameter.nbytes for parameter in method.parameters())  # gradients, and the optimiser's two averages

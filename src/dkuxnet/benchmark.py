@@ -20,10 +20,8 @@ from dkuxnet.config import Settings, flatten
 from dkuxnet.data.dataset import PreparedSet
 from dkuxnet.errors import UserError
 from dkuxnet.grid import Grid, WantedRun, read_grid, wanted_runs
-from dkuxnet.job import Job, arrays_sha256, data_identity, new_job, settings_of, write_out_options
+from dkuxnet.job import Job, arrays_sha256, data_identity, new_job, settings_of, uses_unlabelled, write_out_options
 from dkuxnet.lock import locked
-from dkuxnet.lookup import lookup
-from dkuxnet.methods import METHODS
 from dkuxnet.parallel import stopping_on_sigterm
 from dkuxnet.report.comparison_page import write_page
 from dkuxnet.report.comparison_text import write_text
@@ -119,7 +117,7 @@ def check_pool(grid: Grid, job: Job) -> None:
 
 def check_unlabelled(run: WantedRun, job: Job) -> None:
     """Raises UserError where a method that learns from unlabelled scans would see none, and so be another one."""
-    if lookup(METHODS, run.settings.method.name, "method").uses_unlabelled:
+    if uses_unlabelled(run.settings):
         if not job.split.unlabelled:
             raise UserError(f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for {run.arm}; ask "
                             "for fewer")

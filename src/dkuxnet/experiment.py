@@ -18,11 +18,9 @@ from dkuxnet.data.loader import PatchStream, read_ahead
 from dkuxnet.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.distributed import by_the_first, joined, rank
 from dkuxnet.errors import telling_disk_errors
-from dkuxnet.job import Job, describe, new_job, resumed_job
+from dkuxnet.job import Job, describe, new_job, resumed_job, unlabelled_patches
 from dkuxnet.lock import locked
-from dkuxnet.lookup import lookup
 from dkuxnet.memory import free_bytes, give_back_large_blocks
-from dkuxnet.methods import METHODS
 from dkuxnet.run import MutedRun, RunFolder, forget_peak_memory, peak_memory_gib
 from dkuxnet.scoring import evaluate_test, validation_dice
 from dkuxnet.train import VIEWS, NotFinite, TrainState, make_state, step_seed, train
@@ -120,7 +118,6 @@ def patch_streams(job: Job) -> list[PatchStream]:
     chosen, data = job.settings.train, job.settings.data
     streams = [PatchStream(job.training, job.split.labelled, job.patch, chosen.labelled_batch, chosen.seed, True,
                            data.foreground_share)]
-    uses_unlabelled = lookup(METHODS, job.settings.method.name, "method").uses_unlabelled
-    if job.split.unlabelled and chosen.unlabelled_batch and uses_unlabelled:
-        streams.append(PatchStream(job.training, job.split.unlabelled, job.patch, chosen.unlabelled_batch, chosen.seed, False))
+    if count := unlabelled_patches(job):
+        streams.append(PatchStream(job.training, job.split.unlabelled, job.patch, count, chosen.seed, False))
     return streams

@@ -97,6 +97,16 @@ def check_in(data: PreparedSet, split: Split, run: Path) -> None:
         raise UserError(f"{run}/manifest.json is damaged: its split does not fit the cases of {data.folder}")
 
 
+def uses_unlabelled(settings: Settings) -> bool:
+    """Whether the method learns from unlabelled scans, if there are some."""
+    return lookup(METHODS, settings.method.name, "method").uses_unlabelled
+
+
+def unlabelled_patches(job: Job) -> int:
+    """How many unlabelled patches a step takes."""
+    return job.settings.train.unlabelled_batch if job.split.unlabelled and uses_unlabelled(job.settings) else 0
+
+
 def write_out_options(settings: Settings) -> Settings:
     """The settings with every option of the method: a default that changes later then changes no run that is there."""
     method = lookup(METHODS, settings.method.name, "method")
