@@ -19,7 +19,8 @@ def write(folder: Path, name: str, *rows: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("file, labelled, reference", [("la_mini_16", "16", "dual-mutual"), ("la_ablation_4", "4", "both")])
+@pytest.mark.parametrize("file, labelled, reference", [
+    ("la_mini_4", "4", "dual-mutual"), ("la_mini_16", "16", "dual-mutual"), ("la_ablation_4", "4", "both")])
 def test_the_page_of_results_holds_what_was_measured(file, labelled, reference):
     page = (ROOT / "docs" / "results.md").read_text("utf-8").splitlines()
     lines = TABLES["table"](TABLES["read"]([ROOT / "docs" / "measured" / f"{file}.csv"]), labelled, reference)
