@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def read(files: Iterable[Path]) -> dict[str, Runs]:
-    """By labelled count, "all" among them. Raises ValueError for several networks, a run that stands twice, one that lacks a case."""
+    """By labelled count, "all" among them. Raises ValueError for several networks, a run that stands twice or lacks a case."""
     networks: set[str] = set()
     rows: dict[tuple[str, str, int], dict[str, list[float]]] = {}
     for file in files:
