@@ -109,7 +109,8 @@ def test_resampling_keeps_channels_apart_and_the_input_unchanged():
     result = resample(array, (9, 7, 4))
     assert result.dtype == np.float32
     for channel, alone in zip(result, array, strict=True):
-        np.testing.assert_array_equal(channel, resample(alone, (9, 7, 4)))
+        # on some CPUs BLAS sums matrices of another shape in another order, which moves the last bit
+        np.testing.assert_allclose(channel, resample(alone, (9, 7, 4)), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(array, copy)
 
 

@@ -138,13 +138,13 @@ def test_a_label_comes_back_to_the_place_it_was_taken_from():
     assert 2 * (label & truth).sum() / (label.sum() + truth.sum()) > 0.97
 
 
-def test_slabs_change_nothing(monkeypatch):
+def test_slabs_change_nothing():
     prob = np.random.default_rng(0).random((3, 9, 8, 7)).astype(np.float32)
-    whole = infer.label_on_scan(prob, (21, 16, 30), np.eye(4))
-    direct = infer.map_on_scan(prob, (21, 16, 30), np.eye(4)).argmax(0)
-    assert np.array_equal(whole, direct)
-    large = infer.label_on_scan(np.repeat(prob, 1, axis=0), (700, 200, 100), np.eye(4))  # more than one slab
-    assert np.array_equal(large, infer.map_on_scan(prob, (700, 200, 100), np.eye(4)).argmax(0))
+    for shape in ((21, 16, 30), (700, 200, 100)):  # one slab, and more than one
+        label, direct = infer.label_on_scan(prob, shape, np.eye(4)), infer.map_on_scan(prob, shape, np.eye(4))
+        # the most probable class of every voxel; on some CPUs BLAS moves the last bit with the shape, and so decides ties anew
+        chosen = np.take_along_axis(direct, label[None].astype(int), axis=0)[0]
+        assert (direct.max(axis=0) - chosen).max() <= 1e-6 and (label != direct.argmax(axis=0)).mean() < 1e-4
 
 
 def test_label_values_come_back_in_the_smallest_integer_type():
