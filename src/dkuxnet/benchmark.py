@@ -122,8 +122,8 @@ def check_unlabelled(run: WantedRun, job: Job) -> None:
             raise UserError(f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for {run.arm}; ask "
                             "for fewer")
         if not run.settings.train.unlabelled_batch:
-            raise UserError(f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; take the one or the "
-                            "other out")
+            raise UserError(f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; leave out that "
+                            "setting, or the arm")
 
 
 def check_existing(output: Path, run: WantedRun, job: Job) -> None:
