@@ -82,7 +82,8 @@ def resumed_job(prepared: Path, run: Path) -> Job:
                             f"{manifest.get('prepared')}")
     split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
     check_in(data, split, run)
-    if manifest.get("arrays_sha256", now := arrays_sha256(data, split)) != now:
+    here = arrays_sha256(data, split)
+    if manifest.get("arrays_sha256", here) != here:  # it is not in older manifests
         raise UserError(f"{run} was trained on other scans or labels than those of the same names in {prepared}; resume it "
                         "with the set as it was, or train a new run")
     return Job(settings, *views(data, split), split, shape, patch, choose_device(settings.train.device))
@@ -134,7 +135,7 @@ def describe(job: Job, method: Method) -> dict[str, Any]:
         "network_shape": dataclasses.asdict(job.shape),
         "network": job.settings.network.name or job.data.meta["plan"]["network"],
         "method": job.settings.method.name,
-        "uses_unlabelled": method.uses_unlabelled and job.settings.train.unlabelled_batch > 0,
+        "uses_unlabelled": unlabelled_patches(job) > 0,
         "patch": list(job.patch),
         "parameters": sum(p.numel() for p in method.parameters()),
         "machine": machine(job.device),
