@@ -10,11 +10,11 @@ demo: $(VENV)/.installed
 	$(BIN)/dkuxnet demo $(DEMO)
 
 test: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests measurements
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests measurements
 
 clean:
 	rm -rf $(VENV) $(DEMO) build src/*.egg-info

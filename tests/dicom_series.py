@@ -1,4 +1,6 @@
-"""DICOM series for the tests, written with pydicom: what a scanner, or a careless export, leaves behind."""
+"""DICOM series for the tests, written with pydicom: what a scanner, or a careless export, leaves
+behind.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +10,14 @@ import numpy as np
 from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 AXIAL = (1.0, 0, 0, 0, 1, 0)
 SAGITTAL = (0, 1.0, 0, 0, 0, -1)
@@ -17,7 +26,9 @@ CORONAL = (1.0, 0, 0, 0, 0, -1)
 
 @dataclass
 class Scan:
-    """voxels: (slices, rows, columns) as stored; slices advance along the cross product of the directions."""
+    """voxels: (slices, rows, columns) as stored; slices advance along the cross product of the
+    directions.
+    """
 
     voxels: np.ndarray
     orientation: Sequence[float] = AXIAL
@@ -48,7 +59,10 @@ class Scan:
         made = []
         for index, plane in enumerate(self.voxels):
             ds = self._common(CTImageStorage if self.modality == "CT" else MRImageStorage, plane)
-            ds.ImagePositionPatient, ds.ImageOrientationPatient = self.place(index), decimals(self.orientation)
+            ds.ImagePositionPatient, ds.ImageOrientationPatient = (
+                self.place(index),
+                decimals(self.orientation),
+            )
             ds.PixelSpacing, ds.SliceThickness = list(self.spacing_mm[1:]), self.spacing_mm[0]
             ds.InstanceNumber = index + 1
             for name, value in changes.items():
@@ -59,25 +73,43 @@ class Scan:
             made.append(ds)
         return made
 
-    def enhanced(self, order: Sequence[int] | None = None, rescale: Sequence[tuple[float, float]] | None = None) -> FileDataset:
+    def enhanced(
+        self,
+        order: Sequence[int] | None = None,
+        rescale: Sequence[tuple[float, float]] | None = None,
+    ) -> FileDataset:
         """All slices as frames of one file, in `order`; rescale: (slope, intercept) of each slice."""
         order = list(range(len(self.voxels))) if order is None else list(order)
         ds = self._common(EnhancedMRImageStorage, self.voxels[order])
         ds.NumberOfFrames, ds.InstanceNumber = len(order), 1
         ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
         ds.ContentDate, ds.ContentTime = "20260101", "120000"
-        ds.SharedFunctionalGroupsSequence = Items([items(
-            PlaneOrientationSequence=items(ImageOrientationPatient=decimals(self.orientation)),
-            PixelMeasuresSequence=items(PixelSpacing=list(self.spacing_mm[1:]), SliceThickness=self.spacing_mm[0]),
-        )])
+        ds.SharedFunctionalGroupsSequence = Items(
+            [
+                items(
+                    PlaneOrientationSequence=items(
+                        ImageOrientationPatient=decimals(self.orientation)
+                    ),
+                    PixelMeasuresSequence=items(
+                        PixelSpacing=list(self.spacing_mm[1:]), SliceThickness=self.spacing_mm[0]
+                    ),
+                )
+            ]
+        )
         frames = []
         for number, index in enumerate(order):
-            content = items(StackID="1", InStackPositionNumber=index + 1, DimensionIndexValues=[1, number + 1])
-            frame = items(PlanePositionSequence=items(ImagePositionPatient=self.place(index)), FrameContentSequence=content)
+            content = items(
+                StackID="1", InStackPositionNumber=index + 1, DimensionIndexValues=[1, number + 1]
+            )
+            frame = items(
+                PlanePositionSequence=items(ImagePositionPatient=self.place(index)),
+                FrameContentSequence=content,
+            )
             if rescale:
                 slope, intercept = rescale[index]
-                frame.PixelValueTransformationSequence = Items([
-                    items(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="US")])
+                frame.PixelValueTransformationSequence = Items(
+                    [items(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="US")]
+                )
             frames.append(frame)
         ds.PerFrameFunctionalGroupsSequence = Items(frames)
         return ds
@@ -92,8 +124,17 @@ class Scan:
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         ds.SOPClassUID, ds.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = f"Test^{self.patient}", self.patient, "19700101", "O"
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = self.study_uid, self.series_uid, self.frame_uid
+        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = (
+            f"Test^{self.patient}",
+            self.patient,
+            "19700101",
+            "O",
+        )
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = (
+            self.study_uid,
+            self.series_uid,
+            self.frame_uid,
+        )
         ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20260101", "120000", "1", ""
         ds.ReferringPhysicianName, ds.Manufacturer, ds.PositionReferenceIndicator = "", "nobody", ""
         ds.SeriesNumber, ds.SeriesDescription, ds.Modality = 1, self.description, self.modality
@@ -131,7 +172,9 @@ def save(datasets: Sequence[Dataset], folder: Path, seed: int | None = None) -> 
     return folder
 
 
-def noise(shape: tuple[int, int, int] = (6, 9, 11), dtype: type = np.int16, seed: int = 0) -> np.ndarray:
+def noise(
+    shape: tuple[int, int, int] = (6, 9, 11), dtype: type = np.int16, seed: int = 0
+) -> np.ndarray:
     """Random stored values over the whole range of the type: no symmetry that could hide a flip."""
     info = np.iinfo(dtype)
     return np.random.default_rng(seed).integers(info.min, info.max, shape, dtype, endpoint=True)

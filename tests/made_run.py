@@ -1,23 +1,34 @@
-"""A small finished run with its prepared set, written without training: what tests of the report read."""
+"""A small finished run with its prepared set, written without training: what tests of the report
+read.
+"""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from dkuxnet import formats
-from dkuxnet.data.dataset import write_array
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
-from dkuxnet.evaluate import Evaluation, evaluate_pair
-from dkuxnet.run import write_json
-from dkuxnet.types import Volume
+from dkuxnet.data.prepared_set import write_array
+from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
+from dkuxnet.machine.files import write_json
 
 SHAPE, GRID = (24, 20, 12), (12, 15, 18)  # of a scan, and of what the network sees
 LPS = np.diag([-1.0, -1.5, 3.0, 1.0])  # x to the left, y to the back, anisotropic
-SHIFTS = {"good": 0, "bad": 6, "middling": 1, "poor": 2}  # voxels along x between truth and prediction
+SHIFTS = {
+    "good": 0,
+    "bad": 6,
+    "middling": 1,
+    "poor": 2,
+}  # voxels along x between truth and prediction
 
-PLAN = {"spacing_mm": [2.0, 2.0, 2.0], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16],
-        "network": "dk-uxnet-tiny"}
+PLAN = {
+    "spacing_mm": [2.0, 2.0, 2.0],
+    "normalisation": [{"kind": "z-score"}],
+    "patch": [16, 16, 16],
+    "network": "dk-uxnet-tiny",
+}
 FINGERPRINT = {"cases": 7, "labelled": 5}
 
 
@@ -31,8 +42,19 @@ def make_labels(classes: int, shift: int) -> np.ndarray:
 def make_prepared(folder: Path, names: list[str], labels: dict[str, int]) -> None:
     (folder / "cases").mkdir(parents=True)
     cases = [{"name": name, "labelled": True, "shape": GRID} for name in names]
-    write_json(folder / "dataset.json", {"version": 1, "source": "somewhere", "layout": "nnunet", "channels": ["MRI"],
-                                         "labels": labels, "cases": cases, "fingerprint": FINGERPRINT, "plan": PLAN})
+    write_json(
+        folder / "dataset.json",
+        {
+            "version": 1,
+            "source": "somewhere",
+            "layout": "nnunet",
+            "channels": ["MRI"],
+            "labels": labels,
+            "cases": cases,
+            "fingerprint": FINGERPRINT,
+            "plan": PLAN,
+        },
+    )
     truth = make_labels(len(labels) - 1, 0)
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) + 3 * (truth > 0)
     image[0, 0, 11] = 99.0  # the corner that is right, front and top
@@ -41,34 +63,87 @@ def make_prepared(folder: Path, names: list[str], labels: dict[str, int]) -> Non
         formats.write(Volume(image, LPS), scan)
         write_array(folder / "cases" / f"{name}.truth.b2nd", truth)
         ras = to_ras(Volume(truth, LPS))
-        write_array(folder / "cases" / f"{name}.label.b2nd", resample_label(ras.array, GRID, len(labels)))
+        write_array(
+            folder / "cases" / f"{name}.label.b2nd", resample_label(ras.array, GRID, len(labels))
+        )
         write_array(folder / "cases" / f"{name}.image.b2nd", np.zeros((1, *GRID), np.float32))
-        write_json(folder / "cases" / f"{name}.json", {
-            "name": name, "images": [str(scan)], "shape": SHAPE, "affine": LPS.tolist(), "spacing_mm": [1.0, 1.5, 3.0],
-            "prepared_affine": np.diag([2.0, 2.0, 2.0, 1.0]).tolist()})
+        write_json(
+            folder / "cases" / f"{name}.json",
+            {
+                "name": name,
+                "images": [str(scan)],
+                "shape": SHAPE,
+                "affine": LPS.tolist(),
+                "spacing_mm": [1.0, 1.5, 3.0],
+                "prepared_affine": np.diag([2.0, 2.0, 2.0, 1.0]).tolist(),
+            },
+        )
 
 
-def make_run(root: Path, shifts: dict[str, int] = SHIFTS, classes: int = 1, run: str = "run",
-             logged: int = 0, maps: bool = False, names: tuple[str, ...] = ("organ 1", "organ 2")) -> Path:
-    """A finished run of `logged` steps with an evaluation of the cases in `shifts`, and its prepared set root/prepared.
+def make_run(
+    root: Path,
+    shifts: dict[str, int] = SHIFTS,
+    classes: int = 1,
+    run: str = "run",
+    logged: int = 0,
+    maps: bool = False,
+    names: tuple[str, ...] = ("organ 1", "organ 2"),
+) -> Path:
+    """A finished run of `logged` steps with an evaluation of the cases in `shifts`, and its
+    prepared set root/prepared.
 
-    maps: with uncertainty and two query groups. names: of classes and groups."""
+    maps: with uncertainty and two query groups. names: of classes and groups.
+    """
     labels = {"background": 0} | {name: 10 * k for k, name in enumerate(names[:classes], 1)}
     make_prepared(root / "prepared", list(shifts), labels)
     folder = root / run
     (folder / "evaluation" / "predictions").mkdir(parents=True)
-    write_json(folder / "settings.json", {"train": {"steps": 40, "lr": 0.25}, "method": {"name": "dual-mutual"}})
-    write_json(folder / "manifest.json", {
-        "prepared": str(root / "prepared"), "labels": labels, "channels": ["MRI"], "network": "dk-uxnet-tiny",
-        "method": "dual-mutual", "patch": [16, 16, 16], "parameters": 1_700_000,
-        "cases": list(shifts), "test": {},
-        "network_shape": {"in_channels": 1, "classes": 1 + classes, "groups": [{"name": "background"}, {"name": names[0]}]},
-        "machine": {"dkuxnet": "9.8.7", "gpu": None},
-        "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": list(shifts)},
-        "plan": PLAN,
-        "fingerprint": FINGERPRINT, "train_seconds": 3723.0, "evaluate_seconds": 12.0, "steps_done": 40})
-    rows = [{"step": step, "seg": 1 / (step + 1), "qd": 0.1, "loss": 0.1 + 1 / (step + 1), "lr": 0.25, "seconds": step}
-            for step in range(logged)]
+    write_json(
+        folder / "settings.json",
+        {"train": {"steps": 40, "lr": 0.25}, "method": {"name": "dual-mutual"}},
+    )
+    write_json(
+        folder / "manifest.json",
+        {
+            "prepared": str(root / "prepared"),
+            "labels": labels,
+            "channels": ["MRI"],
+            "network": "dk-uxnet-tiny",
+            "method": "dual-mutual",
+            "patch": [16, 16, 16],
+            "parameters": 1_700_000,
+            "cases": list(shifts),
+            "test": {},
+            "network_shape": {
+                "in_channels": 1,
+                "classes": 1 + classes,
+                "groups": [{"name": "background"}, {"name": names[0]}],
+            },
+            "machine": {"dkuxnet": "9.8.7", "gpu": None},
+            "split": {
+                "labelled": ["a"],
+                "unlabelled": ["b", "c"],
+                "validation": [],
+                "test": list(shifts),
+            },
+            "plan": PLAN,
+            "fingerprint": FINGERPRINT,
+            "train_seconds": 3723.0,
+            "evaluate_seconds": 12.0,
+            "steps_done": 40,
+        },
+    )
+    rows = [
+        {
+            "step": step,
+            "seg": 1 / (step + 1),
+            "qd": 0.1,
+            "loss": 0.1 + 1 / (step + 1),
+            "lr": 0.25,
+            "seconds": step,
+        }
+        for step in range(logged)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "final.safetensors").write_bytes(b"")
     values, scores, files = np.array(list(labels.values()), np.uint8), [], {}
@@ -87,7 +162,9 @@ def make_run(root: Path, shifts: dict[str, int] = SHIFTS, classes: int = 1, run:
 
 
 def write_maps(folder: Path, name: str) -> None:
-    """Uncertainty is 0.4 in the half with the first six x and else 0; the share of the second group rises along z."""
+    """Uncertainty is 0.4 in the half with the first six x and else 0; the share of the second
+    group rises along z.
+    """
     affine, uncertainty = np.diag([2.0, 2.0, 2.0, 1.0]), np.zeros(GRID, np.uint8)
     uncertainty[:6] = 102
     share = np.broadcast_to(np.linspace(0, 255, GRID[2]).astype(np.uint8), GRID)

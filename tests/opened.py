@@ -1,4 +1,6 @@
-"""Which files are opened, as the kernel tells it: by any thread, from Python or from a library in C."""
+"""Which files are opened, as the kernel tells it: by any thread, from Python or from a library in
+C.
+"""
 
 import ctypes
 import os
@@ -13,7 +15,10 @@ EVENT = struct.Struct("iIII")  # watch, what happened, cookie, length of the nam
 
 
 class Watch:
-    """What happens in folders, in the order in which it happens. Skips the test where there is no inotify."""
+    """What happens in folders, in the order in which it happens.
+
+    Skips the test where there is no inotify.
+    """
 
     def __init__(self, *folders: Path):
         if sys.platform != "linux":
@@ -21,11 +26,17 @@ class Watch:
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
         for folder in folders:
-            if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, os.fsencode(folder), OPEN | MOVED_TO) < 0:
+            if (
+                self._descriptor < 0
+                or libc.inotify_add_watch(self._descriptor, os.fsencode(folder), OPEN | MOVED_TO)
+                < 0
+            ):
                 pytest.skip(f"no inotify here: {os.strerror(ctypes.get_errno())}")
 
     def names(self) -> list[str]:
-        """The files opened, or put in their place by a rename, since the last call; a file as often as it was."""
+        """The files opened, or put in their place by a rename, since the last call; a file as
+        often as it was.
+        """
         found = []
         while True:
             try:
@@ -36,7 +47,7 @@ class Watch:
             while place < len(told):
                 *_, length = EVENT.unpack_from(told, place)
                 place += EVENT.size
-                found.append(told[place:place + length].rstrip(b"\0").decode())
+                found.append(told[place : place + length].rstrip(b"\0").decode())
                 place += length
 
     def close(self) -> None:

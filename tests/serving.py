@@ -14,28 +14,41 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from dkuxnet import formats
-from dkuxnet.types import Volume
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
 
 
 def tiny_run(prepared: Path, folder: Path, steps: int = 1) -> Path:
     """A finished run that has learnt next to nothing."""
-    from dkuxnet.config import load_settings
-    from dkuxnet.experiment import run_training
+    from dkuxnet.core.config import load_settings
+    from dkuxnet.training.experiment import run_training
 
-    run_training(prepared, folder, load_settings(overrides={
-        "network.name": "dk-uxnet-tiny", "method.name": "supervised", "train.steps": steps, "train.patch": [16, 16, 16],
-        "train.device": "cpu", "train.labelled_batch": 1,
-    }))
+    run_training(
+        prepared,
+        folder,
+        load_settings(
+            overrides={
+                "network.name": "dk-uxnet-tiny",
+                "method.name": "supervised",
+                "train.steps": steps,
+                "train.patch": [16, 16, 16],
+                "train.device": "cpu",
+                "train.labelled_batch": 1,
+            }
+        ),
+    )
     return folder
 
 
 def write_scan(path: Path, size: int = 24, seed: int = 5) -> Path:
     """A synthetic scan in the format of `path`."""
-    from dkuxnet.phantom import make_case
+    from dkuxnet.data.phantom import make_case
 
     image, _ = make_case(np.random.default_rng(seed), size)
-    formats.write(Volume(image.array.astype(np.float32), image.affine) if path.suffix == ".h5" else image, path)
+    formats.write(
+        Volume(image.array.astype(np.float32), image.affine) if path.suffix == ".h5" else image,
+        path,
+    )
     return path
 
 
@@ -55,7 +68,10 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=60)
 
     def files(self) -> list[Path]:
-        """Everything below the temporary folder but folders. The server removes folders meanwhile, which os.walk forgives."""
+        """Everything below the temporary folder but folders.
+
+        The server removes folders meanwhile, which os.walk forgives.
+        """
         return [Path(folder) / name for folder, _, names in os.walk(self.temp) for name in names]
 
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str]:
@@ -68,10 +84,26 @@ class Server:
 @contextmanager
 def serving(run: Path, temp: Path, *options: str) -> Iterator[Server]:
     temp.mkdir()
-    command = [sys.executable, "-c", "from dkuxnet.cli import main; main()", "serve", str(run), "--port", "0",
-               "--device", "cpu", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               env=os.environ | {"TMPDIR": str(temp), "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-c",
+        "from dkuxnet.cli.commands import main; main()",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        *options,
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(temp), "OMP_NUM_THREADS": "1"},
+    )
     try:
         line = process.stdout.readline()
         found = re.search(r"http://\S+", line)
@@ -94,7 +126,10 @@ def send(client: httpx.Client, scan: Path, name: str | None = None) -> dict:
 def outcome(client: httpx.Client, token: str) -> dict:
     """The job when it is done or has failed."""
     until = time.monotonic() + 60
-    while (job := client.get(f"/jobs/{token}").raise_for_status().json())["state"] not in ("done", "failed"):
+    while (job := client.get(f"/jobs/{token}").raise_for_status().json())["state"] not in (
+        "done",
+        "failed",
+    ):
         assert time.monotonic() < until, job
         time.sleep(0.05)
     return job

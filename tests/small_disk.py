@@ -1,5 +1,7 @@
-"""A disk that is full when a test wants it: a small file system of its own where this process may mount one, and a limit on the
-size of files, of which a program learns in the same place: at a write."""
+"""A disk that is full when a test wants it: a small file system of its own where this process may
+mount one, and a limit on the size of files, of which a program learns in the same place: at a
+write.
+"""
 
 import os
 import shutil
@@ -15,7 +17,10 @@ FULL = r"(No space left on device|File too large); make room there"
 
 
 class SmallDisk:
-    """folder: where to write. `full` lets it take `leave` bytes more: all together where it is mounted, else each file."""
+    """folder: where to write.
+
+    `full` lets it take `leave` bytes more: all together where it is mounted, else each file.
+    """
 
     def __init__(self, folder: Path, mounted: bool):
         self.folder, self.mounted = folder, mounted
@@ -29,7 +34,9 @@ class SmallDisk:
         else:
             import resource
 
-            resource.setrlimit(resource.RLIMIT_FSIZE, (leave, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (leave, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
 
     def make_room(self) -> None:
         if self.mounted:
@@ -49,15 +56,26 @@ class SmallDisk:
             self.make_room()
 
     def files(self) -> list[str]:
-        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path != self._filler)
+        return sorted(
+            str(path.relative_to(self.folder))
+            for path in self.folder.rglob("*")
+            if path != self._filler
+        )
 
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs at `folder`; the test is skipped where that is not allowed, but in continuous integration as root it fails."""
+    """A tmpfs at `folder`; the test is skipped where that is not allowed, but in continuous
+    integration as root it fails.
+    """
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True) \
-        if shutil.which("mount") else None
+    done = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+        )
+        if shutil.which("mount")
+        else None
+    )
     if done is None or done.returncode:
         why = f"cannot mount a tmpfs: {done.stderr.strip() if done else 'no mount'}"
         if os.environ.get("CI") and hasattr(os, "geteuid") and os.geteuid() == 0:

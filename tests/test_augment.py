@@ -5,13 +5,15 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dkuxnet.blur import gaussian_blur
-from dkuxnet.config import AugmentSettings, ViewSettings
-from dkuxnet.data import augment
-from dkuxnet.data.augment import apply_view, draw_view, make_views
+from dkuxnet.core.config import AugmentSettings, ViewSettings
+from dkuxnet.models.methods.blur import gaussian_blur
+from dkuxnet.training import views as augment
+from dkuxnet.training.views import apply_view, draw_view, make_views
 
 PLAIN = ViewSettings()
-GEOMETRY = AugmentSettings(rotation=40, scale=1.3, shift=2, elastic=2, flip="xyz", weak=PLAIN, strong=PLAIN)
+GEOMETRY = AugmentSettings(
+    rotation=40, scale=1.3, shift=2, elastic=2, flip="xyz", weak=PLAIN, strong=PLAIN
+)
 STILL = AugmentSettings(rotation=0, scale=1, weak=PLAIN, strong=PLAIN)
 SIZE = (16, 20, 28)
 
@@ -43,7 +45,9 @@ def test_both_views_and_the_label_are_the_same_places(seed):
     views = make_views(one_hot(label), label, GEOMETRY, generator(seed))
     torch.testing.assert_close(views.weak, views.strong)
     agree = views.weak.argmax(dim=1) == views.label
-    assert agree.float().mean() > 0.97  # the border runs between voxels: nearest and linear may differ there
+    assert (
+        agree.float().mean() > 0.97
+    )  # the border runs between voxels: nearest and linear may differ there
     assert agree[views.weak.amax(dim=1) > 0.75].all()
     assert (views.label != label).any(), "the geometry has done nothing"
 
@@ -64,7 +68,8 @@ def test_unlabelled_patches_move_as_labelled_ones_do():
     image, label = patches()
     assert make_views(image, None, GEOMETRY, generator()).label is None
     torch.testing.assert_close(
-        make_views(image, None, GEOMETRY, generator()).weak, make_views(image, label, GEOMETRY, generator()).weak
+        make_views(image, None, GEOMETRY, generator()).weak,
+        make_views(image, label, GEOMETRY, generator()).weak,
     )
 
 
@@ -79,7 +84,9 @@ def test_settings_of_zero_change_nothing():
 def test_the_inputs_stay_as_they_are():
     image, label = patches()
     before = image.clone(), label.clone()
-    strong = ViewSettings(noise=1, brightness=1, contrast=2, gamma=2, blur=2, bias_field=1, cutout=0.5)
+    strong = ViewSettings(
+        noise=1, brightness=1, contrast=2, gamma=2, blur=2, bias_field=1, cutout=0.5
+    )
     make_views(image, label, with_(GEOMETRY, strong=strong, weak=strong), generator())
     apply_view(image, draw_view(image, strong, generator()))
     assert torch.equal(image, before[0]) and torch.equal(label, before[1])
@@ -87,18 +94,26 @@ def test_the_inputs_stay_as_they_are():
 
 def test_the_same_seed_draws_the_same_views_and_another_seed_others():
     image, label = patches()
-    settings = AugmentSettings(elastic=2, shift=1, flip="x", strong=ViewSettings(noise=1, blur=1, cutout=0.3))
-    first, again, other = (make_views(image, label, settings, generator(seed)) for seed in (5, 5, 6))
+    settings = AugmentSettings(
+        elastic=2, shift=1, flip="x", strong=ViewSettings(noise=1, blur=1, cutout=0.3)
+    )
+    first, again, other = (
+        make_views(image, label, settings, generator(seed)) for seed in (5, 5, 6)
+    )
     for name in ("weak", "strong", "label"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
-    assert not torch.equal(first.weak[0] - image[0], first.weak[1] - image[1]), "each patch draws its own"
+    assert not torch.equal(first.weak[0] - image[0], first.weak[1] - image[1]), (
+        "each patch draws its own"
+    )
 
 
 def centre_of_mass(image: torch.Tensor) -> np.ndarray:
     """Voxels from the patch's centre."""
     weight = image.double().numpy()
-    places = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in weight.shape], indexing="ij"), -1)
+    places = np.stack(
+        np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in weight.shape], indexing="ij"), -1
+    )
     return (places * weight[..., None]).sum((0, 1, 2)) / weight.sum()
 
 
@@ -112,14 +127,24 @@ def fixed_draws(monkeypatch, *draws: list[float]) -> None:
     """Make the uniform draws, in order, the given ones."""
     queue = list(draws)
     monkeypatch.setattr(
-        augment, "_uniform", lambda generator, device: lambda *shape: torch.tensor(queue.pop(0)).reshape(shape)
+        augment,
+        "_uniform",
+        lambda generator, device: lambda *shape: torch.tensor(queue.pop(0)).reshape(shape),
     )
 
 
 def turned(
-    monkeypatch, settings, angles=(0.0, 0.0, 0.0), scale=0.0, shift=(0.0, 0.0, 0.0), offset=(3, 5, -6), spacing_mm=(1, 1, 1)
+    monkeypatch,
+    settings,
+    angles=(0.0, 0.0, 0.0),
+    scale=0.0,
+    shift=(0.0, 0.0, 0.0),
+    offset=(3, 5, -6),
+    spacing_mm=(1, 1, 1),
 ):
-    """Where the marker goes, by shares of the settings' largest angles (about x, y, z), scale and shift."""
+    """Where the marker goes, by shares of the settings' largest angles (about x, y, z), scale and
+    shift.
+    """
     fixed_draws(monkeypatch, angles, [scale], shift)
     image = marker(offset)
     grid = augment.draw_grid(image, settings, generator(), spacing_mm)
@@ -131,7 +156,9 @@ def turned(
 @pytest.mark.parametrize("share", [1.0, -0.5])
 def test_a_rotation_turns_voxels_without_shear_on_a_patch_that_is_no_cube(monkeypatch, axis, share):
     offset = np.array([3.0, 5.0, -4.0])
-    place, mass = turned(monkeypatch, with_(STILL, rotation=30), (share * np.eye(3)[axis]).tolist(), offset=offset)
+    place, mass = turned(
+        monkeypatch, with_(STILL, rotation=30), (share * np.eye(3)[axis]).tolist(), offset=offset
+    )
     angle = np.radians(30 * share)
     # the grid turns by +angle about the axis, so what it samples turns by -angle
     after = offset.copy()
@@ -144,9 +171,13 @@ def test_a_rotation_turns_voxels_without_shear_on_a_patch_that_is_no_cube(monkey
 
 def test_a_rotation_is_of_the_body_where_voxels_are_no_cubes(monkeypatch):
     spacing, offset = np.array([1.0, 2.0, 4.0]), np.array([6.0, 4.0, 1.0])
-    place, _ = turned(monkeypatch, with_(STILL, rotation=30), [1.0, 0.0, 0.0], offset=offset, spacing_mm=spacing)
+    place, _ = turned(
+        monkeypatch, with_(STILL, rotation=30), [1.0, 0.0, 0.0], offset=offset, spacing_mm=spacing
+    )
     before, after = offset * spacing, place * spacing
-    assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), abs=0.3)  # a shear would change the length
+    assert np.linalg.norm(after) == pytest.approx(
+        np.linalg.norm(before), abs=0.3
+    )  # a shear would change the length
     turn = np.arctan2(after[2], after[1]) - np.arctan2(before[2], before[1])
     assert abs(turn) == pytest.approx(np.radians(30), abs=0.05)
 
@@ -180,7 +211,9 @@ def test_the_elastic_field_moves_by_at_most_its_setting():
 
 
 def test_the_organs_of_labelled_patches_grow_and_shrink_where_the_view_shows_them():
-    """An off-centre ball in a turned view: image and label stay one, the ball keeps its middle, its size varies."""
+    """An off-centre ball in a turned view: image and label stay one, the ball keeps its middle,
+    its size varies.
+    """
     ball = (marker((3, 4, -6)) > 0.02).float().expand(16, -1, -1, -1, -1)
     turned = with_(STILL, rotation=30)
     plain = make_views(ball, ball[:, 0].long(), turned, generator())
@@ -190,8 +223,13 @@ def test_the_organs_of_labelled_patches_grow_and_shrink_where_the_view_shows_the
     for patch in range(16):
         shown, labelled = varied.weak[patch, 0] > 0.5, varied.label[patch].bool()
         assert (shown & labelled).sum() > 0.75 * (shown | labelled).sum()
-        np.testing.assert_allclose(centre_of_mass(varied.label[patch]), centre_of_mass(plain.label[patch]), atol=0.5)
-    unlabelled = [make_views(ball, None, settings, generator()) for settings in (turned, with_(turned, outline=0.3))]
+        np.testing.assert_allclose(
+            centre_of_mass(varied.label[patch]), centre_of_mass(plain.label[patch]), atol=0.5
+        )
+    unlabelled = [
+        make_views(ball, None, settings, generator())
+        for settings in (turned, with_(turned, outline=0.3))
+    ]
     assert torch.equal(unlabelled[0].weak, unlabelled[1].weak), "what no label shows, nothing moves"
 
 
@@ -234,13 +272,17 @@ def test_intensity_changes_do_what_they_say(monkeypatch):
 
 def test_noise_is_at_most_of_its_strength_and_new_in_every_voxel():
     image = torch.zeros(8, 1, *SIZE)
-    stds = apply_view(image, draw_view(image, ViewSettings(noise=0.5), generator())).std(dim=(1, 2, 3, 4))
+    stds = apply_view(image, draw_view(image, ViewSettings(noise=0.5), generator())).std(
+        dim=(1, 2, 3, 4)
+    )
     assert stds.max() < 0.52 and stds.max() > 0.3 and stds.min() < 0.2
 
 
 def test_cutout_blanks_one_box_with_the_mean_in_about_half_of_the_patches():
     image = patches(1)[0].expand(24, -1, -1, -1, -1)
-    changed = (apply_view(image, draw_view(image, ViewSettings(cutout=0.5), generator())) - image).abs() > 1e-4
+    changed = (
+        apply_view(image, draw_view(image, ViewSettings(cutout=0.5), generator())) - image
+    ).abs() > 1e-4
     hit = [c[0].nonzero() for c in changed if c.any()]
     assert 3 < len(hit) < 21
     for places in hit:

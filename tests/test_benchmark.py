@@ -1,4 +1,6 @@
-"""A benchmark on tiny synthetic scans, end to end: what is finished stays, what was stopped goes on, what fails is told."""
+"""A benchmark on tiny synthetic scans, end to end: what is finished stays, what was stopped goes
+on, what fails is told.
+"""
 
 import csv
 import json
@@ -16,16 +18,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import cli, experiment, phantom, trainings
-from dkuxnet.benchmark import Watch, run_benchmark
-from dkuxnet.config import load_settings
-from dkuxnet.errors import UserError
-from dkuxnet.methods import METHODS
-from dkuxnet.methods.supervised import Supervised
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.run import RunFolder
-from dkuxnet.train import Interrupted
-from dkuxnet.trainings import tell_death, usable_cores
+from dkuxnet.benchmark import trainings
+from dkuxnet.benchmark.benchmark import Watch, run_benchmark
+from dkuxnet.benchmark.trainings import tell_death, usable_cores
+from dkuxnet.cli import commands as cli
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.data import phantom
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods.supervised import Supervised
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training import experiment
+from dkuxnet.training.loop import Interrupted
 
 TINY = """
 prepared = "{prepared}"
@@ -43,10 +48,14 @@ infer.overlap = 0.0
 method = "dual-mutual"
 form = "mse"
 """
-RUNS = ["supervised_dk-uxnet-tiny_nall_seed0", "supervised_dk-uxnet-tiny_n2_seed0", "paper_dk-uxnet-tiny_n2_seed0"]
+RUNS = [
+    "supervised_dk-uxnet-tiny_nall_seed0",
+    "supervised_dk-uxnet-tiny_n2_seed0",
+    "paper_dk-uxnet-tiny_n2_seed0",
+]
 MINE = """
 import os, signal, torch
-from dkuxnet.methods.supervised import Supervised
+from dkuxnet.models.methods.supervised import Supervised
 
 class Mine(Supervised):
     "A method of somebody's own, registered from outside."
@@ -84,7 +93,9 @@ class Dies(Supervised):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """Six cases of which the first five have a label: with two for testing, a pool of three labelled and one without."""
+    """Six cases of which the first five have a label: with two for testing, a pool of three
+    labelled and one without.
+    """
     folder = tmp_path_factory.mktemp("benchmark")
     phantom.write_dataset(folder / "scans", cases=6, labelled=5, size=20, seed=4)
     prepare_scans(folder / "scans", folder / "prepared", processes=1)
@@ -133,7 +144,11 @@ def write(folder: Path, prepared: Path, *changes: tuple[str, str]) -> Path:
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file with its size and time."""
-    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def runs_in(folder: Path) -> list[str]:
@@ -152,33 +167,61 @@ def test_every_run_is_made_and_the_tables_hold_its_figures(finished):
     assert runs_in(finished) == sorted(RUNS)
     content = json.loads((finished / "out" / "benchmark.json").read_text("utf-8"))
     [table] = content["tables"]
-    assert (content["done"], content["wanted"], content["steps"], content["facts"]["pool"]) == (3, 3, 4, 4)
+    assert (content["done"], content["wanted"], content["steps"], content["facts"]["pool"]) == (
+        3,
+        3,
+        4,
+        4,
+    )
     for row, run in zip([table["bound"], *table["rows"]], RUNS, strict=True):
         folder = finished / "out" / "runs" / run
-        summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))["statistics"]["foreground mean"]
+        summary = json.loads((folder / "evaluation" / "summary.json").read_text("utf-8"))[
+            "statistics"
+        ]["foreground mean"]
         for metric, key in (("dice", "Dice"), ("hd95_mm", "HD95_mm"), ("asd_voxels", "ASD_voxels")):
             assert row["metrics"][metric][0] == pytest.approx(summary[key]["mean"])
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         assert len(row["cases"]) == 2 == len(manifest["split"]["test"])
         assert len(manifest["split"]["labelled"]) == (3 if row is table["bound"] else 2)
-    settings = json.loads((finished / "out" / "runs" / RUNS[2] / "settings.json").read_text("utf-8"))
-    assert (settings["method"]["name"], settings["method"]["form"], settings["data"]["labelled"]) == ("dual-mutual", "mse", 2)
+    settings = json.loads(
+        (finished / "out" / "runs" / RUNS[2] / "settings.json").read_text("utf-8")
+    )
+    assert (
+        settings["method"]["name"],
+        settings["method"]["form"],
+        settings["data"]["labelled"],
+    ) == ("dual-mutual", "mse", 2)
     for name in ("benchmark.md", "benchmark.html", "figure.svg"):
         assert (finished / "out" / name).stat().st_size > 1000
     assert not (finished / "out" / "failed").exists()
 
 
 def test_cases_csv_holds_every_case_of_every_finished_run(finished):
-    """Against the runs' own tables, which have a row for each class: the phantom's two are averaged."""
+    """Against the runs' own tables, which have a row for each class: the phantom's two are
+    averaged.
+    """
     with (finished / "out" / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    found = {(row["arm"], row["network"], row["labelled"], row["seed"], row["case"]): float(row["asd_mm"]) for row in rows}
+    found = {
+        (row["arm"], row["network"], row["labelled"], row["seed"], row["case"]): float(
+            row["asd_mm"]
+        )
+        for row in rows
+    }
     expected = {}
     for run in RUNS:
         arm, network, labelled, seed = run.split("_")
-        with (finished / "out" / "runs" / run / "evaluation" / "cases.csv").open(newline="") as file:
+        with (finished / "out" / "runs" / run / "evaluation" / "cases.csv").open(
+            newline=""
+        ) as file:
             for row in csv.DictReader(file):
-                key = (arm, network, labelled.removeprefix("n"), seed.removeprefix("seed"), row["case"])
+                key = (
+                    arm,
+                    network,
+                    labelled.removeprefix("n"),
+                    seed.removeprefix("seed"),
+                    row["case"],
+                )
                 expected.setdefault(key, []).append(float(row["asd_mm"]))
     assert {len(values) for values in expected.values()} == {2} and len(rows) == 6
     assert found == pytest.approx({key: sum(values) / 2 for key, values in expected.items()})
@@ -190,28 +233,38 @@ def test_finished_runs_are_not_made_again_and_a_grid_may_grow_and_shrink(copied,
     comparison = run_benchmark(copied / "grid.toml", watch=watch)
     assert comparison.done == 3 and not calls and state(copied / "out" / "runs") == before
 
-    grown = write(copied, prepared, ('"mse"', '"mse"\n[methods.kl]\nmethod = "dual-mutual"\nform = "kl"'))
+    grown = write(
+        copied, prepared, ('"mse"', '"mse"\n[methods.kl]\nmethod = "dual-mutual"\nform = "kl"')
+    )
     comparison = run_benchmark(grown, watch=watch)
     assert calls == ["kl_dk-uxnet-tiny_n2_seed0"] and comparison.done == comparison.wanted == 4
     after = state(copied / "out" / "runs")
     assert {path: after[path] for path in before} == before
 
-    shrunk = write(copied, prepared, ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', ""))
+    shrunk = write(
+        copied, prepared, ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', "")
+    )
     comparison = run_benchmark(shrunk, watch=watch)
-    assert comparison.wanted == 2 and [row.arm for row in comparison.tables[0].rows] == ["supervised"]
+    assert comparison.wanted == 2 and [row.arm for row in comparison.tables[0].rows] == [
+        "supervised"
+    ]
     assert "paper" not in (copied / "out" / "benchmark.md").read_text("utf-8")
     assert state(copied / "out" / "runs") == after and len(calls) == 1
 
 
 def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
-    """Stopped at step 2 of the second run: the first is kept, the second continued, and all equal the run in one go."""
+    """Stopped at step 2 of the second run: the first is kept, the second continued, and all equal
+    the run in one go.
+    """
     file = write(tmp_path / "stopped", prepared)
 
     def stop(run, what, done, total, figures):
         if run == RUNS[1] and (what, done) == ("train", 2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped; finished runs and the states of unfinished ones are in"):
+    with pytest.raises(
+        Interrupted, match="stopped; finished runs and the states of unfinished ones are in"
+    ):
         run_benchmark(file, watch=Watch(progress=stop))
     folder = file.parent
     assert runs_in(folder) == sorted(RUNS[:2])
@@ -234,28 +287,46 @@ def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     for path in (*(run / "checkpoints").iterdir(), run / "final.safetensors"):
         path.unlink()
-    (run / "manifest.json").write_text(json.dumps({key: value for key, value in manifest.items() if key != "test"}))
+    (run / "manifest.json").write_text(
+        json.dumps({key: value for key, value in manifest.items() if key != "test"})
+    )
     assert run_benchmark(copied / "grid.toml").done == 3
     assert same(weights(copied, RUNS[1]), weights(finished, RUNS[1]))
 
 
-def test_two_processes_give_the_same_and_a_death_harms_no_other(finished, prepared, tmp_path, own_methods):
+def test_two_processes_give_the_same_and_a_death_harms_no_other(
+    finished, prepared, tmp_path, own_methods
+):
     paper = '[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n'
     file = write(tmp_path / "two", prepared, (paper, "[methods.dies]\n"))
     comparison = run_benchmark(file, processes=2)
     assert comparison.done == 2
-    assert comparison.failed == {"dies_dk-uxnet-tiny_n2_seed0": tell_death(-9)} and "SIGKILL" in tell_death(-9)
+    assert comparison.failed == {
+        "dies_dk-uxnet-tiny_n2_seed0": tell_death(-9)
+    } and "SIGKILL" in tell_death(-9)
     assert all(same(weights(file.parent, run), weights(finished, run)) for run in RUNS[:2])
     for run in RUNS[:2]:
-        manifest = json.loads((file.parent / "out" / "runs" / run / "manifest.json").read_text("utf-8"))
+        manifest = json.loads(
+            (file.parent / "out" / "runs" / run / "manifest.json").read_text("utf-8")
+        )
         assert manifest["machine"]["cpu_threads"] == max(1, usable_cores() // 2)
 
 
 def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
     file = write(tmp_path / "long", prepared, ("steps = 4", "steps = 100000"))
-    command = [str(Path(sys.executable).with_name("dkuxnet")), "benchmark", str(file), "--processes", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        begun = [process.stdout.readline() for _ in range(2)]  # a line where each of the first two has trained a step
+    command = [
+        str(Path(sys.executable).with_name("dkuxnet")),
+        "benchmark",
+        str(file),
+        "--processes",
+        "2",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        begun = [
+            process.stdout.readline() for _ in range(2)
+        ]  # a line where each of the first two has trained a step
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         pids = children.read_text().split() if children.exists() else []
         process.send_signal(signal.SIGTERM)
@@ -264,14 +335,23 @@ def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
     assert sorted(line.split(":")[0] for line in begun) == sorted(RUNS[:2])
     assert f"Go on with the same command: dkuxnet benchmark {file} --processes 2" in err
     folders = sorted((file.parent / "out" / "runs").iterdir())
-    assert [f.name for f in folders] == sorted(RUNS[:2]) and all(RunFolder(f).has_checkpoint for f in folders)
+    assert [f.name for f in folders] == sorted(RUNS[:2]) and all(
+        RunFolder(f).has_checkpoint for f in folders
+    )
     left = [path.read_text() for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists()]
-    assert not any("spawn_main" in line for line in left)  # beside these there is a helper that ends by itself
+    assert not any(
+        "spawn_main" in line for line in left
+    )  # beside these there is a helper that ends by itself
 
 
-def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_methods, monkeypatch, capsys):
+def test_a_failed_arm_is_told_and_the_others_are_done(
+    prepared, tmp_path, own_methods, monkeypatch, capsys
+):
     """Two kinds of failure, and a method of one's own that is in the table like any other."""
-    arms = ("[methods.supervised]", "[methods.diverges]\n[methods.faulty]\n[methods.mine]\nw_qd = 0.2")
+    arms = (
+        "[methods.supervised]",
+        "[methods.diverges]\n[methods.faulty]\n[methods.mine]\nw_qd = 0.2",
+    )
     file = write(tmp_path / "failing", prepared, arms)
     monkeypatch.setattr(sys, "argv", ["dkuxnet", "benchmark", str(file)])
     with pytest.raises(SystemExit) as stop:
@@ -280,7 +360,10 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
     assert stop.value.code == 1
     name = "{}_dk-uxnet-tiny_n2_seed0".format
     assert f"error: {name('diverges')} failed: not finite at step 0: " in err
-    assert f"error: {name('faulty')} failed: IndexError: no such layer (see {tmp_path}" in err and len(err.splitlines()) == 2
+    assert (
+        f"error: {name('faulty')} failed: IndexError: no such layer (see {tmp_path}" in err
+        and len(err.splitlines()) == 2
+    )
     assert out.count("no such layer") == 1  # when it happened; the last words are those on stderr
     report = tmp_path / "failing" / "out" / "failed" / f"{name('faulty')}.txt"
     assert "in losses" in report.read_text("utf-8")
@@ -300,9 +383,14 @@ def test_a_failed_arm_is_told_and_the_others_are_done(prepared, tmp_path, own_me
 
 @pytest.mark.parametrize("fault, first", [("LateFaulty", 1), ("LateDiverges", 1), ("LateFull", 3)])
 def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_outside_goes_on(
-        prepared, tmp_path, own_methods, monkeypatch, fault, first):
-    file = write(tmp_path / "late", prepared, ("log_every = 1", "log_every = 1, save_every = 2"),
-                 ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', "[methods.mine]\n"))
+    prepared, tmp_path, own_methods, monkeypatch, fault, first
+):
+    file = write(
+        tmp_path / "late",
+        prepared,
+        ("log_every = 1", "log_every = 1, save_every = 2"),
+        ('[methods.paper]\nmethod = "dual-mutual"\nform = "mse"\n', "[methods.mine]\n"),
+    )
     monkeypatch.setitem(METHODS, "mine", f"own_methods:{fault}")
     assert list(run_benchmark(file).failed) == ["mine_dk-uxnet-tiny_n2_seed0"]
     folder = RunFolder(file.parent / "out" / "runs" / "mine_dk-uxnet-tiny_n2_seed0")
@@ -315,7 +403,11 @@ def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_out
             [line] = run_benchmark(file).failed.values()
         assert line.startswith("out of memory: take a smaller network") and folder.has_checkpoint
     steps = []
-    watch = Watch(progress=lambda run, what, done, total, figures: steps.append(done) if what == "train" else None)
+    watch = Watch(
+        progress=lambda run, what, done, total, figures: (
+            steps.append(done) if what == "train" else None
+        )
+    )
     assert run_benchmark(file, watch=watch).failed == {} and steps == list(range(first, 5))
 
 
@@ -323,8 +415,14 @@ def test_a_mended_method_has_no_step_of_the_faulty_one_but_what_stopped_from_out
 
 
 OTHER = {
-    "recipe": (("steps = 4", "steps = 5"), r"out holds runs of another grid: train.steps is 4 there, 5 here \(supervised_"),
-    "arm": (('"mse"', '"kl"'), r'method.form is "mse" there, "kl" here \(paper_.*; choose another output'),
+    "recipe": (
+        ("steps = 4", "steps = 5"),
+        r"out holds runs of another grid: train.steps is 4 there, 5 here \(supervised_",
+    ),
+    "arm": (
+        ('"mse"', '"kl"'),
+        r'method.form is "mse" there, "kl" here \(paper_.*; choose another output',
+    ),
     "option": (('form = "mse"', 'form = "mse"\nw_qd = 0.3'), "method.w_qd is 0.1 there, 0.3 here"),
     "test list": (("test_cases = 2", "test_cases = 1"), "data.test_cases is 2 there, 1 here"),
 }
@@ -333,7 +431,9 @@ OTHER = {
 @pytest.mark.parametrize("name", OTHER)
 def test_another_grid_is_refused_with_files_untouched(copied, prepared, name):
     change, message = OTHER[name]
-    shutil.rmtree(copied / "out" / "runs" / RUNS[0])  # would be made first: what differs comes later
+    shutil.rmtree(
+        copied / "out" / "runs" / RUNS[0]
+    )  # would be made first: what differs comes later
     file, before = write(copied, prepared, change), state(copied / "out")
     with pytest.raises(UserError, match=message):
         run_benchmark(file)
@@ -355,22 +455,34 @@ def test_a_run_from_before_an_option_existed_is_the_one_with_its_default(copied,
 
 
 def test_a_run_from_before_an_option_that_changed_its_method_is_another_grid(copied, prepared):
-    """`paper` has no averages, so its outlines do not move either way; the run is what its settings say all the same."""
-    edit_settings(copied / "out" / "runs" / RUNS[2], lambda content: content["method"].pop("outline"))
+    """`paper` has no averages, so its outlines do not move either way; the run is what its
+    settings say all the same.
+    """
+    edit_settings(
+        copied / "out" / "runs" / RUNS[2], lambda content: content["method"].pop("outline")
+    )
     with pytest.raises(UserError, match=r"another grid: method\.outline is 0\.0 there, 0\.25 here"):
         run_benchmark(copied / "grid.toml")
 
 
 def test_a_run_with_an_option_that_is_no_more_is_another_grid(copied):
-    edit_settings(copied / "out" / "runs" / RUNS[2], lambda content: content["method"].update(gone=1))
-    with pytest.raises(UserError, match=r"another grid: method\.gone is 1 there, not set here \(paper_"):
+    edit_settings(
+        copied / "out" / "runs" / RUNS[2], lambda content: content["method"].update(gone=1)
+    )
+    with pytest.raises(
+        UserError, match=r"another grid: method\.gone is 1 there, not set here \(paper_"
+    ):
         run_benchmark(copied / "grid.toml")
 
 
 def test_how_a_run_is_made_is_no_other_grid(copied, prepared):
     before = state(copied / "out" / "runs")
-    file = write(copied, prepared, ("data.test_cases = 2", "data = { test_cases = 2, workers = 0, cache_gib = 1.0 }"),
-                 ('log_every = 1, device = "cpu"', 'log_every = 3, save_every = 3, device = "auto"'))
+    file = write(
+        copied,
+        prepared,
+        ("data.test_cases = 2", "data = { test_cases = 2, workers = 0, cache_gib = 1.0 }"),
+        ('log_every = 1, device = "cpu"', 'log_every = 3, save_every = 3, device = "auto"'),
+    )
     assert run_benchmark(file).done == 3 and state(copied / "out" / "runs") == before
 
 
@@ -393,14 +505,21 @@ def test_other_data_and_other_lists_are_refused(copied, prepared, tmp_path):
     with pytest.raises(UserError, match=r"plan is .* there, .* here"):
         run_benchmark(copied / "grid.toml", prepared=other)
     names = [case["name"] for case in meta["cases"]]
-    (copied / "split.json").write_text(json.dumps({"train": names[:3], "test": names[3:5]}))  # the case without label left out
-    file = write(copied, prepared, ("data.test_cases = 2", 'data.test_cases = 2\ndata.split = "split.json"'))
+    (copied / "split.json").write_text(
+        json.dumps({"train": names[:3], "test": names[3:5]})
+    )  # the case without label left out
+    file = write(
+        copied, prepared, ("data.test_cases = 2", 'data.test_cases = 2\ndata.split = "split.json"')
+    )
     with pytest.raises(UserError, match=r"the unlabelled list is .* there, .* here"):
         run_benchmark(file)
-    (copied / "split.json").write_text(json.dumps({"train": [*names[:3], names[5]], "test": names[3:5]}))
+    (copied / "split.json").write_text(
+        json.dumps({"train": [*names[:3], names[5]], "test": names[3:5]})
+    )
     assert run_benchmark(file).done == 3  # the same lists, from a file
-    assert {path: at for path, at in state(copied / "out").items() if "/runs/" in path} == \
-        {path: at for path, at in before.items() if "/runs/" in path}
+    assert {path: at for path, at in state(copied / "out").items() if "/runs/" in path} == {
+        path: at for path, at in before.items() if "/runs/" in path
+    }
 
 
 def test_a_folder_that_is_no_run_is_not_replaced(copied):
@@ -415,7 +534,9 @@ def test_a_folder_that_is_no_run_is_not_replaced(copied):
 @pytest.mark.parametrize("content", ["7", "[]", '{"split": null, "test": {}}'])
 def test_a_damaged_manifest_is_one_line_too(copied, content):
     (copied / "out" / "runs" / RUNS[1] / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=rf"{RUNS[1]}/manifest\.json: .*; it is damaged, or not of a run"):
+    with pytest.raises(
+        UserError, match=rf"{RUNS[1]}/manifest\.json: .*; it is damaged, or not of a run"
+    ):
         run_benchmark(copied / "grid.toml")
 
 
@@ -436,12 +557,30 @@ def test_a_second_benchmark_in_the_same_folder_is_refused(copied):
 
 
 MISTAKES = {
-    "labels": (("labelled = [2]", "labelled = [2, 4]"), "labelled holds 4, but the training pool has 3 labelled cases of 4"),
-    "no unlabelled batch": (("unlabelled_batch = 1", "unlabelled_batch = 0"), "unlabelled_batch=0 paper would see no"),
-    "no test": (("data.test_cases = 2", "data.test_cases = 0"), "the test list is empty, .* set data.test_cases in"),
-    "all test": (("data.test_cases = 2", "data.test_cases = 5"), "data.test_cases=5 leaves none of 5 labelled cases"),
-    "overlap": (("data.test_cases = 2", 'data.split = "split.json"'), "stands in more than one list"),
-    "no split": (("data.test_cases = 2", 'data.split = "none.json"'), "none.json: cannot read the split"),
+    "labels": (
+        ("labelled = [2]", "labelled = [2, 4]"),
+        "labelled holds 4, but the training pool has 3 labelled cases of 4",
+    ),
+    "no unlabelled batch": (
+        ("unlabelled_batch = 1", "unlabelled_batch = 0"),
+        "unlabelled_batch=0 paper would see no",
+    ),
+    "no test": (
+        ("data.test_cases = 2", "data.test_cases = 0"),
+        "the test list is empty, .* set data.test_cases in",
+    ),
+    "all test": (
+        ("data.test_cases = 2", "data.test_cases = 5"),
+        "data.test_cases=5 leaves none of 5 labelled cases",
+    ),
+    "overlap": (
+        ("data.test_cases = 2", 'data.split = "split.json"'),
+        "stands in more than one list",
+    ),
+    "no split": (
+        ("data.test_cases = 2", 'data.split = "none.json"'),
+        "none.json: cannot read the split",
+    ),
     "misfit": (('["dk-uxnet-tiny"]', '["unet"]'), "unknown setting in network.unet: 'widths'"),
     "queries": (('["dk-uxnet-tiny"]', '["uxnet-tiny"]'), "uxnet-tiny"),
     "no data": (('/prepared"', '/none"'), "is not a prepared data set; run dkuxnet prepare"),
@@ -460,13 +599,24 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_made(prepared,
 
 
 def test_more_labels_than_leave_an_unlabelled_case_are_refused(prepared, tmp_path):
-    names = [case["name"] for case in json.loads((prepared / "dataset.json").read_text("utf-8"))["cases"]]
-    (tmp_path / "split.json").write_text(json.dumps({"train": names[:2], "validation": [names[2]], "test": [names[4]]}))
+    names = [
+        case["name"] for case in json.loads((prepared / "dataset.json").read_text("utf-8"))["cases"]
+    ]
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": names[:2], "validation": [names[2]], "test": [names[4]]})
+    )
     own = ("data.test_cases = 2", 'data.split = "split.json"')
-    with pytest.raises(UserError, match="labelled holds 2, which leaves no case of the pool unlabelled for paper; ask"):
+    with pytest.raises(
+        UserError,
+        match="labelled holds 2, which leaves no case of the pool unlabelled for paper; ask",
+    ):
         run_benchmark(write(tmp_path, prepared, own))
-    with pytest.raises(UserError, match="labelled holds 3, but the training pool has 2 labelled cases of 2"):
-        run_benchmark(write(tmp_path, prepared, own, ("labelled = [2]", "labelled = [3]")))  # the third validates
+    with pytest.raises(
+        UserError, match="labelled holds 3, but the training pool has 2 labelled cases of 2"
+    ):
+        run_benchmark(
+            write(tmp_path, prepared, own, ("labelled = [2]", "labelled = [3]"))
+        )  # the third validates
 
 
 def test_runs_on_other_arrays_of_the_same_names_are_refused(copied, prepared, tmp_path):
@@ -478,11 +628,15 @@ def test_runs_on_other_arrays_of_the_same_names_are_refused(copied, prepared, tm
         run_benchmark(write(copied, other))
 
 
-def test_a_method_that_does_not_fit_a_network_is_refused_before_the_first_training(prepared, tmp_path):
+def test_a_method_that_does_not_fit_a_network_is_refused_before_the_first_training(
+    prepared, tmp_path
+):
     """Mutual learning over queries with a network that has none."""
     plain = ("network = { widths = [8, 8, 8, 8], query_channels = 16 }\n", "")
     file = write(tmp_path, prepared, ('["dk-uxnet-tiny"]', '["uxnet-tiny"]'), plain)
-    with pytest.raises(UserError, match="'dual-mutual' with network 'uxnet-tiny': this network has no queries"):
+    with pytest.raises(
+        UserError, match="'dual-mutual' with network 'uxnet-tiny': this network has no queries"
+    ):
         run_benchmark(file)
     assert not (tmp_path / "out").exists()
 
@@ -500,23 +654,48 @@ def test_cores_and_deaths(monkeypatch):
     assert tell_death(3) == "its process ended with exit code 3"
 
 
-@pytest.mark.parametrize("processes, missing, threads", [(1, 3, 0), (2, 3, 4), (4, 2, 4), (4, 1, 8), (9, 9, 1)])
-def test_the_cores_are_shared_by_the_trainings_that_there_are(monkeypatch, processes, missing, threads):
+@pytest.mark.parametrize(
+    "processes, missing, threads", [(1, 3, 0), (2, 3, 4), (4, 2, 4), (4, 1, 8), (9, 9, 1)]
+)
+def test_the_cores_are_shared_by_the_trainings_that_there_are(
+    monkeypatch, processes, missing, threads
+):
     given = []
     monkeypatch.setattr(trainings, "usable_cores", lambda: 8)
     monkeypatch.setattr(trainings, "train_one", lambda tell, *job: given.append(job[4]) or "")
-    monkeypatch.setattr(trainings, "side_by_side", lambda do, jobs, *_: [(key, do(None, *job)) for key, job in jobs.items()])
+    monkeypatch.setattr(
+        trainings,
+        "side_by_side",
+        lambda do, jobs, *_: [(key, do(None, *job)) for key, job in jobs.items()],
+    )
     runs = [SimpleNamespace(name=str(n), settings=None) for n in range(missing)]
-    assert len(list(trainings.make(runs, SimpleNamespace(prepared=None, output=None), processes, lambda *_: None))) == missing
+    assert (
+        len(
+            list(
+                trainings.make(
+                    runs, SimpleNamespace(prepared=None, output=None), processes, lambda *_: None
+                )
+            )
+        )
+        == missing
+    )
     assert given == [threads] * missing
 
 
 def test_no_two_settings_of_the_large_benchmark_share_a_run():
     """A finished run is returned as it is: it must be the one that was asked for."""
-    large = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "la_full.py"))
+    large = runpy.run_path(str(Path(__file__).parents[1] / "measurements" / "la_full.py"))
     base = {"method.name": "supervised", "data.labelled": 8, "train.seed": 0}
-    others = ({"train.steps": 20}, {"network.name": "dk-uxnet-tiny"}, {"train.seed": 1}, {"data.labelled": 4},
-              {"method.name": "dual-mutual"})
-    names = [large["run_name"](load_settings("la-full", overrides=base | other), toy=False) for other in ({}, *others)]
+    others = (
+        {"train.steps": 20},
+        {"network.name": "dk-uxnet-tiny"},
+        {"train.seed": 1},
+        {"data.labelled": 4},
+        {"method.name": "dual-mutual"},
+    )
+    names = [
+        large["run_name"](load_settings("la-full", overrides=base | other), toy=False)
+        for other in ({}, *others)
+    ]
     names.append(large["run_name"](load_settings("la-full", overrides=base), toy=True))
     assert len(set(names)) == len(names) == 7 and not any("None" in name for name in names)

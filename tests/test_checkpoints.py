@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet import checkpoints
-from dkuxnet.errors import UserError
-from dkuxnet.train import TrainState
+from dkuxnet.core.errors import UserError
+from dkuxnet.runs import checkpoints
+from dkuxnet.training.loop import TrainState
 
 RELEASED = Path(__file__).parent / "data" / "checkpoints"
 
@@ -20,7 +20,9 @@ RELEASED = Path(__file__).parent / "data" / "checkpoints"
 @pytest.fixture
 def folder(tmp_path):
     for step in (10, 20, 30):
-        checkpoints.save(tmp_path / "checkpoints", {"step": step, "w": torch.full((50,), float(step))})
+        checkpoints.save(
+            tmp_path / "checkpoints", {"step": step, "w": torch.full((50,), float(step))}
+        )
     return tmp_path / "checkpoints"
 
 
@@ -39,7 +41,14 @@ def test_a_broken_newest_falls_back_to_the_one_before_and_says_so(folder, damage
     newest, before = checkpoints.listed(folder)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # in the tensor's own bytes: torch alone would load it
-    newest.write_bytes({"cut": bytes(content[:100]), "bit": bytes(content), "empty": b"", "other": before.read_bytes()}[damage])
+    newest.write_bytes(
+        {
+            "cut": bytes(content[:100]),
+            "bit": bytes(content),
+            "empty": b"",
+            "other": before.read_bytes(),
+        }[damage]
+    )
     with pytest.warns(UserWarning, match=f"{newest.name}: damaged.*the checkpoint before it"):
         assert checkpoints.load(folder)["step"] == 20
     before.write_bytes(b"x")
@@ -56,7 +65,9 @@ def test_what_a_kill_left_behind_is_not_taken_for_a_checkpoint(folder):
 
 
 def named(folder, content: bytes):
-    """`content` under the name that its checksum asks for, as the newest: only the content can give it away."""
+    """`content` under the name that its checksum asks for, as the newest: only the content can
+    give it away.
+    """
     path = folder / "part"
     path.write_bytes(content)
     return path.rename(folder / f"{99:08d}-{checkpoints.checksum(path)}.safetensors")
@@ -75,6 +86,7 @@ def test_a_pickle_is_refused_and_not_run(folder):
     class Harm:
         def __reduce__(self):
             return (folder.joinpath("harm").write_text, ("done",))
+
     buffer = folder / "hostile"
     torch.save({"version": checkpoints.VERSION, "step": 99, "x": Harm()}, buffer)
     for content in (buffer.read_bytes(), pickle.dumps({"version": 1, "x": Harm()})):
@@ -87,9 +99,15 @@ FLOATS = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 HOSTILE = {
     "a header of exabytes": (2**62).to_bytes(8, "little") + b"{}",
     "no header": b"\x10",
-    "overlapping tensors": safetensors_file({"a": FLOATS, "b": FLOATS | {"data_offsets": [8, 24]}}, bytes(24)),
-    "a tensor beyond the end": safetensors_file({"a": FLOATS | {"data_offsets": [0, 1 << 40], "shape": [1 << 38]}}, bytes(16)),
-    "shape times size over 64 bits": safetensors_file({"a": FLOATS | {"shape": [2**62, 4]}}, bytes(16)),
+    "overlapping tensors": safetensors_file(
+        {"a": FLOATS, "b": FLOATS | {"data_offsets": [8, 24]}}, bytes(24)
+    ),
+    "a tensor beyond the end": safetensors_file(
+        {"a": FLOATS | {"data_offsets": [0, 1 << 40], "shape": [1 << 38]}}, bytes(16)
+    ),
+    "shape times size over 64 bits": safetensors_file(
+        {"a": FLOATS | {"shape": [2**62, 4]}}, bytes(16)
+    ),
     "no version": safetensors_file({"a": FLOATS}, bytes(16)),
     "a tree too deep": tree_file("[" * 100_000 + "]" * 100_000),
     "a tree just too deep": tree_file('["list",' * 100 + "0" + "]" * 100),
@@ -125,12 +143,40 @@ def test_another_version_is_refused(folder, monkeypatch):
 def test_a_state_comes_back_as_it_was_to_the_last_bit(folder):
     shared = torch.randn(3, 4)
     state = {
-        "step": 7, "best": -math.inf, "float": 0.1 + 0.2, "tiny": 5e-324, "large": 2**62, "yes": True, "none": None,
-        "text": "é/\0", "nested": (1, [2.0, (), [], {}], {0: {"exp": torch.zeros(()), 1: "int and text keys", "1": "apart"}}),
-        "a/b": torch.ones(1), "a": {"b": torch.zeros(1)}, "empty": torch.zeros(0, 3), "shared": [shared, shared, shared[0]],
-        "turned": shared.T, "format": torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d),
-        "types": [torch.tensor([0, 1], dtype=getattr(torch, name)) for name in
-                  ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")],
+        "step": 7,
+        "best": -math.inf,
+        "float": 0.1 + 0.2,
+        "tiny": 5e-324,
+        "large": 2**62,
+        "yes": True,
+        "none": None,
+        "text": "é/\0",
+        "nested": (
+            1,
+            [2.0, (), [], {}],
+            {0: {"exp": torch.zeros(()), 1: "int and text keys", "1": "apart"}},
+        ),
+        "a/b": torch.ones(1),
+        "a": {"b": torch.zeros(1)},
+        "empty": torch.zeros(0, 3),
+        "shared": [shared, shared, shared[0]],
+        "turned": shared.T,
+        "format": torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d),
+        "types": [
+            torch.tensor([0, 1], dtype=getattr(torch, name))
+            for name in (
+                "bool",
+                "uint8",
+                "int8",
+                "int16",
+                "int32",
+                "int64",
+                "float16",
+                "bfloat16",
+                "float32",
+                "float64",
+            )
+        ],
         "odd": torch.tensor([math.nan, math.inf, -0.0, 1e-45]),
     }
     again = checkpoints.read(checkpoints.save(folder, state))
@@ -144,10 +190,16 @@ def assert_same(ours, theirs):
     assert type(ours) is type(theirs)
     if isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
-        assert ours.contiguous().numpy(force=True).tobytes() == theirs.contiguous().numpy(force=True).tobytes() \
-            if ours.dtype != torch.bfloat16 else torch.equal(ours, theirs)
+        assert (
+            ours.contiguous().numpy(force=True).tobytes()
+            == theirs.contiguous().numpy(force=True).tobytes()
+            if ours.dtype != torch.bfloat16
+            else torch.equal(ours, theirs)
+        )
     elif isinstance(ours, dict):
-        assert list(ours) == list(theirs) and [type(key) for key in ours] == [type(key) for key in theirs]
+        assert list(ours) == list(theirs) and [type(key) for key in ours] == [
+            type(key) for key in theirs
+        ]
         for key in ours:
             assert_same(ours[key], theirs[key])
     elif isinstance(ours, list | tuple):
@@ -160,13 +212,15 @@ def assert_same(ours, theirs):
 
 def toy(optimiser: str = "adamw") -> TrainState:
     """A network whose kernels lie in memory as `to_device` lays them, after two steps."""
-    from dkuxnet.config import TrainSettings
-    from dkuxnet.devices import to_device
-    from dkuxnet.train import make_state
+    from dkuxnet.core.config import TrainSettings
+    from dkuxnet.machine.devices import to_device
+    from dkuxnet.training.loop import make_state
 
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv3d(2, 3, 3, padding=1), nn.BatchNorm3d(3), nn.Conv3d(3, 2, 1))
-    state = make_state(to_device(network, torch.device("cpu")), TrainSettings(average=0.9, optimiser=optimiser))
+    state = make_state(
+        to_device(network, torch.device("cpu")), TrainSettings(average=0.9, optimiser=optimiser)
+    )
     for _ in range(2):
         step(state)
     return state
@@ -182,7 +236,9 @@ def step(state: TrainState) -> None:
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_training_goes_on_to_the_bit(folder, optimiser):
-    """The moments of a fused optimiser must lie in memory as the kernels do: else it mixes them up without a word."""
+    """The moments of a fused optimiser must lie in memory as the kernels do: else it mixes them up
+    without a word.
+    """
     state, other = toy(optimiser), toy(optimiser)
     for group in state.optimiser.param_groups:
         group["lr"] = 1 / 3  # as the loop sets it
@@ -190,7 +246,11 @@ def test_training_goes_on_to_the_bit(folder, optimiser):
     assert_same(other.to_checkpoint(), state.to_checkpoint())
     kernel = next(other.method.parameters())
     assert not kernel.is_contiguous()
-    assert all(value.stride() == kernel.stride() for value in other.optimiser.state[kernel].values() if value.ndim)
+    assert all(
+        value.stride() == kernel.stride()
+        for value in other.optimiser.state[kernel].values()
+        if value.ndim
+    )
     for each in (state, other):
         step(each)
     assert_same(other.to_checkpoint(), state.to_checkpoint())
@@ -213,9 +273,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_a_step_walks_through_m
         state.restore(saved)
 
 
-@pytest.mark.parametrize("path", sorted(RELEASED.glob("*.safetensors")), ids=lambda path: path.name[:20])
+@pytest.mark.parametrize(
+    "path", sorted(RELEASED.glob("*.safetensors")), ids=lambda path: path.name[:20]
+)
 def test_the_checkpoints_of_every_released_format_load(path):
-    """tests/data/checkpoints holds one of each format that was ever released. They are never written anew."""
+    """tests/data/checkpoints holds one of each format that was ever released.
+
+    They are never written anew.
+    """
     state, fresh = checkpoints.read(path), toy()
     fresh.restore(state)
     assert fresh.step == 2 and state["best"] == -math.inf
@@ -224,6 +289,10 @@ def test_the_checkpoints_of_every_released_format_load(path):
 
 
 def test_there_is_a_checkpoint_of_the_present_format():
-    versions = [json.loads(path.read_bytes()[8:8 + int.from_bytes(path.read_bytes()[:8], "little")])["__metadata__"]["version"]
-                for path in RELEASED.glob("*.safetensors")]
+    versions = [
+        json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])[
+            "__metadata__"
+        ]["version"]
+        for path in RELEASED.glob("*.safetensors")
+    ]
     assert str(checkpoints.VERSION) in versions

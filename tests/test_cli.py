@@ -1,4 +1,6 @@
-"""The command line: quick without torch, 1 and one line for a user's mistake, 2 for a wrong command line."""
+"""The command line: quick without torch, 1 and one line for a user's mistake, 2 for a wrong
+command line.
+"""
 
 import json
 import subprocess
@@ -7,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from dkuxnet import cli
-from dkuxnet.catalogue import catalogue
-from dkuxnet.config import presets
+from dkuxnet.cli import commands as cli
+from dkuxnet.cli.commands import catalogue
+from dkuxnet.core.config import presets
+from dkuxnet.data.formats import FORMATS
 from dkuxnet.data.layouts import LAYOUTS
-from dkuxnet.formats import FORMATS
-from dkuxnet.methods import METHODS
-from dkuxnet.networks import NETWORKS
+from dkuxnet.models.methods import METHODS
+from dkuxnet.models.networks import NETWORKS
 
 COMMANDS = ("prepare", "train", "predict", "evaluate", "report", "benchmark", "info", "demo")
 HEAVY = ("torch", "monai", "scipy", "SimpleITK", "nibabel", "matplotlib")
 WATCHED = f"""
 import sys
-from dkuxnet.cli import main
+from dkuxnet.cli.commands import main
 try:
     main()
 except SystemExit as stop:
@@ -46,13 +48,17 @@ def dkuxnet(monkeypatch, capsys):
 
 
 def process(code: str, *args) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
 
 
 # --- what needs no torch ---
 
 
-@pytest.mark.parametrize("args", [("--help",), ("info",), ("info", "--json"), ("train", "--help"), ("train",)], ids=str)
+@pytest.mark.parametrize(
+    "args", [("--help",), ("info",), ("info", "--json"), ("train", "--help"), ("train",)], ids=str
+)
 def test_help_and_lists_import_nothing_heavy(args):
     done = process(WATCHED, *args)
     assert done.returncode == (2 if args == ("train",) else 0), done.stderr
@@ -60,11 +66,19 @@ def test_help_and_lists_import_nothing_heavy(args):
 
 
 def test_a_wrong_setting_is_told_without_torch(tmp_path):
-    done = process(WATCHED.replace("SystemExit as stop", "BaseException as stop"), "train", tmp_path, tmp_path / "run",
-                   "--preset", "demmo")
+    done = process(
+        WATCHED.replace("SystemExit as stop", "BaseException as stop"),
+        "train",
+        tmp_path,
+        tmp_path / "run",
+        "--preset",
+        "demmo",
+    )
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["error: unknown preset 'demmo'; did you mean 'demo'? known: " + ", ".join(presets()),
-                                        "[]"]
+    assert done.stderr.splitlines() == [
+        "error: unknown preset 'demmo'; did you mean 'demo'? known: " + ", ".join(presets()),
+        "[]",
+    ]
 
 
 def test_help_names_every_command(dkuxnet):
@@ -78,11 +92,23 @@ def test_help_names_every_command(dkuxnet):
 def test_info_names_every_entry_of_every_table(dkuxnet, args):
     code, out, err = dkuxnet(*args)
     assert (code, err) == (0, "")
-    tables = {"networks": NETWORKS, "methods": METHODS, "formats": FORMATS, "layouts": LAYOUTS, "presets": presets()}
+    tables = {
+        "networks": NETWORKS,
+        "methods": METHODS,
+        "formats": FORMATS,
+        "layouts": LAYOUTS,
+        "presets": presets(),
+    }
     if "--json" in args:
-        assert json.loads(out) == catalogue() == {"version": "0.1.0"} | {what: list(names) for what, names in tables.items()}
+        assert (
+            json.loads(out)
+            == catalogue()
+            == {"version": "0.1.0"} | {what: list(names) for what, names in tables.items()}
+        )
     else:
-        assert out.splitlines()[1:] == [f"{what:9} {', '.join(names)}" for what, names in tables.items()]
+        assert out.splitlines()[1:] == [
+            f"{what:9} {', '.join(names)}" for what, names in tables.items()
+        ]
 
 
 # --- a user's mistake: exit code 1 and one line ---
@@ -129,13 +155,24 @@ MISTAKES = {
     f"{TRAIN} --split NEW/none.json": ["none.json: cannot read the split"],
     f"{TRAIN} --device cuda:99": ["cuda:99", "not available here"],
     f"{TRAIN} --device gpu": ["gpu", "not available here"],
-    TRAIN.replace("NEW", "FULL"): ["full exists already; choose another run folder, or go on with --resume"],
+    TRAIN.replace("NEW", "FULL"): [
+        "full exists already; choose another run folder, or go on with --resume"
+    ],
     TRAIN.replace("NEW", "FILE/run"): ["cannot write"],
     "train PREPARED FULL --resume": ["is not a run folder"],
-    "predict NEW/run NEW/scan.nii.gz --output NEW": ["scan.nii.gz does not exist; give a scan or a folder of scans"],
-    "predict FULL SCANS --output NEW": ["is not a run folder (no settings.json); dkuxnet train makes one"],
-    "predict FULL SCANS --output NEW --margin-mm 20": ["name that with --localise, or leave the margin out"],
-    "predict FULL SCANS --output NEW --segmentation-type binary": ["--segmentation-type is", "add --format dicom-seg"],
+    "predict NEW/run NEW/scan.nii.gz --output NEW": [
+        "scan.nii.gz does not exist; give a scan or a folder of scans"
+    ],
+    "predict FULL SCANS --output NEW": [
+        "is not a run folder (no settings.json); dkuxnet train makes one"
+    ],
+    "predict FULL SCANS --output NEW --margin-mm 20": [
+        "name that with --localise, or leave the margin out"
+    ],
+    "predict FULL SCANS --output NEW --segmentation-type binary": [
+        "--segmentation-type is",
+        "add --format dicom-seg",
+    ],
     "predict FULL FILE --output NEW": ["expected a file that ends with .nii.gz"],
     "evaluate NEW/none SCANS/labelsTr": ["none"],
     "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],
@@ -147,7 +184,9 @@ MISTAKES = {
     "benchmark BROKEN": ["broken.toml: not a TOML file"],
     "benchmark WRONG": ["wrong.toml: unknown key 'train'"],
     "benchmark GRID --output NEW": ["names no folder as prepared", "--prepared"],
-    "benchmark GRID --prepared FULL --output NEW": ["is not a prepared data set; run dkuxnet prepare"],
+    "benchmark GRID --prepared FULL --output NEW": [
+        "is not a prepared data set; run dkuxnet prepare"
+    ],
     "benchmark GRID --prepared PREPARED --output NEW": ["the test list is empty"],
     "demo FULL": ["exists already", "dkuxnet demo DIR"],
 }
@@ -170,7 +209,9 @@ def test_a_mistake_is_one_line_on_stderr_and_makes_nothing(dkuxnet, places, line
 
 @pytest.mark.parametrize("rank, who", [(None, ""), ("1", "process 1 of 2: ")])
 def test_one_of_several_processes_says_which_it_is(dkuxnet, tmp_path, monkeypatch, rank, who):
-    """A job's script may set WORLD_SIZE for programs of its own: without a rank that says nothing of this one."""
+    """A job's script may set WORLD_SIZE for programs of its own: without a rank that says nothing
+    of this one.
+    """
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     if rank:
@@ -181,7 +222,9 @@ def test_one_of_several_processes_says_which_it_is(dkuxnet, tmp_path, monkeypatc
 
 def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
     command = Path(sys.executable).with_name("dkuxnet")
-    done = subprocess.run([command, "prepare", tmp_path / "none", tmp_path / "new"], capture_output=True, text=True)
+    done = subprocess.run(
+        [command, "prepare", tmp_path / "none", tmp_path / "new"], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
@@ -225,8 +268,25 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     steps = [
         ("prepare", scans, prepared, "--processes", 1),
         ("train", prepared, run, *TRAIN.split()[3:], "--set", "infer.overlap=0"),
-        ("predict", run, scans / "imagesTr", "--output", predictions, "--device", "cpu", "--save-uncertainty"),
-        ("evaluate", predictions, tmp_path / "labels", "--output", tmp_path / "s.json", "--csv", tmp_path / "s.csv"),
+        (
+            "predict",
+            run,
+            scans / "imagesTr",
+            "--output",
+            predictions,
+            "--device",
+            "cpu",
+            "--save-uncertainty",
+        ),
+        (
+            "evaluate",
+            predictions,
+            tmp_path / "labels",
+            "--output",
+            tmp_path / "s.json",
+            "--csv",
+            tmp_path / "s.csv",
+        ),
         ("report", run),
     ]
     (tmp_path / "labels").mkdir()
@@ -241,19 +301,28 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     assert "supervised with uxnet-tiny: 1 steps" in said[1]
     assert f"5 label maps in {predictions}" in said[2].replace("\n", "")
     assert "organ" in said[3] and "95HD (mm)" in said[3]
-    assert len(list(predictions.glob("*.nii.gz"))) == 5 == len(list(predictions.glob("uncertainty/*.nii.gz")))
+    assert (
+        len(list(predictions.glob("*.nii.gz")))
+        == 5
+        == len(list(predictions.glob("uncertainty/*.nii.gz")))
+    )
     assert json.loads((tmp_path / "s.json").read_text())["n_cases"] == 5
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 5 * 2
     assert (run / "report.html").is_file()
 
 
-def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(dkuxnet, prepared, tmp_path, monkeypatch):
-    from dkuxnet.train import Interrupted
+def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(
+    dkuxnet, prepared, tmp_path, monkeypatch
+):
+    from dkuxnet.training.loop import Interrupted
 
     def stop(*_):
         raise Interrupted("stopped at step 1 of 5")
 
-    monkeypatch.setattr("dkuxnet.experiment.run_training", stop)
+    monkeypatch.setattr("dkuxnet.training.experiment.run_training", stop)
     code, _, err = dkuxnet("train", prepared, tmp_path / "run")
     assert code == 130
-    assert err.splitlines() == ["stopped at step 1 of 5", f"Go on with: dkuxnet train {prepared} {tmp_path / 'run'} --resume"]
+    assert err.splitlines() == [
+        "stopped at step 1 of 5",
+        f"Go on with: dkuxnet train {prepared} {tmp_path / 'run'} --resume",
+    ]

@@ -1,4 +1,6 @@
-"""What a benchmark says: figures worked out by hand, intervals that cover, and a page that says how sure it is."""
+"""What a benchmark says: figures worked out by hand, intervals that cover, and a page that says
+how sure it is.
+"""
 
 import csv
 import json
@@ -10,15 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkuxnet.comparison import compare, read_finished
-from dkuxnet.console import show_benchmark
-from dkuxnet.errors import UserError
-from dkuxnet.grid import read_grid, wanted_runs
-from dkuxnet.report.comparison_page import write_page
-from dkuxnet.report.comparison_picture import draw_comparison
-from dkuxnet.report.comparison_text import markdown, show_share, write_text
-from dkuxnet.report.comparison_words import headlines
-from dkuxnet.significance import against_reference, estimate, gain, holm, resampled_means, share_of_gap, signed_rank
+from dkuxnet.benchmark.figures import compare, read_finished
+from dkuxnet.benchmark.grid import read_grid, wanted_runs
+from dkuxnet.benchmark.page import write_page
+from dkuxnet.benchmark.picture import draw_comparison
+from dkuxnet.benchmark.significance import (
+    against_reference,
+    estimate,
+    gain,
+    holm,
+    resampled_means,
+    share_of_gap,
+    signed_rank,
+)
+from dkuxnet.benchmark.text import markdown, show_share, write_text
+from dkuxnet.benchmark.words import headlines
+from dkuxnet.cli.console import show_benchmark
+from dkuxnet.core.errors import UserError
 
 
 def table(*rows: list[float]) -> dict[int, np.ndarray]:
@@ -35,8 +45,14 @@ def test_share_of_the_gap_by_hand():
     found = share_of_gap(arm, low, high)  # means: 0.8, 0.95 and 0.875
     assert found.share.value == pytest.approx(0.5) and found.gap.value == pytest.approx(0.15)
     assert found.clear and found.seeds == [0, 1]
-    assert (found.gap.low, found.gap.high) == (pytest.approx(0.1), pytest.approx(0.2))  # either seed drawn alone
-    assert (found.share.low, found.share.high) == (pytest.approx(0.5), pytest.approx(0.5))  # half of it in both seeds
+    assert (found.gap.low, found.gap.high) == (
+        pytest.approx(0.1),
+        pytest.approx(0.2),
+    )  # either seed drawn alone
+    assert (found.share.low, found.share.high) == (
+        pytest.approx(0.5),
+        pytest.approx(0.5),
+    )  # half of it in both seeds
 
 
 def test_share_takes_only_the_seeds_that_all_three_have():
@@ -50,13 +66,19 @@ def test_share_takes_only_the_seeds_that_all_three_have():
 def test_a_gap_of_nothing_has_no_share_and_an_unclear_one_is_marked():
     same = table([0.7, 0.8, 0.9])
     nothing = share_of_gap(table([0.8, 0.9, 0.9]), same, same)
-    below = share_of_gap(table([0.8, 0.9, 0.9]), same, table([0.6, 0.8, 0.8]))  # fewer labels did better than all
+    below = share_of_gap(
+        table([0.8, 0.9, 0.9]), same, table([0.6, 0.8, 0.8])
+    )  # fewer labels did better than all
     for found in (nothing, below):
         assert found.share is None and not found.clear and show_share(found) == ("–", "")
-    unclear = share_of_gap(table([0.8, 0.9, 1.0]), same, table([0.8, 0.7, 0.93]))  # by case +0.1, -0.1, +0.03
+    unclear = share_of_gap(
+        table([0.8, 0.9, 1.0]), same, table([0.8, 0.7, 0.93])
+    )  # by case +0.1, -0.1, +0.03
     assert unclear.gap.low < 0 < unclear.gap.value and not unclear.clear
     assert show_share(unclear)[0].endswith("†")
-    assert unclear.share.low == pytest.approx(1)  # every draw gains 0.1: where the gap is lost none of them counts as a loss
+    assert unclear.share.low == pytest.approx(
+        1
+    )  # every draw gains 0.1: where the gap is lost none of them counts as a loss
     clear = share_of_gap(table([0.75, 0.85, 0.95]), same, table([0.8, 0.9, 1.0]))
     assert show_share(clear) == ("50 %", "(50 % to 50 %)")
 
@@ -64,16 +86,25 @@ def test_a_gap_of_nothing_has_no_share_and_an_unclear_one_is_marked():
 def test_one_test_case_gives_values_without_intervals():
     found = share_of_gap(table([0.6], [0.7]), table([0.5], [0.5]), table([0.9], [0.9]))
     assert found.share.value == pytest.approx(0.375)
-    assert (found.share.low, found.share.high, found.gap.low, found.clear) == (None, None, None, False)
+    assert (found.share.low, found.share.high, found.gap.low, found.clear) == (
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 x 0.01, then 2 x 0.03, and 0.04 not below it
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx(
+        [0.03, 0.06, 0.06]
+    )  # 3 x 0.01, then 2 x 0.03, and 0.04 not below it
     assert holm([0.5, 0.6]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
 
 
 def test_signed_rank_by_hand():
-    assert signed_rank(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(2 / 2**5)  # all five on one side, of 32 ways
+    assert signed_rank(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(
+        2 / 2**5
+    )  # all five on one side, of 32 ways
     assert signed_rank(-np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])) == pytest.approx(2 / 2**6)
     assert signed_rank(np.zeros(5)) == 1.0
 
@@ -82,8 +113,13 @@ def test_tests_are_against_the_reference_over_its_seeds_and_corrected_together()
     rng = np.random.default_rng(0)
     base = rng.uniform(0.5, 0.9, 6)
     up = np.array([1, 2, 3, 4, 5, 6]) / 100
-    arms = {"ref": {0: base, 1: base}, "up": {0: base + up, 1: base + up}, "same": {0: base, 1: base},
-            "half": {1: base - up, 5: base + 1}, "none": {7: base}}
+    arms = {
+        "ref": {0: base, 1: base},
+        "up": {0: base + up, 1: base + up},
+        "same": {0: base, 1: base},
+        "half": {1: base - up, 5: base + 1},
+        "none": {7: base},
+    }
     found = against_reference(arms, "ref")
     assert set(found) == {"up", "same", "half"}
     assert (found["up"].p, found["up"].p_holm) == (pytest.approx(2 / 64), pytest.approx(6 / 64))
@@ -96,15 +132,24 @@ def test_tests_are_against_the_reference_over_its_seeds_and_corrected_together()
 
 
 def test_resampling_draws_cases_and_seeds_together():
-    by_case, by_seed = np.array([[0.0, 1.0, 0.5, 0.5]] * 3), np.array([[0.0] * 4, [0.5] * 4, [1.0] * 4])
-    cases, seeds, flat, again = resampled_means(by_case, by_seed, np.full((3, 4), 0.3), by_case + 0.1)
-    assert cases.std() == pytest.approx(by_case[0].std() / 2, rel=0.03)  # the standard error over 4 cases
+    by_case, by_seed = (
+        np.array([[0.0, 1.0, 0.5, 0.5]] * 3),
+        np.array([[0.0] * 4, [0.5] * 4, [1.0] * 4]),
+    )
+    cases, seeds, flat, again = resampled_means(
+        by_case, by_seed, np.full((3, 4), 0.3), by_case + 0.1
+    )
+    assert cases.std() == pytest.approx(
+        by_case[0].std() / 2, rel=0.03
+    )  # the standard error over 4 cases
     assert seeds.std() == pytest.approx(by_seed[:, 0].std() / 3**0.5, rel=0.03)
     assert np.ptp(flat) < 1e-12 and np.allclose(again - cases, 0.1)
 
 
 def test_intervals_cover():
-    """The gain that the data were drawn with lies in about 95 % of the intervals: fewer, as a bootstrap of 20 does."""
+    """The gain that the data were drawn with lies in about 95 % of the intervals: fewer, as a
+    bootstrap of 20 does.
+    """
     rng, inside = np.random.default_rng(1), 0
     for _ in range(100):
         hard = rng.normal(0, 0.1, 20)  # the same cases for both
@@ -112,7 +157,9 @@ def test_intervals_cover():
         arm = {0: 0.72 + hard + rng.normal(0, 0.01, 20)}
         found = gain(arm, low)
         inside += found.low <= 0.02 <= found.high
-        assert found.high - found.low < 0.03  # and hard cases do not widen what is a difference within cases
+        assert (
+            found.high - found.low < 0.03
+        )  # and hard cases do not widen what is a difference within cases
     assert 86 <= inside <= 99
 
 
@@ -133,13 +180,26 @@ method = "dual-mutual"
 form = "mse"
 """
 CASES = [f"case{i}" for i in range(6)]
-DICE = {("supervised", None): 0.9, ("supervised", 4): 0.7, ("supervised", 8): 0.8, ("dual-mutual", 4): 0.8,
-        ("dual-mutual", 8): 0.85, ("paper", 4): 0.7, ("paper", 8): 0.78}
-GAINS = dict(zip(CASES, (0.03, 0.02, -0.022, 0.02, 0.03, 0.02), strict=True))  # one case against five
+DICE = {
+    ("supervised", None): 0.9,
+    ("supervised", 4): 0.7,
+    ("supervised", 8): 0.8,
+    ("dual-mutual", 4): 0.8,
+    ("dual-mutual", 8): 0.85,
+    ("paper", 4): 0.7,
+    ("paper", 8): 0.78,
+}
+GAINS = dict(
+    zip(CASES, (0.03, 0.02, -0.022, 0.02, 0.03, 0.02), strict=True)
+)  # one case against five
 
 
-def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), cases: list[str] = CASES):
-    """Run folders with figures of two classes, 0.02 above and below the mean; seed 1 is 0.01 above seed 0."""
+def make_runs(
+    folder: Path, labelled: list[int], missing: tuple[str, ...] = (), cases: list[str] = CASES
+):
+    """Run folders with figures of two classes, 0.02 above and below the mean; seed 1 is 0.01 above
+    seed 0.
+    """
     (folder / "grid.toml").write_text(GRID.format(labelled=labelled))
     grid = read_grid(folder / "grid.toml")
     runs = wanted_runs(grid, "none")
@@ -150,18 +210,56 @@ def make_runs(folder: Path, labelled: list[int], missing: tuple[str, ...] = (), 
         evaluation.mkdir(parents=True)
         with (evaluation / "cases.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["case", "class", "value", "dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"])
+            writer.writerow(
+                [
+                    "case",
+                    "class",
+                    "value",
+                    "dice",
+                    "jaccard",
+                    "hd95_mm",
+                    "asd_mm",
+                    "hd95_voxels",
+                    "asd_voxels",
+                ]
+            )
             for number, case in enumerate(cases):
                 dice = DICE[run.arm, run.labelled] + 0.01 * run.seed + 0.004 * number - 0.01
                 for k, shift in ((1, 0.02), (2, -0.02)):
-                    writer.writerow([case, f"organ {k}", k, dice + shift, 0.5, 10.0, 2.0, 20.0, 4.0])
-        (evaluation.parent / "manifest.json").write_text(json.dumps({
-            "test": {}, "split": {"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": cases},
-            "train_seconds": 60 + 60 * run.seed, "evaluate_seconds": 3, "parameters": 2_000_000, "patch": [16, 16, 16],
-            "labels": {"background": 0, "organ 1": 1, "organ 2": 2}, 
-            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16],
-                     "network": "uxnet-tiny"},
-            "machine": {"dkuxnet": "9.8.7", "torch": "2", "python": "3", "cpu_threads": 1, "platform": "here"}}))
+                    writer.writerow(
+                        [case, f"organ {k}", k, dice + shift, 0.5, 10.0, 2.0, 20.0, 4.0]
+                    )
+        (evaluation.parent / "manifest.json").write_text(
+            json.dumps(
+                {
+                    "test": {},
+                    "split": {
+                        "labelled": ["a"],
+                        "unlabelled": ["b", "c"],
+                        "validation": [],
+                        "test": cases,
+                    },
+                    "train_seconds": 60 + 60 * run.seed,
+                    "evaluate_seconds": 3,
+                    "parameters": 2_000_000,
+                    "patch": [16, 16, 16],
+                    "labels": {"background": 0, "organ 1": 1, "organ 2": 2},
+                    "plan": {
+                        "spacing_mm": [1, 1, 2],
+                        "normalisation": [{"kind": "z-score"}],
+                        "patch": [16, 16, 16],
+                        "network": "uxnet-tiny",
+                    },
+                    "machine": {
+                        "dkuxnet": "9.8.7",
+                        "torch": "2",
+                        "python": "3",
+                        "cpu_threads": 1,
+                        "platform": "here",
+                    },
+                }
+            )
+        )
     return grid, runs
 
 
@@ -176,7 +274,7 @@ def compared(grid, runs, failed: dict[str, str] | None = None):
 
 
 def visible(page: str) -> str:
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>"):])))
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :])))
 
 
 def test_the_figures_of_a_table_by_hand(tmp_path):
@@ -190,11 +288,21 @@ def test_the_figures_of_a_table_by_hand(tmp_path):
     assert rows["dual-mutual"].dice_by_seed == {0: pytest.approx(0.8), 1: pytest.approx(0.81)}
     assert rows["dual-mutual"].cases["case5"] == pytest.approx(0.805 + 0.01)
     assert {key: value[0] for key, value in rows["paper"].metrics.items() if key != "dice"} == {
-        "jaccard": 0.5, "hd95_mm": 10.0, "asd_mm": 2.0, "hd95_voxels": 20.0, "asd_voxels": 4.0}
+        "jaccard": 0.5,
+        "hd95_mm": 10.0,
+        "asd_mm": 2.0,
+        "hd95_voxels": 20.0,
+        "asd_voxels": 4.0,
+    }
     assert rows["dual-mutual"].gain.value == pytest.approx(0.1)
-    assert rows["dual-mutual"].share.share.value == pytest.approx(0.5) and rows["dual-mutual"].share.clear
+    assert (
+        rows["dual-mutual"].share.share.value == pytest.approx(0.5)
+        and rows["dual-mutual"].share.clear
+    )
     assert {row.arm: row.share.share.value for row in second.rows if row.share} == {
-        "dual-mutual": pytest.approx(0.5), "paper": pytest.approx(-0.2)}
+        "dual-mutual": pytest.approx(0.5),
+        "paper": pytest.approx(-0.2),
+    }
     assert rows["supervised"].gain is None and rows["supervised"].share is None
     assert rows["dual-mutual"].test is None and rows["paper"].test.p == pytest.approx(2 / 64)
     assert rows["paper"].test.p_holm == pytest.approx(4 / 64) == rows["supervised"].test.p_holm
@@ -206,11 +314,23 @@ def test_markdown_and_json_hold_the_figures(tmp_path):
     write_text(comparison, tmp_path / "out")
     text = (tmp_path / "out" / "benchmark.md").read_text("utf-8")
     assert text == markdown(comparison)
-    assert ("| dual-mutual | 2 of 2 | 0.8050 ± 0.0071 | 0.5000 ± 0.0000 | 10.00 ± 0.00 | 2.00 ± 0.00 | "
-            "+0.1000 (+0.1000 to +0.1000) | 50 % (50 % to 50 %) | – | 1.5 |") in text
-    assert "- dual-mutual: seed 0 0.8000, seed 1 0.8100" in text and "- supervised, all labels: seed 0 0.9000" in text
-    for part in ("3 cases in the training pool, 6 test cases", "5 steps", "dkuxnet 9.8.7", "2.00 million", "seeds 0 and 1",
-                 "Training took 0.20 hours", "against dual-mutual"):
+    assert (
+        "| dual-mutual | 2 of 2 | 0.8050 ± 0.0071 | 0.5000 ± 0.0000 | 10.00 ± 0.00 | 2.00 ± 0.00 | "
+        "+0.1000 (+0.1000 to +0.1000) | 50 % (50 % to 50 %) | – | 1.5 |"
+    ) in text
+    assert (
+        "- dual-mutual: seed 0 0.8000, seed 1 0.8100" in text
+        and "- supervised, all labels: seed 0 0.9000" in text
+    )
+    for part in (
+        "3 cases in the training pool, 6 test cases",
+        "5 steps",
+        "dkuxnet 9.8.7",
+        "2.00 million",
+        "seeds 0 and 1",
+        "Training took 0.20 hours",
+        "against dual-mutual",
+    ):
         assert part in text, part
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text("utf-8"))
     assert content["tables"][0]["rows"][1]["metrics"]["asd_voxels"] == [4.0, 0.0]
@@ -218,10 +338,17 @@ def test_markdown_and_json_hold_the_figures(tmp_path):
 
 
 def test_missing_and_failed_runs_are_said(tmp_path):
-    gone = ("paper_uxnet-tiny_n4_seed0", "paper_uxnet-tiny_n4_seed1", "dual-mutual_uxnet-tiny_n4_seed1")
+    gone = (
+        "paper_uxnet-tiny_n4_seed0",
+        "paper_uxnet-tiny_n4_seed1",
+        "dual-mutual_uxnet-tiny_n4_seed1",
+    )
     comparison = made(tmp_path, [4], {gone[0]: "a loss is not finite"}, missing=gone)
     text = markdown(comparison)
-    assert "| paper | 0 of 2 (1 failed) | failed | – |" in text and "| dual-mutual | 1 of 2 | 0.8000 |" in text
+    assert (
+        "| paper | 0 of 2 (1 failed) | failed | – |" in text
+        and "| dual-mutual | 1 of 2 | 0.8000 |" in text
+    )
     assert "- paper: seed 0 failed" in text and f"- {gone[0]}: a loss is not finite" in text
     assert headlines(comparison)[0].startswith("Preliminary: 3 runs of 8 are missing")
     page = visible(write_page(comparison, tmp_path / "out").read_text("utf-8"))
@@ -233,18 +360,32 @@ def test_before_the_first_run_is_finished_there_is_a_page_too(tmp_path):
     comparison = compare(grid, runs, {}, {})
     assert comparison.done == 0 and draw_comparison(comparison) is None
     page = visible(write_page(comparison, tmp_path).read_text("utf-8"))
-    assert "0 / 8 runs finished" in page and "no finished run yet" in page and not (tmp_path / "figure.svg").exists()
+    assert (
+        "0 / 8 runs finished" in page
+        and "no finished run yet" in page
+        and not (tmp_path / "figure.svg").exists()
+    )
 
 
-@pytest.mark.parametrize("damage", [
-    lambda text: text.replace("dice", "dise", 1), lambda text: text.replace("case3", "case9"),
-    lambda text: text.replace("10.0", "nan"), lambda text: text[: len(text) // 2], lambda text: "",
-    lambda text: "\n".join(text.splitlines()[:-1])])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("dice", "dise", 1),
+        lambda text: text.replace("case3", "case9"),
+        lambda text: text.replace("10.0", "nan"),
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "\n".join(text.splitlines()[:-1]),
+    ],
+)
 def test_damaged_figures_are_one_clear_line(tmp_path, damage):
     grid, runs = make_runs(tmp_path, [4])
     path = grid.output / "runs" / runs[1].name / "evaluation" / "cases.csv"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(UserError, match=r"damaged.*delete the run supervised_uxnet-tiny_n4_seed0, and it is made again"):
+    with pytest.raises(
+        UserError,
+        match=r"damaged.*delete the run supervised_uxnet-tiny_n4_seed0, and it is made again",
+    ):
         compared(grid, runs)
 
 
@@ -252,51 +393,88 @@ def test_the_page_says_who_is_best_and_how_sure(tmp_path):
     comparison = made(tmp_path, [4, 8])
     told = headlines(comparison)
     assert told[0] == (
-        "With 4 labelled cases, dual-mutual has the highest Dice of 3 arms, 0.805 (next: supervised, 0.705). That is 0.100 "
-        "above supervised with as many labels (95 % interval +0.100 to +0.100; corrected for the best of 2 arms +0.100 to "
+        "With 4 labelled cases, dual-mutual has the highest Dice of 3 arms, 0.805 (next: "
+        "supervised, 0.705). That is 0.100 "
+        "above supervised with as many labels (95 % interval +0.100 to +0.100; corrected for the "
+        "best of 2 arms +0.100 to "
         "+0.100): clear over these test cases and 2 seeds. It closes 50 % "
-        "of the gap to supervised with all labels (95 % interval 50 % to 50 %).")
+        "of the gap to supervised with all labels (95 % interval 50 % to 50 %)."
+    )
     page = write_page(comparison, tmp_path / "out").read_text("utf-8")
     text = visible(page)
     assert all(line in text for line in told)
     assert "0.8050 ± 0.0071" in text and text.count("Dice by seed") == 2
-    assert re.findall(r"<td>(case\d)</td>", page) == CASES * 2  # the hardest, which has the lowest Dice, first
-    assert '<td>paper<small>dual-mutual</small></td>' in page and page.count('<tr class="bound">') == 2
-    assert page.count('<td class="best">') == 12  # the best arm of each case, though the bound is above it
+    assert (
+        re.findall(r"<td>(case\d)</td>", page) == CASES * 2
+    )  # the hardest, which has the lowest Dice, first
+    assert (
+        "<td>paper<small>dual-mutual</small></td>" in page and page.count('<tr class="bound">') == 2
+    )
+    assert (
+        page.count('<td class="best">') == 12
+    )  # the best arm of each case, though the bound is above it
 
 
 def test_a_lead_that_may_be_chance_is_called_so(tmp_path, monkeypatch):
-    for key, value in {("dual-mutual", 4): 0.701, ("paper", 4): 0.6, ("supervised", None): 0.7}.items():
+    for key, value in {
+        ("dual-mutual", 4): 0.701,
+        ("paper", 4): 0.6,
+        ("supervised", None): 0.7,
+    }.items():
         monkeypatch.setitem(DICE, key, value)
     grid, runs = make_runs(tmp_path, [4])
-    for name, shift in (("dual-mutual_uxnet-tiny_n4_seed0", 0.05), ("dual-mutual_uxnet-tiny_n4_seed1", -0.05),
-                        ("supervised_uxnet-tiny_nall_seed0", 0.03), ("supervised_uxnet-tiny_nall_seed1", -0.02)):
-        path = grid.output / "runs" / name / "evaluation" / "cases.csv"  # better with one seed, worse with the other
+    for name, shift in (
+        ("dual-mutual_uxnet-tiny_n4_seed0", 0.05),
+        ("dual-mutual_uxnet-tiny_n4_seed1", -0.05),
+        ("supervised_uxnet-tiny_nall_seed0", 0.03),
+        ("supervised_uxnet-tiny_nall_seed1", -0.02),
+    ):
+        path = (
+            grid.output / "runs" / name / "evaluation" / "cases.csv"
+        )  # better with one seed, worse with the other
         rows = list(csv.reader(path.open(newline="")))
         with path.open("w", newline="") as file:
-            csv.writer(file).writerows([rows[0], *([*r[:3], float(r[3]) + shift, *r[4:]] for r in rows[1:])])
+            csv.writer(file).writerows(
+                [rows[0], *([*r[:3], float(r[3]) + shift, *r[4:]] for r in rows[1:])]
+            )
     [line] = headlines(compared(grid, runs))
     assert "which may be chance: the interval includes 0" in line
-    assert "differs by +0.005, which is not clearly above 0: there is no gap whose share could be told" in line
+    assert (
+        "differs by +0.005, which is not clearly above 0: there is no gap whose share could be told"
+        in line
+    )
 
 
 def test_the_best_of_many_is_clear_only_where_the_corrected_interval_is(tmp_path):
-    """The same gain over the same cases: of one arm it is clear, of two it may be the luck of the best."""
+    """The same gain over the same cases: of one arm it is clear, of two it may be the luck of the
+    best.
+    """
     grid, runs = make_runs(tmp_path, [4])
     for seed in (0, 1):
-        of_supervised, of_best = (grid.output / "runs" / f"{arm}_uxnet-tiny_n4_seed{seed}" / "evaluation" / "cases.csv"
-                                  for arm in ("supervised", "dual-mutual"))
+        of_supervised, of_best = (
+            grid.output / "runs" / f"{arm}_uxnet-tiny_n4_seed{seed}" / "evaluation" / "cases.csv"
+            for arm in ("supervised", "dual-mutual")
+        )
         head, *rows = csv.reader(of_supervised.open(newline=""))
         with of_best.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *([*row[:3], float(row[3]) + GAINS[row[0]], *row[4:]] for row in rows)])
+            csv.writer(file).writerows(
+                [head, *([*row[:3], float(row[3]) + GAINS[row[0]], *row[4:]] for row in rows)]
+            )
     [line] = headlines(compared(grid, runs))
     assert "dual-mutual has the highest Dice of 3 arms" in line
-    assert "corrected for the best of 2 arms -0.00" in line and "chance: the corrected interval includes 0" in line
+    assert (
+        "corrected for the best of 2 arms -0.00" in line
+        and "chance: the corrected interval includes 0" in line
+    )
     for run in runs:
         if run.arm == "paper":
             shutil.rmtree(grid.output / "runs" / run.name)
     [_, line] = headlines(compared(grid, runs))
-    assert "of 2 arms" in line and "corrected" not in line and ": clear over these test cases and 2 seeds" in line
+    assert (
+        "of 2 arms" in line
+        and "corrected" not in line
+        and ": clear over these test cases and 2 seeds" in line
+    )
 
 
 def test_intervals_of_several_comparisons_share_what_lies_outside():
@@ -315,7 +493,12 @@ def test_the_last_words_name_the_figure_only_where_there_is_one(tmp_path, capsys
 
 
 def test_nothing_is_loaded_from_elsewhere_and_names_are_no_markup(tmp_path):
-    comparison = made(tmp_path, [4], {"x": "<script>alert(1)</script>"}, cases=[*CASES[:5], "<img src=q onerror=r>"])
+    comparison = made(
+        tmp_path,
+        [4],
+        {"x": "<script>alert(1)</script>"},
+        cases=[*CASES[:5], "<img src=q onerror=r>"],
+    )
     page = write_page(comparison, tmp_path / "out").read_text("utf-8")
     loads = re.findall(r"""(?:src|href|action|data|srcset|poster)\s*=\s*["']([^"']*)""", page)
     assert loads and all(load.startswith("data:image/svg+xml;base64,") for load in loads)
@@ -331,8 +514,18 @@ def test_the_figure_shows_every_seed_every_mean_and_the_bound(tmp_path, labelled
     figure = draw_comparison(comparison)
     [axes] = figure.axes
     along = 0 if len(labelled) == 1 else 1  # the axis of Dice
-    dots = {round(float(v), 6) for line in axes.lines if line.get_marker() == "." for v in line.get_data()[along]}
-    assert dots == {round(dice + seed * 0.01, 6) for (_, n), dice in DICE.items() if n in labelled for seed in (0, 1)}
+    dots = {
+        round(float(v), 6)
+        for line in axes.lines
+        if line.get_marker() == "."
+        for v in line.get_data()[along]
+    }
+    assert dots == {
+        round(dice + seed * 0.01, 6)
+        for (_, n), dice in DICE.items()
+        if n in labelled
+        for seed in (0, 1)
+    }
     means = [line for line in axes.lines if line.get_marker() not in (".", "None")]
     assert len({(line.get_color(), line.get_marker()) for line in means}) == len(means) == 3
     paper = sorted(round(float(v), 6) for v in means[2].get_data()[along])
@@ -345,7 +538,7 @@ def test_the_figure_shows_every_seed_every_mean_and_the_bound(tmp_path, labelled
 
 
 def test_a_dozen_arms_differ_in_colour_and_marker_together():
-    from dkuxnet.report.comparison_picture import _look
+    from dkuxnet.benchmark.picture import _look
 
     assert len({_look(n)["marker"] for n in range(12)}) == 12
     assert len({(_look(n)["color"], _look(n)["linestyle"]) for n in range(12)}) == 12

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dkuxnet.config import Settings, load_settings, parse_override, presets, validate
-from dkuxnet.errors import UserError
+from dkuxnet.core.config import Settings, load_settings, parse_override, presets, validate
+from dkuxnet.core.errors import UserError
 
 
 def refusal(values: dict) -> str:
@@ -35,14 +35,18 @@ def test_the_default_preset_is_the_settings_own_defaults():
 
 
 def test_an_unknown_preset_gets_the_near_match_and_the_list():
-    with pytest.raises(UserError, match=r"unknown preset 'demmo'; did you mean 'demo'\? known: .*la-mini"):
+    with pytest.raises(
+        UserError, match=r"unknown preset 'demmo'; did you mean 'demo'\? known: .*la-mini"
+    ):
         load_settings("demmo")
 
 
 def test_naming_another_method_or_network_leaves_the_options_of_the_one_before_behind(tmp_path):
     paper = load_settings("paper", overrides={"method.name": "supervised"})
     assert paper.method.name == "supervised" and not paper.method.model_extra
-    config = toml(tmp_path, '[network]\nname = "dk-uxnet-tiny"\nwidths = [8, 8, 8, 8]\nqueries = 12\n')
+    config = toml(
+        tmp_path, '[network]\nname = "dk-uxnet-tiny"\nwidths = [8, 8, 8, 8]\nqueries = 12\n'
+    )
     other = load_settings(config=config, overrides={"network.dropout": 0.1, "network.name": "vnet"})
     assert other.network.model_extra == {"dropout": 0.1} and other.network.queries == 12
     same = load_settings("paper", overrides={"method.w_qd": 0.5})
@@ -54,7 +58,11 @@ def test_later_sources_win(tmp_path):
     settings = load_settings("demo", config, {"train.steps": 9, "augment.weak.noise": 0.3})
     assert load_settings("demo").train.labelled_batch == 1
     assert (settings.train.steps, settings.train.labelled_batch, settings.infer.batch) == (9, 3, 5)
-    assert settings.train.patch == (32, 32, 32)  # of the preset: a section of the file does not replace its section
+    assert settings.train.patch == (
+        32,
+        32,
+        32,
+    )  # of the preset: a section of the file does not replace its section
     assert settings.augment.weak.noise == 0.3
     assert settings.augment.strong == Settings().augment.strong
 
@@ -63,10 +71,18 @@ def test_later_sources_win(tmp_path):
     ("values", "parts"),
     [
         ({"trian": {}}, ["unknown setting 'trian'", "did you mean 'train'"]),
-        ({"train": {"step": 1}}, ["unknown setting 'train.step'", "did you mean 'train.steps'", "train.lr"]),
-        ({"augment": {"weak": {"nois": 1}}}, ["'augment.weak.nois'", "did you mean 'augment.weak.noise'"]),
-        ({"network": {"groups": [{"name": "a", "classes": [], "queries": 1, "query": 2}]}},
-         ["'network.groups.0.query'", "did you mean 'network.groups.0.queries'"]),
+        (
+            {"train": {"step": 1}},
+            ["unknown setting 'train.step'", "did you mean 'train.steps'", "train.lr"],
+        ),
+        (
+            {"augment": {"weak": {"nois": 1}}},
+            ["'augment.weak.nois'", "did you mean 'augment.weak.noise'"],
+        ),
+        (
+            {"network": {"groups": [{"name": "a", "classes": [], "queries": 1, "query": 2}]}},
+            ["'network.groups.0.query'", "did you mean 'network.groups.0.queries'"],
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_near_match(values, parts):
@@ -106,7 +122,9 @@ def test_options_of_method_and_network_pass_for_them_to_judge():
     assert settings.network.model_extra == {"width": 8}
 
 
-@pytest.mark.parametrize(("text", "part"), [("[train\n", "not a TOML file"), (b"\xff\xfe", "cannot read")])
+@pytest.mark.parametrize(
+    ("text", "part"), [("[train\n", "not a TOML file"), (b"\xff\xfe", "cannot read")]
+)
 def test_a_broken_file_is_refused_by_its_name(tmp_path, text, part):
     with pytest.raises(UserError, match=part) as caught:
         load_settings(config=toml(tmp_path, text))

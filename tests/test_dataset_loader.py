@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.data.arrays import read_box
-from dkuxnet.data.dataset import VERSION, PreparedSet, write_array
-from dkuxnet.data.loader import PatchStream, read_ahead
-from dkuxnet.errors import UserError
+from dkuxnet.data.prepared_set import VERSION, PreparedSet, write_array
+from dkuxnet.training.patches import PatchStream, read_ahead
 
 SHAPES = {"a": (9, 12, 10), "b": (12, 9, 9), "c": (10, 10, 14), "d": (4, 11, 9), "e": (9, 9, 9)}
 PATCH = (6, 8, 8)
@@ -22,7 +22,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def write_set(folder: Path, shapes: dict = SHAPES) -> Path:
-    """Two channels: in case number i every voxel holds 10000 i + its own number, and minus that; labels are random."""
+    """Two channels: in case number i every voxel holds 10000 i + its own number, and minus that;
+    labels are random.
+    """
     (folder / "cases").mkdir(parents=True)
     for i, (name, shape) in enumerate(shapes.items()):
         numbers = 10_000 * i + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -31,20 +33,49 @@ def write_set(folder: Path, shapes: dict = SHAPES) -> Path:
         write_array(folder / "cases" / f"{name}.label.b2nd", label)
         (folder / "cases" / f"{name}.json").write_text("{}")
     cases = [{"name": name, "labelled": True, "shape": shape} for name, shape in shapes.items()]
-    meta = {"version": VERSION, "channels": ["x", "y"], "labels": {"background": 0, "organ": 1, "tumour": 2}, "cases": cases,
-            "plan": {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}] * 2, "patch": [16, 16, 16],
-                     "network": "none"}, "fingerprint": {}}
+    meta = {
+        "version": VERSION,
+        "channels": ["x", "y"],
+        "labels": {"background": 0, "organ": 1, "tumour": 2},
+        "cases": cases,
+        "plan": {
+            "spacing_mm": [1, 1, 1],
+            "normalisation": [{"kind": "z-score"}] * 2,
+            "patch": [16, 16, 16],
+            "network": "none",
+        },
+        "fingerprint": {},
+    }
     (folder / "dataset.json").write_text(json.dumps(meta))
     return folder
 
 
-def stream(folder: Path, with_label: bool = True, cache_gib: float = 0.0, cases="abcde", batch: int = 2, seed: int = 7,
-           foreground_share: float = 0.5) -> PatchStream:
-    return PatchStream(PreparedSet(folder, cache_gib), list(cases), PATCH, batch, seed, with_label, foreground_share)
+def stream(
+    folder: Path,
+    with_label: bool = True,
+    cache_gib: float = 0.0,
+    cases="abcde",
+    batch: int = 2,
+    seed: int = 7,
+    foreground_share: float = 0.5,
+) -> PatchStream:
+    return PatchStream(
+        PreparedSet(folder, cache_gib),
+        list(cases),
+        PATCH,
+        batch,
+        seed,
+        with_label,
+        foreground_share,
+    )
 
 
 def same(first, second) -> bool:
-    return all(np.array_equal(x, y) for a, b in zip(first, second, strict=True) for x, y in zip(a, b, strict=True))
+    return all(
+        np.array_equal(x, y)
+        for a, b in zip(first, second, strict=True)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def case_of(patch: np.ndarray) -> str:
@@ -77,7 +108,9 @@ def test_a_crop_is_the_slice_of_the_whole_with_and_without_cache(folder, bytes_o
                 np.testing.assert_array_equal(data.crop(name, kind, start, size), expected)
 
 
-def test_the_cache_holds_what_fits_and_a_crop_of_what_does_not_fit_reads_no_whole_case(folder, monkeypatch):
+def test_the_cache_holds_what_fits_and_a_crop_of_what_does_not_fit_reads_no_whole_case(
+    folder, monkeypatch
+):
     one = 2 * 4 * np.prod(SHAPES["a"])
     data = PreparedSet(folder, (one + 100) / GIB)
     assert data.array("a", "image") is data.array("a", "image")
@@ -102,12 +135,20 @@ def test_a_damaged_array_is_one_clear_line(tmp_path, damage, read):
     path = tmp_path / "p" / "cases" / "a.image.b2nd"
     content = path.read_bytes()
     middle = bytes(b ^ 0xFF for b in content[2000:-2000])
-    changed = {"missing": None, "empty": b"", "cut": content[: len(content) // 2],
-               "scrambled": content[:2000] + middle + content[-2000:]}[damage]
+    changed = {
+        "missing": None,
+        "empty": b"",
+        "cut": content[: len(content) // 2],
+        "scrambled": content[:2000] + middle + content[-2000:],
+    }[damage]
     path.unlink() if changed is None else path.write_bytes(changed)
     data = PreparedSet(tmp_path / "p")
-    with pytest.raises(UserError, match=r"a\.image\.b2nd is missing or damaged .* prepare the data set again"):
-        data.array("a", "image") if read == "array" else data.crop("a", "image", (5, 5, 5), (9, 9, 9))
+    with pytest.raises(
+        UserError, match=r"a\.image\.b2nd is missing or damaged .* prepare the data set again"
+    ):
+        data.array("a", "image") if read == "array" else data.crop(
+            "a", "image", (5, 5, 5), (9, 9, 9)
+        )
 
 
 @pytest.mark.parametrize("read", ["array", "crop"])
@@ -116,7 +157,9 @@ def test_a_class_that_the_set_does_not_have_never_reaches_a_loss(tmp_path, read)
     write_array(tmp_path / "p" / "cases" / "a.label.b2nd", np.full(SHAPES["a"], 3, np.uint8))
     data = PreparedSet(tmp_path / "p")
     with pytest.raises(UserError, match="class 3 in a data set of 3 classes"):
-        data.array("a", "label") if read == "array" else data.crop("a", "label", (0, 0, 0), (2, 2, 2))
+        data.array("a", "label") if read == "array" else data.crop(
+            "a", "label", (0, 0, 0), (2, 2, 2)
+        )
 
 
 def test_an_unknown_case_gets_the_near_match(folder):
@@ -178,26 +221,33 @@ def test_a_patch_is_a_function_of_seed_stream_and_step_alone(folder):
     assert same(first, [backwards.at(step) for step in reversed(range(6))][::-1])
     assert not same(first, [stream(folder, seed=8).at(step) for step in range(6)])
     labelled, unlabelled = stream(folder, foreground_share=0), stream(folder, with_label=False)
-    assert any(not np.array_equal(labelled.at(step)[0], unlabelled.at(step)[0]) for step in range(6))
+    assert any(
+        not np.array_equal(labelled.at(step)[0], unlabelled.at(step)[0]) for step in range(6)
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(folder, workers):
     def read(workers: int, first: int) -> list:
         streams = [stream(folder, cache_gib=1), stream(folder, with_label=False, batch=3)]
-        return [[a for pair in step for a in pair if a is not None] for step in read_ahead(streams, first, 11, workers)]
+        return [
+            [a for pair in step for a in pair if a is not None]
+            for step in read_ahead(streams, first, 11, workers)
+        ]
 
     alone = read(0, 2)
     assert len(alone) == 9
     assert same(alone, read(workers, 2))
-    assert same(alone[3:], read(workers, 5)), "a resumed run sees what the first one would have seen"
+    assert same(alone[3:], read(workers, 5)), (
+        "a resumed run sees what the first one would have seen"
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_case_comes_once_an_epoch_in_a_new_order(folder, batch):
     patches = stream(folder, batch=batch, with_label=False)
     seen = [case_of(image) for step in range(15) for image in patches.at(step)[0]]
-    epochs = ["".join(seen[i:i + 5]) for i in range(0, 15, 5)]
+    epochs = ["".join(seen[i : i + 5]) for i in range(0, 15, 5)]
     assert all(sorted(epoch) == list("abcde") for epoch in epochs)
     assert len(set(epochs)) > 1
 
@@ -225,9 +275,14 @@ def test_the_foreground_share_is_a_share_and_other_patches_come_from_everywhere(
 
     assert hits(0.0) < 15
     assert 35 < hits(0.5) < 70
-    corners = [stream(one_voxel, False, cases="a", batch=1).at(step)[0][0, 0, 0, 0, 0] for step in range(100)]
+    corners = [
+        stream(one_voxel, False, cases="a", batch=1).at(step)[0][0, 0, 0, 0, 0]
+        for step in range(100)
+    ]
     starts = np.array(np.unravel_index(np.array(corners, int), (30, 30, 30)))
-    assert (starts.min(axis=1) < 3).all() and (starts.max(axis=1) > np.subtract(30, PATCH) - 3).all()
+    assert (starts.min(axis=1) < 3).all() and (
+        starts.max(axis=1) > np.subtract(30, PATCH) - 3
+    ).all()
 
 
 def test_the_unlabelled_stream_opens_no_label(tmp_path):
@@ -235,7 +290,10 @@ def test_the_unlabelled_stream_opens_no_label(tmp_path):
     expected = [stream(tmp_path / "p", with_label=False).at(step)[0] for step in range(5)]
     for i, path in enumerate(sorted((tmp_path / "p" / "cases").glob("*.label.b2nd"))):
         path.unlink() if i % 2 else path.write_bytes(b"not a label")
-    images = [stream(tmp_path / "p", with_label=False, foreground_share=1.0).at(step)[0] for step in range(5)]
+    images = [
+        stream(tmp_path / "p", with_label=False, foreground_share=1.0).at(step)[0]
+        for step in range(5)
+    ]
     assert same([images], [expected])
     with pytest.raises(UserError, match="label"):
         stream(tmp_path / "p").at(0)

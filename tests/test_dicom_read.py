@@ -1,4 +1,6 @@
-"""DICOM in: voxels, units and places of a series, against the standard's equation and ITK's own reader; and what is refused."""
+"""DICOM in: voxels, units and places of a series, against the standard's equation and ITK's own
+reader; and what is refused.
+"""
 
 import numpy as np
 import pytest
@@ -6,17 +8,28 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.uid import BasicTextSRStorage, EncapsulatedPDFStorage, JPEGLosslessSV1, RLELossless, SegmentationStorage
+from pydicom.uid import (
+    BasicTextSRStorage,
+    EncapsulatedPDFStorage,
+    JPEGLosslessSV1,
+    RLELossless,
+    SegmentationStorage,
+)
 from scipy.spatial.transform import Rotation
 
 from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise, save
-from dkuxnet import formats
-from dkuxnet.dicom import tree
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
+from dkuxnet.data import formats
+from dkuxnet.data.dicom import tree
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()
-ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": tuple(OBLIQUE[:, :2].T.ravel())}
+ORIENTATIONS = {
+    "axial": AXIAL,
+    "sagittal": SAGITTAL,
+    "coronal": CORONAL,
+    "oblique": tuple(OBLIQUE[:, :2].T.ravel()),
+}
 
 
 def refused(path, *parts: str, series_uid: str | None = None) -> str:
@@ -48,7 +61,10 @@ def test_a_series_in_random_order_is_what_itk_reads(tmp_path, name):
     volume = formats.read(folder)
     assert volume.array.dtype == np.float32
     assert np.array_equal(volume.array, 1.5 * scan.voxels.T.astype(float) - 100)
-    assert np.allclose(volume.affine, LPS_RAS @ scan.lps, atol=1e-6) and np.linalg.det(volume.affine) > 0
+    assert (
+        np.allclose(volume.affine, LPS_RAS @ scan.lps, atol=1e-6)
+        and np.linalg.det(volume.affine) > 0
+    )
     array, affine = itk_series(folder)
     assert np.allclose(volume.array, array) and np.allclose(volume.affine, affine, atol=1e-4)
 
@@ -77,7 +93,10 @@ def test_a_modality_table_is_applied(tmp_path):
     slices = scan.slices()
     for ds in slices:
         ds.ModalityLUTSequence = [table]
-    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, np.array([7, 100, 30, 2])[scan.voxels.T])
+    assert np.array_equal(
+        formats.read(save(slices, tmp_path / "scan")).array,
+        np.array([7, 100, 30, 2])[scan.voxels.T],
+    )
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
@@ -87,7 +106,9 @@ def test_a_multi_frame_file_equals_its_slices(tmp_path, name):
     save([scan.enhanced([3, 1, 5, 0, 2, 4], rescale)], tmp_path)
     volume = formats.read(tmp_path / "IM0000.dcm")
     scale = np.arange(6)[:, None, None]
-    assert np.array_equal(volume.array, (scan.voxels * (1 + 0.5 * scale) - scale).T.astype(np.float32))
+    assert np.array_equal(
+        volume.array, (scan.voxels * (1 + 0.5 * scale) - scale).T.astype(np.float32)
+    )
     assert np.allclose(volume.affine, LPS_RAS @ scan.lps, atol=1e-6)
     assert np.array_equal(formats.read(tmp_path).array, volume.array)  # and by its folder
 
@@ -116,20 +137,28 @@ def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
 
 
 def test_rounded_decimals_are_no_fault(tmp_path):
-    """Positions to a hundredth of a millimetre and directions to six digits, as scanners write them."""
+    """Positions to a hundredth of a millimetre and directions to six digits, as scanners write
+    them.
+    """
     scan = Scan(noise((12, 5, 6)), ORIENTATIONS["oblique"], spacing_mm=(0.7, 0.4, 0.4))
     slices = scan.slices()
     for ds in slices:
         ds.ImagePositionPatient = [round(float(value), 2) for value in ds.ImagePositionPatient]
-        ds.ImageOrientationPatient = [round(float(value), 6) for value in ds.ImageOrientationPatient]
+        ds.ImageOrientationPatient = [
+            round(float(value), 6) for value in ds.ImageOrientationPatient
+        ]
     volume = formats.read(save(slices, tmp_path / "scan"))
     corners = np.array([[0, 0, 0, 1], [5, 4, 11, 1]]).T
     assert np.abs((volume.affine - LPS_RAS @ scan.lps) @ corners).max() < 0.015
     directions = volume.affine[:3, :3] / volume.spacing_mm
-    assert np.allclose(directions.T @ directions, np.eye(3), atol=1e-12)  # as qform, ITK and viewers want it
+    assert np.allclose(
+        directions.T @ directions, np.eye(3), atol=1e-12
+    )  # as qform, ITK and viewers want it
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_a_bright_spot_is_where_the_standard_says(tmp_path_factory, seed, enhanced):
     rng = np.random.default_rng(seed)
@@ -137,9 +166,18 @@ def test_a_bright_spot_is_where_the_standard_says(tmp_path_factory, seed, enhanc
     spot = tuple(int(rng.integers(n)) for n in voxels.shape)
     voxels[spot] = 1000
     rotation = Rotation.random(random_state=seed).as_matrix()
-    scan = Scan(voxels, tuple(rotation[:, :2].T.ravel()), tuple(rng.uniform(0.3, 6, 3)), tuple(rng.uniform(-300, 300, 3)))
+    scan = Scan(
+        voxels,
+        tuple(rotation[:, :2].T.ravel()),
+        tuple(rng.uniform(0.3, 6, 3)),
+        tuple(rng.uniform(-300, 300, 3)),
+    )
     folder = tmp_path_factory.mktemp("spot")
-    save([scan.enhanced(rng.permutation(len(voxels)))] if enhanced else scan.slices(), folder, seed=seed)
+    save(
+        [scan.enhanced(rng.permutation(len(voxels)))] if enhanced else scan.slices(),
+        folder,
+        seed=seed,
+    )
     volume = formats.read(folder)
     found = np.unravel_index(volume.array.argmax(), volume.shape)
     world = LPS_RAS @ scan.lps @ (spot[2], spot[1], spot[0], 1)
@@ -155,7 +193,10 @@ def test_a_bright_spot_is_where_the_standard_says(tmp_path_factory, seed, enhanc
 
 
 def test_several_series_are_listed_and_one_can_be_chosen(tmp_path):
-    scans = [Scan(noise(seed=seed), series_uid=f"1.2.3.{seed}", study_uid="1.9", description=f"T{seed}") for seed in (1, 2)]
+    scans = [
+        Scan(noise(seed=seed), series_uid=f"1.2.3.{seed}", study_uid="1.9", description=f"T{seed}")
+        for seed in (1, 2)
+    ]
     for scan in scans:
         scan.write(tmp_path, seed=int(scan.description[1:]))
     refused(tmp_path, "got 2", "1.2.3.1 (T1, 6 images)", "1.2.3.2 (T2, 6 images)", "--series-uid")
@@ -166,10 +207,14 @@ def test_several_series_are_listed_and_one_can_be_chosen(tmp_path):
 def test_localizers_and_what_is_no_image_are_left_out(tmp_path):
     scan = Scan(noise(), study_uid="1.9")
     scan.write(tmp_path / "scan")
-    Scan(noise(seed=1), SAGITTAL).write(tmp_path / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    Scan(noise(seed=1), SAGITTAL).write(
+        tmp_path / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    )
     for kind in (SegmentationStorage, BasicTextSRStorage, EncapsulatedPDFStorage):
         Scan(noise((1, 4, 4))).write(tmp_path / kind.keyword, SOPClassUID=kind)
-    Scan(noise(seed=2)).write(tmp_path / "screenshot", ImagePositionPatient=None, ImageOrientationPatient=None)
+    Scan(noise(seed=2)).write(
+        tmp_path / "screenshot", ImagePositionPatient=None, ImageOrientationPatient=None
+    )
     assert np.array_equal(formats.read(tmp_path).array, scan.voxels.T)
 
 
@@ -178,7 +223,9 @@ def test_localizers_and_what_is_no_image_are_left_out(tmp_path):
 
 def moved(slices: list, offsets: dict[int, tuple[float, float, float]]) -> list:
     for index, offset in offsets.items():
-        slices[index].ImagePositionPatient = decimals(np.add(slices[index].ImagePositionPatient, offset))
+        slices[index].ImagePositionPatient = decimals(
+            np.add(slices[index].ImagePositionPatient, offset)
+        )
     return slices
 
 
@@ -190,20 +237,53 @@ def changed(slices: list, index: int, **attributes) -> list:
 
 SLICES = Scan(noise()).slices
 CASES = {
-    "uneven": (lambda: moved(SLICES(), {3: (0, 0, 0.4)}), ["2.6 to 3.4 mm apart", "uneven between", "109.9"]),
-    "missing": (lambda: np.delete(SLICES(), [3]).tolist(), ["misses 1 slice of 3 mm", "106.5) mm and", "112.5) mm"]),
-    "several missing": (lambda: np.delete(SLICES(), [1, 3]).tolist(), ["misses 2 slices", "100.5) mm and", "106.5) mm"]),
-    "duplicates": (lambda: moved(SLICES(), {3: (0, 0, -3)}), ["1 image at positions that others hold", "106.5) mm"]),
-    "tilted": (lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}), ["sheared", "14.93 degrees"]),
-    "shifted": (lambda: moved(SLICES(), {2: (1.5, 0, 0)}), ["shifted against each other", "1.5 mm"]),
-    "orientations": (lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)), ["mixes orientations"]),
-    "directions": (lambda: Scan(noise(), (1, 0, 0, 0.5, 0.8, 0)).slices(), ["two perpendicular directions"]),
-    "spacings": (lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.6]), ["pixel spacings from 1.5 to 2 mm"]),
+    "uneven": (
+        lambda: moved(SLICES(), {3: (0, 0, 0.4)}),
+        ["2.6 to 3.4 mm apart", "uneven between", "109.9"],
+    ),
+    "missing": (
+        lambda: np.delete(SLICES(), [3]).tolist(),
+        ["misses 1 slice of 3 mm", "106.5) mm and", "112.5) mm"],
+    ),
+    "several missing": (
+        lambda: np.delete(SLICES(), [1, 3]).tolist(),
+        ["misses 2 slices", "100.5) mm and", "106.5) mm"],
+    ),
+    "duplicates": (
+        lambda: moved(SLICES(), {3: (0, 0, -3)}),
+        ["1 image at positions that others hold", "106.5) mm"],
+    ),
+    "tilted": (
+        lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}),
+        ["sheared", "14.93 degrees"],
+    ),
+    "shifted": (
+        lambda: moved(SLICES(), {2: (1.5, 0, 0)}),
+        ["shifted against each other", "1.5 mm"],
+    ),
+    "orientations": (
+        lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+        ["mixes orientations"],
+    ),
+    "directions": (
+        lambda: Scan(noise(), (1, 0, 0, 0.5, 0.8, 0)).slices(),
+        ["two perpendicular directions"],
+    ),
+    "spacings": (
+        lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.6]),
+        ["pixel spacings from 1.5 to 2 mm"],
+    ),
     "sizes": (lambda: changed(SLICES(), 2, Rows=8), ["several sizes", "11 x 8 and 11 x 9"]),
     "frames": (lambda: changed(SLICES(), 2, FrameOfReferenceUID="1.2"), ["2 frames of reference"]),
-    "unplaced": (lambda: changed(SLICES(), 2, ImagePositionPatient=None), ["1 of 6 images do not say where"]),
+    "unplaced": (
+        lambda: changed(SLICES(), 2, ImagePositionPatient=None),
+        ["1 of 6 images do not say where"],
+    ),
     "one": (lambda: SLICES()[:1], ["one image", "give the folder of all its slices"]),
-    "colour": (lambda: SLICES(SamplesPerPixel=3, PhotometricInterpretation="RGB"), ["colour images"]),
+    "colour": (
+        lambda: SLICES(SamplesPerPixel=3, PhotometricInterpretation="RGB"),
+        ["colour images"],
+    ),
     "nowhere": (lambda: SLICES(ImagePositionPatient=None), ["do not say where they lie"]),
     "no number": (lambda: changed(SLICES(), 2, ImagePositionPatient=["nan", 0, 0]), ["no numbers"]),
 }
@@ -230,7 +310,10 @@ def test_a_multi_frame_file_that_describes_fewer_frames_than_it_has_is_refused(t
 
 def test_a_series_of_several_time_points_is_refused(tmp_path):
     scan = Scan(noise())
-    refused(save(scan.slices() + scan.slices(), tmp_path / "scan"), "6 images at positions that others hold")
+    refused(
+        save(scan.slices() + scan.slices(), tmp_path / "scan"),
+        "6 images at positions that others hold",
+    )
 
 
 def test_compression_without_a_decoder_names_it_and_the_package(tmp_path):

@@ -1,4 +1,6 @@
-"""DICOM SEG out: read back voxel for voxel by highdicom and by dcmqi, judged by dciodvfy, and with the right codes."""
+"""DICOM SEG out: read back voxel for voxel by highdicom and by dcmqi, judged by dciodvfy, and with
+the right codes.
+"""
 
 import os
 import shutil
@@ -16,33 +18,50 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, noise, save
-from dkuxnet import cli, formats
-from dkuxnet.dicom.series import one_series
-from dkuxnet.errors import UserError
-from dkuxnet.export.dicom_codes import PRIVATE_SCHEME, codes_of
-from dkuxnet.export.dicom_seg import write_label, write_probabilities, write_uncertainty
-from dkuxnet.predict import predict_scans
-from dkuxnet.types import Volume
+from dkuxnet.cli import commands as cli
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.data.dicom.codes import PRIVATE_SCHEME, codes_of
+from dkuxnet.data.dicom.segmentation import write_label, write_probabilities, write_uncertainty
+from dkuxnet.data.dicom.series import one_series
+from dkuxnet.prediction.predict import predict_scans
 from test_predict import fake_run
 
 DCMQI = Path(sys.executable).with_name("segimage2itkimage")
-LABELS = {"background": 0, "left atrium": 255, "liver tumour": 3, "patch of sky": 7, "right_kidney": 9}
+LABELS = {
+    "background": 0,
+    "left atrium": 255,
+    "liver tumour": 3,
+    "patch of sky": 7,
+    "right_kidney": 9,
+}
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-OBLIQUE = tuple(Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()[:, :2].T.ravel())
+OBLIQUE = tuple(
+    Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()[:, :2].T.ravel()
+)
 ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": OBLIQUE}
 
 
 def label_map(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Random voxels of every class in a part of the grid: empty slices on both sides, and no symmetry."""
+    """Random voxels of every class in a part of the grid: empty slices on both sides, and no
+    symmetry.
+    """
     rng, label = np.random.default_rng(seed), np.zeros(shape, np.uint8)
     inner = tuple(slice(1, -1) for _ in shape)
-    label[inner] = rng.choice(list(LABELS.values()), label[inner].shape, p=[0.4, 0.2, 0.2, 0.1, 0.1])
+    label[inner] = rng.choice(
+        list(LABELS.values()), label[inner].shape, p=[0.4, 0.2, 0.2, 0.1, 0.1]
+    )
     return label
 
 
 def source(folder: Path, name: str, enhanced: bool) -> Path:
     scan = Scan(noise((7, 9, 11)), ORIENTATIONS[name], (2.5, 0.9, 1.3))
-    return save([scan.enhanced([3, 1, 6, 0, 2, 5, 4])] if enhanced else scan.slices(), folder / "scan", seed=1)
+    return save(
+        [scan.enhanced([3, 1, 6, 0, 2, 5, 4])] if enhanced else scan.slices(),
+        folder / "scan",
+        seed=1,
+    )
 
 
 def values(segments: np.ndarray) -> np.ndarray:
@@ -51,14 +70,28 @@ def values(segments: np.ndarray) -> np.ndarray:
 
 
 def geometry(volume: Volume) -> hd.VolumeGeometry:
-    return hd.VolumeGeometry(volume.affine, volume.shape, "PATIENT", from_reference_convention="RAS")
+    return hd.VolumeGeometry(
+        volume.affine, volume.shape, "PATIENT", from_reference_convention="RAS"
+    )
 
 
 def by_dcmqi(path: Path, like: Volume, folder: Path) -> np.ndarray:
     """The label map as dcmqi reads it, carried to the grid of `like` by world position alone."""
     folder.mkdir()
-    subprocess.run([DCMQI, "--inputDICOM", path, "--outputDirectory", folder, "--outputType", "nrrd", "--mergeSegments"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [
+            DCMQI,
+            "--inputDICOM",
+            path,
+            "--outputDirectory",
+            folder,
+            "--outputType",
+            "nrrd",
+            "--mergeSegments",
+        ],
+        check=True,
+        capture_output=True,
+    )
     (file,) = folder.glob("*.nrrd")
     image = sitk.ReadImage(str(file))
     array = sitk.GetArrayFromImage(image)
@@ -73,7 +106,9 @@ def by_dcmqi(path: Path, like: Volume, folder: Path) -> np.ndarray:
 
 
 def check_valid(path: Path) -> None:
-    """No error by dciodvfy of Debian's dicom3tools; skips where it is not installed, except under CI."""
+    """No error by dciodvfy of Debian's dicom3tools; skips where it is not installed, except under
+    CI.
+    """
     program = shutil.which("dciodvfy")
     if program is None and not os.environ.get("CI"):
         pytest.skip("dciodvfy is not installed: apt-get install dicom3tools")
@@ -91,27 +126,45 @@ def test_a_label_map_comes_back_voxel_for_voxel(tmp_path, name, enhanced, kind):
     label = Volume(label_map(scan.shape), scan.affine)
     path = tmp_path / "seg.dcm"
     write_label(label, LABELS, one_series(folder), path, kind)
-    read = hd.seg.segread(path).get_volume(combine_segments=True).match_geometry(geometry(scan), tol=1e-3)
+    read = (
+        hd.seg.segread(path)
+        .get_volume(combine_segments=True)
+        .match_geometry(geometry(scan), tol=1e-3)
+    )
     assert np.array_equal(values(read.array), label.array)
     assert np.array_equal(by_dcmqi(path, scan, tmp_path / "dcmqi"), label.array)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_spot_is_found_where_the_standard_puts_it(tmp_path, seed):
-    """Random orientation, spacing and place: from the scanner's slices to the segment that dcmqi reads."""
+    """Random orientation, spacing and place: from the scanner's slices to the segment that dcmqi
+    reads.
+    """
     rng = np.random.default_rng(seed)
     voxels = np.zeros(rng.integers(3, 8, 3), np.int16)
     spot = tuple(int(rng.integers(n)) for n in voxels.shape)
     voxels[spot] = 1000
     rotation = Rotation.random(random_state=seed).as_matrix()
-    scan = Scan(voxels, tuple(rotation[:, :2].T.ravel()), tuple(rng.uniform(0.5, 5, 3)), tuple(rng.uniform(-200, 200, 3)))
+    scan = Scan(
+        voxels,
+        tuple(rotation[:, :2].T.ravel()),
+        tuple(rng.uniform(0.5, 5, 3)),
+        tuple(rng.uniform(-200, 200, 3)),
+    )
     folder = scan.write(tmp_path / "scan", seed=seed)
     volume = formats.read(folder)
-    write_label(Volume((volume.array > 500).astype(np.uint8), volume.affine), {"nothing": 0, "LA": 1}, one_series(folder),
-                tmp_path / "seg.dcm")
+    write_label(
+        Volume((volume.array > 500).astype(np.uint8), volume.affine),
+        {"nothing": 0, "LA": 1},
+        one_series(folder),
+        tmp_path / "seg.dcm",
+    )
     (tmp_path / "out").mkdir()
-    subprocess.run([DCMQI, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path / "out"], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [DCMQI, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path / "out"],
+        check=True,
+        capture_output=True,
+    )
     (file,) = (tmp_path / "out").glob("*.nrrd")
     image = sitk.ReadImage(str(file))
     (found,) = np.argwhere(sitk.GetArrayFromImage(image))
@@ -127,7 +180,9 @@ def written(tmp_path_factory) -> tuple[Path, Volume]:
     series = one_series(folder / "scan")
     random = np.random.default_rng(0).random((len(LABELS), *scan.shape), np.float32)
     write_label(Volume(label_map(scan.shape), scan.affine), LABELS, series, folder / "label.dcm")
-    write_label(Volume(np.zeros(scan.shape, np.uint8), scan.affine), LABELS, series, folder / "empty.dcm")
+    write_label(
+        Volume(np.zeros(scan.shape, np.uint8), scan.affine), LABELS, series, folder / "empty.dcm"
+    )
     write_probabilities(Volume(random, scan.affine), LABELS, series, folder / "probabilities.dcm")
     write_uncertainty(Volume(random[0], scan.affine), series, folder / "uncertainty.dcm")
     return folder, Volume(random, scan.affine)
@@ -140,15 +195,28 @@ def test_an_independent_validator_finds_no_error(written, name):
 
 def test_patient_study_and_place_carry_over_and_every_slice_is_cited(written):
     folder, _ = written
-    seg, slices = dcmread(folder / "label.dcm"), [dcmread(path) for path in (folder / "scan").iterdir()]
-    for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyID",
-                 "FrameOfReferenceUID"):
+    seg, slices = (
+        dcmread(folder / "label.dcm"),
+        [dcmread(path) for path in (folder / "scan").iterdir()],
+    )
+    for name in (
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyInstanceUID",
+        "StudyDate",
+        "StudyID",
+        "FrameOfReferenceUID",
+    ):
         assert seg[name] == slices[0][name], name
     assert "ContentCreatorName" in seg  # of type 2: dcmqi warns without it
     assert seg.SeriesInstanceUID != slices[0].SeriesInstanceUID and seg.Modality == "SEG"
     (cited,) = seg.ReferencedSeriesSequence
     assert cited.SeriesInstanceUID == slices[0].SeriesInstanceUID
-    assert {item.ReferencedSOPInstanceUID for item in cited.ReferencedInstanceSequence} == {s.SOPInstanceUID for s in slices}
+    assert {item.ReferencedSOPInstanceUID for item in cited.ReferencedInstanceSequence} == {
+        s.SOPInstanceUID for s in slices
+    }
     places = {ds.SOPInstanceUID: ds.ImagePositionPatient for ds in slices}
     for frame in seg.PerFrameFunctionalGroupsSequence:
         (image,) = frame.DerivationImageSequence[0].SourceImageSequence
@@ -167,14 +235,25 @@ def test_segments_say_what_they_are_and_who_made_them(written):
     assert sky.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "patch of sky"
     assert sky.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == PRIVATE_SCHEME
     kind = kidney.SegmentedPropertyTypeCodeSequence[0]
-    assert (kind.CodeMeaning, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("Kidney", "Right")
+    assert (kind.CodeMeaning, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == (
+        "Kidney",
+        "Right",
+    )
 
 
 def test_probabilities_and_uncertainty_come_back_in_steps(written):
     folder, random = written
-    read = hd.seg.segread(folder / "probabilities.dcm").get_volume().match_geometry(geometry(random), tol=1e-3)
+    read = (
+        hd.seg.segread(folder / "probabilities.dcm")
+        .get_volume()
+        .match_geometry(geometry(random), tol=1e-3)
+    )
     assert np.abs(np.moveaxis(read.array, -1, 0) - random.array[1:]).max() <= 0.51 / 255
-    read = hd.seg.segread(folder / "uncertainty.dcm").get_volume().match_geometry(geometry(random), tol=1e-3)
+    read = (
+        hd.seg.segread(folder / "uncertainty.dcm")
+        .get_volume()
+        .match_geometry(geometry(random), tol=1e-3)
+    )
     assert np.abs(read.array[..., 0] - random.array[0]).max() <= 0.51 / 255
 
 
@@ -183,15 +262,27 @@ def test_an_empty_map_is_a_seg_with_its_segments(written):
     assert seg.number_of_segments == len(LABELS) - 1 and not seg.pixel_array.any()
 
 
-@pytest.mark.parametrize("name, code, side, region", [
-    ("LA", "82471001", None, None), ("Left Atrium", "82471001", None, None), ("kidneys", "64033007", None, None),
-    ("left_kidney", "64033007", "Left", None), ("kidney right", "64033007", "Right", None), ("Spleen", "78961009", None, None),
-    ("tumor", "108369006", None, None), ("lung lesions", "52988006", None, "Lung"), ("masses of snow", None, None, None),
-    ("class_1", None, None, None),
-])
+@pytest.mark.parametrize(
+    "name, code, side, region",
+    [
+        ("LA", "82471001", None, None),
+        ("Left Atrium", "82471001", None, None),
+        ("kidneys", "64033007", None, None),
+        ("left_kidney", "64033007", "Left", None),
+        ("kidney right", "64033007", "Right", None),
+        ("Spleen", "78961009", None, None),
+        ("tumor", "108369006", None, None),
+        ("lung lesions", "52988006", None, "Lung"),
+        ("masses of snow", None, None, None),
+        ("class_1", None, None, None),
+    ],
+)
 def test_names_become_codes(name, code, side, region):
     found = codes_of(name)
-    assert (found.side and found.side.meaning, found.region and found.region.meaning) == (side, region)
+    assert (found.side and found.side.meaning, found.region and found.region.meaning) == (
+        side,
+        region,
+    )
     if code is None:
         assert found.property.scheme_designator == PRIVATE_SCHEME and found.property.meaning == name
         assert found == codes_of(name) != codes_of(name + "x")
@@ -203,15 +294,31 @@ def test_names_become_codes(name, code, side, region):
 
 
 def blobs() -> np.ndarray:
-    return (1000 * gaussian_filter(np.random.default_rng(0).normal(size=(14, 20, 22)), 2)).round().astype(np.int16)
+    return (
+        (1000 * gaussian_filter(np.random.default_rng(0).normal(size=(14, 20, 22)), 2))
+        .round()
+        .astype(np.int16)
+    )
 
 
 def test_predict_writes_seg_that_equals_its_nifti(tmp_path, monkeypatch):
     scan = Scan(blobs(), OBLIQUE)
     scan.write(tmp_path / "anna", seed=1)
     fake_run(monkeypatch)
-    command = ["predict", "run", str(tmp_path / "anna"), "--output", str(tmp_path / "seg"), "--format", "dicom-seg",
-               "--save-uncertainty", "--series-uid", scan.series_uid, "--segmentation-type", "labelmap"]
+    command = [
+        "predict",
+        "run",
+        str(tmp_path / "anna"),
+        "--output",
+        str(tmp_path / "seg"),
+        "--format",
+        "dicom-seg",
+        "--save-uncertainty",
+        "--series-uid",
+        scan.series_uid,
+        "--segmentation-type",
+        "labelmap",
+    ]
     for _ in range(2):  # a SEG of an earlier run is replaced
         result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -254,9 +361,24 @@ def test_what_cannot_become_seg_is_one_line(tmp_path, monkeypatch):
 
 def test_a_source_without_patient_is_enough(tmp_path):
     """As anonymisers leave it."""
-    gone = dict.fromkeys(("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                          "AccessionNumber", "ReferringPhysicianName", "SeriesNumber", "Manufacturer"))
+    gone = dict.fromkeys(
+        (
+            "PatientName",
+            "PatientID",
+            "PatientBirthDate",
+            "PatientSex",
+            "StudyDate",
+            "StudyTime",
+            "StudyID",
+            "AccessionNumber",
+            "ReferringPhysicianName",
+            "SeriesNumber",
+            "Manufacturer",
+        )
+    )
     folder = Scan(noise()).write(tmp_path / "scan", **gone)
     scan = formats.read(folder)
-    write_label(Volume(label_map(scan.shape), scan.affine), LABELS, one_series(folder), tmp_path / "seg.dcm")
+    write_label(
+        Volume(label_map(scan.shape), scan.affine), LABELS, one_series(folder), tmp_path / "seg.dcm"
+    )
     check_valid(tmp_path / "seg.dcm")

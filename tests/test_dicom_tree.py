@@ -1,4 +1,6 @@
-"""DICOM trees: zips of any kind, folders full of other things, which series are cases, and `prepare` and `predict` on them."""
+"""DICOM trees: zips of any kind, folders full of other things, which series are cases, and
+`prepare` and `predict` on them.
+"""
 
 import json
 import os
@@ -13,16 +15,16 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dicom_series import SAGITTAL, Scan, noise, save
-from dkuxnet import formats
+from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.data.dicom import tree
+from dkuxnet.data.fingerprint import check_case
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
-from dkuxnet.dicom import tree
-from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.fingerprint import check_case
-from dkuxnet.predict import ScansFailed, predict_scans
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.types import Volume
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.prediction.predict import ScansFailed, predict_scans
 from test_predict import fake_run
 
 
@@ -75,7 +77,9 @@ def test_a_zip_is_read_without_unpacking(folder, scan, tmp_path, prefix):
     assert os.listdir(tmp_path) == ["ben.zip"]
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:\\evil", "C:/evil"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:\\evil", "C:/evil"]
+)
 def test_a_zip_whose_names_leave_it_is_refused(folder, tmp_path, name):
     path = zipped(folder, tmp_path / "x.zip")
     with zipfile.ZipFile(path, "a") as archive:
@@ -84,8 +88,14 @@ def test_a_zip_whose_names_leave_it_is_refused(folder, tmp_path, name):
 
 
 def test_zips_that_would_fill_the_memory_are_refused_by_their_list(tmp_path, monkeypatch):
-    refused(lambda: formats.read(forged(tmp_path / "a.zip", "a", file_size=20 * 2**30)), "unpacks to 20.0 GiB", "16 GiB")
-    refused(lambda: formats.read(forged(tmp_path / "b.zip", "b", file_size=2**30)), "times its size")
+    refused(
+        lambda: formats.read(forged(tmp_path / "a.zip", "a", file_size=20 * 2**30)),
+        "unpacks to 20.0 GiB",
+        "16 GiB",
+    )
+    refused(
+        lambda: formats.read(forged(tmp_path / "b.zip", "b", file_size=2**30)), "times its size"
+    )
     monkeypatch.setattr(tree, "MAX_FILES", 3)
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         for number in range(4):
@@ -101,7 +111,10 @@ def test_a_zip_that_unpacks_to_more_than_it_says_is_refused(folder, tmp_path):
 
 
 def test_encrypted_damaged_and_false_zips_are_refused(folder, tmp_path):
-    refused(lambda: formats.read(forged(tmp_path / "secret.zip", "a", flag_bits=1)), "secret.zip: is encrypted")
+    refused(
+        lambda: formats.read(forged(tmp_path / "secret.zip", "a", flag_bits=1)),
+        "secret.zip: is encrypted",
+    )
     whole = zipped(folder, tmp_path / "whole.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[:-200])
     refused(lambda: formats.read(tmp_path / "cut.zip"), "cut.zip", "expected a zip file")
@@ -140,7 +153,10 @@ def test_thousands_of_other_files_are_looked_at_by_their_first_bytes_alone(folde
 
 @pytest.mark.parametrize("keep", [132, "meta", 600])
 def test_a_gigabyte_of_zeros_behind_a_good_beginning_is_refused(folder, tmp_path, keep):
-    """As an interrupted copy leaves it. Read as elements of eight bytes they would not come to an end."""
+    """As an interrupted copy leaves it.
+
+    Read as elements of eight bytes they would not come to an end.
+    """
     data = next(folder.iterdir()).read_bytes()
     keep = 144 + int.from_bytes(data[140:144], "little") if keep == "meta" else keep
     with (tmp_path / "zeros").open("wb") as file:
@@ -171,7 +187,10 @@ def test_a_folder_a_zip_and_a_file_are_named_after_themselves(folder, scan, tmp_
     save([scan.enhanced()], tmp_path)
     (tmp_path / "IM0000.dcm").rename(tmp_path / "cleo.dcm")
     both = find_cases([folder, tmp_path / "cleo.dcm"])
-    assert [(case.name, case.images) for case in both] == [("anna", (folder,)), ("cleo", (tmp_path / "cleo.dcm",))]
+    assert [(case.name, case.images) for case in both] == [
+        ("anna", (folder,)),
+        ("cleo", (tmp_path / "cleo.dcm",)),
+    ]
     for case in both:
         assert np.array_equal(read_image(case, 1).array[0], scan.voxels.T)
     monkeypatch.chdir(folder)
@@ -180,17 +199,26 @@ def test_a_folder_a_zip_and_a_file_are_named_after_themselves(folder, scan, tmp_
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_subfolders_of_patients_are_cases_named_after_them(tmp_path, kind):
-    scans = {name: Scan(noise(seed=seed), patient=name) for seed, name in enumerate(("dora", "emil", "fred"))}
+    scans = {
+        name: Scan(noise(seed=seed), patient=name)
+        for seed, name in enumerate(("dora", "emil", "fred"))
+    }
     for name, scan in scans.items():
         scan.write(tmp_path / "all" / name / "study" / "series", seed=1)
     save([Scan(noise(seed=9), SAGITTAL).enhanced()], tmp_path / "all" / "gina")
-    source = tmp_path / "all" if kind == "folder" else zipped(tmp_path / "all", tmp_path / "all.zip", "upload/")
+    source = (
+        tmp_path / "all"
+        if kind == "folder"
+        else zipped(tmp_path / "all", tmp_path / "all.zip", "upload/")
+    )
     cases = find_cases([source])
     assert sorted(case.name for case in cases) == ["dora", "emil", "fred", "gina"]
     for case in cases:
         if case.name in scans:
             assert np.array_equal(read_image(case, 1).array[0], scans[case.name].voxels.T)
-            assert case.images == ((source / case.name / "study" / "series",) if kind == "folder" else (source,))
+            assert case.images == (
+                (source / case.name / "study" / "series",) if kind == "folder" else (source,)
+            )
 
 
 def test_multi_frame_files_side_by_side_are_cases_named_after_them(tmp_path):
@@ -201,17 +229,24 @@ def test_multi_frame_files_side_by_side_are_cases_named_after_them(tmp_path):
 
 
 @pytest.mark.parametrize("subfolder", ["", "upload"])
-def test_a_damaged_file_of_one_patient_is_no_other_patient_s_trouble(tmp_path, monkeypatch, subfolder):
+def test_a_damaged_file_of_one_patient_is_no_other_patient_s_trouble(
+    tmp_path, monkeypatch, subfolder
+):
     for seed, name in enumerate(("dora", "emil", "fred")):
         Scan(blobs(seed), patient=name).write(tmp_path / "all" / subfolder / name)
     file = next((tmp_path / "all" / subfolder / "emil").iterdir())
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(ScansFailed) as failure:
         predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
-    assert list(failure.value.failed) == ["emil"] and f"emil/{file.name}: expected" in failure.value.failed["emil"]
+    assert (
+        list(failure.value.failed) == ["emil"]
+        and f"emil/{file.name}: expected" in failure.value.failed["emil"]
+    )
     assert [path.name for path in failure.value.written] == ["dora.nii.gz", "fred.nii.gz"]
     shutil.copy(file, tmp_path / "all" / subfolder / "nobody_s")
-    refused(lambda: find_cases([tmp_path / "all"]), "nobody_s: expected")  # it may have been all that there was of a patient
+    refused(
+        lambda: find_cases([tmp_path / "all"]), "nobody_s: expected"
+    )  # it may have been all that there was of a patient
 
 
 def test_a_damaged_multi_frame_file_is_no_other_file_s_trouble(tmp_path, monkeypatch):
@@ -222,28 +257,47 @@ def test_a_damaged_multi_frame_file_is_no_other_file_s_trouble(tmp_path, monkeyp
     (tmp_path / "all" / "p.dcm").write_bytes((tmp_path / "all" / "q.dcm").read_bytes()[:300])
     with pytest.raises(ScansFailed) as failure:
         predict_scans(fake_run(monkeypatch), [tmp_path / "all"], tmp_path / "out")
-    assert list(failure.value.failed) == ["p"] and [path.stem for path in failure.value.written] == ["q.nii", "r.nii"]
+    assert list(failure.value.failed) == ["p"] and [
+        path.stem for path in failure.value.written
+    ] == ["q.nii", "r.nii"]
 
 
 def test_several_series_of_a_study_ask_for_a_choice(folder, tmp_path):
     for number in (1, 2):
-        Scan(noise(seed=number), series_uid=f"1.9.{number}", study_uid="1.9").write(tmp_path / "x" / f"series{number}")
-    refused(lambda: find_cases([tmp_path / "x"]), "1.9.1 (scan, 6 images)", "1.9.2 (scan, 6 images)", "--series-uid")
+        Scan(noise(seed=number), series_uid=f"1.9.{number}", study_uid="1.9").write(
+            tmp_path / "x" / f"series{number}"
+        )
+    refused(
+        lambda: find_cases([tmp_path / "x"]),
+        "1.9.1 (scan, 6 images)",
+        "1.9.2 (scan, 6 images)",
+        "--series-uid",
+    )
     (case,) = find_cases([tmp_path / "x"], series_uid="1.9.2")
     assert case.name == "x"
     assert np.array_equal(read_image(case, 1).array[0], noise(seed=2).T)
-    refused(lambda: find_cases([folder], series_uid="1.5"), "expected a series 1.5", "1.9.1 (scan, 6 images)")
+    refused(
+        lambda: find_cases([folder], series_uid="1.5"),
+        "expected a series 1.5",
+        "1.9.1 (scan, 6 images)",
+    )
 
 
 # --- prepare and predict ---
 
 
 def blobs(seed: int) -> np.ndarray:
-    return (1000 * gaussian_filter(np.random.default_rng(seed).normal(size=(14, 20, 22)), 2)).round().astype(np.int16)
+    return (
+        (1000 * gaussian_filter(np.random.default_rng(seed).normal(size=(14, 20, 22)), 2))
+        .round()
+        .astype(np.int16)
+    )
 
 
 def test_prepare_takes_dicom_as_it_takes_nifti(tmp_path):
-    """A subfolder, a zip and a multi-frame file as images of a plain folder, their labels as NIfTI."""
+    """A subfolder, a zip and a multi-frame file as images of a plain folder, their labels as
+    NIfTI.
+    """
     for form in ("dicom", "nifti"):
         (tmp_path / form / "labels").mkdir(parents=True)
         (tmp_path / form / "images").mkdir()
@@ -266,32 +320,49 @@ def test_prepare_takes_dicom_as_it_takes_nifti(tmp_path):
                 file.unlink()
             (images / name).rmdir()
     assert find_source(tmp_path / "dicom").layout == "folder"
-    metas = [prepare_scans(tmp_path / form, tmp_path / f"prepared-{form}", processes=1) for form in ("dicom", "nifti")]
+    metas = [
+        prepare_scans(tmp_path / form, tmp_path / f"prepared-{form}", processes=1)
+        for form in ("dicom", "nifti")
+    ]
     for meta in metas:
         for case in meta["cases"]:
             del case["sha256"]["json"]  # it names the scan's file
-    assert [case["name"] for case in metas[0]["cases"]] == ["a", "b", "c"] and metas[0]["cases"] == metas[1]["cases"]
+    assert [case["name"] for case in metas[0]["cases"]] == ["a", "b", "c"] and metas[0][
+        "cases"
+    ] == metas[1]["cases"]
     assert metas[0]["fingerprint"]["label_share"] == metas[1]["fingerprint"]["label_share"]
     for name in "abc":
-        first, second = (json.loads((tmp_path / f"prepared-{form}" / "cases" / f"{name}.json").read_text())
-                         for form in ("dicom", "nifti"))
+        first, second = (
+            json.loads((tmp_path / f"prepared-{form}" / "cases" / f"{name}.json").read_text())
+            for form in ("dicom", "nifti")
+        )
         assert np.allclose(first["affine"], second["affine"], atol=1e-4)
 
 
 def test_prepare_takes_a_tree_of_patients_and_calls_the_channel_by_its_modality(tmp_path):
     for seed, name in enumerate(("a", "b")):
         units = {"RescaleIntercept": -1024, "RescaleSlope": 1}
-        Scan(blobs(seed), modality="CT").write(tmp_path / "ct" / name / "series", seed=seed, **units)
+        Scan(blobs(seed), modality="CT").write(
+            tmp_path / "ct" / name / "series", seed=seed, **units
+        )
     volume = formats.read(tmp_path / "ct" / "b")
     (tmp_path / "ct" / "labels").mkdir()
-    formats.write(Volume((volume.array > -1024).astype(np.uint8), volume.affine), tmp_path / "ct" / "labels" / "b.nii.gz")
+    formats.write(
+        Volume((volume.array > -1024).astype(np.uint8), volume.affine),
+        tmp_path / "ct" / "labels" / "b.nii.gz",
+    )
     meta = prepare_scans(tmp_path / "ct", tmp_path / "prepared", processes=1)
-    assert meta["channels"] == ["CT"] and [case["labelled"] for case in meta["cases"]] == [False, True]
+    assert meta["channels"] == ["CT"] and [case["labelled"] for case in meta["cases"]] == [
+        False,
+        True,
+    ]
     (tmp_path / "ct" / "labels" / "b.nii.gz").rename(tmp_path / "ct" / "labels" / "z.nii.gz")
     refused(lambda: find_source(tmp_path / "ct"), "z.nii.gz", "'z'", "a, b")
 
 
-def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(tmp_path, monkeypatch):
+def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(
+    tmp_path, monkeypatch
+):
     """The fake run is of MRI."""
     Scan(blobs(0), modality="CT").write(tmp_path / "ct")
     Scan(blobs(0), modality="MR").write(tmp_path / "mr")
@@ -311,7 +382,9 @@ def test_prepare_tells_of_a_series_of_another_modality_than_the_data_set_names(t
 
 
 def test_a_label_map_lies_where_the_dicom_scan_lies(tmp_path, monkeypatch):
-    """NIfTI by default; the same map as for the same scan as NIfTI, and its voxels lie where the standard puts them."""
+    """NIfTI by default; the same map as for the same scan as NIfTI, and its voxels lie where the
+    standard puts them.
+    """
     scan = Scan(blobs(0), SAGITTAL)
     scan.write(tmp_path / "patient", seed=1)
     run = fake_run(monkeypatch)

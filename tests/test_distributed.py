@@ -1,4 +1,6 @@
-"""Several processes train what one trains, for every method; they stop together; another number of them goes on."""
+"""Several processes train what one trains, for every method; they stop together; another number of
+them goes on.
+"""
 
 import json
 import os
@@ -14,17 +16,26 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
-from dkuxnet.config import load_settings
-from dkuxnet.distributed import joined, of_this_start, world
-from dkuxnet.errors import UserError
-from dkuxnet.experiment import run_training
-from dkuxnet.methods import METHODS
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.machine.distributed import joined, of_this_start, world
+from dkuxnet.models.methods import METHODS
+from dkuxnet.training.experiment import run_training
 from tiny import DK_UXNET, prepared_phantoms
 
 # plain descent: AdamW would blow the rounding of vanishing gradients up to whole steps
-TINY = DK_UXNET | {"train.labelled_batch": 4, "train.unlabelled_batch": 4, "train.steps": 2, "train.save_every": 1,
-                   "train.validate_every": 2, "train.warm_up_steps": 0, "train.optimiser": "sgd", "train.lr": 0.01,
-                   "data.validation_cases": 1, "data.test_cases": 3}
+TINY = DK_UXNET | {
+    "train.labelled_batch": 4,
+    "train.unlabelled_batch": 4,
+    "train.steps": 2,
+    "train.save_every": 1,
+    "train.validate_every": 2,
+    "train.warm_up_steps": 0,
+    "train.optimiser": "sgd",
+    "train.lr": 0.01,
+    "data.validation_cases": 1,
+    "data.test_cases": 3,
+}
 # what is drawn for each patch inside a network is drawn by each process for its own patches
 DETERMINISTIC = {"unimatch": {"method.dropout": 0.0}}
 
@@ -32,9 +43,9 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import torch
-from dkuxnet.config import load_settings
-from dkuxnet.distributed import joined, rank
-from dkuxnet.experiment import run_training
+from dkuxnet.core.config import load_settings
+from dkuxnet.machine.distributed import joined, rank
+from dkuxnet.training.experiment import run_training
 torch.set_num_threads(1)
 prepared, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
 with joined():
@@ -58,10 +69,21 @@ def start_script(processes: int, script: str, *arguments: str) -> list[subproces
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    env = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+    }
     command = [sys.executable, "-c", script, *arguments]
-    return [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-            for rank in range(processes)]
+    return [
+        subprocess.Popen(
+            command,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
 
 
 def finish(processes: list[subprocess.Popen]) -> None:
@@ -75,8 +97,11 @@ def overrides(method: str) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(prepared, tmp_path_factory) -> Path:
-    """The runs of one process, a folder a method. One thread, as in the workers: the sums of two threads round otherwise, and a
-    voxel on the border of two queries may then be assigned to the other, which is a jump, not a rounding."""
+    """The runs of one process, a folder a method.
+
+    One thread, as in the workers: the sums of two threads round otherwise, and a voxel on the
+    border of two queries may then be assigned to the other, which is a jump, not a rounding.
+    """
     folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
     torch.set_num_threads(1)
     for method in METHODS:
@@ -89,8 +114,13 @@ def compare(one: Path, other: Path) -> None:
     ours, theirs = load_file(one / "final.safetensors"), load_file(other / "final.safetensors")
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+        torch.testing.assert_close(
+            theirs[key], value, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    rows = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (one, other)
+    ]
     for mine, its in zip(*rows, strict=True):
         assert mine.keys() == its.keys()
         for key in mine.keys() - {"seconds"}:
@@ -100,8 +130,16 @@ def compare(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("processes, methods", [(2, list(METHODS)), (4, ["dual-mutual", "bcp"])])
-def test_every_method_learns_the_same_in_several_processes(prepared, alone, tmp_path, processes, methods):
-    finish(start(prepared, processes, [(str(tmp_path / method), overrides(method), False) for method in methods]))
+def test_every_method_learns_the_same_in_several_processes(
+    prepared, alone, tmp_path, processes, methods
+):
+    finish(
+        start(
+            prepared,
+            processes,
+            [(str(tmp_path / method), overrides(method), False) for method in methods],
+        )
+    )
     for method in methods:
         compare(alone / method, tmp_path / method)
 
@@ -115,11 +153,12 @@ def test_a_run_goes_on_with_another_number_of_processes(prepared, alone, tmp_pat
 
 def run_training_until(prepared: Path, run: Path, chosen: dict, step: int) -> None:
     """One process, stopped after `step` steps."""
-    from dkuxnet.train import Interrupted
+    from dkuxnet.training.loop import Interrupted
 
     def stop(what, done, total, figures):
         if done == step:
             os.kill(os.getpid(), 2)
+
     with pytest.raises(Interrupted):
         run_training(prepared, run, load_settings(overrides=chosen), progress=stop)
 
@@ -129,7 +168,9 @@ def test_when_one_process_dies_the_others_end_and_say_why(prepared, tmp_path):
     processes = start(prepared, 2, [(str(tmp_path / "run"), long, False)])
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert all(process.poll() is None for process in processes), [process.communicate()[1] for process in processes]
+        assert all(process.poll() is None for process in processes), [
+            process.communicate()[1] for process in processes
+        ]
     processes[1].kill()
     error = processes[0].communicate(timeout=60)[1]
     assert processes[0].returncode != 0 and "another process of this training has ended" in error
@@ -138,8 +179,8 @@ def test_when_one_process_dies_the_others_end_and_say_why(prepared, tmp_path):
 AGAIN = """
 import os, sys
 from pathlib import Path
-from dkuxnet.distributed import joined
-from dkuxnet.launch import goes_on
+from dkuxnet.machine.distributed import joined
+from dkuxnet.cli.launch import goes_on
 os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]  # the second machine has counted a restart, the first has not
 with joined():
     print([goes_on(Path(folder)) for folder in sys.argv[1:]], file=sys.stderr)
@@ -151,18 +192,24 @@ def test_processes_that_are_started_again_agree_whether_they_go_on(tmp_path):
         (tmp_path / folder / "checkpoints").mkdir(parents=True)
     (tmp_path / "saved" / "checkpoints" / f"00000004-{'a' * 64}.safetensors").write_bytes(b"")
     processes = start_script(2, AGAIN, str(tmp_path / "begun"), str(tmp_path / "saved"))
-    assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in processes] == ["[False, True]"] * 2
+    assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in processes] == [
+        "[False, True]"
+    ] * 2
     assert not (tmp_path / "begun").exists() and (tmp_path / "saved").exists()
 
 
 def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
-    """Six starts on one store; in each another process is late, so that the others meet what is stale."""
+    """Six starts on one store; in each another process is late, so that the others meet what is
+    stale.
+    """
     store, told = HashStore(), []
     for start in range(6):
         with ThreadPoolExecutor(3) as pool:
+
             def one(number, late=start % 3):
                 time.sleep(0.1 * (number == late))
                 return of_this_start(store, number, 3)
+
             parts = list(pool.map(one, range(3)))
         assert not any(part.check(["here"]) for part in parts)
         parts[start % 3].set("here", str(start))
@@ -171,12 +218,18 @@ def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("left", [{}, {"dkuxnet/0": b"gone", "dkuxnet/1": b"gone"}], ids=["nobody", "who said a name and died"])
+@pytest.mark.parametrize(
+    "left",
+    [{}, {"dkuxnet/0": b"gone", "dkuxnet/1": b"gone"}],
+    ids=["nobody", "who said a name and died"],
+)
 def test_who_waits_for_a_process_that_does_not_come_is_told_so(number, left):
     store = HashStore()
     for key, value in left.items():
         store.set(key, value)
-    with pytest.raises(UserError, match="not all of the 2 processes of this training have come within 0"):
+    with pytest.raises(
+        UserError, match="not all of the 2 processes of this training have come within 0"
+    ):
         of_this_start(store, number, 2, seconds=0.3)
 
 
@@ -192,7 +245,7 @@ SUMS = """
 import sys
 import torch
 from torch import nn
-from dkuxnet.distributed import joined, rank, sum_gradients
+from dkuxnet.machine.distributed import joined, rank, sum_gradients
 method = nn.Module()
 method.networks = nn.ModuleList([nn.Conv3d(48, 64, 3).to(memory_format=torch.channels_last_3d), nn.Linear(3, 2)])
 method.own = nn.Linear(300, 300)
@@ -219,7 +272,9 @@ def test_what_the_first_refuses_stops_all(prepared, tmp_path):
     (tmp_path / "run" / "there").write_text("")
     processes = start(prepared, 2, [(str(tmp_path / "run"), overrides("supervised"), False)])
     errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert all(process.returncode == 1 for process in processes) and all("exists already" in error for error in errors)
+    assert all(process.returncode == 1 for process in processes) and all(
+        "exists already" in error for error in errors
+    )
 
 
 def test_a_batch_that_cannot_be_shared_alike_is_refused(prepared, tmp_path):

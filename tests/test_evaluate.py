@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
-from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.evaluate import FOREGROUND_MEAN, Evaluation, evaluate_folders, evaluate_pair
-from dkuxnet.formats import write
-from dkuxnet.types import Volume
+from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data.formats import write
+from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN, Evaluation, evaluate_folders, evaluate_pair
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -37,7 +37,9 @@ def describe(folder, labels, **fields):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three cases: the prediction's organ has 2, 3 and 4 slices, the truth's always 4; the classes are named."""
+    """Three cases: the prediction's organ has 2, 3 and 4 slices, the truth's always 4; the classes
+    are named.
+    """
     predictions, labels = tmp_path / "predictions", tmp_path / "labelsTr"
     for case, organ in (("a", 2), ("b", 3), ("c", 4)):
         save(predictions / f"{case}.nii.gz", label_map(organ))
@@ -47,13 +49,38 @@ def folders(tmp_path):
 
 
 def test_rows_of_a_pair_by_hand():
-    """Organ: 2 of 4 slices of 48 voxels. Tumour: one slice each, two apart along x, where a voxel is 1 mm."""
-    organ, tumour = evaluate_pair("a", Volume(label_map(2), AFFINE), Volume(label_map(4), AFFINE), LABELS)
+    """Organ: 2 of 4 slices of 48 voxels.
+
+    Tumour: one slice each, two apart along x, where a voxel is 1 mm.
+    """
+    organ, tumour = evaluate_pair(
+        "a", Volume(label_map(2), AFFINE), Volume(label_map(4), AFFINE), LABELS
+    )
     assert (organ["case"], organ["class"], organ["value"]) == ("a", "organ", 1)
     assert (organ["dice"], organ["jaccard"]) == (pytest.approx(2 / 3), 0.5)
-    assert [organ[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [96, 0, 96, 288, 96, 192]
-    assert [tumour[k] for k in ("dice", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")] == [0, 2, 2, 2, 2]
-    assert [tumour[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [0, 48, 48, 384, 48, 48]
+    assert [organ[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [
+        96,
+        0,
+        96,
+        288,
+        96,
+        192,
+    ]
+    assert [tumour[k] for k in ("dice", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")] == [
+        0,
+        2,
+        2,
+        2,
+        2,
+    ]
+    assert [tumour[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [
+        0,
+        48,
+        48,
+        384,
+        48,
+        48,
+    ]
 
 
 def test_spacing_of_the_affine_is_used():
@@ -80,11 +107,18 @@ def test_folders_pair_by_name_across_formats(folders):
 def test_summary_by_hand(folders):
     summary = evaluate_folders(*folders).summary()
     organ, tumour = np.array([2 / 3, 6 / 7, 1]), np.array([0, 0, 1])
-    for name, dice in (("organ", organ), ("tumour", tumour), (FOREGROUND_MEAN, (organ + tumour) / 2)):
+    for name, dice in (
+        ("organ", organ),
+        ("tumour", tumour),
+        (FOREGROUND_MEAN, (organ + tumour) / 2),
+    ):
         assert summary[name]["dice"]["mean"] == pytest.approx(dice.mean())
-        assert summary[name]["dice"]["std"] == pytest.approx(np.sqrt(((dice - dice.mean()) ** 2).sum() / 2))
+        assert summary[name]["dice"]["std"] == pytest.approx(
+            np.sqrt(((dice - dice.mean()) ** 2).sum() / 2)
+        )
     assert summary["tumour"]["hd95_mm"]["mean"] == pytest.approx((2 + 1 + 0) / 3)
-    # Of 3 cases, 1 in 27 resamples draws one case alone: more than 2.5 %, so that the interval reaches both ends.
+    # Of 3 cases, 1 in 27 resamples draws one case alone: more than 2.5 %, so that the interval
+    # reaches both ends.
     assert summary["organ"]["dice"]["ci95"] == pytest.approx([2 / 3, 1])
 
 
@@ -92,11 +126,16 @@ def test_interval_is_that_of_the_mean():
     """For many cases the bootstrap comes to the normal interval, mean +- 1.96 std / sqrt(n)."""
     values = np.random.default_rng(1).normal(0.8, 0.1, 200)
     rest = dict.fromkeys(("jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"), 0.0)
-    rows = [{"case": str(i), "class": "organ", "value": 1, "dice": v} | rest for i, v in enumerate(values)]
+    rows = [
+        {"case": str(i), "class": "organ", "value": 1, "dice": v} | rest
+        for i, v in enumerate(values)
+    ]
     evaluation = Evaluation(rows, {row["case"]: ("", "") for row in rows})
     dice = evaluation.summary()["organ"]["dice"]
     half = 1.96 * values.std(ddof=1) / np.sqrt(200)
-    assert dice["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+    assert dice["ci95"] == pytest.approx(
+        [values.mean() - half, values.mean() + half], abs=0.1 * half
+    )
     assert evaluation.summary()["organ"]["dice"] == dice, "the same figures give the same interval"
 
 
@@ -105,29 +144,48 @@ def test_one_case_has_no_spread(folders, tmp_path):
     for case in "bc":
         (predictions / f"{case}.nii.gz").unlink()
     evaluation = evaluate_folders(predictions, labels)
-    assert evaluation.summary()["organ"]["dice"] == {"mean": pytest.approx(2 / 3), "std": None, "ci95": None}
+    assert evaluation.summary()["organ"]["dice"] == {
+        "mean": pytest.approx(2 / 3),
+        "std": None,
+        "ci95": None,
+    }
     assert evaluation.notes == ["2 of 3 labelled cases have no prediction"]
     evaluation.write_json(tmp_path / "summary.json")
-    assert json.loads((tmp_path / "summary.json").read_text())["statistics"]["organ"]["Dice"]["ci95"] is None
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["statistics"]["organ"]["Dice"]["ci95"]
+        is None
+    )
 
 
 def test_json_has_the_keys_of_nnunet(folders, tmp_path):
     evaluation = evaluate_folders(*folders)
     evaluation.write_json(tmp_path / "out" / "summary.json")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail)
+    summary = json.loads(
+        (tmp_path / "out" / "summary.json").read_text(), parse_constant=pytest.fail
+    )
     first = summary["metric_per_case"][0]
     assert first["prediction_file"].endswith("predictions/a.nii.gz")
     assert first["reference_file"].endswith("labelsTr/a.nii.gz")
     assert first["metrics"].keys() == {"1", "2"}
     keys = {"Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref"}
     keys |= {"HD95_mm", "ASD_mm", "HD95_voxels", "ASD_voxels"}
-    assert first["metrics"]["1"].keys() == summary["mean"]["2"].keys() == summary["foreground_mean"].keys() == keys
-    assert (first["metrics"]["1"]["Dice"], first["metrics"]["1"]["FN"]) == (pytest.approx(2 / 3), 96)
+    assert (
+        first["metrics"]["1"].keys()
+        == summary["mean"]["2"].keys()
+        == summary["foreground_mean"].keys()
+        == keys
+    )
+    assert (first["metrics"]["1"]["Dice"], first["metrics"]["1"]["FN"]) == (
+        pytest.approx(2 / 3),
+        96,
+    )
     organ, tumour = summary["mean"]["1"], summary["mean"]["2"]
     assert organ["Dice"] == pytest.approx((2 / 3 + 6 / 7 + 1) / 3)
     assert summary["foreground_mean"]["FP"] == pytest.approx((organ["FP"] + tumour["FP"]) / 2)
     assert summary["statistics"]["organ"]["Dice"] == evaluation.summary()["organ"]["dice"]
-    assert summary["statistics"][FOREGROUND_MEAN]["Dice"]["mean"] == pytest.approx(summary["foreground_mean"]["Dice"])
+    assert summary["statistics"][FOREGROUND_MEAN]["Dice"]["mean"] == pytest.approx(
+        summary["foreground_mean"]["Dice"]
+    )
     assert (summary["n_cases"], summary["labels"]) == (3, {"organ": 1, "tumour": 2})
 
 
@@ -135,7 +193,11 @@ def test_csv_has_a_line_for_every_case_and_class(folders, tmp_path):
     evaluate_folders(*folders).write_csv(tmp_path / "cases.csv")
     with open(tmp_path / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["case"], row["class"]) for row in rows[:3]] == [("a", "organ"), ("a", "tumour"), ("b", "organ")]
+    assert [(row["case"], row["class"]) for row in rows[:3]] == [
+        ("a", "organ"),
+        ("a", "tumour"),
+        ("b", "organ"),
+    ]
     assert (float(rows[0]["jaccard"]), rows[0]["fn"]) == (0.5, "96")
 
 
@@ -159,10 +221,15 @@ def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
     save(predictions / "a.nii.gz", label_map(0, 0))
     evaluation = evaluate_folders(predictions, labels)
     assert evaluation.rows[0]["hd95_mm"] == pytest.approx(np.linalg.norm([10, 16, 18]))
-    assert [note.split(" in ")[0] for note in evaluation.notes] == ["'organ' is empty", "'tumour' is empty"]
+    assert [note.split(" in ")[0] for note in evaluation.notes] == [
+        "'organ' is empty",
+        "'tumour' is empty",
+    ]
 
 
-@pytest.mark.parametrize("labels", [LABELS, {"0": "background", "1": "organ", "2": "tumour"}], ids=["nnunet", "msd"])
+@pytest.mark.parametrize(
+    "labels", [LABELS, {"0": "background", "1": "organ", "2": "tumour"}], ids=["nnunet", "msd"]
+)
 @pytest.mark.parametrize("above", [True, False])
 def test_classes_come_from_the_labels_where_predictions_name_none(folders, labels, above):
     (folders[0] / "dataset.json").unlink()
@@ -191,7 +258,9 @@ def test_other_names_for_the_same_values_are_those_of_the_prediction(folders):
 
 
 def test_labels_of_a_source_folder(tmp_path):
-    """The challenge's layout: a folder a patient, 255 for the left atrium; one patient has no label."""
+    """The challenge's layout: a folder a patient, 255 for the left atrium; one patient has no
+    label.
+    """
     save(tmp_path / "predictions" / "p1.nii.gz", label_map(2, 0))
     describe(tmp_path / "predictions", {"background": 0, "LA": 1})
     for patient in ("p1", "p2"):
@@ -203,7 +272,9 @@ def test_labels_of_a_source_folder(tmp_path):
 
 
 def test_labels_of_the_benchmark_include_its_test_cases(tmp_path):
-    """The layout keeps the cases of test.list away from training; scoring them is what the benchmark is for."""
+    """The layout keeps the cases of test.list away from training; scoring them is what the
+    benchmark is for.
+    """
     affine = np.diag([0.625, 0.625, 0.625, 1])
     scans = tmp_path / "source" / "2018LA_Seg_Training Set"
     for name in ("train1", "test1"):
@@ -238,7 +309,9 @@ def test_a_different_affine_is_told_within_rounding_and_refused_beyond(folders, 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", DataWarning)
         evaluate_folders(*folders)
-    assert ["0.7 mm apart by their headers" in str(each.message) for each in told] == [True] * (outcome == "told")
+    assert ["0.7 mm apart by their headers" in str(each.message) for each in told] == [True] * (
+        outcome == "told"
+    )
 
 
 def test_prediction_without_label_is_refused(folders):

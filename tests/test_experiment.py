@@ -1,4 +1,6 @@
-"""The whole job on tiny synthetic scans: exact resume, labels that stay shut, a run that can be used without its data."""
+"""The whole job on tiny synthetic scans: exact resume, labels that stay shut, a run that can be
+used without its data.
+"""
 
 import json
 import shutil
@@ -11,25 +13,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import experiment, formats
-from dkuxnet.build import load_predictor
-from dkuxnet.config import load_settings
-from dkuxnet.data.dataset import PreparedSet, write_array
-from dkuxnet.errors import UserError
-from dkuxnet.evaluate import evaluate_folders
-from dkuxnet.experiment import run_training
-from dkuxnet.job import resumed_job
-from dkuxnet.lock import locked
-from dkuxnet.methods import METHODS
-from dkuxnet.methods.dual_mutual import DualMutual
-from dkuxnet.predict import predict_scans
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.run import forget_peak_memory
-from dkuxnet.train import NotFinite
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.data import formats
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.data.prepared_set import PreparedSet, write_array
+from dkuxnet.evaluation.evaluate import evaluate_folders
+from dkuxnet.machine.lock import locked
+from dkuxnet.machine.memory import forget_peak_memory
+from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods.dual_mutual import DualMutual
+from dkuxnet.prediction.predict import predict_scans
+from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.training import experiment
+from dkuxnet.training.experiment import run_training
+from dkuxnet.training.job import resumed_job
+from dkuxnet.training.loop import NotFinite
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = DK_UXNET | {"train.labelled_batch": 1, "train.unlabelled_batch": 1, "train.steps": 8, "train.log_every": 2,
-                   "train.warm_up_steps": 2, "method.name": "dual-mutual"}
+TINY = DK_UXNET | {
+    "train.labelled_batch": 1,
+    "train.unlabelled_batch": 1,
+    "train.steps": 8,
+    "train.log_every": 2,
+    "train.warm_up_steps": 2,
+    "method.name": "dual-mutual",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +66,9 @@ def same(a, b) -> bool:
 PAIRS = [*((name, "dk-uxnet-tiny") for name in METHODS), ("supervised", "vnet")]
 HALVES = """
 import json, os, signal, sys, pathlib, torch
-from dkuxnet.config import load_settings
-from dkuxnet.experiment import run_training
-from dkuxnet.train import Interrupted
+from dkuxnet.core.config import load_settings
+from dkuxnet.training.experiment import run_training
+from dkuxnet.training.loop import Interrupted
 prepared, resume = pathlib.Path(sys.argv[1]), sys.argv[2] == "resume"
 torch.set_num_threads(int(sys.argv[4]))
 for run, overrides in json.loads(sys.argv[3]):
@@ -71,13 +80,26 @@ for run, overrides in json.loads(sys.argv[3]):
 
 
 def resumed_overrides(method, network):
-    """V-Net brings dropout and running statistics; the moving average and stochastic depth are on as well."""
-    chosen = TINY | {"method.name": method, "train.average": 0.9, "data.labelled": 2, "network.name": network}
+    """V-Net brings dropout and running statistics; the moving average and stochastic depth are on
+    as well.
+    """
+    chosen = TINY | {
+        "method.name": method,
+        "train.average": 0.9,
+        "data.labelled": 2,
+        "network.name": network,
+    }
     if method == "bcp":
-        chosen |= {"method.pretrain_steps": 2}  # so that its teacher labels before and after the break
+        chosen |= {
+            "method.pretrain_steps": 2
+        }  # so that its teacher labels before and after the break
     if network != "vnet":
         return chosen | {"network.drop_rate": 0.2}
-    own = {key: value for key, value in chosen.items() if key == "network.name" or not key.startswith("network.")}
+    own = {
+        key: value
+        for key, value in chosen.items()
+        if key == "network.name" or not key.startswith("network.")
+    }
     return own | {"train.patch": [32, 32, 32], "train.steps": 4, "train.log_every": 1}
 
 
@@ -85,7 +107,10 @@ def resumed_overrides(method, network):
 def halves(prepared, tmp_path_factory):
     """A run for each of PAIRS, its first half by one process and its second by another."""
     folder = tmp_path_factory.mktemp("halves")
-    runs = [(str(folder / f"{method}_{network}"), resumed_overrides(method, network)) for method, network in PAIRS]
+    runs = [
+        (str(folder / f"{method}_{network}"), resumed_overrides(method, network))
+        for method, network in PAIRS
+    ]
     told, threads = json.dumps(runs), str(torch.get_num_threads())
     for mode in ("first", "resume"):
         subprocess.run([sys.executable, "-c", HALVES, prepared, mode, told, threads], check=True)
@@ -93,14 +118,19 @@ def halves(prepared, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method, network", PAIRS)
-def test_all_steps_are_half_of_them_saved_and_the_rest_in_a_new_process(prepared, halves, tmp_path, method, network):
-    run_training(prepared, tmp_path / "whole", load_settings(overrides=resumed_overrides(method, network)))
+def test_all_steps_are_half_of_them_saved_and_the_rest_in_a_new_process(
+    prepared, halves, tmp_path, method, network
+):
+    run_training(
+        prepared, tmp_path / "whole", load_settings(overrides=resumed_overrides(method, network))
+    )
     resumed = halves / f"{method}_{network}"
     assert same(weights(tmp_path / "whole"), weights(resumed))
 
     def logged(run):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
     assert logged(tmp_path / "whole") == logged(resumed)
 
 
@@ -123,25 +153,37 @@ def test_the_test_list_has_no_say_in_training_and_the_checkpoint(prepared, tmp_p
     spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
     split = tmp_path / "split.json"
     names = PreparedSet(prepared).names
-    split.write_text(json.dumps({"train": [*names[:3], names[5]], "validation": [names[3]], "test": [names[4]]}))
+    split.write_text(
+        json.dumps({"train": [*names[:3], names[5]], "validation": [names[3]], "test": [names[4]]})
+    )
     cases, meta = spoilt / "cases", json.loads((spoilt / "dataset.json").read_text())
     sha256 = meta["cases"][names.index(names[4])]["sha256"]
     rng = np.random.default_rng(0)
     image = PreparedSet(prepared).array(names[4], "image")
-    for kind, array in (("image", rng.normal(size=image.shape).astype(np.float32)),
-                        ("label", rng.integers(0, 3, image.shape[1:]).astype(np.uint8))):
+    for kind, array in (
+        ("image", rng.normal(size=image.shape).astype(np.float32)),
+        ("label", rng.integers(0, 3, image.shape[1:]).astype(np.uint8)),
+    ):
         (cases / f"{names[4]}.{kind}.b2nd").unlink()
         sha256[f"{kind}.b2nd"] = write_array(cases / f"{names[4]}.{kind}.b2nd", array)
     (spoilt / "dataset.json").write_text(json.dumps(meta))
     for folder in (prepared, spoilt):
-        run_training(folder, tmp_path / f"run_{folder.name}", settings(data__split=str(split), train__validate_every=4))
+        run_training(
+            folder,
+            tmp_path / f"run_{folder.name}",
+            settings(data__split=str(split), train__validate_every=4),
+        )
     for name in ("final", "best"):
-        assert same(weights(tmp_path / "run_prepared", name), weights(tmp_path / "run_spoilt", name))
+        assert same(
+            weights(tmp_path / "run_prepared", name), weights(tmp_path / "run_spoilt", name)
+        )
 
 
 def test_the_number_of_workers_changes_nothing(prepared, tmp_path):
     for workers in (0, 2):
-        run_training(prepared, tmp_path / str(workers), settings(data__workers=workers, data__labelled=2))
+        run_training(
+            prepared, tmp_path / str(workers), settings(data__workers=workers, data__labelled=2)
+        )
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
 
 
@@ -152,22 +194,41 @@ def test_the_seed_decides(prepared, tmp_path):
 
 
 def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
-    """`predict` on the raw scan gives the label map that the run's own evaluation wrote, and the same scores."""
+    """`predict` on the raw scan gives the label map that the run's own evaluation wrote, and the
+    same scores.
+    """
     run = tmp_path / "run"
-    manifest = run_training(prepared, run, settings(
-        data__labelled=3, data__split=str(split_with_test(prepared, tmp_path)), train__steps=40, train__lr=0.01))
+    manifest = run_training(
+        prepared,
+        run,
+        settings(
+            data__labelled=3,
+            data__split=str(split_with_test(prepared, tmp_path)),
+            train__steps=40,
+            train__lr=0.01,
+        ),
+    )
     name = manifest["split"]["test"][0]
     written = predict_scans(run, [scans / "imagesTr" / f"{name}_0000.nii.gz"], tmp_path / "out")
     ours = formats.read(written[0], "label")
     theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label")
     assert ours.array.any() and np.array_equal(ours.array, theirs.array)
-    np.testing.assert_allclose(ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5
+    )
     scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()
-    assert scores["organ"]["dice"]["mean"] == pytest.approx(manifest["test"]["organ"]["dice"]["mean"])
+    assert scores["organ"]["dice"]["mean"] == pytest.approx(
+        manifest["test"]["organ"]["dice"]["mean"]
+    )
     maps = run / "evaluation" / "maps"
-    uncertainty, groups = (formats.read(maps / kind / f"{name}.nii.gz") for kind in ("uncertainty", "groups"))
+    uncertainty, groups = (
+        formats.read(maps / kind / f"{name}.nii.gz") for kind in ("uncertainty", "groups")
+    )
     info = PreparedSet(prepared).info(name)
-    assert uncertainty.shape == PreparedSet(prepared).shape(name) and groups.array.shape == (3, *uncertainty.shape)
+    assert uncertainty.shape == PreparedSet(prepared).shape(name) and groups.array.shape == (
+        3,
+        *uncertainty.shape,
+    )
     np.testing.assert_allclose(uncertainty.affine, info["prepared_affine"], atol=1e-4)
     assert uncertainty.array.dtype == groups.array.dtype == np.uint8 and uncertainty.array.max() > 0
     assert abs(groups.array.astype(int).sum(axis=0) - 255).max() <= 2  # a distribution, rounded
@@ -202,7 +263,9 @@ def test_a_resumed_run_goes_on_with_its_own_split_and_refuses_other_data(scans, 
         run_training(tmp_path / "other", run, settings(), resume=True)
 
 
-def test_a_resumed_run_refuses_other_arrays_of_the_same_names_but_for_labels_that_it_never_opens(prepared, tmp_path):
+def test_a_resumed_run_refuses_other_arrays_of_the_same_names_but_for_labels_that_it_never_opens(
+    prepared, tmp_path
+):
     run, other = tmp_path / "run", shutil.copytree(prepared, tmp_path / "other")
     split = str(split_with_test(prepared, tmp_path))
     run_training(prepared, run, settings(train__steps=2, data__labelled=2, data__split=split))
@@ -210,7 +273,9 @@ def test_a_resumed_run_refuses_other_arrays_of_the_same_names_but_for_labels_tha
 
     def mend(case: dict, kind: str) -> None:
         label = PreparedSet(prepared).array(case["name"], kind)
-        case["sha256"][f"{kind}.b2nd"] = write_array(other / "cases" / f"{case['name']}.{kind}.b2nd", label[::-1])
+        case["sha256"][f"{kind}.b2nd"] = write_array(
+            other / "cases" / f"{case['name']}.{kind}.b2nd", label[::-1]
+        )
         (other / "dataset.json").write_text(json.dumps(content), "utf-8")
 
     mend(content["cases"][2], "label")  # unlabelled in this run
@@ -218,7 +283,9 @@ def test_a_resumed_run_refuses_other_arrays_of_the_same_names_but_for_labels_tha
     for index, kind in ((4, "truth"), (0, "label")):
         before = dict(content["cases"][index]["sha256"])
         mend(content["cases"][index], kind)
-        with pytest.raises(UserError, match="trained on other scans or labels than those of the same names"):
+        with pytest.raises(
+            UserError, match="trained on other scans or labels than those of the same names"
+        ):
             run_training(other, run, settings(), resume=True)
         content["cases"][index]["sha256"] = before
 
@@ -261,18 +328,30 @@ def test_a_damaged_manifest_and_unknown_weights_are_one_clear_line(prepared, tmp
 def test_the_demonstration_runs_from_end_to_end(monkeypatch, tmp_path):
     from contextlib import contextmanager
 
-    from dkuxnet import demo
+    from dkuxnet.cli import demo
 
     @contextmanager
     def silent(*args):
         yield lambda *told: None
-    monkeypatch.setattr(demo, "load_settings", lambda name: load_settings(name, overrides={
-        "train.steps": 2, "train.device": "cpu", "network.widths": [8, 8, 8, 8]}))
+
+    monkeypatch.setattr(
+        demo,
+        "load_settings",
+        lambda name: load_settings(
+            name,
+            overrides={"train.steps": 2, "train.device": "cpu", "network.widths": [8, 8, 8, 8]},
+        ),
+    )
     monkeypatch.setattr(demo, "SIZE", 20)
     made = demo.run_demo(tmp_path / "demo", silent, silent, silent)
     assert all((tmp_path / "demo" / name).exists() for name in made["files"])
-    assert made["labelled"] + made["unlabelled"] == demo.CASES - load_settings("demo").data.test_cases
-    assert set(made["summary"]) == {"organ", "tumour", "foreground mean"} and made["test_cases"] == demo.UNSEEN
+    assert (
+        made["labelled"] + made["unlabelled"] == demo.CASES - load_settings("demo").data.test_cases
+    )
+    assert (
+        set(made["summary"]) == {"organ", "tumour", "foreground mean"}
+        and made["test_cases"] == demo.UNSEEN
+    )
 
 
 def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):
@@ -283,13 +362,16 @@ def test_an_unknown_device_is_one_clear_line(prepared, tmp_path):
 
 def test_the_peak_of_a_gpu_is_that_of_this_training_alone(prepared, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: told.append(device.type))
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: told.append(device.type)
+    )
     forget_peak_memory(torch.device("cpu"))
     forget_peak_memory(torch.device("cuda"))
     assert told == ["cuda"]
 
     def first_of_all(device):
         raise UserError(f"the peak of {device} begins anew")
+
     monkeypatch.setattr(experiment, "forget_peak_memory", first_of_all)
     with pytest.raises(UserError, match="the peak of cpu begins anew"):
         run_training(prepared, tmp_path / "run", settings())
@@ -297,9 +379,14 @@ def test_the_peak_of_a_gpu_is_that_of_this_training_alone(prepared, tmp_path, mo
 
 def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
     """A default that changes in a later version must not change what a run of this one was."""
-    manifest = run_training(prepared, tmp_path / "run", settings(train__steps=1, method__w_segc=0.5))
+    manifest = run_training(
+        prepared, tmp_path / "run", settings(train__steps=1, method__w_segc=0.5)
+    )
     method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
-    assert method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5)) and len(method) > 5
+    assert (
+        method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5))
+        and len(method) > 5
+    )
     assert manifest["peak_memory_gib"] > 0.1  # torch alone takes more
 
 
@@ -314,15 +401,20 @@ def test_an_option_that_is_newer_than_a_run_is_off_when_that_run_is_resumed(prep
 
 
 def test_a_loss_that_is_not_finite_names_the_cases_of_its_step(prepared, tmp_path, monkeypatch):
-    """The scan of one labelled case is spoilt: the message names that case, and those beside it in the step alone."""
+    """The scan of one labelled case is spoilt: the message names that case, and those beside it in
+    the step alone.
+    """
     spoilt = PreparedSet(prepared).names[1]
     whole = PreparedSet.crop
 
     def crop(self, name, kind, start, shape):
         array = whole(self, name, kind, start, shape)
         return np.full_like(array, np.nan) if (name, kind) == (spoilt, "image") else array
+
     monkeypatch.setattr(PreparedSet, "crop", crop)
-    chosen = settings(data__labelled=3, method__name="supervised", train__log_every=100, data__workers=0)
+    chosen = settings(
+        data__labelled=3, method__name="supervised", train__log_every=100, data__workers=0
+    )
     with pytest.raises(NotFinite, match=rf"not finite at step \d: .*its cases: {spoilt}$") as error:
         run_training(prepared, tmp_path / "run", chosen)
     assert error.value.step < 3 and not (tmp_path / "run").exists()
@@ -332,8 +424,16 @@ def test_a_second_training_on_a_run_folder_is_refused_and_changes_nothing(prepar
     run_training(prepared, tmp_path / "run", settings(method__name="supervised", data__labelled=2))
 
     def content() -> dict:
-        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+        return {
+            path: path.read_bytes()
+            for path in (tmp_path / "run").rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
+
     before = content()
-    with locked(tmp_path / "run", "training"), pytest.raises(UserError, match="another training is at work"):
+    with (
+        locked(tmp_path / "run", "training"),
+        pytest.raises(UserError, match="another training is at work"),
+    ):
         run_training(prepared, tmp_path / "run", settings(), resume=True)
     assert content() == before

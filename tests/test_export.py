@@ -1,4 +1,6 @@
-"""Graphs that leave the house compute what torch computes; what does not is refused, and leaves nothing behind."""
+"""Graphs that leave the house compute what torch computes; what does not is refused, and leaves
+nothing behind.
+"""
 
 import json
 import re
@@ -9,27 +11,34 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet import formats
-from dkuxnet.build import build_method, load_predictor
-from dkuxnet.config import load_settings
-from dkuxnet.errors import UserError
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup
+from dkuxnet.core.types import NetworkShape, Output, Volume
+from dkuxnet.data import formats
+from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.export.onnx import write_onnx
 from dkuxnet.export.patch_model import Export, PatchModel, check_equal
 from dkuxnet.export.targets import export_run
 from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
-from dkuxnet.lookup import lookup
-from dkuxnet.methods.base import MeanOf
-from dkuxnet.network_grid import to_network_grid
-from dkuxnet.networks import NETWORKS, predicting
-from dkuxnet.networks.grouping import default_groups
-from dkuxnet.types import NetworkShape, Output, Volume
+from dkuxnet.models.build import build_method
+from dkuxnet.models.methods.base import MeanOf
+from dkuxnet.models.networks import NETWORKS
+from dkuxnet.models.networks.cpu import predicting
+from dkuxnet.models.networks.grouping import default_groups
+from dkuxnet.prediction.predictor import load_predictor
 
 SHAPE = NetworkShape(1, 3, default_groups(("background", "organ", "tumour"), 8))
 PATCH = (32, 16, 16)
 SMALL = {"depths": (1, 0, 0, 0), "layer_scale": 1.0}
-MANIFEST = {"network": "a network", "method": "a method", "channels": ["MRI"], "patch": list(PATCH),
-            "labels": {"background": 0, "organ": 1, "tumour": 2},
-            "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}]}}
+MANIFEST = {
+    "network": "a network",
+    "method": "a method",
+    "channels": ["MRI"],
+    "patch": list(PATCH),
+    "labels": {"background": 0, "organ": 1, "tumour": 2},
+    "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}]},
+}
 
 
 def export_to(predictor: nn.Module, output: Path, any_size: bool = False) -> Export:
@@ -38,7 +47,9 @@ def export_to(predictor: nn.Module, output: Path, any_size: bool = False) -> Exp
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(1)
-    options = SMALL | ({"layers_per_scale": 1} if name.startswith("dk") else {}) if "ux" in name else {}
+    options = (
+        SMALL | ({"layers_per_scale": 1} if name.startswith("dk") else {}) if "ux" in name else {}
+    )
     return lookup(NETWORKS, name, "network")(SHAPE, options)
 
 
@@ -65,7 +76,7 @@ def images(scans) -> list[torch.Tensor]:
     plan = {"spacing_mm": [1.2, 1.2, 1.2], "normalisation": [{"kind": "z-score"}]}
     grid = to_network_grid(Volume(scan.array[None].astype(np.float32), scan.affine), plan).array
     starts = [(0, 0, 0), (4, 9, 2), (1, 20, 17)]
-    real = [grid[:, x:x + PATCH[0], y:y + PATCH[1], z:z + PATCH[2]] for x, y, z in starts]
+    real = [grid[:, x : x + PATCH[0], y : y + PATCH[1], z : z + PATCH[2]] for x, y, z in starts]
     noise = torch.randn(3, 1, *PATCH, generator=torch.Generator().manual_seed(5))
     return [noise, noise[:1], torch.from_numpy(np.stack(real)), torch.from_numpy(real[1][None])]
 
@@ -77,7 +88,9 @@ def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_pat
     predictor, _, manifest = load_predictor(dual_run, device="cpu")
     for image in [*images, torch.randn(2, 1, 48, 32, 16)]:
         torch.testing.assert_close(graph(image), probabilities(predictor, image), rtol=0, atol=1e-4)
-        with monkeypatch.context() as patch:  # by the operations that the graph holds, to the last bit
+        with (
+            monkeypatch.context() as patch
+        ):  # by the operations that the graph holds, to the last bit
             patch.setattr(predicting, "applies", lambda x: False)
             assert torch.equal(graph(image), probabilities(predictor, image))
     assert json.loads(extra["dkuxnet.json"])["labels"] == manifest["labels"]
@@ -87,17 +100,23 @@ def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_pat
 
 
 def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch):
-    """One graph is the mean of them all, with the settings and the manifest of a run, so that one export proves them all."""
+    """One graph is the mean of them all, with the settings and the manifest of a run, so that one
+    export proves them all.
+    """
     _, settings, manifest = load_predictor(dual_run, device="cpu")
-    predictor = MeanOf([build(name) for name in ("dk-uxnet-tiny", "uxnet-tiny", "vnet", "unet", "segresnet")]).eval()
+    predictor = MeanOf(
+        [build(name) for name in ("dk-uxnet-tiny", "uxnet-tiny", "vnet", "unet", "segresnet")]
+    ).eval()
     said = write_onnx(Export(dual_run, predictor, settings, manifest, tmp_path / "model.onnx"))
     assert "opset 18" in said and "32 x 16 x 16" in said
     session = in_onnxruntime(tmp_path / "model.onnx")
     for image in images:
-        prob, = session.run(None, {"image": image.numpy()})
+        (prob,) = session.run(None, {"image": image.numpy()})
         assert np.abs(prob - probabilities(predictor, image).numpy()).max() < 1e-5
     told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["labels"]) == manifest["labels"] and json.loads(told["patch"]) == list(PATCH)
+    assert json.loads(told["labels"]) == manifest["labels"] and json.loads(told["patch"]) == list(
+        PATCH
+    )
     assert json.loads(told["spacing_mm"]) == manifest["plan"]["spacing_mm"]
     assert json.loads(told["normalisation"]) == manifest["plan"]["normalisation"]
     assert told["orientation"] == "RAS+" and told["dkuxnet_version"]
@@ -105,7 +124,10 @@ def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch)
 
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
     monkeypatch.chdir(tmp_path)
-    exec(compile(re.search(r"```python\n(.*?)```", page, re.S)[1], "docs/export.md", "exec"), names := {})
+    exec(
+        compile(re.search(r"```python\n(.*?)```", page, re.S)[1], "docs/export.md", "exec"),
+        names := {},
+    )
     assert names["label"].shape == (1, *PATCH) and set(np.unique(names["label"])) <= {0, 1, 2}
 
 
@@ -115,7 +137,7 @@ def test_x_y_and_z_stay_free_where_asked(tmp_path):
     session = in_onnxruntime(tmp_path / "free.onnx")
     for shape in ((1, 1, 16, 16, 16), (3, 1, 48, 16, 80)):
         image = torch.randn(shape)
-        prob, = session.run(None, {"image": image.numpy()})
+        (prob,) = session.run(None, {"image": image.numpy()})
         assert np.abs(prob - probabilities(network, image).numpy()).max() < 1e-5
 
 
@@ -132,8 +154,14 @@ def test_torch_export_equals_torch(tmp_path):
 
 @pytest.mark.parametrize("method", ["mc-net-plus", "dtc"])
 def test_predictors_that_are_more_than_a_network_are_traced(method, monkeypatch):
-    settings = load_settings(overrides={"method.name": method, "network.name": "uxnet-tiny", "network.layer_scale": 1.0,
-                                        "network.depths": [1, 0, 0, 0]})
+    settings = load_settings(
+        overrides={
+            "method.name": method,
+            "network.name": "uxnet-tiny",
+            "network.layer_scale": 1.0,
+            "network.depths": [1, 0, 0, 0],
+        }
+    )
     predictor = build_method(settings, SHAPE, {}).predictor().eval()
     graph = PatchModel(predictor, 1, PATCH, probabilities=True).traced()
     image = torch.randn(3, 1, 48, 32, 16)
@@ -150,7 +178,9 @@ class OneTooMany(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Output:
         logits = torch.cat([image, -image, 0 * image], dim=1)
-        return Output(logits if len(image) == 2 else logits + torch.tensor([0.1, 0, 0]).view(1, 3, 1, 1, 1))
+        return Output(
+            logits if len(image) == 2 else logits + torch.tensor([0.1, 0, 0]).view(1, 3, 1, 1, 1)
+        )
 
 
 class LooksAtTheVoxels(nn.Module):
@@ -181,11 +211,26 @@ def test_a_copy_must_be_equal(wrong):
         check_equal(model, lambda image: model(image[:, :, :9]), "copy", [PATCH])
 
 
-@pytest.mark.parametrize("target, option, said", [
-    ("onnx", {"licence": Path("terms.txt")}, "--license is for --to monai-bundle: a file of onnx has no place for it"),
-    ("torchscript", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for torchscript"),
-    ("monai-bundle", {"any_size": True}, "--any-size is for --to onnx and torch-export, not for monai-bundle"),
-])
+@pytest.mark.parametrize(
+    "target, option, said",
+    [
+        (
+            "onnx",
+            {"licence": Path("terms.txt")},
+            "--license is for --to monai-bundle: a file of onnx has no place for it",
+        ),
+        (
+            "torchscript",
+            {"any_size": True},
+            "--any-size is for --to onnx and torch-export, not for torchscript",
+        ),
+        (
+            "monai-bundle",
+            {"any_size": True},
+            "--any-size is for --to onnx and torch-export, not for monai-bundle",
+        ),
+    ],
+)
 def test_an_option_that_a_target_does_not_have_is_refused(dual_run, tmp_path, target, option, said):
     with pytest.raises(UserError, match=said):
         export_run(dual_run, target, tmp_path / "a", **option)
@@ -202,7 +247,9 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
     for target in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="exists already"):
             export_run(dual_run, target, tmp_path / "there")
-    monkeypatch.setattr("dkuxnet.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(
+        "dkuxnet.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else name
+    )
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'dkuxnet\[export\]'"):
         export_run(dual_run, "onnx", tmp_path / "a")
     unfinished = tmp_path / "unfinished"

@@ -1,4 +1,6 @@
-"""What goes wrong around a training: damaged cases, killed workers, too little memory, clocks, read-only folders, signals."""
+"""What goes wrong around a training: damaged cases, killed workers, too little memory, clocks,
+read-only folders, signals.
+"""
 
 import ast
 import importlib
@@ -18,16 +20,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import advice, checkpoints, memory
-from dkuxnet.config import load_settings
-from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.devices import telling_out_of_memory
-from dkuxnet.errors import UserError
-from dkuxnet.experiment import run_training
-from dkuxnet.predict import predict_scans
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.run import RunFolder
-from dkuxnet.train import Interrupted
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.machine import memory
+from dkuxnet.machine.devices import telling_out_of_memory
+from dkuxnet.prediction.predict import predict_scans
+from dkuxnet.runs import checkpoints
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training import advice
+from dkuxnet.training.experiment import run_training
+from dkuxnet.training.loop import Interrupted
 from small_disk import mounted
 from tiny import UXNET, dotted
 
@@ -56,25 +60,37 @@ def test_a_damaged_case_ends_the_training_with_its_name(prepared, tmp_path, endi
     path = copy / "cases" / f"phantom_000.{ending}"
     spoil(path) if damage == "byte" else path.unlink()
     split = tmp_path / "split.json"
-    split.write_text(json.dumps({"train": ["phantom_001", "phantom_002"], "test": ["phantom_000"]}) if ending[0] in "tj" else
-                     json.dumps({"train": ["phantom_000", "phantom_001"]}))
+    split.write_text(
+        json.dumps({"train": ["phantom_001", "phantom_002"], "test": ["phantom_000"]})
+        if ending[0] in "tj"
+        else json.dumps({"train": ["phantom_000", "phantom_001"]})
+    )
     with pytest.raises(UserError) as told:
         run_training(copy, tmp_path / "run", settings(data__split=str(split), train__steps=3))
-    assert str(told.value).startswith(f"case 'phantom_000': {path} is ") and "prepare the data set again" in str(told.value)
+    assert str(told.value).startswith(
+        f"case 'phantom_000': {path} is "
+    ) and "prepare the data set again" in str(told.value)
     assert "\n" not in str(told.value)
 
 
-def test_every_file_of_a_prepared_set_has_its_checksum_and_sets_without_them_are_still_read(prepared, tmp_path):
+def test_every_file_of_a_prepared_set_has_its_checksum_and_sets_without_them_are_still_read(
+    prepared, tmp_path
+):
     copy = shutil.copytree(prepared, tmp_path / "prepared")
     meta = json.loads((copy / "dataset.json").read_text())
     named = {f"{case['name']}.{ending}" for case in meta["cases"] for ending in case["sha256"]}
     assert named == {path.name for path in (copy / "cases").iterdir()}
     for case in meta["cases"]:
-        assert all(checkpoints.checksum(copy / "cases" / f"{case['name']}.{ending}") == sha256
-                   for ending, sha256 in case.pop("sha256").items())
+        assert all(
+            checkpoints.checksum(copy / "cases" / f"{case['name']}.{ending}") == sha256
+            for ending, sha256 in case.pop("sha256").items()
+        )
     (copy / "dataset.json").write_text(json.dumps(meta))
     spoil(copy / "cases" / "phantom_000.json")
-    assert PreparedSet(copy).array("phantom_000", "image").shape == PreparedSet(prepared).array("phantom_000", "image").shape
+    assert (
+        PreparedSet(copy).array("phantom_000", "image").shape
+        == PreparedSet(prepared).array("phantom_000", "image").shape
+    )
 
 
 def test_a_file_is_compared_once(prepared, tmp_path):
@@ -95,7 +111,8 @@ def test_a_file_is_compared_once(prepared, tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from dkuxnet import cli, prepare
+from dkuxnet.cli import commands as cli
+from dkuxnet.data import prepare
 import multiprocessing, os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may inherit that it is ignored
 store = prepare.store_case
@@ -110,9 +127,15 @@ cli.main()
 
 @pytest.fixture
 def preparing(scans, tmp_path):
-    """A `dkuxnet prepare` in two processes, caught while both store a case; and the numbers of the two."""
-    process = subprocess.Popen([sys.executable, "-c", PREPARE, scans, tmp_path / "prepared"], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """A `dkuxnet prepare` in two processes, caught while both store a case; and the numbers of the
+    two.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, scans, tmp_path / "prepared"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     workers = set()
     while len(workers) < 2:
         line = process.stdout.readline()
@@ -146,7 +169,9 @@ def test_a_killed_worker_of_prepare_is_one_line_and_leaves_nothing(preparing, tm
     process, workers = preparing
     os.kill(min(workers), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and re.fullmatch(r"error: case 'phantom_00\d' or one after it: .* killed.*\n", err), err
+    assert process.returncode == 1 and re.fullmatch(
+        r"error: case 'phantom_00\d' or one after it: .* killed.*\n", err
+    ), err
     assert "--processes 1" in err and list(tmp_path.iterdir()) == [] and all(map(ends, workers))
 
 
@@ -169,8 +194,12 @@ def test_a_patch_that_no_memory_holds_is_told_with_one_that_fits(prepared, tmp_p
     with pytest.raises(UserError) as told:
         run_training(prepared, tmp_path / "run", settings(train__patch=[8192, 8192, 8192]))
     line = str(told.value)
-    found = re.fullmatch(r"out of memory: a step on 1 patch of \[8192,8192,8192\] needs about (\d+) GiB, (\S+) GiB were free; "
-                         r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about (\S+) GiB", line)
+    found = re.fullmatch(
+        r"out of memory: a step on 1 patch of \[8192,8192,8192\] needs about (\d+) GiB, (\S+) GiB "
+        r"were free; "
+        r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about (\S+) GiB",
+        line,
+    )
     assert found, line
     needs, free, *patch, fits = map(float, found.groups())
     assert fits <= free and needs == pytest.approx(fits * 8192**3 / math.prod(patch), rel=0.1)
@@ -181,9 +210,9 @@ LIMITED = """
 import json, resource, sys
 from pathlib import Path
 import torch
-from dkuxnet import experiment
-from dkuxnet.config import load_settings
-from dkuxnet.errors import UserError
+from dkuxnet.training import experiment
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
 torch.set_num_threads(1)
 make_state = experiment.make_state
 def then_limited(*args):
@@ -206,13 +235,19 @@ def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, t
     overrides = json.dumps(TINY | {"train.patch": [128, 128, 128], "train.labelled_batch": 2})
     order = [sys.executable, "-c", LIMITED, prepared, tmp_path / "run", overrides]
     done = subprocess.run(order, text=True, capture_output=True)
-    told = re.fullmatch(r"out of memory: a step on 2 patches of \[128,128,128\] needs about \S+ GiB, 0\.\d+ GiB were free; .*"
-                        r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about 0\.\d+ GiB", done.stdout.strip())
+    told = re.fullmatch(
+        r"out of memory: a step on 2 patches of \[128,128,128\] needs about \S+ GiB, 0\.\d+ GiB "
+        r"were free; .*"
+        r"train\.patch=\[(\d+),(\d+),(\d+)\] would need about 0\.\d+ GiB",
+        done.stdout.strip(),
+    )
     assert told and math.prod(map(int, told.groups())) < 128**3 / 2, done
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"])
+@pytest.mark.parametrize(
+    "words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"]
+)
 def test_whatever_words_the_cpu_has_for_it(words):
     with pytest.raises(UserError, match="out of memory: take a smaller"), telling_out_of_memory():
         raise RuntimeError(words)
@@ -221,54 +256,93 @@ def test_whatever_words_the_cpu_has_for_it(words):
 
 
 def test_what_a_step_needs_is_measured(prepared, tmp_path):
-    """Against the peak of a process that takes such a step, see docs/reliability.md; here: it grows with what is kept."""
+    """Against the peak of a process that takes such a step, see docs/reliability.md; here: it
+    grows with what is kept.
+    """
     seen = []
 
     def look(method, job, free):
         seen.append(advice.step_bytes_per_voxel(method, job, 0))
         return advice.memory_advice(method, job, free)
+
     for batch in (2, 6):
-        with pytest.MonkeyPatch.context() as patched, pytest.raises(UserError, match="out of memory: a step"):
-            patched.setattr("dkuxnet.experiment.memory_advice", look)
-            run_training(prepared, tmp_path / "run", settings(train__patch=[8192] * 3, train__labelled_batch=batch))
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            pytest.raises(UserError, match="out of memory: a step"),
+        ):
+            patched.setattr("dkuxnet.training.experiment.memory_advice", look)
+            run_training(
+                prepared,
+                tmp_path / "run",
+                settings(train__patch=[8192] * 3, train__labelled_batch=batch),
+            )
     assert seen[1] == pytest.approx(3 * seen[0], rel=0.05)
 
 
-def test_batches_are_lowered_before_patches_and_a_half_is_advised_where_nothing_is_known(prepared, tmp_path):
-    from dkuxnet.build import build_method
-    from dkuxnet.job import new_job
+def test_batches_are_lowered_before_patches_and_a_half_is_advised_where_nothing_is_known(
+    prepared, tmp_path
+):
+    from dkuxnet.models.build import build_method
+    from dkuxnet.training.job import new_job
 
     job = new_job(prepared, settings(train__labelled_batch=4, train__patch=[32, 32, 32]))
     method = build_method(job.settings, job.shape, job.data.meta["plan"])
     needed = advice.step_bytes_per_voxel(method, job, 0) * 32**3
     line = advice.memory_advice(method, job, int(0.7 * needed))
-    assert "; train.labelled_batch=1 and train.unlabelled_batch=1 would need about" in line and " GiB, or train.patch=[" in line
-    assert "train.patch=[16,32,32] would need about 50% of it" in advice.memory_advice(method, job, None)
-    assert advice.memory_advice(method, job, 1000).endswith("no patch would fit: take a smaller network")
+    assert (
+        "; train.labelled_batch=1 and train.unlabelled_batch=1 would need about" in line
+        and " GiB, or train.patch=[" in line
+    )
+    assert "train.patch=[16,32,32] would need about 50% of it" in advice.memory_advice(
+        method, job, None
+    )
+    assert advice.memory_advice(method, job, 1000).endswith(
+        "no patch would fit: take a smaller network"
+    )
 
 
 def test_the_memory_of_a_container_counts(tmp_path):
-    for name, content in (("max", "1000000"), ("current", "700000"), ("stat", "anon 5\ninactive_file 50000")):
+    for name, content in (
+        ("max", "1000000"),
+        ("current", "700000"),
+        ("stat", "anon 5\ninactive_file 50000"),
+    ):
         (tmp_path / f"memory.{name}").write_text(content + "\n")
     assert memory._of_group(memory.GROUPS[0], tmp_path) == 350_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._of_group(memory.GROUPS[0], tmp_path) is None and memory._of_group(memory.GROUPS[1], tmp_path) is None
+    assert (
+        memory._of_group(memory.GROUPS[0], tmp_path) is None
+        and memory._of_group(memory.GROUPS[1], tmp_path) is None
+    )
 
 
 # --- the clock ---
 
 
-@pytest.mark.parametrize("jump", [-10**6, 10**6])
+@pytest.mark.parametrize("jump", [-(10**6), 10**6])
 def test_a_clock_that_jumps_changes_no_duration_and_no_save(prepared, tmp_path, monkeypatch, jump):
-    """save_minutes is a day: with the jumping clock a save would be due at every step, or `seconds` be below 0."""
+    """save_minutes is a day: with the jumping clock a save would be due at every step, or
+    `seconds` be below 0.
+    """
     now, saves = [time.time()], []
     monkeypatch.setattr(time, "time", lambda: now[0])
     save = RunFolder.save_checkpoint
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda run, state: (saves.append(state["step"]), save(run, state)))
+    monkeypatch.setattr(
+        RunFolder,
+        "save_checkpoint",
+        lambda run, state: (saves.append(state["step"]), save(run, state)),
+    )
 
     def tick(what, done, total, figures):
         now[0] += jump
-    manifest = run_training(prepared, tmp_path / "run", settings(train__save_every=4, train__save_minutes=1440.0), False, tick)
+
+    manifest = run_training(
+        prepared,
+        tmp_path / "run",
+        settings(train__save_every=4, train__save_minutes=1440.0),
+        False,
+        tick,
+    )
     seconds = [row["seconds"] for row in RunFolder(tmp_path / "run").metrics()]
     assert saves == [4, 6] and seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 600
     assert 0 < manifest["train_seconds"] < 600
@@ -279,7 +353,11 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set():
     uses = set()
     for path in (ROOT / "src" / "dkuxnet").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now"):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "time.time",
+                "time.time_ns",
+                "datetime.now",
+            ):
                 uses.add(path.name)
     assert uses <= {"events.py"}
 
@@ -298,24 +376,33 @@ def read_only(prepared, dual_run, tmp_path):
         yield disk
 
 
-def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(read_only, scans, tmp_path):
+def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(
+    read_only, scans, tmp_path
+):
     scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"
-    run_training(read_only / "prepared", tmp_path / "run", settings(train__steps=2, data__test_cases=1))
+    run_training(
+        read_only / "prepared", tmp_path / "run", settings(train__steps=2, data__test_cases=1)
+    )
     assert predict_scans(read_only / "dual", [scan], tmp_path / "out", device="cpu")[0].is_file()
     refused = "Read-only file system; choose a folder that can be written to|no right to write in .*; choose another --output"
-    for order in (lambda: run_training(read_only / "prepared", read_only / "run", settings()),
-                  lambda: run_training(read_only / "prepared", read_only / "dual", settings(), resume=True),
-                  lambda: prepare_scans(scans, read_only / "new", processes=1),
-                  lambda: predict_scans(tmp_path / "run", [scan], read_only / "out", device="cpu")):
+    for order in (
+        lambda: run_training(read_only / "prepared", read_only / "run", settings()),
+        lambda: run_training(read_only / "prepared", read_only / "dual", settings(), resume=True),
+        lambda: prepare_scans(scans, read_only / "new", processes=1),
+        lambda: predict_scans(tmp_path / "run", [scan], read_only / "out", device="cpu"),
+    ):
         with pytest.raises(UserError, match=refused):
             order()
 
 
-def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_kept(prepared, tmp_path):
+def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_kept(
+    prepared, tmp_path
+):
     run = tmp_path / "run"
 
     def block(what, done, total, figures):
         (run / "evaluation").write_text("a file")
+
     with pytest.raises(UserError, match=r"run/evaluation.*(File exists|Not a directory)"):
         run_training(prepared, run, settings(data__test_cases=1), False, block)
     (run / "evaluation").unlink()
@@ -328,7 +415,9 @@ def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_k
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("place", ["safetensors.torch.save", "os.fsync", "os.replace"])
 def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatch, number, place):
-    """The state is saved once more, whole, at the step of the signal, and the run goes on from there."""
+    """The state is saved once more, whole, at the step of the signal, and the run goes on from
+    there.
+    """
     (within, name), packing = place.rsplit(".", 1), place == "safetensors.torch.save"
     module = importlib.import_module(within)
     real, sent = getattr(module, name), []
@@ -345,6 +434,7 @@ def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatc
                 result = real(*args, **more)
             return result
         return real(*args, **more)
+
     monkeypatch.setattr(module, name, interrupted)
     with pytest.raises(Interrupted, match=r"stopped at step \d of 6; the state is saved"):
         run_training(prepared, tmp_path / "run", settings())
@@ -362,6 +452,7 @@ def test_a_second_signal_that_breaks_a_save_leaves_what_was_saved(prepared, tmp_
             os.ftruncate(descriptor, 1000)  # half of it
             raise KeyboardInterrupt
         flush(descriptor)
+
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(KeyboardInterrupt):
         run_training(prepared, tmp_path / "run", settings())

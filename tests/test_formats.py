@@ -1,4 +1,6 @@
-"""Every format: what is written comes back, the formats agree on where a voxel is, a bad file gets one clear line."""
+"""Every format: what is written comes back, the formats agree on where a voxel is, a bad file gets
+one clear line.
+"""
 
 import gzip
 import os
@@ -12,10 +14,10 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dkuxnet import formats
-from dkuxnet.errors import UserError
-from dkuxnet.formats import FORMATS
-from dkuxnet.types import Volume
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.data.formats import FORMATS
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 SHAPE = (5, 6, 7)
@@ -32,7 +34,9 @@ def rotation(quaternion) -> np.ndarray:
     )
 
 
-def affine_of(quaternion=(0.9, 0.2, -0.3, 0.25), spacing_mm=(0.7, 1.1, 2.5), origin_mm=(-123.4, 45.67, 890.1)) -> np.ndarray:
+def affine_of(
+    quaternion=(0.9, 0.2, -0.3, 0.25), spacing_mm=(0.7, 1.1, 2.5), origin_mm=(-123.4, 45.67, 890.1)
+) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = rotation(quaternion) * spacing_mm
     affine[:3, 3] = origin_mm
@@ -91,7 +95,9 @@ def test_one_channel_is_squeezed(tmp_path, ending):
     assert_same(formats.read(tmp_path / f"a{ending}"), Volume(volume.array[0], volume.affine))
 
 
-@pytest.mark.parametrize(("given_type", "kept_type"), [("bool", "uint8"), ("float16", "float32"), (">i2", "<i2")])
+@pytest.mark.parametrize(
+    ("given_type", "kept_type"), [("bool", "uint8"), ("float16", "float32"), (">i2", "<i2")]
+)
 @pytest.mark.parametrize("ending", FORMATS)
 def test_types_that_not_all_formats_have_are_widened(tmp_path, ending, given_type, kept_type):
     array = (np.arange(210).reshape(SHAPE) % 2).astype(given_type)
@@ -100,7 +106,9 @@ def test_types_that_not_all_formats_have_are_widened(tmp_path, ending, given_typ
     assert_same(back, Volume(array.astype(kept_type), affine_of()))
 
 
-quaternions = hnp.arrays(float, 4, elements=st.floats(-1, 1)).filter(lambda q: np.linalg.norm(q) > 0.1)
+quaternions = hnp.arrays(float, 4, elements=st.floats(-1, 1)).filter(
+    lambda q: np.linalg.norm(q) > 0.1
+)
 spacings = st.tuples(*[st.floats(0.1, 10)] * 3)
 origins = st.tuples(*[st.floats(-1000, 1000)] * 3)
 
@@ -109,7 +117,9 @@ origins = st.tuples(*[st.floats(-1000, 1000)] * 3)
 @given(quaternion=quaternions, spacing_mm=spacings, origin_mm=origins, mirrored=st.booleans())
 @pytest.mark.parametrize("ending", FORMATS)
 def test_affines_come_back(tmp_path_factory, ending, quaternion, spacing_mm, origin_mm, mirrored):
-    affine = affine_of(quaternion, spacing_mm, origin_mm) @ np.diag([-1.0 if mirrored else 1.0, 1, 1, 1])
+    affine = affine_of(quaternion, spacing_mm, origin_mm) @ np.diag(
+        [-1.0 if mirrored else 1.0, 1, 1, 1]
+    )
     path = tmp_path_factory.mktemp("affine") / f"a{ending}"
     formats.write(Volume(np.zeros((2, 3, 4), np.float32), affine), path)
     back = formats.read(path)
@@ -131,7 +141,9 @@ def test_simpleitk_sees_the_same_voxels_in_the_same_places(tmp_path, ending, cha
     image = sitk.ReadImage(str(tmp_path / f"a{ending}"))
     for index in [(0, 0, 0), (4, 0, 0), (0, 5, 0), (0, 0, 6), (4, 5, 6)]:
         x, y, z = image.TransformIndexToPhysicalPoint(index)
-        np.testing.assert_allclose((volume.affine @ [*index, 1])[:3], [-x, -y, z], rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(
+            (volume.affine @ [*index, 1])[:3], [-x, -y, z], rtol=1e-5, atol=1e-3
+        )
         np.testing.assert_array_equal(image.GetPixel(index), volume.array[(..., *index)])
 
 
@@ -139,7 +151,9 @@ def test_simpleitk_sees_the_same_voxels_in_the_same_places(tmp_path, ending, cha
 @pytest.mark.parametrize("vector", [False, True])
 def test_files_of_simpleitk(tmp_path, ending, vector):
     volume = oblique(shape=(3, *SHAPE) if vector else SHAPE)
-    image = sitk.GetImageFromArray(volume.array.T if not vector else volume.array.transpose(3, 2, 1, 0), isVector=vector)
+    image = sitk.GetImageFromArray(
+        volume.array.T if not vector else volume.array.transpose(3, 2, 1, 0), isVector=vector
+    )
     lps = np.diag([-1, -1, 1, 1]) @ volume.affine
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection((lps[:3, :3] / volume.spacing_mm).ravel())
@@ -162,7 +176,9 @@ def test_shear_survives(tmp_path, ending):
     affine = affine_of()
     affine[:3, 1] += 0.3 * affine[:3, 0]
     formats.write(Volume(np.zeros(SHAPE, np.float32), affine), tmp_path / f"a{ending}")
-    np.testing.assert_allclose(formats.read(tmp_path / f"a{ending}").affine, affine, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        formats.read(tmp_path / f"a{ending}").affine, affine, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_scaled_nifti_is_float32_and_unscaled_keeps_its_type(tmp_path):
@@ -204,7 +220,9 @@ def test_array_is_independent_of_the_file(tmp_path):
 
 
 def test_trailing_single_axis_of_nifti_is_squeezed(tmp_path):
-    nibabel.save(nibabel.Nifti1Image(np.zeros((*SHAPE, 1), np.float32), np.eye(4)), tmp_path / "a.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((*SHAPE, 1), np.float32), np.eye(4)), tmp_path / "a.nii"
+    )
     assert formats.read(tmp_path / "a.nii").array.shape == SHAPE
 
 
@@ -241,7 +259,10 @@ def test_whole_floats_become_the_smallest_integers(tmp_path, ending, high, dtype
     array = np.zeros(SHAPE, np.float32)
     array[0] = high
     formats.write(Volume(array, affine_of()), tmp_path / f"a{ending}")
-    assert_same(formats.read(tmp_path / f"a{ending}", kind="label"), Volume(array.astype(dtype), affine_of()))
+    assert_same(
+        formats.read(tmp_path / f"a{ending}", kind="label"),
+        Volume(array.astype(dtype), affine_of()),
+    )
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e30])
@@ -303,8 +324,17 @@ def test_renamed(tmp_path, ending, other):
         formats.write(oblique(), tmp_path / f"b{other}")
         os.replace(tmp_path / f"b{other}", path)
     else:
-        path.write_bytes(b"not a scan\n" * 60 if other == "text" else np.random.default_rng(0).bytes(900))
-    holds = {".nii.gz": "gzip", ".nii": "NIfTI", ".nrrd": "NRRD", ".mha": "MetaImage", ".h5": "HDF5", "text": "text"}
+        path.write_bytes(
+            b"not a scan\n" * 60 if other == "text" else np.random.default_rng(0).bytes(900)
+        )
+    holds = {
+        ".nii.gz": "gzip",
+        ".nii": "NIfTI",
+        ".nrrd": "NRRD",
+        ".mha": "MetaImage",
+        ".h5": "HDF5",
+        "text": "text",
+    }
     refused(path, f"holds {holds.get(other, 'unknown data')}")
 
 
@@ -332,13 +362,17 @@ def test_headers_that_promise_absurd_sizes(tmp_path):
         header.set_sform(np.eye(4), code=1)
         header["vox_offset"], header["magic"] = 352, b"n+1"
         content = header.binaryblock + bytes(4000)
-        (tmp_path / f"a{ending}").write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+        (tmp_path / f"a{ending}").write_bytes(
+            gzip.compress(content) if ending == ".nii.gz" else content
+        )
         refused(tmp_path / f"a{ending}", "bytes of voxels")
     for ending, size in ((".nrrd", b"sizes: 5 6 7"), (".mha", b"DimSize = 5 6 7")):
         formats.write(oblique(), tmp_path / f"a{ending}")
         content = (tmp_path / f"a{ending}").read_bytes()
         assert size in content
-        (tmp_path / f"a{ending}").write_bytes(content.replace(size, size.replace(b"5 6 7", b"50000 60000 70000")))
+        (tmp_path / f"a{ending}").write_bytes(
+            content.replace(size, size.replace(b"5 6 7", b"50000 60000 70000"))
+        )
         refused(tmp_path / f"a{ending}", "bytes of voxels")
 
 
@@ -427,7 +461,11 @@ def test_upper_case_suffix(tmp_path, ending):
 def test_unwritable_folder(tmp_path, ending):
     (tmp_path / "file").touch()
     (tmp_path / f"taken{ending}").mkdir()
-    for path in (tmp_path / "none" / f"a{ending}", tmp_path / "file" / f"a{ending}", tmp_path / f"taken{ending}"):
+    for path in (
+        tmp_path / "none" / f"a{ending}",
+        tmp_path / "file" / f"a{ending}",
+        tmp_path / f"taken{ending}",
+    ):
         with pytest.raises(UserError, match="cannot be written") as caught:
             formats.write(oblique(), path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)

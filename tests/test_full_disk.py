@@ -1,4 +1,6 @@
-"""A disk that fills up: one clear line, exit code 1, nothing half-written under its name; with room again, all goes on."""
+"""A disk that fills up: one clear line, exit code 1, nothing half-written under its name; with
+room again, all goes on.
+"""
 
 import json
 import re
@@ -12,20 +14,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import console, formats
-from dkuxnet.cli import main
-from dkuxnet.config import load_settings
-from dkuxnet.data.dataset import VERSION, PreparedSet, write_array
-from dkuxnet.errors import UserError
-from dkuxnet.evaluate import Evaluation
-from dkuxnet.experiment import run_training
-from dkuxnet.run import RunFolder, write_json
-from dkuxnet.types import Volume
+from dkuxnet.cli import console
+from dkuxnet.cli.commands import main
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.data.prepared_set import VERSION, PreparedSet, write_array
+from dkuxnet.evaluation.evaluate import Evaluation
+from dkuxnet.machine.files import write_json
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.experiment import run_training
 from small_disk import FULL, KINDS, small_disk
 from tiny import UXNET
 
-TINY = UXNET | {"train.steps": 6, "train.save_every": 2, "train.validate_every": 6, "data.validation_cases": 1,
-                "data.test_cases": 1}
+TINY = UXNET | {
+    "train.steps": 6,
+    "train.save_every": 2,
+    "train.validate_every": 6,
+    "data.validation_cases": 1,
+    "data.test_cases": 1,
+}
 NOISE = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
 BLOCK = 4096  # bytes that the disk takes or refuses at once
 
@@ -45,6 +54,7 @@ def best_disk(tmp_path):
 @pytest.fixture
 def dkuxnet(monkeypatch, capsys):
     """The command: its exit code, and the lines on stderr that are no warning."""
+
     def run(*args: object) -> tuple[int, list[str]]:
         monkeypatch.setattr(sys, "argv", ["dkuxnet", *map(str, args)])
         try:
@@ -52,14 +62,24 @@ def dkuxnet(monkeypatch, capsys):
             code = 0
         except SystemExit as stop:
             code = stop.code or 0
-        return code, [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        return code, [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if not line.startswith("warning: ")
+        ]
+
     return run
 
 
 def told(outcome: tuple[int, list[str]], where: str) -> bool:
     code, lines = outcome
-    return code == 1 and len(lines) == 1 and lines[0].startswith("error: ") and where in lines[0] \
+    return (
+        code == 1
+        and len(lines) == 1
+        and lines[0].startswith("error: ")
+        and where in lines[0]
         and bool(re.search(FULL, lines[0]) or "rights and space" in lines[0])
+    )
 
 
 # --- every file that the program writes, on a disk that takes any part of it ---
@@ -70,24 +90,51 @@ def array(path: Path) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    plan = {"spacing_mm": [1, 1, 1], "normalisation": [{"kind": "z-score"}], "patch": [16, 16, 16], "network": "none"}
-    path.with_name("dataset.json").write_text(json.dumps({
-        "version": VERSION, "channels": ["MRI"], "labels": {"background": 0, "organ": 1}, "plan": plan, "fingerprint": {},
-        "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}]}))
+    plan = {
+        "spacing_mm": [1, 1, 1],
+        "normalisation": [{"kind": "z-score"}],
+        "patch": [16, 16, 16],
+        "network": "none",
+    }
+    path.with_name("dataset.json").write_text(
+        json.dumps(
+            {
+                "version": VERSION,
+                "channels": ["MRI"],
+                "labels": {"background": 0, "organ": 1},
+                "plan": plan,
+                "fingerprint": {},
+                "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}],
+            }
+        )
+    )
     return PreparedSet(path.parent).array("a", "image")[0]
 
 
 STATE = {"step": 4, "w": torch.from_numpy(NOISE)}
 WRITERS = {  # write into a folder, and read what it has there
-    **{ending: (lambda folder, ending=ending: formats.write(Volume(NOISE, np.eye(4)), folder / f"a{ending}"),
-                lambda folder, ending=ending: formats.read(folder / f"a{ending}").array) for ending in formats.FORMATS},
+    **{
+        ending: (
+            lambda folder, ending=ending: formats.write(
+                Volume(NOISE, np.eye(4)), folder / f"a{ending}"
+            ),
+            lambda folder, ending=ending: formats.read(folder / f"a{ending}").array,
+        )
+        for ending in formats.FORMATS
+    },
     "array": (lambda folder: array(folder / "x"), lambda folder: read_array(folder / "x")),
-    "weights": (lambda folder: RunFolder(folder).save_weights("final", {"w": STATE["w"]}),
-                lambda folder: load_file(folder / "final.safetensors")["w"].numpy()),
-    "checkpoint": (lambda folder: RunFolder(folder).save_checkpoint(STATE),
-                   lambda folder: RunFolder(folder).load_checkpoint()["w"].numpy()),
-    "json": (lambda folder: write_json(folder / "a.json", NOISE[0].tolist()),
-             lambda folder: np.array(json.loads((folder / "a.json").read_text()), np.float32)),
+    "weights": (
+        lambda folder: RunFolder(folder).save_weights("final", {"w": STATE["w"]}),
+        lambda folder: load_file(folder / "final.safetensors")["w"].numpy(),
+    ),
+    "checkpoint": (
+        lambda folder: RunFolder(folder).save_checkpoint(STATE),
+        lambda folder: RunFolder(folder).load_checkpoint()["w"].numpy(),
+    ),
+    "json": (
+        lambda folder: write_json(folder / "a.json", NOISE[0].tolist()),
+        lambda folder: np.array(json.loads((folder / "a.json").read_text()), np.float32),
+    ),
 }
 
 
@@ -106,7 +153,9 @@ def test_a_file_is_there_whole_or_not_at_all(disk, what):
             outcomes.add("refused")
             assert re.search(FULL, str(error)) or "rights and space" in str(error)
             left = [name for name in disk.files() if name not in before and name != "checkpoints"]
-            assert not left or left == ["cases/a.image.b2nd"]  # `prepare` throws its whole folder away
+            assert not left or left == [
+                "cases/a.image.b2nd"
+            ]  # `prepare` throws its whole folder away
         else:
             outcomes.add("written")
             np.testing.assert_array_equal(read(folder), expected)
@@ -124,34 +173,52 @@ def test_the_file_of_before_stays_where_the_new_one_does_not_fit(disk):
     write_json(disk.folder / "manifest.json", {"a": 1})
     before = disk.files()
     with disk.full(BLOCK):
-        for write in (lambda: run.save_checkpoint(STATE | {"step": 6}), lambda: run.save_weights("best", {"w": STATE["w"]}),
-                      lambda: run.update_manifest(b=NOISE[0].tolist())):
+        for write in (
+            lambda: run.save_checkpoint(STATE | {"step": 6}),
+            lambda: run.save_weights("best", {"w": STATE["w"]}),
+            lambda: run.update_manifest(b=NOISE[0].tolist()),
+        ):
             with pytest.raises(UserError, match=FULL):
                 write()
-    assert disk.files() == before and run.manifest == {"a": 1} and run.load_checkpoint()["step"] == 4
+    assert (
+        disk.files() == before and run.manifest == {"a": 1} and run.load_checkpoint()["step"] == 4
+    )
     assert load_file(disk.folder / "best.safetensors")["w"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("short", ["metrics.jsonl", "events"])
 def test_a_logged_step_is_there_whole_or_not_at_all(disk, capfd, short):
-    """Of what does not fit nothing stays, and TensorBoard's file tells it: no thread with a traceback."""
+    """Of what does not fit nothing stays, and TensorBoard's file tells it: no thread with a
+    traceback.
+    """
     run = RunFolder(disk.folder)
     run.log(0, {"loss": 1.0})
     log, events = disk.folder / "metrics.jsonl", next((disk.folder / "tensorboard").iterdir())
     full, other = (log, events) if short == "metrics.jsonl" else (events, log)
-    full.write_bytes(full.read_bytes().ljust(BLOCK - 20))  # the next record begins in a block that is there and ends in none
+    full.write_bytes(
+        full.read_bytes().ljust(BLOCK - 20)
+    )  # the next record begins in a block that is there and ends in none
     other.write_bytes(b"")
-    with disk.full(0 if disk.mounted and full == log else BLOCK), pytest.raises(UserError, match=FULL) as told:
+    with (
+        disk.full(0 if disk.mounted and full == log else BLOCK),
+        pytest.raises(UserError, match=FULL) as told,
+    ):
         run.log(1, {"loss": 2.0})
-    assert short in str(told.value) and full.stat().st_size == BLOCK - 20 and capfd.readouterr().err == ""
+    assert (
+        short in str(told.value)
+        and full.stat().st_size == BLOCK - 20
+        and capfd.readouterr().err == ""
+    )
 
 
 def test_scores_are_there_whole_or_not_at_all(disk):
     row = dict.fromkeys(("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"), 0.5)
     row |= dict.fromkeys(("tp", "fp", "fn", "tn", "n_pred", "n_ref"), 1)
     names = [f"case {i}" for i in range(200)]
-    result = Evaluation([row | {"case": name, "class": "organ", "value": 1} for name in names],
-                        {name: (Path("p"), Path("l")) for name in names})
+    result = Evaluation(
+        [row | {"case": name, "class": "organ", "value": 1} for name in names],
+        {name: (Path("p"), Path("l")) for name in names},
+    )
     for write, name in ((result.write_json, "summary.json"), (result.write_csv, "cases.csv")):
         with disk.full(BLOCK), pytest.raises(UserError, match=FULL):
             write(disk.folder / name)
@@ -183,35 +250,48 @@ def undisturbed(prepared, tmp_path_factory) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def when(monkeypatch):
     """Have something done when a training has got so far: (what it does, steps or cases done)."""
+
     def at(moment: tuple[str, int], act) -> None:
         @contextmanager
         def progress():
             yield lambda what, done, total, figures: act() if (what, done) == moment else None
+
         monkeypatch.setattr(console, "train_progress", progress)
+
     return at
 
 
-@pytest.mark.parametrize("moment, leave, where", [
-    (("train", 1), 0, "run"),  # before anything is saved
-    (("train", 3), 0, "run"),
-    (("train", 3), 3 * BLOCK, "checkpoints"),
-    (("train", 6), 8 * BLOCK, "best.safetensors"),
-    (("evaluate", 1), 0, "summary.json"),
-], ids=str)
+@pytest.mark.parametrize(
+    "moment, leave, where",
+    [
+        (("train", 1), 0, "run"),  # before anything is saved
+        (("train", 3), 0, "run"),
+        (("train", 3), 3 * BLOCK, "checkpoints"),
+        (("train", 6), 8 * BLOCK, "best.safetensors"),
+        (("evaluate", 1), 0, "summary.json"),
+    ],
+    ids=str,
+)
 def test_train_and_resume(best_disk, prepared, dkuxnet, when, undisturbed, moment, leave, where):
     disk, run = best_disk, best_disk.folder / "run"
     when(moment, lambda: disk.fill(leave))
-    settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    settings = [
+        part for key, value in TINY.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
     outcome = dkuxnet("train", prepared, run, *settings)
     unsaved = moment[0] == "train" and moment[1] == 1
     assert told(outcome, where), outcome
-    assert [name for name in disk.files() if name.endswith(".part")] == [] and run.exists() != unsaved
+    assert [
+        name for name in disk.files() if name.endswith(".part")
+    ] == [] and run.exists() != unsaved
     disk.make_room()
     when(("train", 0), lambda: None)
     if unsaved:
         assert dkuxnet("train", prepared, run, *settings)[0] == 0
     else:
-        assert RunFolder(run).load_checkpoint()["step"] == (2 if moment[1] == 3 else 4 if moment[0] == "train" else 6)
+        assert RunFolder(run).load_checkpoint()["step"] == (
+            2 if moment[1] == 3 else 4 if moment[0] == "train" else 6
+        )
         assert dkuxnet("train", prepared, run, "--resume")[0] == 0
     weights = load_file(run / "final.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in undisturbed.items())
@@ -221,7 +301,16 @@ def test_train_and_resume(best_disk, prepared, dkuxnet, when, undisturbed, momen
 def test_predict_and_evaluate(best_disk, dual_run, scans, dkuxnet):
     disk, output = best_disk, best_disk.folder / "out"
     inputs = [scans / "imagesTr" / f"phantom_00{i}_0000.nii.gz" for i in range(2)]
-    order = ("predict", dual_run, *inputs, "--output", output, "--device", "cpu", "--save-probabilities")
+    order = (
+        "predict",
+        dual_run,
+        *inputs,
+        "--output",
+        output,
+        "--device",
+        "cpu",
+        "--save-probabilities",
+    )
     for leave in (0, BLOCK, 8 * BLOCK):
         with disk.full(leave):
             assert told(dkuxnet(*order), "out")
@@ -231,12 +320,24 @@ def test_predict_and_evaluate(best_disk, dual_run, scans, dkuxnet):
             assert not Path(name).name.startswith(".")
     assert dkuxnet(*order)[0] == 0 and len(list(output.glob("*.nii.gz"))) == 2
     with disk.full():
-        assert told(dkuxnet("evaluate", output, scans / "labelsTr", "--output", disk.folder / "scores.json"), "scores.json")
+        assert told(
+            dkuxnet(
+                "evaluate", output, scans / "labelsTr", "--output", disk.folder / "scores.json"
+            ),
+            "scores.json",
+        )
     assert not (disk.folder / "scores.json").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_on_a_full_disk_is_one_line_too():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "dkuxnet", "info"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and re.search(FULL, done.stderr), done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "dkuxnet", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and re.search(FULL, done.stderr), (
+        done.stderr
+    )

@@ -1,4 +1,6 @@
-"""The parts written out by hand compute what torch's operations compute, and so do their gradients; they keep less."""
+"""The parts written out by hand compute what torch's operations compute, and so do their
+gradients; they keep less.
+"""
 
 import copy
 from collections.abc import Callable
@@ -7,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.devices import to_device
-from dkuxnet.networks import fused, winograd
-from dkuxnet.networks.blocks import Conv1x1x1, DepthwiseConv3d, ResidualBlock, UXBlock
-from dkuxnet.networks.plain import uxnet_tiny
-from dkuxnet.types import NetworkShape
+from dkuxnet.core.types import NetworkShape
+from dkuxnet.machine.devices import to_device
+from dkuxnet.models.networks.blocks import Conv1x1x1, DepthwiseConv3d, ResidualBlock, UXBlock
+from dkuxnet.models.networks.cpu import fused, winograd
+from dkuxnet.models.networks.plain import uxnet_tiny
 
 PARTS = {
     "residual": lambda: ResidualBlock(5, 5),
@@ -26,8 +28,17 @@ def gradients(part: Callable, x: torch.Tensor) -> list[torch.Tensor]:
     """The result of `part`, and the gradients of a sum over it by `x` and by every parameter."""
     x = x.clone().requires_grad_()
     result = part(x)
-    (result * torch.linspace(-1, 2, result.numel(), dtype=x.dtype).view(result.shape)).sum().backward()
-    return [result, x.grad, *(parameter.grad for parameter in (part.parameters() if isinstance(part, nn.Module) else ()))]
+    (
+        result * torch.linspace(-1, 2, result.numel(), dtype=x.dtype).view(result.shape)
+    ).sum().backward()
+    return [
+        result,
+        x.grad,
+        *(
+            parameter.grad
+            for parameter in (part.parameters() if isinstance(part, nn.Module) else ())
+        ),
+    ]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -41,7 +52,9 @@ def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monk
     if layout == torch.channels_last_3d:
         part = to_device(part, torch.device("cpu"))
     channels = part.conv1.in_channels if name.startswith("residual") else 5
-    x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64).contiguous(memory_format=layout)
+    x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64).contiguous(
+        memory_format=layout
+    )
     ours = gradients(copy.deepcopy(part), x)
     monkeypatch.setattr(fused, "applies", lambda x: False)
     for mine, its in zip(ours, gradients(copy.deepcopy(part), x), strict=True):
@@ -55,8 +68,13 @@ def test_a_block_of_two_inputs_is_that_of_their_channels_joined(large, monkeypat
     part = to_device(ResidualBlock(6, 3).double(), torch.device("cpu"))
     for parameter in part.parameters():
         nn.init.normal_(parameter)
-    x = torch.randn(2, 6, 8, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
-    ours = gradients(lambda x: part(*x.chunk(2, dim=1)), x), [parameter.grad.clone() for parameter in part.parameters()]
+    x = torch.randn(2, 6, 8, 5, 6, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last_3d
+    )
+    ours = (
+        gradients(lambda x: part(*x.chunk(2, dim=1)), x),
+        [parameter.grad.clone() for parameter in part.parameters()],
+    )
     part.zero_grad()
     monkeypatch.setattr(fused, "applies", lambda x: False)
     its = gradients(part, x)
@@ -72,14 +90,22 @@ def test_a_block_of_one_input_without_a_gradient_still_trains():
 
 def test_a_pointwise_convolution_is_torch_s():
     part = Conv1x1x1(3, 5).double()
-    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last_3d
+    )
     torch.testing.assert_close(part(x), nn.functional.conv3d(x, part.weight, part.bias))
-    assert part(x).is_contiguous(memory_format=torch.channels_last_3d)  # what follows need not turn it round
+    assert part(x).is_contiguous(
+        memory_format=torch.channels_last_3d
+    )  # what follows need not turn it round
 
 
-@pytest.mark.parametrize("name, ours, plain", [("residual", 4, 5), ("residual, wider", 3.5, 5.5), ("ux", 4, 12)])
+@pytest.mark.parametrize(
+    "name, ours, plain", [("residual", 4, 5), ("residual, wider", 3.5, 5.5), ("ux", 4, 12)]
+)
 def test_so_many_maps_are_kept_for_the_backward_pass(name, ours, plain, monkeypatch):
-    """Of the width of the result, the input among them; a UX block's depthwise convolution and norm keep three."""
+    """Of the width of the result, the input among them; a UX block's depthwise convolution and
+    norm keep three.
+    """
     part = to_device(PARTS[name](), torch.device("cpu"))
     assert maps_kept(part) == ours
     monkeypatch.setattr(fused, "applies", lambda x: False)
@@ -88,7 +114,11 @@ def test_so_many_maps_are_kept_for_the_backward_pass(name, ours, plain, monkeypa
 
 def maps_kept(part: nn.Module) -> int:
     channels = 3 if isinstance(part, ResidualBlock) and part.conv1.in_channels == 3 else 5
-    x = torch.randn(2, channels, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    x = (
+        torch.randn(2, channels, 16, 16, 16)
+        .contiguous(memory_format=torch.channels_last_3d)
+        .requires_grad_()
+    )
     kept = {}
 
     def keep(tensor):
@@ -97,7 +127,9 @@ def maps_kept(part: nn.Module) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = part(x)
-    sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values() if tensor.numel() >= x.numel()]
+    sizes = [
+        tensor.untyped_storage().nbytes() for tensor in kept.values() if tensor.numel() >= x.numel()
+    ]
     return round(sum(sizes) / result.untyped_storage().nbytes(), 1)
 
 

@@ -1,4 +1,6 @@
-"""Spoilt files of every kind, others in each run of the tests: a reader raises UserError or nothing. See benchmarks/fuzz.py."""
+"""Spoilt files of every kind, others in each run of the tests: a reader raises UserError or
+nothing. See measurements/fuzz.py.
+"""
 
 import json
 import sys
@@ -11,16 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dkuxnet.errors import DataWarning, UserError
+from dkuxnet.core.errors import DataWarning, UserError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from fuzz_targets import TARGETS, spoilt
 
 SLOW = ("dicom", "dicom-zip")
 
 
 def outcome(name: str, data: bytes) -> str:
-    """The message of the UserError that comes of reading `data`, "" for none; every other exception comes through."""
+    """The message of the UserError that comes of reading `data`, "" for none; every other
+    exception comes through.
+    """
     with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", DataWarning)
         try:
@@ -30,7 +34,11 @@ def outcome(name: str, data: bytes) -> str:
             assert str(error).isprintable() and len(str(error)) < 2100
             return str(error)
         finally:
-            assert all(str(each.message).isprintable() for each in told if issubclass(each.category, DataWarning))
+            assert all(
+                str(each.message).isprintable()
+                for each in told
+                if issubclass(each.category, DataWarning)
+            )
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -43,8 +51,12 @@ def test_a_valid_file_is_read(name):
 def test_a_spoilt_file_is_a_user_error_or_nothing(name):
     seeds = TARGETS[name].seeds()
 
-    @settings(max_examples=40 if name in SLOW else 150, deadline=None, database=None,
-              suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
+    @settings(
+        max_examples=40 if name in SLOW else 150,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+    )
     @given(st.sampled_from(seeds), st.integers(0, 2**32))
     def read(data, state):
         outcome(name, spoilt(TARGETS[name], data, Random(state)))
@@ -52,13 +64,23 @@ def test_a_spoilt_file_is_a_user_error_or_nothing(name):
     read()
 
 
-TREES = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-                     max_leaves=12)
-DOCUMENTS = st.binary(max_size=200) | st.text(max_size=100).map(str.encode) | TREES.map(lambda tree: json.dumps(tree).encode())
+TREES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+DOCUMENTS = (
+    st.binary(max_size=200)
+    | st.text(max_size=100).map(str.encode)
+    | TREES.map(lambda tree: json.dumps(tree).encode())
+)
 
 
-@pytest.mark.parametrize("name", ["settings", "split", "source", "run", "prepared", "metrics", "set"])
+@pytest.mark.parametrize(
+    "name", ["settings", "split", "source", "run", "prepared", "metrics", "set"]
+)
 @settings(max_examples=40, deadline=None, database=None)
 @given(data=DOCUMENTS)
 def test_any_text_or_tree_is_a_user_error_or_nothing(name, data):

@@ -8,17 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from dkuxnet.data.geometry import from_ras, pad_to, resample, resample_label, resampled_affine, resampled_shape, to_ras
-from dkuxnet.types import Volume
+from dkuxnet.core.types import Volume
+from dkuxnet.data.geometry import (
+    from_ras,
+    pad_to,
+    resample,
+    resample_label,
+    resampled_affine,
+    resampled_shape,
+    to_ras,
+)
 
 SHAPE = (4, 5, 7)
 ORIENTATIONS = [
-    (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
+    (axes, signs)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
 ]
 RNG = np.random.default_rng(0)
 
 
-def affine_of(axes=(0, 1, 2), signs=(1, 1, 1), spacing_mm=(0.7, 1.3, 3.0), degrees=(0, 0, 0)) -> np.ndarray:
+def affine_of(
+    axes=(0, 1, 2), signs=(1, 1, 1), spacing_mm=(0.7, 1.3, 3.0), degrees=(0, 0, 0)
+) -> np.ndarray:
     """Array axis i runs along world axis axes[i] with signs[i], then the whole is turned."""
     affine = np.eye(4)
     affine[:3, :3] = 0
@@ -39,9 +51,13 @@ def world(affine: np.ndarray, shape) -> np.ndarray:
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
 def test_every_voxel_keeps_its_place_in_ras_order_and_the_way_back_is_exact(axes, signs, degrees):
     affine = affine_of(axes, signs, degrees=degrees)
-    scan = Volume(np.moveaxis(world(affine, SHAPE), -1, 0), affine)  # three channels: each voxel holds its own place
+    scan = Volume(
+        np.moveaxis(world(affine, SHAPE), -1, 0), affine
+    )  # three channels: each voxel holds its own place
     ras = to_ras(scan)
-    np.testing.assert_allclose(np.moveaxis(ras.array, 0, -1), world(ras.affine, ras.shape), atol=1e-9)
+    np.testing.assert_allclose(
+        np.moveaxis(ras.array, 0, -1), world(ras.affine, ras.shape), atol=1e-9
+    )
     assert (np.diag(ras.affine)[:3] > 0).all()
     np.testing.assert_array_equal(np.abs(ras.affine[:3, :3]).argmax(axis=0), [0, 1, 2])
     np.testing.assert_array_equal(from_ras(ras.array, affine), scan.array)
@@ -63,37 +79,55 @@ def test_a_constant_stays_constant_in_every_voxel(old, new):
 def test_the_resampled_grid_covers_the_same_box(old, new):
     affine = affine_of((2, 0, 1), (1, -1, 1), degrees=(10, 20, 30))
     after = resampled_affine(affine, old, new)
-    for corner in itertools.product((0, 1), repeat=3):  # outer faces are half a voxel beyond the centres
+    for corner in itertools.product(
+        (0, 1), repeat=3
+    ):  # outer faces are half a voxel beyond the centres
         place, where = (np.array([*(np.multiply(corner, n) - 0.5), 1.0]) for n in (old, new))
         np.testing.assert_allclose(after @ where, affine @ place, atol=1e-9)
 
 
 @pytest.mark.parametrize("new", [(24, 12, 36), (9, 15, 6), (18, 20, 18), (6, 10, 9)])
 def test_a_ramp_through_the_world_stays_the_ramp(new):
-    """Up and down, by whole and by odd factors: a shift of half a voxel, or a mirrored axis, would be far off."""
+    """Up and down, by whole and by odd factors: a shift of half a voxel, or a mirrored axis, would
+    be far off.
+    """
     old = (18, 20, 18)
     affine = affine_of(spacing_mm=(1, 1, 1), degrees=(5, 10, 15))
     for direction in np.eye(3):
-        before, after = world(affine, old) @ direction, world(resampled_affine(affine, old, new), new) @ direction
-        reach = tuple(slice(r, n - r) for n, r in zip(new, (2 * max(1, -(-n // o)) for n, o in zip(new, old, strict=True)),
-                                                      strict=True))
-        # the triangle filter is sampled at voxels: by odd factors a centre moves by up to 0.083 of a voxel
+        before, after = (
+            world(affine, old) @ direction,
+            world(resampled_affine(affine, old, new), new) @ direction,
+        )
+        reach = tuple(
+            slice(r, n - r)
+            for n, r in zip(
+                new, (2 * max(1, -(-n // o)) for n, o in zip(new, old, strict=True)), strict=True
+            )
+        )
+        # the triangle filter is sampled at voxels: by odd factors a centre moves by up to 0.083 of
+        # a voxel
         np.testing.assert_allclose(resample(before, new)[reach], after[reach], atol=0.085)
 
 
 def test_interpolation_towards_smaller_voxels_is_linear():
-    np.testing.assert_allclose(resample(np.array([0.0, 4.0]).reshape(2, 1, 1), (4, 1, 1)).ravel(), [0, 1, 3, 4])
+    np.testing.assert_allclose(
+        resample(np.array([0.0, 4.0]).reshape(2, 1, 1), (4, 1, 1)).ravel(), [0, 1, 3, 4]
+    )
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_whole_factors_down_conserve_the_mean(factor):
-    array = np.pad(RNG.normal(size=[4 * factor] * 3), 2 * factor)  # the filter would count voxels at the border twice
+    array = np.pad(
+        RNG.normal(size=[4 * factor] * 3), 2 * factor
+    )  # the filter would count voxels at the border twice
     np.testing.assert_allclose(resample(array, [8] * 3).mean(), array.mean(), atol=1e-6)
 
 
 def test_averaging_down_removes_what_the_coarse_grid_cannot_hold():
     stripes = np.tile([1.0, -1.0], 12)[:, None, None] * np.ones((24, 8, 8))
-    assert np.abs(resample(stripes, (6, 8, 8))[1:-1]).max() < 1e-6  # picking every fourth voxel would give 1
+    assert (
+        np.abs(resample(stripes, (6, 8, 8))[1:-1]).max() < 1e-6
+    )  # picking every fourth voxel would give 1
 
 
 def test_a_smooth_scan_survives_the_way_down_and_up():
@@ -109,7 +143,8 @@ def test_resampling_keeps_channels_apart_and_the_input_unchanged():
     result = resample(array, (9, 7, 4))
     assert result.dtype == np.float32
     for channel, alone in zip(result, array, strict=True):
-        # on some CPUs BLAS sums matrices of another shape in another order, which moves the last bit
+        # on some CPUs BLAS sums matrices of another shape in another order, which moves the last
+        # bit
         np.testing.assert_allclose(channel, resample(alone, (9, 7, 4)), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(array, copy)
 

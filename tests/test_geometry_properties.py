@@ -1,4 +1,6 @@
-"""Whatever the affine, what is found lies where it is: files written by the program, read by other readers or by hand."""
+"""Whatever the affine, what is found lies where it is: files written by the program, read by other
+readers or by hand.
+"""
 
 import gzip
 import json
@@ -19,13 +21,14 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from dkuxnet import cli, formats
-from dkuxnet.config import validate
+from dkuxnet.cli import commands as cli
+from dkuxnet.core.config import validate
+from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import Output, Volume
+from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid, check_straight, shear_of
-from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.predict import predict_scans
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.types import Output, Volume
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.prediction.predict import predict_scans
 
 LPS = np.array([-1.0, -1.0, 1.0])
 STRAIGHT = st.just(0.0)
@@ -49,11 +52,21 @@ class Threshold(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def run():
     """A run whose predictor is Threshold, on a grid of 2 mm."""
-    manifest = {"labels": {"background": 0, "organ": 1}, "channels": ["MRI"], "patch": [16, 16, 16],
-                "plan": {"spacing_mm": [2.0] * 3, "normalisation": [{"kind": "z-score"}]}}
+    manifest = {
+        "labels": {"background": 0, "organ": 1},
+        "channels": ["MRI"],
+        "patch": [16, 16, 16],
+        "plan": {"spacing_mm": [2.0] * 3, "normalisation": [{"kind": "z-score"}]},
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dkuxnet.segment.load_predictor",
-                      lambda run, weights, device: (Threshold(), validate({"infer": {"overlap": 0.25, "batch": 8}}), manifest))
+        patch.setattr(
+            "dkuxnet.prediction.segment.load_predictor",
+            lambda run, weights, device: (
+                Threshold(),
+                validate({"infer": {"overlap": 0.25, "batch": 8}}),
+                manifest,
+            ),
+        )
         yield
 
 
@@ -61,9 +74,14 @@ def run():
 
 
 def sheared(directions: np.ndarray, degrees: float) -> np.ndarray:
-    """The second axis is turned towards the first, so that their angle is `degrees` off a right one."""
+    """The second axis is turned towards the first, so that their angle is `degrees` off a right
+    one.
+    """
     result = directions.copy()
-    result[:, 1] = np.cos(np.radians(degrees)) * directions[:, 1] + np.sin(np.radians(degrees)) * directions[:, 0]
+    result[:, 1] = (
+        np.cos(np.radians(degrees)) * directions[:, 1]
+        + np.sin(np.radians(degrees)) * directions[:, 0]
+    )
     return result
 
 
@@ -73,10 +91,14 @@ def affines(draw, shear=STRAIGHT) -> np.ndarray:
     if draw(st.booleans()):
         turn = np.eye(3)[:, draw(st.permutations(range(3)))]
     else:
-        turn = Rotation.from_euler("xyz", [draw(st.floats(-180, 180)) for _ in range(3)], degrees=True).as_matrix()
+        turn = Rotation.from_euler(
+            "xyz", [draw(st.floats(-180, 180)) for _ in range(3)], degrees=True
+        ).as_matrix()
     spacing = draw(st.floats(0.8, 2.5)) * np.array([draw(st.floats(1, 2.2)) for _ in range(3)])
     affine = np.eye(4)
-    affine[:3, :3] = sheared(turn * [draw(st.sampled_from([-1, 1])) for _ in range(3)], draw(shear)) * spacing
+    affine[:3, :3] = (
+        sheared(turn * [draw(st.sampled_from([-1, 1])) for _ in range(3)], draw(shear)) * spacing
+    )
     affine[:3, 3] = [draw(st.floats(-400, 400)) for _ in range(3)]
     return affine
 
@@ -88,7 +110,9 @@ def blob(affine: np.ndarray) -> tuple[Volume, np.ndarray]:
     place = (affine @ [*(shape * (0.62, 0.4, 0.55)), 1])[:3]
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     away = np.linalg.norm(voxels @ affine[:3, :3].T + affine[:3, 3] - place, axis=-1)
-    return Volume((1000 * np.exp(-0.5 * (away / (4 * spacing.min())) ** 2)).astype(np.float32), affine), place
+    return Volume(
+        (1000 * np.exp(-0.5 * (away / (4 * spacing.min())) ** 2)).astype(np.float32), affine
+    ), place
 
 
 def store(scan: Volume, path: Path) -> None:
@@ -112,7 +136,9 @@ def predict(scan: Volume, ending: str, folder: str) -> Path:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", DataWarning)
         (written,) = predict_scans(Path("run"), [path], Path(folder) / "out")
-    assert all("off a right angle" in str(each.message) for each in told if each.category is DataWarning)
+    assert all(
+        "off a right angle" in str(each.message) for each in told if each.category is DataWarning
+    )
     return written
 
 
@@ -121,7 +147,10 @@ def predict(scan: Volume, ending: str, folder: str) -> Path:
 
 def read_with_simpleitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     image = sitk.ReadImage(str(path))
-    to_world = [[image.TransformContinuousIndexToPhysicalPoint([float(v) for v in row])] for row in np.eye(4, 3, -1)]
+    to_world = [
+        [image.TransformContinuousIndexToPhysicalPoint([float(v) for v in row])]
+        for row in np.eye(4, 3, -1)
+    ]
     origin, *ends = np.array(to_world)[:, 0] * LPS
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = (np.array(ends) - origin).T, origin
@@ -131,7 +160,9 @@ def read_with_simpleitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_nifti_by_hand(path: Path) -> tuple[np.ndarray, np.ndarray]:
     data = gzip.decompress(path.read_bytes())
     shape, offset = struct.unpack_from("<3h", data, 42), int(struct.unpack_from("<f", data, 108)[0])
-    assert struct.unpack_from("<h", data, 70) == (2,) and struct.unpack_from("<h", data, 254)[0] > 0  # uint8, sform_code
+    assert (
+        struct.unpack_from("<h", data, 70) == (2,) and struct.unpack_from("<h", data, 254)[0] > 0
+    )  # uint8, sform_code
     affine = np.vstack([np.reshape(struct.unpack_from("<12f", data, 280), (3, 4)), [0, 0, 0, 1]])
     return np.frombuffer(data, np.uint8, np.prod(shape), offset).reshape(shape, order="F"), affine
 
@@ -142,11 +173,19 @@ def read_nrrd_by_hand(path: Path) -> tuple[np.ndarray, np.ndarray]:
     assert (fields["space"], fields["encoding"]) == ("left-posterior-superior", "gzip")
 
     def vectors(text: str) -> np.ndarray:
-        return np.array([[float(v) for v in each.strip("()").split(",")] for each in text.split()]) * LPS
+        return (
+            np.array([[float(v) for v in each.strip("()").split(",")] for each in text.split()])
+            * LPS
+        )
 
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = vectors(fields["space directions"]).T, vectors(fields["space origin"])[0]
-    return np.frombuffer(gzip.decompress(data), np.uint8).reshape(list(map(int, fields["sizes"].split())), order="F"), affine
+    affine[:3, :3], affine[:3, 3] = (
+        vectors(fields["space directions"]).T,
+        vectors(fields["space origin"])[0],
+    )
+    return np.frombuffer(gzip.decompress(data), np.uint8).reshape(
+        list(map(int, fields["sizes"].split())), order="F"
+    ), affine
 
 
 def read_mha_by_hand(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +198,9 @@ def read_mha_by_hand(path: Path) -> tuple[np.ndarray, np.ndarray]:
     affine = np.eye(4)  # three numbers an axis, one axis after the other
     axes = numbers("TransformMatrix").reshape(3, 3) * numbers("ElementSpacing")[:, None] * LPS
     affine[:3, :3], affine[:3, 3] = axes.T, numbers("Offset") * LPS
-    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(numbers("DimSize").astype(int), order="F"), affine
+    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(
+        numbers("DimSize").astype(int), order="F"
+    ), affine
 
 
 BY_HAND = {".nii.gz": read_nifti_by_hand, ".nrrd": read_nrrd_by_hand, ".mha": read_mha_by_hand}
@@ -169,7 +210,9 @@ BY_HAND = {".nii.gz": read_nifti_by_hand, ".nrrd": read_nrrd_by_hand, ".mha": re
 
 
 def assert_found_at(place: np.ndarray, array: np.ndarray, affine: np.ndarray) -> None:
-    """The middle of what was found lies within half of the smallest voxel of the place in the world."""
+    """The middle of what was found lies within half of the smallest voxel of the place in the
+    world.
+    """
     middle = np.argwhere(array == 1).mean(axis=0)
     away = np.linalg.norm(affine[:3, :3] @ middle + affine[:3, 3] - place)
     assert away < 0.5 * np.linalg.norm(affine[:3, :3], axis=0).min(), away
@@ -202,14 +245,18 @@ def test_a_sheared_scan_s_label_map_has_its_affine_and_lies_on_it(affine):
             array, found = by_hand(path)
             np.testing.assert_allclose(found, affine, atol=1e-4)
             assert_found_at(place, array, found)
-            if ending == ".nii.gz":  # ITK cannot hold shear in NIfTI: it must refuse, not show it elsewhere
+            if (
+                ending == ".nii.gz"
+            ):  # ITK cannot hold shear in NIfTI: it must refuse, not show it elsewhere
                 with pytest.raises(RuntimeError, match="orthonormal"):
                     sitk.ReadImage(str(path))
 
 
 @few
 @given(affines(), st.permutations(range(3)), st.tuples(*[st.booleans()] * 3))
-def test_the_same_anatomy_stored_in_another_orientation_gives_the_same_label_in_every_voxel(affine, axes, flips):
+def test_the_same_anatomy_stored_in_another_orientation_gives_the_same_label_in_every_voxel(
+    affine, axes, flips
+):
     scan, _ = blob(affine)
     moved = [axes.index(i) for i in range(3)]
     to_old = np.eye(4)[:, [*axes, 3]]  # new voxel -> old voxel
@@ -244,24 +291,40 @@ def test_every_straight_affine_is_written_as_sform_and_qform(affine):
 @given(affines(shear=st.floats(-20, 20)), st.tuples(*[st.integers(2, 300)] * 3))
 def test_shear_is_measured_and_told_silent_within_a_bound_refused_beyond(affine, shape):
     degrees, mm = shear_of(affine, shape)
-    first, second = affine[:3, 0] / np.linalg.norm(affine[:3, 0]), affine[:3, 1] / np.linalg.norm(affine[:3, 1])
+    first, second = (
+        affine[:3, 0] / np.linalg.norm(affine[:3, 0]),
+        affine[:3, 1] / np.linalg.norm(affine[:3, 1]),
+    )
     assert degrees == pytest.approx(abs(90 - np.degrees(np.arccos(first @ second))), abs=1e-6)
     volume = Volume(np.broadcast_to(np.float32(0), shape), affine)
-    expected = ("refused" if degrees > 5 else "silent" if degrees <= 0.1 or mm <= 0.5 * min(volume.spacing_mm) else "told")
+    expected = (
+        "refused"
+        if degrees > 5
+        else "silent"
+        if degrees <= 0.1 or mm <= 0.5 * min(volume.spacing_mm)
+        else "told"
+    )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", DataWarning)
         if expected == "refused":
-            with pytest.raises(UserError, match=rf"^x: its axes are {degrees:.1f} degrees off .* at most 5 degrees"):
+            with pytest.raises(
+                UserError, match=rf"^x: its axes are {degrees:.1f} degrees off .* at most 5 degrees"
+            ):
                 check_straight("x", volume)
         else:
             check_straight("x", volume)
     assert len(told) == (expected == "told")
     if told:
-        assert f"{degrees:.2f} degrees off a right angle, {mm:.1f} mm at the far corner" in str(told[0].message)
+        assert f"{degrees:.2f} degrees off a right angle, {mm:.1f} mm at the far corner" in str(
+            told[0].message
+        )
 
 
 def test_the_far_corner_by_hand():
-    """Axes at 0 and 88 degrees: the nearest straight ones are at -1 and 89. The far corner is 100 and 200 mm along them."""
+    """Axes at 0 and 88 degrees: the nearest straight ones are at -1 and 89.
+
+    The far corner is 100 and 200 mm along them.
+    """
     affine = np.eye(4)
     affine[:3, :3] = sheared(np.eye(3), 2.0) * (1.0, 2.0, 3.0)
 
@@ -310,8 +373,16 @@ def test_in_small_voxels_a_millimetre_is_no_rounding():
         check_same_grid("x", "a", Volume(array, affine), "b", Volume(array, moved))
 
 
-@pytest.mark.parametrize(("moved_mm", "turned", "codes", "told"), [
-    (0.5, 0, (1, 1), False), (60, 0, (2, 1), True), (0, 20, (1, 1), True), (60, 20, (1, 0), False), (60, 20, (0, 1), False)])
+@pytest.mark.parametrize(
+    ("moved_mm", "turned", "codes", "told"),
+    [
+        (0.5, 0, (1, 1), False),
+        (60, 0, (2, 1), True),
+        (0, 20, (1, 1), True),
+        (60, 20, (1, 0), False),
+        (60, 20, (0, 1), False),
+    ],
+)
 def test_a_nifti_with_two_places_is_told(tmp_path, moved_mm, turned, codes, told):
     image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
     sform, qform = np.diag([1.0, 2.0, 3.0, 1.0]), np.diag([1.0, 2.0, 3.0, 1.0])
@@ -324,16 +395,25 @@ def test_a_nifti_with_two_places_is_told(tmp_path, moved_mm, turned, codes, told
         warnings.simplefilter("always", DataWarning)
         read = formats.read(tmp_path / "a.nii")
     np.testing.assert_allclose(read.affine, sform if codes[0] else qform, atol=1e-5)
-    assert ["its sform and its qform differ" in str(each.message) for each in given] == [True] * told
+    assert ["its sform and its qform differ" in str(each.message) for each in given] == [
+        True
+    ] * told
 
 
 def test_a_qform_that_is_no_rotation_is_passed_over(tmp_path):
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "a.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([1.0, 2.0, 3.0, 1.0])),
+        tmp_path / "a.nii",
+    )
     data = bytearray((tmp_path / "a.nii").read_bytes())
-    struct.pack_into("<h2x3f", data, 252, 1, 0.9, 0.9, 0.9)  # qform_code; the quaternion is longer than 1
+    struct.pack_into(
+        "<h2x3f", data, 252, 1, 0.9, 0.9, 0.9
+    )  # qform_code; the quaternion is longer than 1
     struct.pack_into("<h", data, 254, 2)  # sform_code, between the two
     (tmp_path / "a.nii").write_bytes(data)
-    np.testing.assert_allclose(formats.read(tmp_path / "a.nii").affine, np.diag([1.0, 2.0, 3.0, 1.0]))
+    np.testing.assert_allclose(
+        formats.read(tmp_path / "a.nii").affine, np.diag([1.0, 2.0, 3.0, 1.0])
+    )
 
 
 # --- told once a case, by each command ---
@@ -348,10 +428,16 @@ def source(folder: Path, shear: float = 2.0, moved_mm: float = 0.6) -> Path:
     moved[1, 3] = moved_mm
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
-    for name, image, label in (("good", straight, straight), ("tilted", tilted, tilted), ("moved", straight, moved)):
+    for name, image, label in (
+        ("good", straight, straight),
+        ("tilted", tilted, tilted),
+        ("moved", straight, moved),
+    ):
         array = np.random.default_rng(0).normal(size=(24, 22, 20)).astype(np.float32)
         formats.write(Volume(array, image), folder / "images" / f"{name}.nii.gz")
-        formats.write(Volume((array > 1).astype(np.uint8), label), folder / "labels" / f"{name}.nii.gz")
+        formats.write(
+            Volume((array > 1).astype(np.uint8), label), folder / "labels" / f"{name}.nii.gz"
+        )
     return folder
 
 
@@ -367,11 +453,15 @@ def command(monkeypatch, capsys, *args) -> list[str]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_prepare_tells_each_case_once_and_writes_it_down(monkeypatch, capsys, tmp_path, processes):
     scans = source(tmp_path / "scans")
-    lines = command(monkeypatch, capsys, "prepare", scans, tmp_path / "prepared", "--processes", processes)
+    lines = command(
+        monkeypatch, capsys, "prepare", scans, tmp_path / "prepared", "--processes", processes
+    )
     assert lines == [
-        "warning: case 'moved': the image moved.nii.gz and the label map moved.nii.gz lie 0.6 mm apart by their headers; that "
+        "warning: case 'moved': the image moved.nii.gz and the label map moved.nii.gz lie 0.6 mm "
+        "apart by their headers; that "
         "is taken for rounding and their voxels for the same places",
-        "warning: case 'tilted': its axes are 2.00 degrees off a right angle, 0.8 mm at the far corner; used as it is, and its "
+        "warning: case 'tilted': its axes are 2.00 degrees off a right angle, 0.8 mm at the far "
+        "corner; used as it is, and its "
         "label map lies on it",
     ]
     notes = json.loads((tmp_path / "prepared" / "dataset.json").read_text())["notes"]
@@ -380,15 +470,25 @@ def test_prepare_tells_each_case_once_and_writes_it_down(monkeypatch, capsys, tm
 
 def test_predict_tells_each_case_once(monkeypatch, capsys, tmp_path):
     scans = source(tmp_path / "scans")
-    lines = command(monkeypatch, capsys, "predict", "run", scans / "images", "--output", tmp_path / "out")
-    assert len(lines) == 1 and lines[0].startswith("warning: case 'tilted': its axes are 2.00 degrees off")
+    lines = command(
+        monkeypatch, capsys, "predict", "run", scans / "images", "--output", tmp_path / "out"
+    )
+    assert len(lines) == 1 and lines[0].startswith(
+        "warning: case 'tilted': its axes are 2.00 degrees off"
+    )
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
 
 
-@pytest.mark.parametrize(("changed", "part"), [
-    ({"shear": 6.0}, "case 'tilted': its axes are 6.0 degrees off"),
-    ({"moved_mm": 1.5}, "case 'moved': the image moved.nii.gz and the label map moved.nii.gz lie 1.5 mm apart"),
-])
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"shear": 6.0}, "case 'tilted': its axes are 6.0 degrees off"),
+        (
+            {"moved_mm": 1.5},
+            "case 'moved': the image moved.nii.gz and the label map moved.nii.gz lie 1.5 mm apart",
+        ),
+    ],
+)
 def test_what_is_further_off_is_refused_and_nothing_stays(tmp_path, changed, part):
     scans = source(tmp_path / "scans", **changed)
     with pytest.raises(UserError) as error:

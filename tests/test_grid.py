@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dkuxnet.errors import UserError
-from dkuxnet.grid import read_grid, wanted_runs
+from dkuxnet.benchmark.grid import read_grid, wanted_runs
+from dkuxnet.core.errors import UserError
 
 GOOD = """
 prepared = "data/prepared"
@@ -37,28 +37,49 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_runs_of_a_grid_seed_by_seed_with_the_bound_added(tmp_path):
     runs = wanted_runs(read_grid(write(tmp_path, GOOD)), "dk-uxnet")
-    of_a_seed = [("supervised", None), ("supervised", 4), ("paper", 4), ("supervised", 8), ("paper", 8)]
+    of_a_seed = [
+        ("supervised", None),
+        ("supervised", 4),
+        ("paper", 4),
+        ("supervised", 8),
+        ("paper", 8),
+    ]
     assert [(r.seed, r.network, r.arm, r.labelled) for r in runs] == [
         (seed, network, arm, count)
-        for seed in (3, 1) for network in ("dk-uxnet-tiny", "uxnet-tiny") for arm, count in of_a_seed]
+        for seed in (3, 1)
+        for network in ("dk-uxnet-tiny", "uxnet-tiny")
+        for arm, count in of_a_seed
+    ]
     assert len({run.name for run in runs}) == len(runs) == 20
-    assert [run.name for run in runs[:3]] == ["supervised_dk-uxnet-tiny_nall_seed3", "supervised_dk-uxnet-tiny_n4_seed3",
-                                              "paper_dk-uxnet-tiny_n4_seed3"]
+    assert [run.name for run in runs[:3]] == [
+        "supervised_dk-uxnet-tiny_nall_seed3",
+        "supervised_dk-uxnet-tiny_n4_seed3",
+        "paper_dk-uxnet-tiny_n4_seed3",
+    ]
 
 
 def test_one_recipe_for_all_and_options_for_their_arm(tmp_path):
     runs = wanted_runs(read_grid(write(tmp_path, GOOD)), "dk-uxnet")
     for run in runs:
-        assert (run.settings.train.steps, run.settings.train.seed, run.settings.data.labelled) == (7, run.seed, run.labelled)
+        assert (run.settings.train.steps, run.settings.train.seed, run.settings.data.labelled) == (
+            7,
+            run.seed,
+            run.labelled,
+        )
         assert run.settings.network.name == run.network
         assert run.settings.augment.strong.noise == 0.5
         assert run.settings.train.patch == (48, 32, 16)  # the preset's
-    assert runs[2].settings.method.model_dump() == {"name": "dual-mutual", "form": "mse", "w_qdc": 0.0}
+    assert runs[2].settings.method.model_dump() == {
+        "name": "dual-mutual",
+        "form": "mse",
+        "w_qdc": 0.0,
+    }
     assert runs[1].settings.method.model_dump() == {"name": "supervised"}
 
     def recipe(run):
         varies = {"data": {"labelled"}, "train": {"seed"}, "network": {"name"}, "method": True}
         return run.settings.model_dump(exclude=varies)
+
     assert all(recipe(run) == recipe(runs[0]) for run in runs)
 
 
@@ -83,35 +104,95 @@ MISTAKES = {
     "no seeds": (("seeds = [3, 1]", ""), "key seeds is missing"),
     "empty seeds": (("[3, 1]", "[]"), "seeds is empty: name at least one seed"),
     "empty labelled": (("[4, 8]", "[]"), "labelled is empty: name at least one labelled count"),
-    "empty networks": (('["dk-uxnet-tiny", "uxnet-tiny"]', "[]"), "networks is empty: name at least one network, or leave"),
+    "empty networks": (
+        ('["dk-uxnet-tiny", "uxnet-tiny"]', "[]"),
+        "networks is empty: name at least one network, or leave",
+    ),
     "seed twice": (("[3, 1]", "[1, 3, 1]"), "seeds repeats 1: each seed must stand once"),
-    "count twice": (("[4, 8]", "[4, 4]"), "labelled repeats 4: each labelled count must stand once"),
-    "network twice": (('"uxnet-tiny"]', '"dk-uxnet-tiny"]'), "networks repeats dk-uxnet-tiny: each network must stand once"),
-    "negative seed": (("[3, 1]", "[-1]"), "key seeds.0: Input should be greater than or equal to 0, got -1"),
+    "count twice": (
+        ("[4, 8]", "[4, 4]"),
+        "labelled repeats 4: each labelled count must stand once",
+    ),
+    "network twice": (
+        ('"uxnet-tiny"]', '"dk-uxnet-tiny"]'),
+        "networks repeats dk-uxnet-tiny: each network must stand once",
+    ),
+    "negative seed": (
+        ("[3, 1]", "[-1]"),
+        "key seeds.0: Input should be greater than or equal to 0, got -1",
+    ),
     "no labels": (("[4, 8]", "[0]"), "key labelled.0: Input should be greater than 0, got 0"),
     "words": (("[4, 8]", '["few"]'), "key labelled.0: .*got 'few'"),
-    "network": (('"uxnet-tiny"', '"uxnet-tini"'), "unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?"),
-    "method": (('"dual-mutual"', '"dual-mutul"'), r"unknown method in \[methods.paper\]: 'dual-mutul'; did you mean 'dual"),
-    "method by arm": (('method = "dual-mutual"\n', ""), r"unknown method in \[methods.paper\]: 'paper'"),
+    "network": (
+        ('"uxnet-tiny"', '"uxnet-tini"'),
+        "unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?",
+    ),
+    "method": (
+        ('"dual-mutual"', '"dual-mutul"'),
+        r"unknown method in \[methods.paper\]: 'dual-mutul'; did you mean 'dual",
+    ),
+    "method by arm": (
+        ('method = "dual-mutual"\n', ""),
+        r"unknown method in \[methods.paper\]: 'paper'",
+    ),
     "method a number": (('"dual-mutual"', "[1]"), r"unknown method in \[methods.paper\]: '\[1\]'"),
-    "option": (("form =", "frm ="), "unknown setting in methods.paper: 'frm'; did you mean 'form'?"),
+    "option": (
+        ("form =", "frm ="),
+        "unknown setting in methods.paper: 'frm'; did you mean 'form'?",
+    ),
     "option named name": (("form =", "name ="), "unknown setting in methods.paper: 'name'"),
     "value of an option": (('"mse"', '"msee"'), "methods.paper.form: .*got 'msee'"),
-    "recipe in an arm": (("w_qdc = 0.0", "train.steps = 9"), "unknown setting in methods.paper: 'train'"),
-    "reference": (('reference = "paper"', 'reference = "papre"'), "unknown reference 'papre'; did you mean 'paper'?"),
-    "setting": (("train.steps", "train.stepz"), "unknown setting 'train.stepz'; did you mean 'train.steps'?"),
+    "recipe in an arm": (
+        ("w_qdc = 0.0", "train.steps = 9"),
+        "unknown setting in methods.paper: 'train'",
+    ),
+    "reference": (
+        ('reference = "paper"', 'reference = "papre"'),
+        "unknown reference 'papre'; did you mean 'paper'?",
+    ),
+    "setting": (
+        ("train.steps", "train.stepz"),
+        "unknown setting 'train.stepz'; did you mean 'train.steps'?",
+    ),
     "value": (("steps = 7", "steps = 0"), "setting train.steps: .*got 0"),
     "preset": (('"la-mini"', '"la-mni"'), "unknown preset 'la-mni'; did you mean 'la-mini'?"),
-    "seed in settings": (("train.steps", "train.seed"), r"\[settings\] holds train.seed, .*move it to seeds"),
-    "count in settings": (("train.steps", "data.labelled"), r"\[settings\] holds data.labelled, .*move it to labelled"),
-    "network in settings": (("train.steps = 7", 'network.name = "uxnet"'), "holds network.name, .*move it to networks"),
-    "options in settings": (("train.steps", "method.w_qd"), r"holds method.w_qd, .*move it to \[methods.ARM\]"),
-    "another bound": (("[methods.paper]", "[methods.supervised]"), "its method must be supervised, not dual-mutual"),
-    "a folder's name": (("[methods.paper]", '[methods."../paper"]'), r"\[methods.../paper\]: an arm's name becomes part of"),
-    "capitals": (("[methods.paper]", "[methods.paper]\nmethod = 'cps'\n[methods.Paper]"), "the arms paper and Paper differ in"),
+    "seed in settings": (
+        ("train.steps", "train.seed"),
+        r"\[settings\] holds train.seed, .*move it to seeds",
+    ),
+    "count in settings": (
+        ("train.steps", "data.labelled"),
+        r"\[settings\] holds data.labelled, .*move it to labelled",
+    ),
+    "network in settings": (
+        ("train.steps = 7", 'network.name = "uxnet"'),
+        "holds network.name, .*move it to networks",
+    ),
+    "options in settings": (
+        ("train.steps", "method.w_qd"),
+        r"holds method.w_qd, .*move it to \[methods.ARM\]",
+    ),
+    "another bound": (
+        ("[methods.paper]", "[methods.supervised]"),
+        "its method must be supervised, not dual-mutual",
+    ),
+    "a folder's name": (
+        ("[methods.paper]", '[methods."../paper"]'),
+        r"\[methods.../paper\]: an arm's name becomes part of",
+    ),
+    "capitals": (
+        ("[methods.paper]", "[methods.paper]\nmethod = 'cps'\n[methods.Paper]"),
+        "the arms paper and Paper differ in",
+    ),
     "no methods": ("methods", r"\[methods\] is empty"),
-    "no prepared": (('prepared = "data/prepared"', ""), 'names no folder as prepared: add prepared = "..." to it, or give'),
-    "no output": (('output = "out"', ""), 'names no folder as output: add output = "..." to it, or give --output'),
+    "no prepared": (
+        ('prepared = "data/prepared"', ""),
+        'names no folder as prepared: add prepared = "..." to it, or give',
+    ),
+    "no output": (
+        ('output = "out"', ""),
+        'names no folder as output: add output = "..." to it, or give --output',
+    ),
     "not TOML": (("[settings]", "[settings"), "not a TOML file"),
 }
 
@@ -119,8 +200,11 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_clear_line(tmp_path, name):
     change, message = MISTAKES[name]
-    text = GOOD.split("[methods")[0].replace('"paper"', '"supervised"') + "[methods]\n" if change == "methods" else \
-        GOOD.replace(*change, 1)
+    text = (
+        GOOD.split("[methods")[0].replace('"paper"', '"supervised"') + "[methods]\n"
+        if change == "methods"
+        else GOOD.replace(*change, 1)
+    )
     assert text != GOOD
     with pytest.raises(UserError, match=message) as error:
         read_grid(write(tmp_path, text))
@@ -133,13 +217,15 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_the_files_that_come_along_are_good():
-    for file in sorted((Path(__file__).parents[1] / "benchmarks").glob("*.toml")):
+    for file in sorted((Path(__file__).parents[1] / "measurements").glob("*.toml")):
         grid = read_grid(file, Path("p"), Path("o"))
         assert "supervised" in grid.methods and wanted_runs(grid, "dk-uxnet-tiny")
 
 
 def test_the_grids_of_the_documentation_are_good(tmp_path):
-    """Fields that the page leaves out are those of a benchmark's file that says where its data are by option."""
+    """Fields that the page leaves out are those of a benchmark's file that says where its data are
+    by option.
+    """
     page = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text("utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
     assert blocks

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet import infer
-from dkuxnet.components import keep_largest_component
-from dkuxnet.config import InferSettings
+from dkuxnet.core.config import InferSettings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import NetworkShape, Output, Volume
 from dkuxnet.data.geometry import resample, resampled_shape, to_ras
-from dkuxnet.devices import to_device
-from dkuxnet.errors import UserError
-from dkuxnet.networks.dkuxnet import dk_uxnet_tiny
-from dkuxnet.networks.grouping import default_groups
-from dkuxnet.types import NetworkShape, Output, Volume
+from dkuxnet.machine.devices import to_device
+from dkuxnet.models.components import keep_largest_component
+from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
+from dkuxnet.models.networks.grouping import default_groups
+from dkuxnet.prediction import windows as infer
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,11 @@ class Constant(nn.Module):
     """The same logits everywhere."""
 
     def forward(self, x):
-        return Output(logits=torch.tensor([0.3, -0.2, 0.9]).view(1, 3, 1, 1, 1).expand(len(x), 3, *x.shape[2:]))
+        return Output(
+            logits=torch.tensor([0.3, -0.2, 0.9])
+            .view(1, 3, 1, 1, 1)
+            .expand(len(x), 3, *x.shape[2:])
+        )
 
 
 class Voxelwise(nn.Module):
@@ -35,16 +39,24 @@ class Voxelwise(nn.Module):
 
 
 def window(network, image, patch=(16, 16, 16), overlap=0.5, batch=3, **more):
-    return infer.sliding_window(network, image, patch, 3, InferSettings(overlap=overlap, batch=batch), CPU, **more)
+    return infer.sliding_window(
+        network, image, patch, 3, InferSettings(overlap=overlap, batch=batch), CPU, **more
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (37, 16, 20), (5, 40, 9)])
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.8])
 def test_a_constant_network_predicts_its_constant_in_every_voxel(size, overlap):
-    result = window(Constant(), np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32), overlap=overlap)
+    result = window(
+        Constant(),
+        np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32),
+        overlap=overlap,
+    )
     expected = torch.tensor([0.3, -0.2, 0.9]).softmax(0).numpy()
     assert result.prob.shape == (3, *size)
-    np.testing.assert_allclose(result.prob, np.broadcast_to(expected[:, None, None, None], result.prob.shape), atol=1e-6)
+    np.testing.assert_allclose(
+        result.prob, np.broadcast_to(expected[:, None, None, None], result.prob.shape), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [(33, 18, 25), (7, 30, 16)])
@@ -70,11 +82,16 @@ def test_query_groups_are_blended_like_probabilities(size):
     image = np.random.default_rng(2).normal(size=(1, *size)).astype(np.float32)
     whole = WithGroups()(torch.from_numpy(image)[None]).group_prob[0].numpy()
     np.testing.assert_allclose(window(WithGroups(), image, groups=3).groups, whole, atol=1e-5)
-    assert window(WithGroups(), image).groups is None and window(Voxelwise(), image, groups=3).groups is None
+    assert (
+        window(WithGroups(), image).groups is None
+        and window(Voxelwise(), image, groups=3).groups is None
+    )
 
 
 def test_a_network_s_windows_are_blended_as_a_plain_loop_blends_them():
-    """Fresh DK-UXNet, run by torch's own convolutions in the loop: the shorter way that inference takes changes nothing."""
+    """Fresh DK-UXNet, run by torch's own convolutions in the loop: the shorter way that inference
+    takes changes nothing.
+    """
     torch.manual_seed(0)
     shape = NetworkShape(1, 2, default_groups(["background", "organ"], 4))
     network = to_device(dk_uxnet_tiny(shape, {}), CPU).eval()
@@ -87,7 +104,9 @@ def test_a_network_s_windows_are_blended_as_a_plain_loop_blends_them():
             logits = network(torch.from_numpy(image[(slice(None), *box)])[None]).logits
         prob[(slice(None), *box)] += weight * logits.softmax(dim=1)[0].numpy()
         total[box] += weight
-    result = infer.sliding_window(network, image, (32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU)
+    result = infer.sliding_window(
+        network, image, (32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU
+    )
     np.testing.assert_allclose(result.prob, prob / total, atol=1e-4)
 
 
@@ -104,7 +123,9 @@ def test_the_centre_of_a_window_weighs_most():
     assert weight.shape == (8, 16, 4) and weight.min() >= 1e-3
     assert weight[4, 8, 2] == weight.max() and weight[0, 0, 0] == weight.min()
     along = weight[:, 8, 2]
-    assert torch.allclose(along[0] / along[3], torch.exp(torch.tensor(-(3.5**2 - 0.5**2) / 2)))  # sigma = 8 / 8
+    assert torch.allclose(
+        along[0] / along[3], torch.exp(torch.tensor(-(3.5**2 - 0.5**2) / 2))
+    )  # sigma = 8 / 8
 
 
 def test_the_predictor_s_own_uncertainty_goes_first():
@@ -113,6 +134,7 @@ def test_the_predictor_s_own_uncertainty_goes_first():
             output = super().forward(x)
             output.uncertainty = torch.full((len(x), *x.shape[2:]), 0.25)
             return output
+
     result = window(Doubting(), np.zeros((1, 20, 16, 16), np.float32), with_uncertainty=True)
     np.testing.assert_allclose(result.uncertainty, 0.25, atol=1e-6)
 
@@ -141,32 +163,55 @@ def test_a_label_comes_back_to_the_place_it_was_taken_from():
 def test_slabs_change_nothing():
     prob = np.random.default_rng(0).random((3, 9, 8, 7)).astype(np.float32)
     for shape in ((21, 16, 30), (700, 200, 100)):  # one slab, and more than one
-        label, direct = infer.label_on_scan(prob, shape, np.eye(4)), infer.map_on_scan(prob, shape, np.eye(4))
-        # the most probable class of every voxel; on some CPUs BLAS moves the last bit with the shape, and so decides ties anew
+        label, direct = (
+            infer.label_on_scan(prob, shape, np.eye(4)),
+            infer.map_on_scan(prob, shape, np.eye(4)),
+        )
+        # the most probable class of every voxel; on some CPUs BLAS moves the last bit with the
+        # shape, and so decides ties anew
         chosen = np.take_along_axis(direct, label[None].astype(int), axis=0)[0]
-        assert (direct.max(axis=0) - chosen).max() <= 1e-6 and (label != direct.argmax(axis=0)).mean() < 1e-4
+        assert (direct.max(axis=0) - chosen).max() <= 1e-6 and (
+            label != direct.argmax(axis=0)
+        ).mean() < 1e-4
 
 
 def test_label_values_come_back_in_the_smallest_integer_type():
     volume = infer.label_volume(np.array([[[0, 1, 1]]], np.uint8), np.eye(4), [0, 255])
     assert volume.array.dtype == np.uint8 and volume.array.tolist() == [[[0, 255, 255]]]
-    assert infer.label_volume(np.zeros((1, 1, 1), np.uint8), np.eye(4), [0, 700]).array.dtype == np.uint16
+    assert (
+        infer.label_volume(np.zeros((1, 1, 1), np.uint8), np.eye(4), [0, 700]).array.dtype
+        == np.uint16
+    )
 
 
 def test_memory_is_asked_for_before_it_is_taken():
     with pytest.raises(UserError, match="GiB of memory"):
         infer.check_memory(2**60)
     infer.check_memory(1)
-    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (2 + 3 + 1)
-    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, True, 2) == 4 * 16 * 32 * 32 * (2 + 3 + 1 + 2 + 2)
+    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (
+        2 + 3 + 1
+    )
+    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, True, 2) == 4 * 16 * 32 * 32 * (
+        2 + 3 + 1 + 2 + 2
+    )
 
 
 def test_of_each_class_the_largest_piece_stays():
     label = np.zeros((9, 9, 9), np.uint8)
-    label[1:4, 1:4, 1:4], label[6, 6, 6], label[4, 4, 4] = 1, 1, 1  # a cube, a speck, a speck that touches by a corner
+    label[1:4, 1:4, 1:4], label[6, 6, 6], label[4, 4, 4] = (
+        1,
+        1,
+        1,
+    )  # a cube, a speck, a speck that touches by a corner
     label[6:9, 0:2, 0], label[0, 8, 8] = 3, 3  # class 2 is absent
     kept = keep_largest_component(label)
-    assert (kept == 1).sum() == 27 and (kept == 3).sum() == 6 and kept[6, 6, 6] == kept[4, 4, 4] == kept[0, 8, 8] == 0
+    assert (
+        (kept == 1).sum() == 27
+        and (kept == 3).sum() == 6
+        and kept[6, 6, 6] == kept[4, 4, 4] == kept[0, 8, 8] == 0
+    )
     prob = np.stack([label == k for k in range(4)]).astype(np.float32)
-    assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4), largest_component=True), kept)
+    assert np.array_equal(
+        infer.label_on_scan(prob, (9, 9, 9), np.eye(4), largest_component=True), kept
+    )
     assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4)), label)

@@ -1,4 +1,6 @@
-"""What a step gets is the same however fast it comes: draws, batches, optimisers, and what a start does not load."""
+"""What a step gets is the same however fast it comes: draws, batches, optimisers, and what a start
+does not load.
+"""
 
 import subprocess
 import sys
@@ -10,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from dkuxnet import load_settings, plan
+from dkuxnet import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.seeds import VIEWS, step_seed
+from dkuxnet.data import network_grid, plan
 from dkuxnet.data.arrays import read_box
-from dkuxnet.data.augment import make_views
-from dkuxnet.data.dataset import PreparedSet, write_array
-from dkuxnet.data.loader import LABELLED, PatchStream
+from dkuxnet.data.fingerprint import count_values
+from dkuxnet.data.prepared_set import PreparedSet, write_array
 from dkuxnet.data.values import every
-from dkuxnet.errors import UserError
-from dkuxnet.experiment import batches, patch_streams, pinned
-from dkuxnet.fingerprint import count_values
-from dkuxnet.job import new_job
-from dkuxnet.optimisers import SGD, AdamW
-from dkuxnet.train import VIEWS, step_seed
+from dkuxnet.training.experiment import batches, patch_streams, pinned
+from dkuxnet.training.job import new_job
+from dkuxnet.training.optimiser import SGD, AdamW
+from dkuxnet.training.patches import LABELLED, PatchStream
+from dkuxnet.training.views import make_views
 from test_dataset_loader import SHAPES, write_set
 
 
@@ -40,7 +43,7 @@ def fresh_python(program: str, *arguments: object) -> str:
 def test_figures_of_a_scan_are_those_of_the_plain_formulas_to_the_last_bit(lay):
     rng = np.random.default_rng(0)
     scan = lay(rng.normal(300, 50, (19, 23, 17)).astype(np.float32))
-    [scaled] = plan.normalise(scan[None], [{"kind": "z-score"}])
+    [scaled] = network_grid.normalise(scan[None], [{"kind": "z-score"}])
     expected = (scan - scan.mean(dtype=np.float64)) / scan.std(dtype=np.float64)
     np.testing.assert_array_equal(scaled, expected.astype(np.float32))
     for step in (0, 1, 7, 10**6):
@@ -70,12 +73,16 @@ def test_torch_is_asked_for_a_gpu_wherever_there_can_be_one(monkeypatch):
 
 @pytest.mark.skipif(plan.has_gpu_driver(), reason="there torch is asked how large the GPU is")
 def test_preparing_without_a_gpu_does_not_load_torch(scans, tmp_path):
-    told = fresh_python("""
+    told = fresh_python(
+        """
         import sys
-        from dkuxnet.prepare import prepare_scans
+        from dkuxnet.data.prepare import prepare_scans
         prepare_scans(sys.argv[1], sys.argv[2], processes=1)
         print("torch" in sys.modules)
-    """, scans, tmp_path / "prepared")
+    """,
+        scans,
+        tmp_path / "prepared",
+    )
     assert told == "False"
 
 
@@ -85,10 +92,14 @@ def test_an_array_lies_in_small_blocks_and_one_of_an_earlier_version_is_read_as_
     stored = blosc2.blosc2_ext.open(str(tmp_path / "now.b2nd"), "r", 0)
     assert stored.chunks == (2, 64, 20, 9) and stored.blocks == (2, 16, 16, 9)
     earlier = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
-    (tmp_path / "then.b2nd").write_bytes(blosc2.asarray(array, chunks=(2, 64, 20, 9), cparams=earlier).to_cframe())
+    (tmp_path / "then.b2nd").write_bytes(
+        blosc2.asarray(array, chunks=(2, 64, 20, 9), cparams=earlier).to_cframe()
+    )
     box = (slice(3, 67), slice(0, 20), slice(4, 9))
     for name in ("now", "then"):
-        np.testing.assert_array_equal(read_box(tmp_path / f"{name}.b2nd", array.shape, np.float32, box), array[(..., *box)])
+        np.testing.assert_array_equal(
+            read_box(tmp_path / f"{name}.b2nd", array.shape, np.float32, box), array[(..., *box)]
+        )
 
 
 # --- patches ---
@@ -119,14 +130,23 @@ def test_a_patch_is_where_the_published_draws_say(folder, cache_gib):
         images, labels = stream.at(step)
         for i in range(batch):
             epoch, place = divmod(step * batch + i, len(SHAPES))
-            name = list(SHAPES)[np.random.default_rng((7, LABELLED, 0, epoch)).permutation(len(SHAPES))[place]]
+            name = list(SHAPES)[
+                np.random.default_rng((7, LABELLED, 0, epoch)).permutation(len(SHAPES))[place]
+            ]
             assert stream.names_at(step)[i] == name
-            rng, shape, label = np.random.default_rng((7, LABELLED, 1, step, i)), SHAPES[name], data.array(name, "label")
+            rng, shape, label = (
+                np.random.default_rng((7, LABELLED, 1, step, i)),
+                SHAPES[name],
+                data.array(name, "label"),
+            )
             start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
             if rng.random() < 0.5:
                 foreground = np.argwhere(label)
                 centre = foreground[rng.integers(len(foreground))]
-                start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in zip(centre, size, shape, strict=True)]
+                start = [
+                    int(np.clip(c - s // 2, 0, n - s))
+                    for c, s, n in zip(centre, size, shape, strict=True)
+                ]
             box = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
             np.testing.assert_array_equal(images[i], data.array(name, "image")[(..., *box)])
             np.testing.assert_array_equal(labels[i], label[box])
@@ -136,8 +156,18 @@ def test_a_patch_is_where_the_published_draws_say(folder, cache_gib):
 
 
 def job_of(prepared: Path, workers: int):
-    return new_job(prepared, load_settings(overrides={
-        "train.patch": [16, 16, 16], "train.steps": 5, "train.device": "cpu", "data.workers": workers, "data.labelled": 1}))
+    return new_job(
+        prepared,
+        load_settings(
+            overrides={
+                "train.patch": [16, 16, 16],
+                "train.steps": 5,
+                "train.device": "cpu",
+                "data.workers": workers,
+                "data.labelled": 1,
+            }
+        ),
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -148,8 +178,12 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
     for step, batch in enumerate(made, 2):
         generator = torch.Generator().manual_seed(step_seed(0, VIEWS, step))
         for stream, got in zip(patch_streams(job), (batch.labelled, batch.unlabelled), strict=True):
-            image, label = (None if part is None else torch.from_numpy(part) for part in stream.at(step))
-            expected = make_views(image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"])
+            image, label = (
+                None if part is None else torch.from_numpy(part) for part in stream.at(step)
+            )
+            expected = make_views(
+                image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"]
+            )
             assert torch.equal(got.weak, expected.weak) and torch.equal(got.strong, expected.strong)
             assert (got.label is None) == (label is None)
             assert label is None or torch.equal(got.label, expected.label)
@@ -157,24 +191,32 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_what_a_gpu_fetches_lies_in_pinned_memory(prepared):
-    [(image, label), (_, none)] = pinned(0, [stream.at(0) for stream in patch_streams(job_of(prepared, 1))])
+    [(image, label), (_, none)] = pinned(
+        0, [stream.at(0) for stream in patch_streams(job_of(prepared, 1))]
+    )
     assert image.is_pinned() and label.is_pinned() and none is None
 
 
 # --- start ---
 
 
-@pytest.mark.parametrize("ours, theirs, options", [
-    (AdamW, torch.optim.AdamW, {"lr": 0.01, "fused": True}),
-    (SGD, torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, options",
+    [
+        (AdamW, torch.optim.AdamW, {"lr": 0.01, "fused": True}),
+        (SGD, torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    ],
+)
 def test_an_optimiser_is_torch_s_to_the_last_bit_and_takes_its_state(ours, theirs, options):
     torch.manual_seed(0)
     weights = [torch.randn(5, 4), torch.randn(4)]
     results = []
     for first, then in ((theirs, theirs), (ours, ours), (theirs, ours)):
         parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
-        groups = [{"params": parameters[:1], "weight_decay": 0.1}, {"params": parameters[1:], "weight_decay": 0.0}]
+        groups = [
+            {"params": parameters[:1], "weight_decay": 0.1},
+            {"params": parameters[1:], "weight_decay": 0.0},
+        ]
         optimiser = first(groups, **options)
         for step in range(6):
             if step == 3:
@@ -194,9 +236,9 @@ def test_a_training_does_not_load_torch_s_compiler():
     told = fresh_python("""
         import sys
         import torch
-        from dkuxnet.config import TrainSettings
-        from dkuxnet.devices import deterministic
-        from dkuxnet.train import make_optimiser
+        from dkuxnet.core.config import TrainSettings
+        from dkuxnet.machine.devices import deterministic
+        from dkuxnet.training.loop import make_optimiser
         for name in ("adamw", "sgd"):
             line = torch.nn.Linear(3, 2)
             with deterministic(False):

@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments: the short form of benchmarks/kills.py."""
+"""Trainings that are killed at random moments: the short form of measurements/kills.py."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize("method", ["dual-mutual", "supervised"])
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch, method):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "measurements")
     import kills
 
     result = kills.kill_and_compare(tmp_path, kills=3, seed=1, methods=(method,), steps=6)

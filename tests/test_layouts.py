@@ -1,4 +1,6 @@
-"""Every layout: its cases, their order and labels, and one clear line for a folder that is not as it should be."""
+"""Every layout: its cases, their order and labels, and one clear line for a folder that is not as
+it should be.
+"""
 
 import json
 from pathlib import Path
@@ -8,12 +10,16 @@ import numpy as np
 import pytest
 
 from dicom_series import Scan, noise
-from dkuxnet import formats
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Source, Volume
+from dkuxnet.data import formats
 from dkuxnet.data.layouts import LAYOUTS, find_source
-from dkuxnet.errors import UserError
-from dkuxnet.types import Source, Volume
 
-NNUNET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "LA": 1}, "file_ending": ".nii.gz"}
+NNUNET = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "LA": 1},
+    "file_ending": ".nii.gz",
+}
 MSD = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "LA"}, "training": []}
 
 
@@ -42,7 +48,10 @@ def listing(source: Source) -> dict[str, tuple]:
     def relative(path: Path) -> str:
         return path.relative_to(source.folder).as_posix()
 
-    return {case.name: (tuple(map(relative, case.images)), case.label and relative(case.label)) for case in source.cases}
+    return {
+        case.name: (tuple(map(relative, case.images)), case.label and relative(case.label))
+        for case in source.cases
+    }
 
 
 def refused(folder: Path, *parts: str, layout: str = "auto") -> None:
@@ -74,10 +83,15 @@ def build_msd(folder: Path) -> None:
     for name in (*names, "u", "v"):
         scan(folder / "imagesTr" / f"{name}.nii.gz")
         scan(folder / "labelsTr" / f"{name}.nii.gz")
-    training = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names]
+    training = [
+        {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names
+    ]
     training += [{"image": "./imagesTr/._b.nii.gz", "label": "./labelsTr/._b.nii.gz"}]
     unlabeled = ["./imagesTr/u.nii.gz", {"image": "imagesTr/v.nii.gz"}]
-    describe(folder, {**MSD, "training": training, "unlabeled": unlabeled, "test": ["./imagesTs/t.nii.gz"]})
+    describe(
+        folder,
+        {**MSD, "training": training, "unlabeled": unlabeled, "test": ["./imagesTs/t.nii.gz"]},
+    )
 
 
 def build_la_h5(folder: Path) -> None:
@@ -94,7 +108,13 @@ def build_la_challenge(folder: Path) -> None:
 
 
 def build_folder(folder: Path) -> None:
-    for name in ("images/b.nii.gz", "images/a.mha", "images/c.nrrd", "labels/a.nii.gz", "labels/b.nii.gz"):
+    for name in (
+        "images/b.nii.gz",
+        "images/a.mha",
+        "images/c.nrrd",
+        "labels/a.nii.gz",
+        "labels/b.nii.gz",
+    ):
         scan(folder / name)
     (folder / "images" / "notes.txt").touch()
     (folder / "images" / "._a.nii.gz").write_bytes(b"macOS")
@@ -133,7 +153,10 @@ EXPECTED = {
         "A": ((B.format("A"),), B.format("A")),
         "C": ((B.format("C"),), None),
     },
-    "la-challenge": {"P1": (("P1/lgemri.nrrd",), None), "P2": (("P2/lgemri.nrrd",), "P2/laendo.nrrd")},
+    "la-challenge": {
+        "P1": (("P1/lgemri.nrrd",), None),
+        "P2": (("P2/lgemri.nrrd",), "P2/laendo.nrrd"),
+    },
     "dicom": {"a": (("a",), None), "b": (("b/study/series",), "labels/b.nii.gz")},
     "folder": {
         "a": (("images/a.mha",), "labels/a.nii.gz"),
@@ -205,7 +228,13 @@ def test_nnunet_too_many_channels_stray_label_and_odd_name(tmp_path):
 
 
 def test_nnunet_listed_cases_keep_their_order(tmp_path):
-    for name in ("x/b.nii.gz", "x/a.nii.gz", "y/b.nii.gz", "imagesUn/u_0000.nii.gz", "imagesUn/v_0000.nii.gz"):
+    for name in (
+        "x/b.nii.gz",
+        "x/a.nii.gz",
+        "y/b.nii.gz",
+        "imagesUn/u_0000.nii.gz",
+        "imagesUn/v_0000.nii.gz",
+    ):
         scan(tmp_path / name)
     listed = {
         "b": {"images": ["x/b.nii.gz"], "label": "y/b.nii.gz"},
@@ -233,7 +262,9 @@ def test_paths_that_leave_the_folder(tmp_path, layout, entry):
     outside = scan(tmp_path / "out.nii.gz")
     entry = str(outside) if entry == "ABSOLUTE" else entry
     nnunet = {**NNUNET, "dataset": {"a": {"images": [entry]}}}
-    describe(tmp_path / "data", nnunet if layout == "nnunet" else {**MSD, "training": [{"image": entry}]})
+    describe(
+        tmp_path / "data", nnunet if layout == "nnunet" else {**MSD, "training": [{"image": entry}]}
+    )
     (tmp_path / "data" / "x").mkdir()
     refused(tmp_path / "data", entry, "inside the folder")
 
@@ -300,12 +331,17 @@ def test_dataset_json_that_is_none(tmp_path, layout, text):
 # Medical Segmentation Decathlon
 
 
-@pytest.mark.parametrize("entry", [3, {}, {"image": 3}, {"label": "a.nii.gz"}, {"image": "a.png"}, {"image": "a.nii.gz"}])
+@pytest.mark.parametrize(
+    "entry", [3, {}, {"image": 3}, {"label": "a.nii.gz"}, {"image": "a.png"}, {"image": "a.nii.gz"}]
+)
 @pytest.mark.parametrize("key", ["training", "unlabeled"])
 def test_msd_entries_that_are_wrong(tmp_path, key, entry):
     build_msd(tmp_path)
     describe(tmp_path, {**MSD, key: [entry]})
-    refused(tmp_path, "a.nii.gz" if isinstance(entry, dict) and entry.get("image") == "a.nii.gz" else "expected")
+    refused(
+        tmp_path,
+        "a.nii.gz" if isinstance(entry, dict) and entry.get("image") == "a.nii.gz" else "expected",
+    )
 
 
 def test_msd_labels_by_value_and_several_channels(tmp_path):
@@ -334,7 +370,9 @@ def test_la_h5_given_as_its_inner_folder(tmp_path):
     inner = tmp_path / "2018LA_Seg_Training Set"
     assert [case.name for case in find_source(inner).cases] == ["B", "A", "C"]
     (tmp_path / "train.list").unlink()
-    assert [case.name for case in find_source(inner).cases] == ["A", "B", "C"], "test.list's D stays out"
+    assert [case.name for case in find_source(inner).cases] == ["A", "B", "C"], (
+        "test.list's D stays out"
+    )
     (tmp_path / "test.list").unlink()
     assert [case.name for case in find_source(inner).cases] == ["A", "B", "C", "D"]
 

@@ -1,4 +1,6 @@
-"""Labels that are held back stay shut, and test cases until the end: asked of the kernel, not of the program."""
+"""Labels that are held back stay shut, and test cases until the end: asked of the kernel, not of
+the program.
+"""
 
 import json
 import shutil
@@ -7,25 +9,39 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dkuxnet import formats
-from dkuxnet.config import load_settings
-from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.data.loader import PatchStream
-from dkuxnet.errors import UserError
-from dkuxnet.experiment import run_training
-from dkuxnet.job import new_job
-from dkuxnet.prepare import prepare_scans
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.data import formats
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.training.experiment import run_training
+from dkuxnet.training.job import new_job
+from dkuxnet.training.patches import PatchStream
 from opened import Watch
 from tiny import DK_UXNET, prepared_phantoms
 
-TINY = DK_UXNET | {"train.labelled_batch": 1, "train.unlabelled_batch": 2, "train.steps": 8, "train.validate_every": 4,
-                   "train.log_every": 4, "train.save_every": 4, "data.labelled": 2, "data.validation_cases": 1,
-                   "data.test_cases": 1}
+TINY = DK_UXNET | {
+    "train.labelled_batch": 1,
+    "train.unlabelled_batch": 2,
+    "train.steps": 8,
+    "train.validate_every": 4,
+    "train.log_every": 4,
+    "train.save_every": 4,
+    "data.labelled": 2,
+    "data.validation_cases": 1,
+    "data.test_cases": 1,
+}
 KINDS = ("image", "label", "truth")
-# Of seven scans the first six have a label. The first keeps it, the second validates, the sixth tests.
+# Of seven scans the first six have a label. The first keeps it, the second validates, the sixth
+# tests.
 LABELLED, VALIDATION, TEST = ("phantom_000",), ("phantom_001",), ("phantom_005",)
 UNLABELLED = ("phantom_002", "phantom_003", "phantom_004", "phantom_006")
-SPLIT = {"labelled": [*LABELLED], "unlabelled": [*UNLABELLED], "validation": [*VALIDATION], "test": [*TEST]}
+SPLIT = {
+    "labelled": [*LABELLED],
+    "unlabelled": [*UNLABELLED],
+    "validation": [*VALIDATION],
+    "test": [*TEST],
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +58,12 @@ def files(names, *kinds) -> set[str]:
     return {f"{name}.{kind}.b2nd" for name, kind in product(names, kinds)}
 
 
-@pytest.mark.parametrize("method, cache_gib", [("dual-mutual", 4.0), ("dual-mutual", 0.0), ("bcp", 4.0)])
-def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(prepared, tmp_path, method, cache_gib):
+@pytest.mark.parametrize(
+    "method, cache_gib", [("dual-mutual", 4.0), ("dual-mutual", 0.0), ("bcp", 4.0)]
+)
+def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(
+    prepared, tmp_path, method, cache_gib
+):
     """With the cache and without, validation in the middle of it and at its end."""
     run = tmp_path / "run"
     run.mkdir()
@@ -54,7 +74,9 @@ def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(p
     names = watch.names()
     watch.close()
     end = names.index("final.safetensors")
-    during, after = ({name for name in part if name.endswith(".b2nd")} for part in (names[:end], names[end:]))
+    during, after = (
+        {name for name in part if name.endswith(".b2nd")} for part in (names[:end], names[end:])
+    )
     assert during == files((*LABELLED, *VALIDATION), "image", "label") | files(UNLABELLED, "image")
     assert after == files(TEST, "image", "truth")
 
@@ -62,8 +84,12 @@ def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(p
 def test_each_part_of_a_job_opens_what_the_split_gives_it_and_nothing_else(prepared):
     job = new_job(prepared, load_settings(overrides=TINY))
     assert job.split.labelled == LABELLED and job.split.unlabelled == UNLABELLED
-    allowed = {"data": set(), "training": files((*LABELLED, *UNLABELLED), "image") | files(LABELLED, "label"),
-               "validation": files(VALIDATION, "image", "label"), "test": files(TEST, "image", "truth")}
+    allowed = {
+        "data": set(),
+        "training": files((*LABELLED, *UNLABELLED), "image") | files(LABELLED, "label"),
+        "validation": files(VALIDATION, "image", "label"),
+        "test": files(TEST, "image", "truth"),
+    }
     watch = Watch(prepared / "cases")
     for (part, given), name, kind in product(allowed.items(), job.data.names, KINDS):
         view, file = getattr(job, part), f"{name}.{kind}.b2nd"
@@ -97,7 +123,10 @@ def test_a_loader_that_asks_for_a_label_held_back_gets_an_error(prepared):
 def odd(scans, tmp_path_factory):
     """The same scans; that of the test case has voxels three times as long, and other intensities."""
     folder = shutil.copytree(scans, tmp_path_factory.mktemp("odd") / "scans")
-    for path in (folder / "imagesTr" / "phantom_005_0000.nii.gz", folder / "labelsTr" / "phantom_005.nii.gz"):
+    for path in (
+        folder / "imagesTr" / "phantom_005_0000.nii.gz",
+        folder / "labelsTr" / "phantom_005.nii.gz",
+    ):
         volume = formats.read(path, "label" if "labels" in str(path) else "image")
         volume.affine[:3, :3] *= 3
         if "images" in str(path):
@@ -107,7 +136,9 @@ def odd(scans, tmp_path_factory):
 
 
 @pytest.mark.parametrize("named", ["number", "file"])
-def test_what_is_held_back_for_testing_has_no_say_in_the_plan_nor_in_any_other_case(prepared, odd, tmp_path, named):
+def test_what_is_held_back_for_testing_has_no_say_in_the_plan_nor_in_any_other_case(
+    prepared, odd, tmp_path, named
+):
     split = tmp_path / "split.json"
     split.write_text(json.dumps(SPLIT))
     how = {"test_cases": 1} if named == "number" else {"split": split}
@@ -129,5 +160,8 @@ def test_without_a_word_on_test_cases_all_images_are_measured(prepared, odd, tmp
 
 def test_a_case_held_back_for_testing_is_taken_for_nothing_else(prepared):
     for wrong in ({"data.test_cases": 0}, {"data.test_cases": 0, "data.labelled": None}):
-        with pytest.raises(UserError, match=r"case 'phantom_005' was held back for testing .*set data\.test_cases=1"):
+        with pytest.raises(
+            UserError,
+            match=r"case 'phantom_005' was held back for testing .*set data\.test_cases=1",
+        ):
             new_job(prepared, load_settings(overrides=TINY | wrong))

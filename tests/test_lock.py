@@ -5,17 +5,24 @@ import sys
 
 import pytest
 
-from dkuxnet.errors import UserError
-from dkuxnet.lock import locked
+from dkuxnet.core.errors import UserError
+from dkuxnet.machine.lock import locked
 
-HOLD = "import sys, time; from pathlib import Path; from dkuxnet.lock import locked\n" \
-       "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from pathlib import Path; from dkuxnet.machine.lock import locked\n"
+    "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_a_second_is_kept_out_until_the_first_is_dead(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another training is at work"), locked(tmp_path, "training"):
+    with (
+        pytest.raises(UserError, match="another training is at work"),
+        locked(tmp_path, "training"),
+    ):
         pass
     holder.kill()
     holder.wait()

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dkuxnet import losses
-from dkuxnet.types import Group, Output
+from dkuxnet.core.types import Group, Output
+from dkuxnet.models.methods import losses
 
 GROUPS = (Group("background", (0,), 2), Group("organ", (1, 2), 2))
 
@@ -21,19 +21,25 @@ def test_soft_dice_by_hand():
     prob = torch.tensor([[0.0, 1.0, 0.5, 0.0]]).view(1, 1, 4, 1, 1)
     prob = torch.cat([1 - prob, prob], dim=1)
     target = losses.one_hot(torch.tensor([0, 1, 1, 0]).view(1, 4, 1, 1), 2)
-    assert losses.soft_dice_loss(prob, target).item() == pytest.approx(1 - 2 * 1.5 / (1.5 + 2), abs=1e-4)
+    assert losses.soft_dice_loss(prob, target).item() == pytest.approx(
+        1 - 2 * 1.5 / (1.5 + 2), abs=1e-4
+    )
 
 
 def test_segmentation_loss_is_monai_s_dice_ce():
     from monai.losses import DiceCELoss
 
     logits, label = torch.randn(2, 3, 6, 5, 4), torch.randint(0, 3, (2, 6, 5, 4))
-    theirs = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(logits, label[:, None])
+    theirs = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(
+        logits, label[:, None]
+    )
     assert losses.segmentation_loss(logits, label).item() == pytest.approx(theirs.item(), abs=1e-4)
 
 
 def test_query_loss_is_the_mean_log_of_the_right_group():
-    prob = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])], dim=1).view(1, 2, 2, 1, 1)
+    prob = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])], dim=1).view(
+        1, 2, 2, 1, 1
+    )
     merged = torch.tensor([0, 1]).view(1, 2, 1, 1)
     loss = losses.query_loss(prob, losses.one_hot(merged, 2))
     assert loss.item() == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2, rel=1e-5)
@@ -41,15 +47,21 @@ def test_query_loss_is_the_mean_log_of_the_right_group():
 
 def test_query_loss_does_not_grow_with_the_patch_and_survives_a_zero():
     small = losses.query_loss(as_prob(0.0, 1.0), as_prob(1.0, 0.0))
-    large = losses.query_loss(as_prob(0.0, 1.0).expand(1, 2, 8, 8, 8), as_prob(1.0, 0.0).expand(1, 2, 8, 8, 8))
+    large = losses.query_loss(
+        as_prob(0.0, 1.0).expand(1, 2, 8, 8, 8), as_prob(1.0, 0.0).expand(1, 2, 8, 8, 8)
+    )
     assert torch.isfinite(small) and small.item() == pytest.approx(large.item(), rel=1e-5)
 
 
 def test_query_loss_at_a_coarse_scale_weighs_the_shares_of_its_block():
     merged = torch.zeros(1, 2, 2, 2, dtype=torch.long)
-    merged[0, 0, 0, 0] = 1  # an eighth of the block: sampling one voxel of it would lose or inflate it
+    merged[0, 0, 0, 0] = (
+        1  # an eighth of the block: sampling one voxel of it would lose or inflate it
+    )
     expected = -(7 / 8 * math.log(0.7) + 1 / 8 * math.log(0.3))
-    assert losses.query_loss(as_prob(0.7, 0.3), losses.one_hot(merged, 2)).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.query_loss(as_prob(0.7, 0.3), losses.one_hot(merged, 2)).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_merging_groups_leaves_the_label_alone_and_refuses_a_class_outside():
@@ -70,13 +82,16 @@ def test_layers_count_in_the_query_loss():
     assert with_layers.item() == pytest.approx(without.item() - math.log(0.1), rel=1e-4)
 
 
-@pytest.mark.parametrize("form, expected", [
-    ("mse", ((0.7 - 0.4) ** 2 + (0.3 - 0.6) ** 2) / 2),
-    ("kl", (0.4 * math.log(0.4 / 0.7) + 0.6 * math.log(0.6 / 0.3))),
-    ("pseudo", -math.log(0.3)),
-    ("pseudo-dice", 1 - 2 * 0.3 / (0.3 + 1)),
-    ("pseudo-both", -math.log(0.3) + 1 - 2 * 0.3 / (0.3 + 1)),
-])
+@pytest.mark.parametrize(
+    "form, expected",
+    [
+        ("mse", ((0.7 - 0.4) ** 2 + (0.3 - 0.6) ** 2) / 2),
+        ("kl", (0.4 * math.log(0.4 / 0.7) + 0.6 * math.log(0.6 / 0.3))),
+        ("pseudo", -math.log(0.3)),
+        ("pseudo-dice", 1 - 2 * 0.3 / (0.3 + 1)),
+        ("pseudo-both", -math.log(0.3) + 1 - 2 * 0.3 / (0.3 + 1)),
+    ],
+)
 def test_forms_by_hand(form, expected):
     value = losses.FORMS[form](as_prob(0.7, 0.3), as_prob(0.4, 0.6), torch.ones(1, 1, 1, 1))
     assert value.item() == pytest.approx(expected, rel=1e-3)
@@ -100,8 +115,12 @@ def test_agreement_costs_nothing_and_the_symmetric_form_is_symmetric(form):
 
 
 def test_the_threshold_leaves_unsure_voxels_out():
-    student = torch.stack([torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])], 1).view(1, 2, 2, 1, 1)
-    teacher = torch.stack([torch.tensor([0.99, 0.01]), torch.tensor([0.6, 0.4])], 1).view(1, 2, 2, 1, 1)
+    student = torch.stack([torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])], 1).view(
+        1, 2, 2, 1, 1
+    )
+    teacher = torch.stack([torch.tensor([0.99, 0.01]), torch.tensor([0.6, 0.4])], 1).view(
+        1, 2, 2, 1, 1
+    )
     value = losses.consistency_loss(student, teacher, "pseudo", "strong", threshold=0.9)
     assert value.item() == pytest.approx(-math.log(0.5) / 2, rel=1e-4)
 
@@ -109,14 +128,19 @@ def test_the_threshold_leaves_unsure_voxels_out():
 def test_cross_entropy_part_is_torch_s():
     logits, label = torch.randn(1, 2, 3, 3, 3), torch.randint(0, 2, (1, 3, 3, 3))
     dice = losses.soft_dice_loss(logits.softmax(1), losses.one_hot(label, 2))
-    assert losses.segmentation_loss(logits, label).item() == pytest.approx((dice + F.cross_entropy(logits, label)).item())
+    assert losses.segmentation_loss(logits, label).item() == pytest.approx(
+        (dice + F.cross_entropy(logits, label)).item()
+    )
 
 
-@pytest.mark.parametrize("loss", [
-    lambda prob: losses.query_loss(prob, as_prob(1.0, 0.0)),
-    lambda prob: losses.FORMS["pseudo"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
-    lambda prob: losses.FORMS["kl"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
-])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda prob: losses.query_loss(prob, as_prob(1.0, 0.0)),
+        lambda prob: losses.FORMS["pseudo"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
+        lambda prob: losses.FORMS["kl"](prob, as_prob(0.9, 0.1), torch.ones(1, 1, 1, 1)),
+    ],
+)
 def test_a_voxel_that_is_confidently_wrong_still_learns(loss):
     logits = torch.tensor([-16.0, 0.0]).view(1, 2, 1, 1, 1).requires_grad_()
     loss(logits.softmax(1)).backward()

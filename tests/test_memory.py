@@ -1,4 +1,6 @@
-"""What glibc's malloc is told: to keep what is freed during a prediction, to give large blocks back otherwise."""
+"""What glibc's malloc is told: to keep what is freed during a prediction, to give large blocks
+back otherwise.
+"""
 
 import json
 import platform
@@ -7,13 +9,15 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it tells glibc's malloc what to do")
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="it tells glibc's malloc what to do"
+)
 
 COUNTING = """
 import ctypes, json, resource
 from pathlib import Path
 import torch
-from dkuxnet.memory import give_back_large_blocks, keeping_freed_memory
+from dkuxnet.machine.memory import give_back_large_blocks, keeping_freed_memory
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd a b c d e".split()]
 state = ctypes.CDLL(None).mallinfo2
@@ -35,7 +39,11 @@ torch.ones(7 * 2**20)  # once such a block is freed, glibc takes the next of up 
 
 
 def told(program: str) -> list[int]:
-    return json.loads(subprocess.run([sys.executable, "-c", COUNTING + program], stdout=subprocess.PIPE, check=True).stdout)
+    return json.loads(
+        subprocess.run(
+            [sys.executable, "-c", COUNTING + program], stdout=subprocess.PIPE, check=True
+        ).stdout
+    )
 
 
 def test_freed_memory_is_kept_within_and_given_back_after():

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dkuxnet.build import build_method
-from dkuxnet.config import load_settings
-from dkuxnet.errors import UserError
-from dkuxnet.lookup import lookup
-from dkuxnet.losses import consistency_loss, query_loss_all, segmentation_loss
-from dkuxnet.methods import METHODS
-from dkuxnet.methods.base import mean_output, ramp_up
-from dkuxnet.methods.dtc import signed_distance
-from dkuxnet.methods.mc_net import sharpen
-from dkuxnet.methods.mixing import paste, random_boxes
-from dkuxnet.methods.teacher import taught
-from dkuxnet.networks.grouping import default_groups
-from dkuxnet.types import Batch, NetworkShape, Output, Views
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup
+from dkuxnet.core.types import Batch, NetworkShape, Output, Views
+from dkuxnet.models.build import build_method
+from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods.base import mean_output, ramp_up
+from dkuxnet.models.methods.dtc import signed_distance
+from dkuxnet.models.methods.losses import consistency_loss, query_loss_all, segmentation_loss
+from dkuxnet.models.methods.mc_net import sharpen
+from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.teacher import taught
+from dkuxnet.models.networks.grouping import default_groups
 from test_methods import SHAPE, make_batch, make_method
 
 NETWORKS = {
@@ -75,9 +75,19 @@ def test_methods_and_networks_go_together(name, network):
     losses = method.losses(make_batch(), step=1000)
     sum(losses.values()).backward()
     assert all(torch.isfinite(value) for value in losses.values())
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all()
+        for p in method.parameters()
+        if p.requires_grad
+    )
     with torch.no_grad():
-        assert method.predictor().eval()(torch.randn(1, 1, 32, 32, 16)).logits.shape == (1, 2, 32, 32, 16)
+        assert method.predictor().eval()(torch.randn(1, 1, 32, 32, 16)).logits.shape == (
+            1,
+            2,
+            32,
+            32,
+            16,
+        )
 
 
 @pytest.mark.parametrize("name", ["mc-net-plus", "unimatch", "dtc"])
@@ -93,7 +103,9 @@ def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
     still = {"method__outline": 0} if name == "dual-mutual" else {}
     method, batch, seen = make_method(name, **still), make_batch(), []
     for network in [method.networks[0], *([method.teacher] if hasattr(method, "teacher") else [])]:
-        network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append((torch.is_grad_enabled(), inputs[0])))
+        network.encoder.register_forward_pre_hook(
+            lambda module, inputs: seen.append((torch.is_grad_enabled(), inputs[0]))
+        )
     method.losses(batch, 1000)
     parts = [batch.labelled] if name == "supervised" else [batch.labelled, batch.unlabelled]
     (learns,) = [image for learning, image in seen if learning]
@@ -107,24 +119,44 @@ def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_take_several_classes_channels_and_unequal_batches(name, labelled, unlabelled):
     groups = default_groups(["background", "liver", "kidney", "liver tumour"], 9)
-    settings = load_settings(overrides={"network.name": "dk-uxnet-tiny", "method.name": name} | NETWORKS["dk-uxnet-tiny"])
+    settings = load_settings(
+        overrides={"network.name": "dk-uxnet-tiny", "method.name": name} | NETWORKS["dk-uxnet-tiny"]
+    )
     method = build_method(settings, NetworkShape(2, 4, groups), plan={})
 
     def views(count: int, label: bool) -> Views:
         image = torch.randn(count, 2, 16, 16, 16)
-        return Views(image, image + 0.1, torch.randint(0, 4, (count, 16, 16, 16)) if label else None)
+        return Views(
+            image, image + 0.1, torch.randint(0, 4, (count, 16, 16, 16)) if label else None
+        )
+
     losses = method.losses(Batch(views(labelled, True), views(unlabelled, False)), step=1000)
     sum(losses.values()).backward()
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.requires_grad)
 
 
-WRONG = [("mean-teacher", "w", -3.0), ("mean-teacher", "w", float("nan")), ("mean-teacher", "decay", 2.0),
-         ("mean-teacher", "ramp_up_steps", -1), ("ua-mt", "passes", 0), ("ua-mt", "noise", -1.0), ("bcp", "box", 3.0),
-         ("bcp", "box", 0.0), ("bcp", "decay", -1.0), ("unimatch", "dropout", 1.5), ("unimatch", "box", 1.0),
-         ("mc-net-plus", "temperature", 0.0), ("fixmatch", "threshold", 7.0), ("dtc", "steepness", -1.0),
-         ("dual-mutual", "w_qdc", -0.1), ("dual-mutual", "threshold", 1.5), ("dual-mutual", "decay", 1.0),
-         ("dual-mutual", "outline", -1.0), ("mean-teacher", "outline", 0.5)]
+WRONG = [
+    ("mean-teacher", "w", -3.0),
+    ("mean-teacher", "w", float("nan")),
+    ("mean-teacher", "decay", 2.0),
+    ("mean-teacher", "ramp_up_steps", -1),
+    ("ua-mt", "passes", 0),
+    ("ua-mt", "noise", -1.0),
+    ("bcp", "box", 3.0),
+    ("bcp", "box", 0.0),
+    ("bcp", "decay", -1.0),
+    ("unimatch", "dropout", 1.5),
+    ("unimatch", "box", 1.0),
+    ("mc-net-plus", "temperature", 0.0),
+    ("fixmatch", "threshold", 7.0),
+    ("dtc", "steepness", -1.0),
+    ("dual-mutual", "w_qdc", -0.1),
+    ("dual-mutual", "threshold", 1.5),
+    ("dual-mutual", "decay", 1.0),
+    ("dual-mutual", "outline", -1.0),
+    ("mean-teacher", "outline", 0.5),
+]
 
 
 @pytest.mark.parametrize("name, key, value", WRONG)
@@ -133,7 +165,8 @@ def test_an_option_out_of_bounds_is_one_line(name, key, value):
         make_method(name, **{f"method__{key}": value})
 
 
-# --- teachers -------------------------------------------------------------------------------------------------------
+# --- teachers
+# -------------------------------------------------------------------------------------------------------
 
 WITH_TEACHER = ["mean-teacher", "ua-mt", "bcp"]
 
@@ -152,7 +185,9 @@ def test_a_teacher_starts_as_its_student_follows_it_and_gets_no_gradient(name):
             p += 1
     method.after_step(10_000)
     for key, p in method.networks[0].named_parameters():
-        torch.testing.assert_close(method.teacher.state_dict()[key], 0.99 * before[key] + 0.01 * p.detach())
+        torch.testing.assert_close(
+            method.teacher.state_dict()[key], 0.99 * before[key] + 0.01 * p.detach()
+        )
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
@@ -166,30 +201,51 @@ def test_the_mean_teacher_s_consistency_is_the_squared_error_to_the_teacher_s_we
     method, batch = by_hand("mean-teacher", 1.0, w=3.0, ramp_up_steps=100), make_batch()
     with torch.no_grad():
         method.teacher.slope.fill_(2.0)
-    expected = 3 * squared_error(organ_probability(batch.unlabelled.strong, 1.0), organ_probability(batch.unlabelled.weak, 2.0))
+    expected = 3 * squared_error(
+        organ_probability(batch.unlabelled.strong, 1.0),
+        organ_probability(batch.unlabelled.weak, 2.0),
+    )
     torch.testing.assert_close(method.losses(batch, 100)["consistency"], expected)
     torch.testing.assert_close(method.losses(batch, 50)["consistency"], expected * ramp_up(50, 100))
 
 
 def test_ua_mt_counts_only_voxels_where_the_teacher_is_sure():
-    """Without noise the passes agree: entropy follows from the intensity, and half of these voxels are sure."""
-    method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=10_000, noise=0.0, passes=3), make_batch()
+    """Without noise the passes agree: entropy follows from the intensity, and half of these voxels
+    are sure.
+    """
+    method, batch = (
+        by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=10_000, noise=0.0, passes=3),
+        make_batch(),
+    )
     weak = batch.unlabelled.weak
     weak[:] = 0.1  # p = 0.52: entropy 0.999 log 2, above the first threshold
     weak[:, :, :16] = 4.0  # p = 0.98: sure
     sure = batch.unlabelled.strong[:, :, :16]
-    expected = squared_error(organ_probability(sure, 1.0), organ_probability(torch.full_like(sure, 4.0), 1.0))
+    expected = squared_error(
+        organ_probability(sure, 1.0), organ_probability(torch.full_like(sure, 4.0), 1.0)
+    )
     first = method.losses(batch, 0)["consistency"]
     torch.testing.assert_close(first, expected)
-    everywhere = squared_error(organ_probability(batch.unlabelled.strong, 1.0), organ_probability(weak, 1.0))
-    torch.testing.assert_close(method.losses(batch, 10_000)["consistency"], everywhere)  # the last threshold lets all in
+    everywhere = squared_error(
+        organ_probability(batch.unlabelled.strong, 1.0), organ_probability(weak, 1.0)
+    )
+    torch.testing.assert_close(
+        method.losses(batch, 10_000)["consistency"], everywhere
+    )  # the last threshold lets all in
 
 
 def test_ua_mt_s_noise_makes_it_less_sure():
-    """Intensity 1: p = 0.73, entropy 0.84 log 2 without noise, under a threshold of 0.9 log 2; noise takes voxels over it."""
+    """Intensity 1: p = 0.73, entropy 0.84 log 2 without noise, under a threshold of 0.9 log 2;
+    noise takes voxels over it.
+    """
     losses = []
     for noise in (0.0, 3.0):
-        method, batch = by_hand("ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=100, noise=noise, passes=2), make_batch()
+        method, batch = (
+            by_hand(
+                "ua-mt", 1.0, w=1.0, ramp_up_steps=0, threshold_steps=100, noise=noise, passes=2
+            ),
+            make_batch(),
+        )
         batch.unlabelled.weak[:] = 1.0
         batch.unlabelled.strong[:] = 1.0
         batch.unlabelled.strong[0] = 2.0
@@ -199,7 +255,8 @@ def test_ua_mt_s_noise_makes_it_less_sure():
     assert not torch.allclose(losses[0], losses[1])
 
 
-# --- pseudo labels --------------------------------------------------------------------------------------------------
+# --- pseudo labels
+# --------------------------------------------------------------------------------------------------
 
 
 def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
@@ -209,7 +266,9 @@ def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
     # opposite signs: each is told by the other to be where it is not
     torch.testing.assert_close(loss, 2 * 2 * F.softplus(images.abs()).mean(), rtol=1e-4, atol=1e-4)
     loss.backward()
-    assert method.networks[0].slope.grad * method.networks[1].slope.grad < 0  # both move towards the other
+    assert (
+        method.networks[0].slope.grad * method.networks[1].slope.grad < 0
+    )  # both move towards the other
 
 
 def test_fixmatch_learns_from_sure_voxels_of_the_strong_view_alone():
@@ -224,34 +283,47 @@ def test_fixmatch_learns_from_sure_voxels_of_the_strong_view_alone():
 
 
 def test_unimatch_by_hand():
-    """A quarter of each CutMix stream, half of the feature stream, each against the weak view's decisions, mixed alike."""
+    """A quarter of each CutMix stream, half of the feature stream, each against the weak view's
+    decisions, mixed alike.
+    """
     method, batch = by_hand("unimatch", 1.0, threshold=0.0, dropout=0.0, w=3.0), make_batch()
     seen = []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     losses = method.losses(batch, 0)
     (mixed,) = seen
-    weak, strong, other = batch.unlabelled.weak, batch.unlabelled.strong, batch.unlabelled.strong.roll(1, 0)
+    weak, strong, other = (
+        batch.unlabelled.weak,
+        batch.unlabelled.strong,
+        batch.unlabelled.strong.roll(1, 0),
+    )
     assert torch.equal(mixed[:2], batch.labelled.strong)
     expected, boxes = 0, []
     for stream in mixed[2:].split(2):
         box = stream != strong
-        assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(0.5**3)  # half of each edge
+        assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(
+            0.5**3
+        )  # half of each edge
         sign = torch.where(torch.where(box, weak.roll(1, 0), weak) > 0, -1, 1)
         expected += 3 * F.softplus(sign * stream).mean() / 4
         boxes.append(box)
     assert not torch.equal(*boxes)
     torch.testing.assert_close(losses["strong"], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(losses["features"], 3 * F.softplus(-weak.abs()).mean() / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        losses["features"], 3 * F.softplus(-weak.abs()).mean() / 2, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_unimatch_drops_feature_channels_of_the_stream_that_learns():
-    """With every channel dropped but by chance, a voxel-wise network sees nothing: log 2 where it would be sure."""
+    """With every channel dropped but by chance, a voxel-wise network sees nothing: log 2 where it
+    would be sure.
+    """
     method, batch = by_hand("unimatch", 8.0, threshold=0.0, dropout=0.999), make_batch()
     torch.manual_seed(0)
     assert method.losses(batch, 0)["features"].item() == pytest.approx(math.log(2) / 2, abs=1e-3)
 
 
-# --- copy-paste -----------------------------------------------------------------------------------------------------
+# --- copy-paste
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_random_boxes_have_the_asked_size_and_move():
@@ -266,7 +338,9 @@ def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
     boxes = random_boxes(2, (4, 4, 4), 0.5, torch.device("cpu"))
     image = paste(torch.ones(2, 3, 4, 4, 4), torch.zeros(2, 3, 4, 4, 4), boxes)
     label = paste(torch.ones(2, 4, 4, 4), torch.zeros(2, 4, 4, 4), boxes)
-    assert torch.equal(image, boxes.expand_as(image).float()) and torch.equal(label, boxes[:, 0].float())
+    assert torch.equal(image, boxes.expand_as(image).float()) and torch.equal(
+        label, boxes[:, 0].float()
+    )
 
 
 def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
@@ -274,17 +348,22 @@ def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     batch.labelled.strong[:], batch.unlabelled.strong[:], batch.unlabelled.weak[:] = 1.0, -1.0, -1.0
     batch.labelled.label[:] = 1
     seen = []
-    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.logits)))
+    method.networks[0].register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output.logits))
+    )
     losses = method.losses(batch, 5)
     image, logits = seen[0]
     inside = [(patch == -1).float().mean().item() for patch in image]
     box = round(32 * 2 / 3) ** 2 * round(16 * 2 / 3) / (32 * 32 * 16)
-    assert inside == pytest.approx([box, box, 1 - box, 1 - box])  # unlabelled into labelled, labelled into unlabelled
+    assert inside == pytest.approx(
+        [box, box, 1 - box, 1 - box]
+    )  # unlabelled into labelled, labelled into unlabelled
     labelled = (image[:, 0] == 1).float()
     label = labelled.long()  # the teacher calls intensity -1 background
     torch.testing.assert_close(losses["labelled"], segmentation_loss(logits, label, labelled))
-    torch.testing.assert_close(losses["pasted"], 0.5 * segmentation_loss(logits, label, 1 - labelled))
-
+    torch.testing.assert_close(
+        losses["pasted"], 0.5 * segmentation_loss(logits, label, 1 - labelled)
+    )
 
 
 def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_labels():
@@ -292,11 +371,15 @@ def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_la
     batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     seen = []
-    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.logits)))
+    method.networks[0].register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output.logits))
+    )
     losses = method.losses(batch, 4)
     image, logits = seen[0]
     shares = [(patch == 1).float().mean().item() for patch in image]
-    assert all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()  # nothing unlabelled, both in each
+    assert (
+        all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()
+    )  # nothing unlabelled, both in each
     label = (image[:, 0] == 1).long()
     assert list(losses) == ["seg"]  # every label is true
     torch.testing.assert_close(losses["seg"], segmentation_loss(logits, label))
@@ -304,12 +387,16 @@ def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_la
 
 def test_bcp_s_pretraining_has_the_query_loss_of_the_whole_patch():
     method, batch, seen = make_method("bcp", method__pretrain_steps=5), make_batch(), []
-    method.networks[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    method.networks[0].register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output))
+    )
     batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     losses = method.losses(batch, 4)
     image, output = seen[0]
-    expected = method.options.w_qd * query_loss_all(output, (image[:, 0] == 1).long(), method.shape.groups)
+    expected = method.options.w_qd * query_loss_all(
+        output, (image[:, 0] == 1).long(), method.shape.groups
+    )
     torch.testing.assert_close(losses["qd"], expected)
 
 
@@ -318,7 +405,9 @@ def test_bcp_s_query_loss_reads_true_labels_alone():
     method, batch = make_method("bcp", method__pretrain_steps=0), make_batch()
     results = []
     for class_index in (0, 1):
-        method.pseudo_label = lambda image, k=class_index: torch.full_like(image[:, 0], k, dtype=torch.int64)
+        method.pseudo_label = lambda image, k=class_index: torch.full_like(
+            image[:, 0], k, dtype=torch.int64
+        )
         torch.manual_seed(0)
         results.append(method.losses(batch, 0))
     assert not torch.allclose(results[0]["pasted"], results[1]["pasted"])
@@ -336,7 +425,8 @@ def test_bcp_s_pseudo_label_is_the_largest_component():
     assert by_hand("bcp", 1.0, largest_component=False).pseudo_label(image).sum() == 6**3 + 2**3
 
 
-# --- several decoders -----------------------------------------------------------------------------------------------
+# --- several decoders
+# -----------------------------------------------------------------------------------------------
 
 
 def test_mc_net_plus_has_one_encoder_and_decoders_that_upsample_differently():
@@ -344,7 +434,10 @@ def test_mc_net_plus_has_one_encoder_and_decoders_that_upsample_differently():
     assert [network.encoder is None for network in method.networks] == [False, True, True]
     kinds = [{type(m) for m in network.modules()} for network in method.networks]
     assert [nn.ConvTranspose3d in kind for kind in kinds] == [True, False, False]
-    modes = [{m.mode for m in network.modules() if isinstance(m, nn.Upsample)} for network in method.networks]
+    modes = [
+        {m.mode for m in network.modules() if isinstance(m, nn.Upsample)}
+        for network in method.networks
+    ]
     assert modes == [set(), {"trilinear"}, {"nearest"}]
 
 
@@ -352,8 +445,16 @@ def test_mc_net_plus_compares_each_decoder_with_the_others_sharpened():
     method, batch = make_method("mc-net-plus", method__w=2.0, method__ramp_up_steps=0), make_batch()
     loss = method.losses(batch, 0)["mutual"]
     with torch.no_grad():
-        probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))]
-    expected = sum(squared_error(p, sharpen(q, 0.1)) for i, p in enumerate(probs) for j, q in enumerate(probs) if i != j)
+        probs = [
+            o.logits.softmax(1)
+            for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
+        ]
+    expected = sum(
+        squared_error(p, sharpen(q, 0.1))
+        for i, p in enumerate(probs)
+        for j, q in enumerate(probs)
+        if i != j
+    )
     torch.testing.assert_close(loss, 2 * expected)
 
 
@@ -362,14 +463,19 @@ def test_mc_net_plus_s_targets_are_constants():
     method.losses(batch, 0)["mutual"].backward()
     ours = method.networks[0].classify[-1].weight.grad.clone()
     method.zero_grad()
-    probs = [o.logits.softmax(1) for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))]
+    probs = [
+        o.logits.softmax(1)
+        for o in method(torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
+    ]
     sum(squared_error(probs[0], sharpen(q, 0.1).detach()) for q in probs[1:]).backward()
     torch.testing.assert_close(ours, method.networks[0].classify[-1].weight.grad)
 
 
 def test_sharpening_by_hand():
     even = torch.tensor([0.34, 0.33, 0.33]).view(1, 3, 1, 1, 1)
-    assert torch.isfinite(sharpen(even, 0.001)).all() and sharpen(even, 0.001)[0, 0].item() == pytest.approx(1)
+    assert torch.isfinite(sharpen(even, 0.001)).all() and sharpen(even, 0.001)[
+        0, 0
+    ].item() == pytest.approx(1)
     prob = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1, 1)
     torch.testing.assert_close(sharpen(prob, 0.5).flatten(), torch.tensor([0.36, 0.16]) / 0.52)
     torch.testing.assert_close(sharpen(prob, 1.0), prob)
@@ -379,7 +485,9 @@ def test_the_mean_of_three_is_their_mean_and_their_disagreement():
     probs = ([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8])
     outputs = [Output(logits=torch.tensor(p).log().view(1, 3, 1, 1, 1)) for p in probs]
     mean = mean_output(outputs)
-    torch.testing.assert_close(mean.logits.softmax(1).flatten(), torch.tensor([0.3, 11 / 30, 1 / 3]))
+    torch.testing.assert_close(
+        mean.logits.softmax(1).flatten(), torch.tensor([0.3, 11 / 30, 1 / 3])
+    )
     sure = [Output(logits=20 * torch.eye(3)[k].view(1, 3, 1, 1, 1)) for k in range(3)]
     assert mean_output(sure).uncertainty.item() == pytest.approx(1, abs=1e-3)  # full contradiction
     assert mean_output([outputs[0]] * 3).uncertainty.item() == pytest.approx(0, abs=1e-6)
@@ -389,7 +497,8 @@ def test_the_mean_of_three_is_their_mean_and_their_disagreement():
     assert mean_output([*outputs, sure[0]]).group_prob is None  # one has no queries
 
 
-# --- dual task ------------------------------------------------------------------------------------------------------
+# --- dual task
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_signed_distance_by_hand():
@@ -398,19 +507,26 @@ def test_signed_distance_by_hand():
     label[1] = 1
     distance = signed_distance(label, 2)
     assert distance.shape == (3, 1, 1, 1, 8)
-    torch.testing.assert_close(distance[0].flatten(), torch.tensor([2 / 3, 1 / 3, -1 / 2, -1, -1 / 2, 1 / 3, 2 / 3, 1.0]))
+    torch.testing.assert_close(
+        distance[0].flatten(), torch.tensor([2 / 3, 1 / 3, -1 / 2, -1, -1 / 2, 1 / 3, 2 / 3, 1.0])
+    )
     assert (distance[1] == -1).all() and (distance[2] == 1).all()
 
 
 def test_dtc_s_level_set_is_compared_with_the_distance_and_with_the_segmentation():
-    method, batch = make_method("dtc", method__w=2.0, method__w_level=0.5, method__ramp_up_steps=0), make_batch()
+    method, batch = (
+        make_method("dtc", method__w=2.0, method__w_level=0.5, method__ramp_up_steps=0),
+        make_batch(),
+    )
     losses = method.losses(batch, 0)
     with torch.no_grad():
         output = method.networks[0](torch.cat([batch.labelled.strong, batch.unlabelled.strong]))
         level = method.level_set(output.features).tanh()
     expected = 0.5 * (level[:2] - signed_distance(batch.labelled.label, 2)).square().mean()
     torch.testing.assert_close(losses["level"], expected)
-    expected = 2 * squared_error(output.logits.softmax(1)[:, 1:], (level < 0).float())  # so steep is the way back
+    expected = 2 * squared_error(
+        output.logits.softmax(1)[:, 1:], (level < 0).float()
+    )  # so steep is the way back
     torch.testing.assert_close(losses["dual"], expected, rtol=0.02, atol=0.01)
 
 
@@ -421,21 +537,31 @@ def test_dtc_s_consistency_moves_both_tasks():
     assert method.networks[0].classify[-1].weight.grad.abs().sum() > 0
 
 
-# --- two branches ---------------------------------------------------------------------------------------------------
+# --- two branches
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_averages_of_both_branches_teach_both_and_answer():
-    options = {"method__decay": 0.9, "method__view_b": "weak", "method__ramp_up_steps": 0, "method__form": "mse",
-               "method__outline": 0}
+    options = {
+        "method__decay": 0.9,
+        "method__view_b": "weak",
+        "method__ramp_up_steps": 0,
+        "method__form": "mse",
+        "method__outline": 0,
+    }
     method, batch = make_method("dual-mutual", **options), make_batch()
     with torch.no_grad():
         for p in method.teachers.parameters():
             p += 0.05 * torch.randn_like(p)
-        target = torch.stack([teacher(batch.unlabelled.weak).logits.softmax(1) for teacher in method.teachers]).mean(0)
+        target = torch.stack(
+            [teacher(batch.unlabelled.weak).logits.softmax(1) for teacher in method.teachers]
+        ).mean(0)
         a = method.networks[0](batch.unlabelled.strong).logits.softmax(1)
         b = method.networks[1](batch.unlabelled.weak).logits.softmax(1)
     losses = method.losses(batch, 0)
-    torch.testing.assert_close(losses["segc"], (squared_error(a, target) + squared_error(b, target)) / 2)
+    torch.testing.assert_close(
+        losses["segc"], (squared_error(a, target) + squared_error(b, target)) / 2
+    )
     sum(losses.values()).backward()
     assert all(p.grad is None for p in method.teachers.parameters())
 
@@ -449,11 +575,17 @@ def test_the_averages_of_both_branches_teach_both_and_answer():
 def test_averages_that_teach_leave_no_branch_to_stop_and_need_unlabelled_patches():
     with pytest.raises(UserError, match=r"leave out method\.gradient"):
         make_method("dual-mutual", method__decay=0.9, method__gradient="strong")
-    assert set(make_method("dual-mutual", method__decay=0.9).losses(make_batch(unlabelled=False), 0)) == {"seg", "qd"}
+    assert set(
+        make_method("dual-mutual", method__decay=0.9).losses(make_batch(unlabelled=False), 0)
+    ) == {"seg", "qd"}
 
 
 def test_without_a_consistency_nobody_looks_at_unlabelled_patches():
-    method, batch, seen = make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0), make_batch(), []
+    method, batch, seen = (
+        make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0),
+        make_batch(),
+        [],
+    )
     for teacher in method.teachers:
         teacher.register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
     for branch in method.networks:
@@ -472,7 +604,9 @@ def test_branch_b_sees_the_view_that_it_is_given():
 
 
 def boxes() -> Views:
-    """Two unlabelled patches with the same box of 4 in -4, which voxel-wise networks of slope 1 take for the organ."""
+    """Two unlabelled patches with the same box of 4 in -4, which voxel-wise networks of slope 1
+    take for the organ.
+    """
     image = torch.full((2, 1, 24, 20, 16), -4.0)
     image[:, :, 6:18, 5:15, 4:12] = 4
     return Views(image, image.clone())
@@ -482,7 +616,9 @@ class Grouped(VoxelWise):
     """Three classes, the last for intensities above 2, and its groups are its classes."""
 
     def decode(self, image, features):
-        logits = torch.cat([torch.zeros_like(image), self.slope * features[0], 10 * (features[0] - 2)], dim=1)
+        logits = torch.cat(
+            [torch.zeros_like(image), self.slope * features[0], 10 * (features[0] - 2)], dim=1
+        )
         return Output(logits=logits, group_prob=logits.softmax(dim=1))
 
 
@@ -490,24 +626,35 @@ class Grouped(VoxelWise):
 def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach(view_b):
     batch, seen, terms = Batch(labelled_patches(), boxes()), {}, {}
     for outline in (0.0, 0.4):
-        method = by_hand("dual-mutual", 1.0, 1.0, w_qdc=0, ramp_up_steps=0, outline=outline, view_b=view_b)
+        method = by_hand(
+            "dual-mutual", 1.0, 1.0, w_qdc=0, ramp_up_steps=0, outline=outline, view_b=view_b
+        )
         for part in (method.networks, method.teachers):
             for branch in range(2):
                 part[branch] = Grouped()
                 part[branch].has_queries = True
                 key = ("student" if part is method.networks else "teacher", branch)
-                part[branch].register_forward_pre_hook(lambda module, inputs, key=key: seen.update({key: inputs[0]}))
+                part[branch].register_forward_pre_hook(
+                    lambda module, inputs, key=key: seen.update({key: inputs[0]})
+                )
         method.options = replace(method.options, w_qdc=1.0)
         torch.manual_seed(5)  # outwards by 0.66 and inwards by 0.75
         terms[outline] = {name: value.item() for name, value in method.losses(batch, 0).items()}
     assert torch.equal(seen["teacher", 0], batch.unlabelled.weak)
     for branch in range(2):
         student = seen["student", branch]
-        assert torch.equal(student[:2], batch.labelled.weak if branch and view_b == "weak" else batch.labelled.strong)
-        larger, smaller = (student[2:] > 0).sum(dim=(1, 2, 3, 4)) - (batch.unlabelled.weak > 0).sum(dim=(1, 2, 3, 4))
+        assert torch.equal(
+            student[:2],
+            batch.labelled.weak if branch and view_b == "weak" else batch.labelled.strong,
+        )
+        larger, smaller = (student[2:] > 0).sum(dim=(1, 2, 3, 4)) - (batch.unlabelled.weak > 0).sum(
+            dim=(1, 2, 3, 4)
+        )
         assert larger > 300 and smaller < -300
-    # a hard decision moves as the image does: the students, who are their teachers, agree with it except along the outline,
-    # where interpolation leaves them unsure; with targets left where they were they would be wrong in whole layers of voxels
+    # a hard decision moves as the image does: the students, who are their teachers, agree with it
+    # except along the outline,
+    # where interpolation leaves them unsure; with targets left where they were they would be wrong
+    # in whole layers of voxels
     still = Grouped()(batch.unlabelled.weak).logits.softmax(dim=1).detach()
     students = Grouped()(seen["student", 0][2:]).logits.softmax(dim=1)
     left = consistency_loss(students, still, "pseudo-both", "strong", 0.0).item()
@@ -517,17 +664,22 @@ def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach
 
 def test_views_and_all_that_the_teacher_says_of_them_move_alike():
     patches = boxes()
-    views, maps = taught(patches, lambda weak: {"organ": Grouped()(weak).logits.softmax(dim=1), "same": weak}, 0.4)
+    views, maps = taught(
+        patches, lambda weak: {"organ": Grouped()(weak).logits.softmax(dim=1), "same": weak}, 0.4
+    )
     assert not torch.equal(views.weak, patches.weak)
     assert torch.equal(views.strong, views.weak) and torch.equal(maps["same"], views.weak)
     views, maps = taught(patches, lambda weak: {"same": weak}, 0.0)
     assert torch.equal(views.weak, patches.weak) and torch.equal(maps["same"], patches.weak)
 
 
-@pytest.mark.parametrize("name, options", [("mean-teacher", {}), ("ua-mt", {"noise": 0.0, "passes": 1})])
+@pytest.mark.parametrize(
+    "name, options", [("mean-teacher", {}), ("ua-mt", {"noise": 0.0, "passes": 1})]
+)
 def test_a_mean_teacher_can_move_outlines_too(name, options):
-    """Its student, which is like it, agrees with it on the moved patches but along the outline; with the target left behind
-    it would not."""
+    """Its student, which is like it, agrees with it on the moved patches but along the outline;
+    with the target left behind it would not.
+    """
     batch, seen, losses = Batch(labelled_patches(), boxes()), [], []
     for outline in (0.0, 0.4):
         method = by_hand(name, 1.0, w=1.0, ramp_up_steps=0, outline=outline, **options)
@@ -535,15 +687,21 @@ def test_a_mean_teacher_can_move_outlines_too(name, options):
         torch.manual_seed(5)
         losses.append(method.losses(batch, 0)["consistency"].item())
     still, moved = seen
-    assert torch.equal(still[2:], batch.unlabelled.strong) and torch.equal(moved[:2], batch.labelled.strong)
+    assert torch.equal(still[2:], batch.unlabelled.strong) and torch.equal(
+        moved[:2], batch.labelled.strong
+    )
     larger, smaller = (moved[2:] > 0).sum(dim=(1, 2, 3, 4)) - (still[2:] > 0).sum(dim=(1, 2, 3, 4))
     assert larger > 300 and smaller < -300
-    left = squared_error(organ_probability(moved[2:], 1.0), organ_probability(batch.unlabelled.weak, 1.0)).item()
+    left = squared_error(
+        organ_probability(moved[2:], 1.0), organ_probability(batch.unlabelled.weak, 1.0)
+    ).item()
     assert losses[0] < losses[1] < 0.3 * left
 
 
-@pytest.mark.parametrize("name, slopes, options", [("dual-mutual", [1.0, 1.0], {"w_qdc": 0}),
-                                                   ("mean-teacher", [1.0], {"outline": 0.25})])
+@pytest.mark.parametrize(
+    "name, slopes, options",
+    [("dual-mutual", [1.0, 1.0], {"w_qdc": 0}), ("mean-teacher", [1.0], {"outline": 0.25})],
+)
 def test_every_step_and_every_patch_has_a_size_of_its_own(name, slopes, options):
     method, seen = by_hand(name, *slopes, **options), []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][2:]))
@@ -556,4 +714,6 @@ def test_every_step_and_every_patch_has_a_size_of_its_own(name, slopes, options)
 
 
 def labelled_patches() -> Views:
-    return Views(*(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.randint(0, 2, (2, 24, 20, 16)))
+    return Views(
+        *(torch.randn(2, 1, 24, 20, 16) for _ in "ws"), torch.randint(0, 2, (2, 24, 20, 16))
+    )

@@ -6,24 +6,33 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.build import build_method
-from dkuxnet.config import load_settings
-from dkuxnet.errors import UserError
-from dkuxnet.lookup import lookup
-from dkuxnet.methods import METHODS
-from dkuxnet.methods.base import ramp_up
-from dkuxnet.networks.grouping import default_groups
-from dkuxnet.types import Batch, NetworkShape, Views
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup
+from dkuxnet.core.types import Batch, NetworkShape, Views
+from dkuxnet.models.build import build_method
+from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods.base import ramp_up
+from dkuxnet.models.networks.grouping import default_groups
 from tiny import dotted
 
 SHAPE = NetworkShape(1, 2, default_groups(["background", "organ"], 8))
-TINY = {"network.name": "dk-uxnet-tiny", "network.widths": [8, 8, 8, 8], "network.query_channels": 16,
-        "network.layer_scale": 0.1}
-# settings under which a method's unlabelled terms count at any step, however unsure the untrained network is
+TINY = {
+    "network.name": "dk-uxnet-tiny",
+    "network.widths": [8, 8, 8, 8],
+    "network.query_channels": 16,
+    "network.layer_scale": 0.1,
+}
+# settings under which a method's unlabelled terms count at any step, however unsure the untrained
+# network is
 PAPER = {"method__decay": 0.0, "method__view_b": "weak"}  # dual mutual learning as its paper has it
-IN_FORCE = {"dual-mutual": {"method__ramp_up_steps": 0}, "fixmatch": {"method__threshold": 0.0},
-            "unimatch": {"method__threshold": 0.0}, "bcp": {"method__pretrain_steps": 0},
-            "ua-mt": {"method__threshold_steps": 0}}
+IN_FORCE = {
+    "dual-mutual": {"method__ramp_up_steps": 0},
+    "fixmatch": {"method__threshold": 0.0},
+    "unimatch": {"method__threshold": 0.0},
+    "bcp": {"method__pretrain_steps": 0},
+    "ua-mt": {"method__threshold_steps": 0},
+}
 
 
 def make_method(name: str, **overrides):
@@ -38,13 +47,16 @@ def make_batch(seed: int = 0, unlabelled: bool = True) -> Batch:
         image = torch.randn(2, 1, 32, 32, 16, generator=generator)
         noise = 0.1 * torch.randn(image.shape, generator=generator)
         return Views(image, image + noise, (image[:, 0] > 0).long() if label else None)
+
     return Batch(views(True), views(False) if unlabelled else None)
 
 
 def gradients(method: nn.Module, losses) -> dict[str, torch.Tensor | None]:
     method.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
-    return {name: p.grad for name, p in method.named_parameters() if p.requires_grad}  # a teacher's are frozen
+    return {
+        name: p.grad for name, p in method.named_parameters() if p.requires_grad
+    }  # a teacher's are frozen
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -81,7 +93,9 @@ def test_unlabelled_patches_reach_the_gradients(name):
         torch.manual_seed(0)  # the same boxes and noise for both
         results.append(gradients(method, method.losses(patches, step=1000)))
     one, two = results
-    assert any(not torch.allclose(one[k], two[k], rtol=1e-3) for k in one if k.startswith("networks.0"))
+    assert any(
+        not torch.allclose(one[k], two[k], rtol=1e-3) for k in one if k.startswith("networks.0")
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -89,7 +103,9 @@ def test_the_predictor_answers_alike_for_a_case_alone_and_in_company(name):
     predictor = make_method(name).predictor().eval()
     image = torch.randn(2, 1, 16, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(predictor(image).logits[:1], predictor(image[:1]).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            predictor(image).logits[:1], predictor(image[:1]).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_supervised_ignores_unlabelled_patches():
@@ -97,20 +113,28 @@ def test_supervised_ignores_unlabelled_patches():
     one, two = make_batch(0), make_batch(0)
     two.unlabelled = make_batch(1).unlabelled
     assert not lookup(METHODS, "supervised", "method").uses_unlabelled
-    assert all(torch.equal(a, b) for a, b in zip(method.losses(one, 0).values(), method.losses(two, 0).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(method.losses(one, 0).values(), method.losses(two, 0).values(), strict=True)
+    )
 
 
 def test_branches_start_apart_and_the_same_seed_starts_alike():
     method, again = make_method("dual-mutual"), make_method("dual-mutual")
     a, b = (network.state_dict() for network in method.networks)
     assert not torch.equal(a["kmax.queries"], b["kmax.queries"])
-    assert all(torch.equal(x, y) for x, y in zip(method.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(method.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("weight, term", [("w_qd", "qd"), ("w_segc", "segc"), ("w_qdc", "qdc")])
 def test_each_term_has_its_switch(weight, term):
     on = make_method("dual-mutual", **PAPER, method__ramp_up_steps=0).losses(make_batch(), 0)
-    off = make_method("dual-mutual", **PAPER, method__ramp_up_steps=0, **{f"method__{weight}": 0}).losses(make_batch(), 0)
+    off = make_method(
+        "dual-mutual", **PAPER, method__ramp_up_steps=0, **{f"method__{weight}": 0}
+    ).losses(make_batch(), 0)
     assert set(on) == {"seg", "qd", "segc", "qdc"} and set(on) - set(off) == {term}
 
 
@@ -121,7 +145,9 @@ def test_each_consistency_looks_at_labelled_and_unlabelled_patches():
         batch = make_batch()
         getattr(batch, part).strong = getattr(make_batch(5), part).strong
         changed = method.losses(batch, 0)
-        assert not torch.allclose(base["segc"], changed["segc"]) and not torch.allclose(base["qdc"], changed["qdc"])
+        assert not torch.allclose(base["segc"], changed["segc"]) and not torch.allclose(
+            base["qdc"], changed["qdc"]
+        )
 
 
 def test_branch_a_sees_strong_and_branch_b_weak():
@@ -136,7 +162,14 @@ def test_branch_a_sees_strong_and_branch_b_weak():
 
 def test_the_ramp_rises_from_nearly_0_to_1():
     assert ramp_up(0, 100) == pytest.approx(0.0067, abs=1e-3)
-    assert ramp_up(0, 100) < ramp_up(50, 100) < ramp_up(100, 100) == 1 == ramp_up(1000, 100) == ramp_up(0, 0)
+    assert (
+        ramp_up(0, 100)
+        < ramp_up(50, 100)
+        < ramp_up(100, 100)
+        == 1
+        == ramp_up(1000, 100)
+        == ramp_up(0, 0)
+    )
     method = make_method("dual-mutual", **PAPER, method__ramp_up_steps=100)
     early, late = (method.losses(make_batch(), step)["segc"] for step in (0, 100))
     assert early.item() == pytest.approx(late.item() * ramp_up(0, 100), rel=1e-4)
@@ -149,7 +182,11 @@ def test_the_mean_predictor_is_the_mean_of_probabilities_and_measures_disagreeme
         output = method.predictor().eval()(image)
         a, b = (network.eval()(image).logits.softmax(1) for network in method.networks)
     torch.testing.assert_close(output.logits.softmax(1), (a + b) / 2, rtol=1e-4, atol=1e-5)
-    assert output.uncertainty.min() >= 0 and output.uncertainty.max() <= 1 and output.uncertainty.max() > 0
+    assert (
+        output.uncertainty.min() >= 0
+        and output.uncertainty.max() <= 1
+        and output.uncertainty.max() > 0
+    )
     method.networks[1].load_state_dict(method.networks[0].state_dict())
     with torch.no_grad():
         assert method.predictor().eval()(image).uncertainty.abs().max() < 1e-5
@@ -166,6 +203,7 @@ def test_a_network_without_queries_is_refused_until_the_query_terms_are_off():
 
     def make(**more):
         return build_method(load_settings(overrides=settings | more), SHAPE, plan={})
+
     with pytest.raises(UserError, match="has no queries"):
         make()
     losses = make(**{"method.w_qd": 0, "method.w_qdc": 0}).losses(make_batch(), 0)

@@ -5,7 +5,7 @@ import pytest
 from medpy.metric import binary as medpy
 from scipy.ndimage import gaussian_filter
 
-from dkuxnet.metrics import dice, jaccard, segmentation_metrics
+from dkuxnet.evaluation.metrics import dice, jaccard, segmentation_metrics
 
 SPACING_MM = (0.5, 1.25, 3.0)
 
@@ -40,7 +40,9 @@ def assert_as_medpy(prediction, truth, spacing_mm):
         "asd_voxels": medpy.asd(prediction, truth),
     }
     assert ours == pytest.approx(theirs, abs=1e-6, rel=0)
-    assert (dice(prediction, truth), jaccard(prediction, truth)) == pytest.approx((theirs["dice"], theirs["jaccard"]))
+    assert (dice(prediction, truth), jaccard(prediction, truth)) == pytest.approx(
+        (theirs["dice"], theirs["jaccard"])
+    )
 
 
 def test_identical_masks_are_perfect():
@@ -53,9 +55,10 @@ def test_identical_masks_are_perfect():
 def test_cube_shifted_by_one_voxel():
     """Each cube of 4^3 has 4^3 - 2^3 = 56 surface voxels.
 
-    The prediction starts one voxel later along x. Its far face (16 voxels) lies outside the truth, one voxel away; its
-    near face lies in the truth's second layer, where 12 voxels are truth's surface and 4 are one voxel away; its two
-    inner layers (12 each) meet a ring of truth and, in the last layer, a face. So (16 + 4) / 56.
+    The prediction starts one voxel later along x. Its far face (16 voxels) lies outside the truth,
+    one voxel away; its near face lies in the truth's second layer, where 12 voxels are truth's
+    surface and 4 are one voxel away; its two inner layers (12 each) meet a ring of truth and, in
+    the last layer, a face. So (16 + 4) / 56.
     """
     figures = segmentation_metrics(cube((4, 3, 3)), cube((3, 3, 3)), (0.5, 2.0, 2.0))
     assert figures["dice"] == 2 * 48 / 128
@@ -88,7 +91,9 @@ def test_asd_runs_from_prediction_to_truth_only():
 
 
 def test_hd95_pools_both_directions():
-    """Distances 0 (one way) and 0, 6 (the other): the pool's percentile is 5.4, the larger direction's is 5.7."""
+    """Distances 0 (one way) and 0, 6 (the other): the pool's percentile is 5.4, the larger
+    direction's is 5.7.
+    """
     figures = segmentation_metrics(voxels((0, 0, 0)), voxels((0, 0, 0), (0, 0, 6)), (1, 1, 2))
     assert figures["hd95_voxels"] == pytest.approx(5.4)
     assert figures["hd95_mm"] == pytest.approx(10.8)
@@ -105,7 +110,9 @@ def test_equals_medpy_on_objects_inside_a_large_background():
     assert_as_medpy(prediction, truth, SPACING_MM)
 
 
-@pytest.mark.parametrize("prediction", [np.ones((6, 7, 8), bool), cube((0, 0, 0), 5, (6, 7, 8))], ids=["all", "corner"])
+@pytest.mark.parametrize(
+    "prediction", [np.ones((6, 7, 8), bool), cube((0, 0, 0), 5, (6, 7, 8))], ids=["all", "corner"]
+)
 def test_equals_medpy_where_objects_touch_the_border(prediction):
     """The array's border counts as surface: a mask that fills the array has one."""
     assert_as_medpy(prediction, cube((2, 2, 2), 4, (6, 7, 8)), SPACING_MM)
@@ -119,8 +126,9 @@ def test_equals_medpy_in_two_dimensions():
 @pytest.mark.parametrize("spacing_mm", [SPACING_MM, (0.625, 0.625, 0.625), (3.0, 0.2, 1.0)])
 @pytest.mark.parametrize("steps", [1, 3, 4, 9])
 def test_equals_medpy_however_far_apart_the_surfaces_are(steps, spacing_mm):
-    """Near neighbours, a search and a distance transform each find a part of them: one speck far away needs a search, two
-    objects far apart the transform."""
+    """Near neighbours, a search and a distance transform each find a part of them: one speck far
+    away needs a search, two objects far apart the transform.
+    """
     truth = np.pad(blobs(3, (14, 12, 10)), 16)
     moved = np.roll(truth, (steps, -steps), (0, 1))
     speck = truth.copy()
@@ -130,7 +138,9 @@ def test_equals_medpy_however_far_apart_the_surfaces_are(steps, spacing_mm):
         assert_as_medpy(truth, prediction, spacing_mm)
 
 
-@pytest.mark.parametrize("shape", [(40,), (9, 31), (1, 9, 1), (5, 1, 12), (6, 5, 4, 3), (254, 4), (255, 4), (600, 2, 3)])
+@pytest.mark.parametrize(
+    "shape", [(40,), (9, 31), (1, 9, 1), (5, 1, 12), (6, 5, 4, 3), (254, 4), (255, 4), (600, 2, 3)]
+)
 def test_equals_medpy_in_any_shape(shape):
     rng = np.random.default_rng(len(shape))
     for density in (0.003, 0.1, 0.5, 0.95):
@@ -142,7 +152,10 @@ def test_equals_medpy_in_any_shape(shape):
 def test_integer_masks_are_as_boolean_ones():
     prediction, truth = blobs(1), blobs(2)
     expected = segmentation_metrics(prediction, truth, SPACING_MM)
-    assert segmentation_metrics(prediction * np.uint8(255), truth.astype(np.int64) * 3, SPACING_MM) == expected
+    assert (
+        segmentation_metrics(prediction * np.uint8(255), truth.astype(np.int64) * 3, SPACING_MM)
+        == expected
+    )
 
 
 def test_both_empty_is_perfect():
@@ -162,7 +175,9 @@ def test_one_empty_scores_the_diagonal_of_the_array(empty_is, spacing_mm):
     diagonal_mm = np.linalg.norm(np.array([12, 6, 24]) * spacing_mm)
     assert (figures["dice"], figures["jaccard"]) == (0, 0)
     assert (figures["hd95_mm"], figures["asd_mm"]) == pytest.approx((diagonal_mm, diagonal_mm))
-    assert (figures["hd95_voxels"], figures["asd_voxels"]) == pytest.approx((np.sqrt(756), np.sqrt(756)))
+    assert (figures["hd95_voxels"], figures["asd_voxels"]) == pytest.approx(
+        (np.sqrt(756), np.sqrt(756))
+    )
 
 
 def test_different_shapes_are_refused():

@@ -5,23 +5,29 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.errors import UserError
-from dkuxnet.lookup import lookup
-from dkuxnet.losses import query_loss_all, segmentation_loss
-from dkuxnet.networks import NETWORKS
-from dkuxnet.networks.blocks import Conv3x3x3, DepthwiseConv3d
-from dkuxnet.networks.grouping import check_groups, default_groups, grouped_assignment
-from dkuxnet.networks.kmax import KMaxLayer, MaskLogits
-from dkuxnet.types import Group, NetworkShape
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup
+from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss
+from dkuxnet.models.networks import NETWORKS
+from dkuxnet.models.networks.blocks import Conv3x3x3, DepthwiseConv3d
+from dkuxnet.models.networks.grouping import check_groups, default_groups, grouped_assignment
+from dkuxnet.models.networks.kmax import KMaxLayer, MaskLogits
 
 # the same architecture at widths that a test can afford; the published widths are built once, below
-SMALL = {"dk-uxnet": {"widths": (8, 8, 16, 16), "query_channels": 16, "layer_scale": 0.1},
-         "dk-uxnet-small": {"widths": (8, 8, 16, 16), "query_channels": 16, "layer_scale": 0.1},
-         "uxnet": {"widths": (8, 8, 16, 16), "layer_scale": 0.1}}
+SMALL = {
+    "dk-uxnet": {"widths": (8, 8, 16, 16), "query_channels": 16, "layer_scale": 0.1},
+    "dk-uxnet-small": {"widths": (8, 8, 16, 16), "query_channels": 16, "layer_scale": 0.1},
+    "uxnet": {"widths": (8, 8, 16, 16), "layer_scale": 0.1},
+}
 
 
 def build(name: str, channels: int = 1, classes: int = 2, queries: int = 8):
-    names = ["background", *[f"organ {k}" for k in range(1, classes - 1)], "tumour" if classes > 2 else "organ"]
+    names = [
+        "background",
+        *[f"organ {k}" for k in range(1, classes - 1)],
+        "tumour" if classes > 2 else "organ",
+    ]
     shape = NetworkShape(channels, classes, default_groups(names, queries))
     torch.manual_seed(0)
     return lookup(NETWORKS, name, "network")(shape, SMALL.get(name, {})), shape
@@ -36,7 +42,9 @@ def test_every_parameter_receives_a_gradient(name):
     if output.group_prob is not None:
         loss = loss + query_loss_all(output, label, shape.groups)
     loss.backward()
-    without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    without = [
+        key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert without == []
 
 
@@ -73,12 +81,19 @@ def test_the_paper_s_widths():
     with torch.device("meta"):
         network, _ = lookup(NETWORKS, "dk-uxnet", "network"), None
         built = network(NetworkShape(1, 2, default_groups(["background", "LA"], 32)), {})
-    assert [stage[0].depthwise.weight.shape[0] for stage in built.encoder.stages] == [48, 96, 192, 384]
+    assert [stage[0].depthwise.weight.shape[0] for stage in built.encoder.stages] == [
+        48,
+        96,
+        192,
+        384,
+    ]
     assert built.decoder.channels == (768, 384, 192, 96, 48)
     assert [len(stage) for stage in built.encoder.stages] == [2, 2, 2, 2]
     assert [len(layers) for layers in built.kmax.scales] == [2, 2, 2]
     block = built.encoder.stages[0][0]
-    assert block.expand.groups == 48 and block.expand.out_channels == 192  # depthwise pointwise expansion x4
+    assert (
+        block.expand.groups == 48 and block.expand.out_channels == 192
+    )  # depthwise pointwise expansion x4
 
 
 def test_the_output_is_the_equations():
@@ -95,16 +110,24 @@ def test_the_output_is_the_equations():
     torch.testing.assert_close(output.group_prob[:, 0], M[:, : sizes[0]].sum(1))
     torch.testing.assert_close(output.group_prob.sum(1), torch.ones(2, 32, 16, 16))
     assert len(output.layer_group_prob) == 6
-    assert [tuple(layer.shape[2:]) for layer in output.layer_group_prob[::2]] == [(2, 1, 1), (4, 2, 2), (8, 4, 4)]
+    assert [tuple(layer.shape[2:]) for layer in output.layer_group_prob[::2]] == [
+        (2, 1, 1),
+        (4, 2, 2),
+        (8, 4, 4),
+    ]
 
 
 def test_mask_logits_are_cosines_times_the_gain():
     head = MaskLogits(5, 16)
     features, queries = torch.randn(1, 5, 4, 4, 4), torch.randn(1, 3, 16)
     voxels = head.voxels(features)[0].flatten(1).T
-    cosine = torch.nn.functional.cosine_similarity(voxels[None], head.queries(queries)[0][:, None], dim=2)
+    cosine = torch.nn.functional.cosine_similarity(
+        voxels[None], head.queries(queries)[0][:, None], dim=2
+    )
     expected = head.log_gain.exp() * cosine
-    torch.testing.assert_close(head(features, queries)[0].flatten(1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        head(features, queries)[0].flatten(1), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_k_means_update_by_hand():
@@ -113,21 +136,32 @@ def test_the_k_means_update_by_hand():
     torch.nn.init.zeros_(layer.attention.out_proj.weight)
     torch.nn.init.zeros_(layer.attention.out_proj.bias)
     torch.nn.init.zeros_(layer.feed_forward[-1].weight)
-    torch.nn.init.zeros_(layer.feed_forward[-1].bias)  # what is left is C + norm(sum of assigned values)
+    torch.nn.init.zeros_(
+        layer.feed_forward[-1].bias
+    )  # what is left is C + norm(sum of assigned values)
     features, queries = torch.randn(1, 4, 2, 3, 2), torch.randn(1, 3, 8)
     updated, logits = layer(features, queries)
     values, scores = layer.value(features)[0].flatten(1), logits[0].flatten(1)
     sums = torch.zeros(3, 8)
     for voxel in range(values.shape[1]):
         sums[int(scores[:, voxel].argmax())] += values[:, voxel]
-    torch.testing.assert_close(updated[0], queries[0] + layer.update_norm(sums), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        updated[0], queries[0] + layer.update_norm(sums), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_default_groups_follow_the_classes():
     two = default_groups(["background", "LA"], 16)
-    assert [(g.name, g.classes, g.queries) for g in two] == [("background", (0,), 8), ("organ", (1,), 8)]
+    assert [(g.name, g.classes, g.queries) for g in two] == [
+        ("background", (0,), 8),
+        ("organ", (1,), 8),
+    ]
     three = default_groups(["background", "liver", "spleen", "liver tumour"], 16)
-    assert [(g.name, g.classes) for g in three] == [("background", (0,)), ("organ", (1, 2)), ("tumour", (3,))]
+    assert [(g.name, g.classes) for g in three] == [
+        ("background", (0,)),
+        ("organ", (1, 2)),
+        ("tumour", (3,)),
+    ]
     assert sum(g.queries for g in three) == 16
     with pytest.raises(UserError, match="nothing to segment"):
         default_groups(["background"], 16)
@@ -135,11 +169,14 @@ def test_default_groups_follow_the_classes():
         default_groups(["background", "organ", "tumour"], 2)
 
 
-@pytest.mark.parametrize("groups", [
-    (Group("background", (0,), 4), Group("organ", (1,), 0)),  # a group without queries
-    (Group("background", (0,), 4), Group("organ", (2,), 4)),  # class 1 in no group
-    (Group("background", (0, 1), 4), Group("organ", (1,), 4)),  # class 1 in two
-])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (Group("background", (0,), 4), Group("organ", (1,), 0)),  # a group without queries
+        (Group("background", (0,), 4), Group("organ", (2,), 4)),  # class 1 in no group
+        (Group("background", (0, 1), 4), Group("organ", (1,), 4)),  # class 1 in two
+    ],
+)
 def test_groups_that_do_not_cover_the_classes_are_refused(groups):
     with pytest.raises(UserError):
         check_groups(groups, 2)
@@ -148,12 +185,16 @@ def test_groups_that_do_not_cover_the_classes_are_refused(groups):
 def test_grouped_assignment_sums_within_groups():
     assignment = torch.tensor([0.1, 0.2, 0.3, 0.4]).view(1, 4, 1, 1, 1)
     groups = (Group("background", (0,), 1), Group("organ", (1,), 3))
-    np.testing.assert_allclose(grouped_assignment(assignment, groups).flatten(), [0.1, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(
+        grouped_assignment(assignment, groups).flatten(), [0.1, 0.9], rtol=1e-6
+    )
 
 
 def test_an_unknown_option_names_its_near_match():
     with pytest.raises(UserError, match="'width'; did you mean 'widths'"):
-        lookup(NETWORKS, "dk-uxnet-tiny", "network")(NetworkShape(1, 2, default_groups(["b", "o"], 8)), {"width": 1})
+        lookup(NETWORKS, "dk-uxnet-tiny", "network")(
+            NetworkShape(1, 2, default_groups(["b", "o"], 8)), {"width": 1}
+        )
 
 
 @pytest.mark.parametrize("size", [(5, 4, 3), (9, 8, 7)])
@@ -188,16 +229,25 @@ def test_the_fast_dense_convolution_has_torch_s_output_and_gradients(batch, size
 
 
 def test_mask_logits_are_the_same_whether_voxels_are_projected_or_not():
-    """With fewer voxel than query channels the projection is folded into the queries: compare with making the map."""
+    """With fewer voxel than query channels the projection is folded into the queries: compare with
+    making the map.
+    """
     head = MaskLogits(voxel_channels=3, query_channels=8)
     features, queries = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 4, 8)
     voxels = nn.functional.normalize(head.voxels(features), dim=1)
     masks = nn.functional.normalize(head.queries(queries), dim=2) * head.log_gain.exp()
-    torch.testing.assert_close(head(features, queries), torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        head(features, queries),
+        torch.einsum("bcxyz,bnc->bnxyz", voxels, masks),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_the_full_resolution_head_is_exact_in_bfloat16_too():
-    """Features far from the origin and a bias that brings them back: logits and length are small differences of large sums."""
+    """Features far from the origin and a bias that brings them back: logits and length are small
+    differences of large sums.
+    """
     head = MaskLogits(voxel_channels=3, query_channels=8)
     features, masks = 10 + torch.randn(2, 3, 6, 6, 6).bfloat16(), torch.randn(2, 4, 8)
     with torch.no_grad():
@@ -205,8 +255,12 @@ def test_the_full_resolution_head_is_exact_in_bfloat16_too():
         voxels = head.voxels(features.float())
         with torch.autocast("cpu", torch.bfloat16):
             logits, square = head._without_projecting(features, masks)
-    torch.testing.assert_close(square, voxels.square().sum(dim=1, keepdim=True), rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(logits, torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        square, voxels.square().sum(dim=1, keepdim=True), rtol=1e-2, atol=1e-2
+    )
+    torch.testing.assert_close(
+        logits, torch.einsum("bcxyz,bnc->bnxyz", voxels, masks), rtol=1e-2, atol=1e-2
+    )
 
 
 def test_v_net_s_dropout_can_be_switched_off():

@@ -1,4 +1,6 @@
-"""One seed, one result: bit for bit on a CPU, however the patches are read, and whatever was drawn before."""
+"""One seed, one result: bit for bit on a CPU, however the patches are read, and whatever was drawn
+before.
+"""
 
 import os
 import random
@@ -9,13 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet import devices, experiment
-from dkuxnet.config import load_settings
-from dkuxnet.experiment import run_training
+from dkuxnet.core.config import load_settings
+from dkuxnet.machine import devices
+from dkuxnet.training import experiment
+from dkuxnet.training.experiment import run_training
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = DK_UXNET | {"network.drop_rate": 0.2, "train.labelled_batch": 2, "train.unlabelled_batch": 2, "train.steps": 4,
-                   "train.average": 0.9, "train.seed": 5, "data.labelled": 2}
+TINY = DK_UXNET | {
+    "network.drop_rate": 0.2,
+    "train.labelled_batch": 2,
+    "train.unlabelled_batch": 2,
+    "train.steps": 4,
+    "train.average": 0.9,
+    "train.seed": 5,
+    "data.labelled": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,9 @@ def one_thread():
 
 
 def train(prepared: Path, run: Path, **more) -> bytes:
-    """The file of weights; whatever generator a program may have drawn from before stands somewhere else each time."""
+    """The file of weights; whatever generator a program may have drawn from before stands
+    somewhere else each time.
+    """
     random.seed(os.urandom(8))
     np.random.seed(int.from_bytes(os.urandom(4), "big"))
     torch.seed()
@@ -40,38 +52,70 @@ def train(prepared: Path, run: Path, **more) -> bytes:
     return (run / "final.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method, read", [("dual-mutual", [(w, c) for w in (0, 1, 3) for c in (4.0, 0.0)]),
-                                          ("unimatch", [(0, 4.0), (3, 0.0)])])
-def test_two_runs_are_equal_bit_for_bit_however_the_patches_are_read(prepared, tmp_path, method, read):
-    """Cases kept in memory, or read from the disk in chunks; by the loop itself, one thread or three. UniMatch draws much."""
-    found = {(workers, cache): train(prepared, tmp_path / f"{workers}_{cache}", method__name=method, data__workers=workers,
-                                     data__cache_gib=cache)
-             for workers, cache in read}
+@pytest.mark.parametrize(
+    "method, read",
+    [
+        ("dual-mutual", [(w, c) for w in (0, 1, 3) for c in (4.0, 0.0)]),
+        ("unimatch", [(0, 4.0), (3, 0.0)]),
+    ],
+)
+def test_two_runs_are_equal_bit_for_bit_however_the_patches_are_read(
+    prepared, tmp_path, method, read
+):
+    """Cases kept in memory, or read from the disk in chunks; by the loop itself, one thread or
+    three. UniMatch draws much.
+    """
+    found = {
+        (workers, cache): train(
+            prepared,
+            tmp_path / f"{workers}_{cache}",
+            method__name=method,
+            data__workers=workers,
+            data__cache_gib=cache,
+        )
+        for workers, cache in read
+    }
     assert len(set(found.values())) == 1, {how: hash(content) for how, content in found.items()}
-    assert train(prepared, tmp_path / "other", method__name=method, train__seed=6) not in found.values()
+    assert (
+        train(prepared, tmp_path / "other", method__name=method, train__seed=6)
+        not in found.values()
+    )
 
 
 def test_threads_that_end_in_any_order_change_nothing(prepared, tmp_path):
-    """torch's sums are shared by two threads: equal every time. (Another number of threads adds up in another order.)"""
+    """torch's sums are shared by two threads: equal every time.
+
+    (Another number of threads adds up in another order.)
+    """
     torch.set_num_threads(2)
     assert len({train(prepared, tmp_path / str(i), train__steps=2) for i in range(2)}) == 1
 
 
-def test_the_deterministic_switch_is_on_while_a_training_runs_and_changes_nothing_on_a_cpu(prepared, tmp_path, monkeypatch):
+def test_the_deterministic_switch_is_on_while_a_training_runs_and_changes_nothing_on_a_cpu(
+    prepared, tmp_path, monkeypatch
+):
     def state() -> tuple:
-        return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
-                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.benchmark,
+        )
 
     seen, whole = [], experiment.train_and_evaluate
 
     def noting(*arguments):
         seen.append((*state(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         whole(*arguments)
+
     monkeypatch.setattr(experiment, "train_and_evaluate", noting)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = state()
-    weights = [train(prepared, tmp_path / str(switch), train__deterministic=switch) for switch in (False, True)]
+    weights = [
+        train(prepared, tmp_path / str(switch), train__deterministic=switch)
+        for switch in (False, True)
+    ]
     assert weights[0] == weights[1] and state() == before
     assert seen == [(*before, None), (True, True, True, False, ":4096:8")]
     with pytest.raises(RuntimeError, match="stop"), devices.deterministic(True):

@@ -1,10 +1,12 @@
-"""Organs that grow and shrink: how far their outline moves, what stays, and what a displacement means."""
+"""Organs that grow and shrink: how far their outline moves, what stays, and what a displacement
+means.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from dkuxnet.outline import displaced, outline_displacement
+from dkuxnet.models.methods.outline import displaced, outline_displacement
 
 SIZE = (24, 32, 40)
 
@@ -27,10 +29,14 @@ def moved(organ: torch.Tensor, outwards: list[float], share: float) -> torch.Ten
 @pytest.mark.parametrize("axis", [2, 3, 4])
 @pytest.mark.parametrize("outwards", [1.0, 0.5, -1.0])
 def test_a_flat_outline_moves_by_most_of_the_displacement(axis, outwards):
-    """The outline m voxels on reads from m voxels back: m = 2 exp(-m^2 / (2 sigma^2)), sigma 3, solved by hand."""
+    """The outline m voxels on reads from m voxels back: m = 2 exp(-m^2 / (2 sigma^2)), sigma 3,
+    solved by hand.
+    """
     organ = torch.zeros(1, 1, 30, 30, 30)
     organ.narrow(axis, 0, 15).fill_(1)
-    line = moved(organ, [outwards], 2 / (13500 * 3 / 4 / np.pi) ** (1 / 3)).mean(dim=[n for n in (2, 3, 4) if n != axis])[0, 0]
+    line = moved(organ, [outwards], 2 / (13500 * 3 / 4 / np.pi) ** (1 / 3)).mean(
+        dim=[n for n in (2, 3, 4) if n != axis]
+    )[0, 0]
     expected = {1.0: 1.70, 0.5: 0.95, -1.0: -1.70}[outwards]
     assert line.sum() - 15 == pytest.approx(expected, abs=0.1)
 
@@ -43,14 +49,19 @@ def test_every_patch_moves_by_its_own_amount():
 
 
 def test_the_displacement_grows_with_the_organ():
-    shifts = [float(radius_of(moved(ball(radius), [1.0], 0.2)) / radius_of(ball(radius))) for radius in (5, 7, 9)]
+    shifts = [
+        float(radius_of(moved(ball(radius), [1.0], 0.2)) / radius_of(ball(radius)))
+        for radius in (5, 7, 9)
+    ]
     assert min(shifts) > 1.1 and max(shifts) < 1.2 and np.ptp(shifts) < 0.04
 
 
 def test_nothing_folds_and_far_away_nothing_moves():
     displacement = outline_displacement(ball(8), torch.tensor([-1.0]), 3 / 8)[0]
     for axis in range(3):
-        assert displacement[axis].diff(dim=axis).abs().max() < 0.6  # under 1 voxels in a row are read in their order
+        assert (
+            displacement[axis].diff(dim=axis).abs().max() < 0.6
+        )  # under 1 voxels in a row are read in their order
     assert displacement.norm(dim=0).max() > 2
     assert displacement[:, 0, 0, 0].norm() < 0.05
 
@@ -64,11 +75,17 @@ def test_a_displacement_says_where_a_voxel_is_read_from():
     values = torch.randn(2, 3, *SIZE)
     displacement = torch.tensor([1.0, -2.0, 3.0]).view(1, 3, 1, 1, 1).expand(2, 3, *SIZE)
     result = displaced(values, displacement)
-    torch.testing.assert_close(result[:, :, 4:-4, 4:-4, 4:-4], values[:, :, 5:-3, 2:-6, 7:-1], rtol=1e-3, atol=1e-4)
-    assert torch.equal(result[:, :, -1, 5, 5], result[:, :, -2, 5, 5])  # beyond the border the last voxel is repeated
+    torch.testing.assert_close(
+        result[:, :, 4:-4, 4:-4, 4:-4], values[:, :, 5:-3, 2:-6, 7:-1], rtol=1e-3, atol=1e-4
+    )
+    assert torch.equal(
+        result[:, :, -1, 5, 5], result[:, :, -2, 5, 5]
+    )  # beyond the border the last voxel is repeated
 
 
 def test_places_stay_exact_under_bfloat16():
     values = torch.randn(1, 1, 80, 48, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(displaced(values, torch.zeros(1, 3, 80, 48, 32)), values, rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            displaced(values, torch.zeros(1, 3, 80, 48, 32)), values, rtol=0, atol=1e-3
+        )

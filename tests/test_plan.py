@@ -5,16 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from dkuxnet import plan
+from dkuxnet.data import network_grid, plan
 
 
-@pytest.mark.parametrize("size, voxels, expected", [
-    ((48, 35.6, 22), 131072, [48, 32, 16]),  # the left atrium at 2.5 mm
-    ((9, 17, 33), 131072, [16, 16, 32]),
-    ((31, 32, 33), 131072, [32, 32, 32]),  # a voxel short of a block counts as the block
-    ((500, 500, 100), 96**3, [96, 96, 96]),
-    ((1e12, 3, 3), 131072, [512, 16, 16]),
-])
+@pytest.mark.parametrize(
+    "size, voxels, expected",
+    [
+        ((48, 35.6, 22), 131072, [48, 32, 16]),  # the left atrium at 2.5 mm
+        ((9, 17, 33), 131072, [16, 16, 32]),
+        ((31, 32, 33), 131072, [32, 32, 32]),  # a voxel short of a block counts as the block
+        ((500, 500, 100), 96**3, [96, 96, 96]),
+        ((1e12, 3, 3), 131072, [512, 16, 16]),
+    ],
+)
 def test_patches_fit_into_the_case_and_the_memory(size, voxels, expected):
     patch = plan.plan_patch(size, voxels)
     assert patch == expected and math.prod(patch) <= voxels and all(n % 16 == 0 for n in patch)
@@ -23,25 +26,45 @@ def test_patches_fit_into_the_case_and_the_memory(size, voxels, expected):
 def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
     fingerprint = {"percentiles_median": [[-100.0, 0.0, 300.0]], "mean": [20.0], "std": [40.0]}
     assert plan.plan_channel("MRI", 0, fingerprint) == {"kind": "z-score"}
-    assert plan.plan_channel("contrast", 0, fingerprint) == {"kind": "z-score"}  # holds the letters CT, is none
+    assert plan.plan_channel("contrast", 0, fingerprint) == {
+        "kind": "z-score"
+    }  # holds the letters CT, is none
     ct = plan.plan_channel("CT", 0, fingerprint)
     scan = np.array([[[[-2000.0, 20.0, 60.0, 3000.0]]]], np.float32)
-    np.testing.assert_allclose(plan.normalise(scan, [ct]).ravel(), [-25.5, 0, 1, 24.5], atol=1e-5)
-    raw = plan.plan_channel("CT", 0, fingerprint | {"percentiles_median": [[0.0, 1000.0, 1600.0]]})  # stored with an offset
+    np.testing.assert_allclose(network_grid.normalise(scan, [ct]).ravel(), [-25.5, 0, 1, 24.5], atol=1e-5)
+    raw = plan.plan_channel(
+        "CT", 0, fingerprint | {"percentiles_median": [[0.0, 1000.0, 1600.0]]}
+    )  # stored with an offset
     assert (raw["low"], raw["high"]) == (-1000, 1600)
-    z = plan.normalise(np.random.default_rng(0).normal(5, 3, (2, 8, 8, 8)).astype(np.float32), [{"kind": "z-score"}] * 2)
-    np.testing.assert_allclose([z.mean(axis=(1, 2, 3)), z.std(axis=(1, 2, 3))], [[0, 0], [1, 1]], atol=1e-4)
+    z = network_grid.normalise(
+        np.random.default_rng(0).normal(5, 3, (2, 8, 8, 8)).astype(np.float32),
+        [{"kind": "z-score"}] * 2,
+    )
+    np.testing.assert_allclose(
+        [z.mean(axis=(1, 2, 3)), z.std(axis=(1, 2, 3))], [[0, 0], [1, 1]], atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("memory_gib, expected", [
-    (None, "dk-uxnet-tiny"), (4, "dk-uxnet-tiny"), (12, "dk-uxnet-small"), (24, "dk-uxnet"), (80, "dk-uxnet"),
-])
+@pytest.mark.parametrize(
+    "memory_gib, expected",
+    [
+        (None, "dk-uxnet-tiny"),
+        (4, "dk-uxnet-tiny"),
+        (12, "dk-uxnet-small"),
+        (24, "dk-uxnet"),
+        (80, "dk-uxnet"),
+    ],
+)
 def test_the_network_and_its_patch_follow_the_memory(monkeypatch, memory_gib, expected):
     import torch
 
-    monkeypatch.setattr("dkuxnet.plan.has_gpu_driver", lambda: True)
+    monkeypatch.setattr("dkuxnet.data.plan.has_gpu_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: memory_gib is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: type("P", (), {"total_memory": memory_gib * 2**30}))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda i: type("P", (), {"total_memory": memory_gib * 2**30}),
+    )
     name, voxels = plan.advise_network()
     assert name == expected
     if name in plan.STEP_BYTES:

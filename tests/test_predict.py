@@ -11,13 +11,14 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from typer.testing import CliRunner
 
-from dkuxnet import cli, formats
-from dkuxnet.config import validate
+from dkuxnet.cli import commands as cli
+from dkuxnet.core.config import validate
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Output, Volume
+from dkuxnet.data import formats
 from dkuxnet.data.inputs import find_cases
-from dkuxnet.errors import UserError
-from dkuxnet.metrics import dice
-from dkuxnet.predict import ScansFailed, predict_scans
-from dkuxnet.types import Output, Volume
+from dkuxnet.evaluation.metrics import dice
+from dkuxnet.prediction.predict import ScansFailed, predict_scans
 
 THRESHOLD = 0.5
 SHAPE = (26, 21, 15)
@@ -52,8 +53,16 @@ def run(monkeypatch) -> Path:
 def fake_run(monkeypatch, channels: int = 1) -> Path:
     plan = {"spacing_mm": [1.8] * 3, "normalisation": [{"kind": "z-score"}] * channels}
     labels = {"background": 0, "LA": 255}
-    manifest = {"labels": labels, "channels": ["MRI"] * channels, "plan": plan, "patch": [16, 16, 16]}
-    monkeypatch.setattr("dkuxnet.segment.load_predictor", lambda run, weights, device: (Threshold(), validate({}), manifest))
+    manifest = {
+        "labels": labels,
+        "channels": ["MRI"] * channels,
+        "plan": plan,
+        "patch": [16, 16, 16],
+    }
+    monkeypatch.setattr(
+        "dkuxnet.prediction.segment.load_predictor",
+        lambda run, weights, device: (Threshold(), validate({}), manifest),
+    )
     return Path("run")
 
 
@@ -90,8 +99,17 @@ def touch(*paths: Path) -> None:
 
 
 def test_files_and_folders_give_cases_by_name(tmp_path):
-    touch(tmp_path / "b.nrrd", tmp_path / "in" / "c.nii.gz", tmp_path / "in" / "a.mha", tmp_path / "in" / "notes.txt")
-    assert names(tmp_path / "b.nrrd", tmp_path / "in") == {"b": ["b.nrrd"], "a": ["a.mha"], "c": ["c.nii.gz"]}
+    touch(
+        tmp_path / "b.nrrd",
+        tmp_path / "in" / "c.nii.gz",
+        tmp_path / "in" / "a.mha",
+        tmp_path / "in" / "notes.txt",
+    )
+    assert names(tmp_path / "b.nrrd", tmp_path / "in") == {
+        "b": ["b.nrrd"],
+        "a": ["a.mha"],
+        "c": ["c.nii.gz"],
+    }
 
 
 def test_a_source_folder_gives_its_cases(scans):
@@ -107,27 +125,40 @@ def test_numbered_channels_come_together(tmp_path, given):
 
 
 def test_a_number_that_is_no_channel_stays_in_the_name(tmp_path):
-    touch(tmp_path / "patient_0012.nii.gz", tmp_path / "patient_0013.nii.gz", tmp_path / "scan_2018.NII.GZ")
+    touch(
+        tmp_path / "patient_0012.nii.gz",
+        tmp_path / "patient_0013.nii.gz",
+        tmp_path / "scan_2018.NII.GZ",
+    )
     both = {"patient_0012": ["patient_0012.nii.gz"], "patient_0013": ["patient_0013.nii.gz"]}
     assert names(tmp_path) == both | {"scan_2018": ["scan_2018.NII.GZ"]}
     assert names(tmp_path / "patient_0012.nii.gz") == {"patient_0012": ["patient_0012.nii.gz"]}
 
 
-def test_a_file_that_is_called_the_same_for_everybody_is_named_after_its_folder(tmp_path, monkeypatch):
+def test_a_file_that_is_called_the_same_for_everybody_is_named_after_its_folder(
+    tmp_path, monkeypatch
+):
     touch(tmp_path / "P1" / "lgemri.nrrd", tmp_path / "P2" / "mri_norm2.h5")
-    assert list(names(tmp_path / "P1" / "lgemri.nrrd", tmp_path / "P2" / "mri_norm2.h5")) == ["P1", "P2"]
+    assert list(names(tmp_path / "P1" / "lgemri.nrrd", tmp_path / "P2" / "mri_norm2.h5")) == [
+        "P1",
+        "P2",
+    ]
     monkeypatch.chdir(tmp_path / "P1")
     assert list(names(Path("lgemri.nrrd"))) == ["P1"]
 
 
 def test_an_input_given_twice_counts_once(tmp_path):
     touch(tmp_path / "a.nii.gz", tmp_path / "b_0000.nii.gz")
-    assert list(names(tmp_path, tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path / "b_0000.nii.gz")) == ["a", "b"]
+    assert list(
+        names(tmp_path, tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path / "b_0000.nii.gz")
+    ) == ["a", "b"]
 
 
 def test_two_scans_of_one_name_are_refused(tmp_path):
     touch(tmp_path / "x" / "a.nii.gz", tmp_path / "y" / "a.nrrd")
-    with pytest.raises(UserError, match=r"two inputs give the case name 'a'.*x/a\.nii\.gz and .*y/a\.nrrd"):
+    with pytest.raises(
+        UserError, match=r"two inputs give the case name 'a'.*x/a\.nii\.gz and .*y/a\.nrrd"
+    ):
         find_cases([tmp_path / "x", tmp_path / "y" / "a.nrrd"])
 
 
@@ -148,22 +179,29 @@ def test_a_label_map_lies_on_its_scan_in_its_format(run, tmp_path, ending, direc
     volume = scan(direction)
     path = write(tmp_path / "in" / f"case{ending}", volume)
     (written,) = predict_scans(run, [path], tmp_path / "out")
-    assert written == tmp_path / "out" / f"case{'.nii.gz' if ending == '.h5' else ending}"  # no viewer opens h5
+    assert (
+        written == tmp_path / "out" / f"case{'.nii.gz' if ending == '.h5' else ending}"
+    )  # no viewer opens h5
     label = formats.read(written, kind="label")
     assert label.array.shape == SHAPE and label.array.dtype == np.uint8
     np.testing.assert_allclose(label.affine, volume.affine, atol=1e-4)  # NIfTI stores it as float32
     np.testing.assert_allclose(label.affine, formats.read(path).affine, atol=1e-5)
     assert set(np.unique(label.array)) == {0, 255}
     assert dice(label.array == 255, expected(volume)) > 0.95
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == {"labels": {"background": 0, "LA": 255}}
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == {
+        "labels": {"background": 0, "LA": 255}
+    }
 
 
 def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
     volume = scan("oblique")
     path = write(tmp_path / "in" / "case.nii.gz", volume)
-    (written,) = predict_scans(run, [path], tmp_path / "out", save_probabilities=True, save_uncertainty=True)
+    (written,) = predict_scans(
+        run, [path], tmp_path / "out", save_probabilities=True, save_uncertainty=True
+    )
     prob, doubt, label = (
-        formats.read(tmp_path / "out" / folder / "case.nii.gz") for folder in ("probabilities", "uncertainty", ".")
+        formats.read(tmp_path / "out" / folder / "case.nii.gz")
+        for folder in ("probabilities", "uncertainty", ".")
     )
     assert prob.array.shape == (2, *SHAPE) and doubt.array.shape == SHAPE
     assert prob.array.dtype == doubt.array.dtype == np.float32
@@ -179,14 +217,19 @@ def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
 
 def test_only_what_was_asked_for_is_written(run, tmp_path):
     predict_scans(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case.nii.gz", "dataset.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "case.nii.gz",
+        "dataset.json",
+    ]
 
 
 def test_channels_reach_the_predictor_in_their_order(monkeypatch, tmp_path):
     first, second = scan(seed=1), scan(seed=2)
     write(tmp_path / "in" / "case_0000.nii.gz", first)
     write(tmp_path / "in" / "case_0001.nii.gz", second)
-    (written,) = predict_scans(fake_run(monkeypatch, channels=2), [tmp_path / "in"], tmp_path / "out")
+    (written,) = predict_scans(
+        fake_run(monkeypatch, channels=2), [tmp_path / "in"], tmp_path / "out"
+    )
     assert written.name == "case.nii.gz"
     assert dice(formats.read(written).array == 255, expected(second)) > 0.95
 
@@ -195,7 +238,9 @@ def test_progress_tells_each_case_and_the_end(run, tmp_path):
     for name in "ab":
         write(tmp_path / "in" / f"{name}.nii.gz")
     told = []
-    predict_scans(run, [tmp_path / "in"], tmp_path / "out", progress=lambda *args: told.append(args))
+    predict_scans(
+        run, [tmp_path / "in"], tmp_path / "out", progress=lambda *args: told.append(args)
+    )
     assert [args[1:] for args in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[0][0].startswith("a: 26 x 21 x 15 voxels, 22 x 23 x 25 for the network")
 
@@ -214,7 +259,11 @@ def test_a_bad_scan_is_named_and_leaves_no_map_while_all_others_are_done(run, tm
         assert failure.value.failed[name].startswith(f"case '{name}': 1 voxels are NaN or infinite")
     assert "e.nrrd: expected" in failure.value.failed["e"]
     assert failure.value.written == [tmp_path / "out" / f"{name}.nii.gz" for name in "bd"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "d.nii.gz", "dataset.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "b.nii.gz",
+        "d.nii.gz",
+        "dataset.json",
+    ]
 
 
 def test_where_every_scan_is_bad_no_folder_is_made(run, tmp_path):
@@ -229,10 +278,14 @@ def test_an_output_that_takes_no_map_ends_the_work(run, tmp_path):
     for name in "ab":
         write(tmp_path / "in" / f"{name}.nii.gz")
     (tmp_path / "out" / "a.nii.gz").mkdir(parents=True)  # where a map cannot go
-    (tmp_path / "out" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1))
+    (tmp_path / "out" / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1)
+    )
     with pytest.raises(UserError, match=r"a\.nii\.gz: cannot be written") as failure:
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
-    assert not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()
+    assert (
+        not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()
+    )
 
 
 def test_the_command_tells_each_bad_scan_in_a_line_and_ends_with_1(run, tmp_path):
@@ -240,7 +293,9 @@ def test_the_command_tells_each_bad_scan_in_a_line_and_ends_with_1(run, tmp_path
         write(tmp_path / "in" / f"{name}.nii.gz")
     for name in "ad":
         (tmp_path / "in" / f"{name}.nii.gz").write_text("no NIfTI")
-    done = CliRunner().invoke(cli.app, ["predict", "run", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        cli.app, ["predict", "run", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    )
     assert done.exit_code == 1
     told = done.stderr.splitlines()
     assert len(told) == 2 and all(line.startswith("error: ") for line in told)
@@ -264,10 +319,17 @@ def test_a_scan_is_never_replaced_by_its_label_map(run, tmp_path):
 
 
 def test_label_maps_that_no_prediction_wrote_are_never_replaced(run, tmp_path):
-    """Labels have the names of their scans: `predict scans/images --output scans/labels` must not cost them."""
-    path, label = write(tmp_path / "images" / "case.nii.gz"), write(tmp_path / "labels" / "case.nii.gz")
+    """Labels have the names of their scans: `predict scans/images --output scans/labels` must not
+    cost them.
+    """
+    path, label = (
+        write(tmp_path / "images" / "case.nii.gz"),
+        write(tmp_path / "labels" / "case.nii.gz"),
+    )
     before = label.read_bytes()
-    with pytest.raises(UserError, match=r"case\.nii\.gz is there already and was not written by `dkuxnet predict`"):
+    with pytest.raises(
+        UserError, match=r"case\.nii\.gz is there already and was not written by `dkuxnet predict`"
+    ):
         predict_scans(run, [path], label.parent)
     assert label.read_bytes() == before and list(label.parent.iterdir()) == [label]
 
@@ -285,13 +347,17 @@ def test_a_data_set_s_description_is_never_replaced(run, tmp_path):
 
 def test_predicting_again_into_the_same_folder_works(run, tmp_path):
     path = write(tmp_path / "in" / "case.nii.gz")
-    assert predict_scans(run, [path], tmp_path / "out") == predict_scans(run, [path], tmp_path / "out")
+    assert predict_scans(run, [path], tmp_path / "out") == predict_scans(
+        run, [path], tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize("place", ["file", "file/out"])
 def test_an_output_that_cannot_be_a_folder_is_refused_before_the_work(run, tmp_path, place):
     path, told = write(tmp_path / "case.nii.gz"), []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write there: .*file is a file; choose another --output"):
+    with pytest.raises(
+        UserError, match=r"cannot write there: .*file is a file; choose another --output"
+    ):
         predict_scans(run, [path], tmp_path / place, progress=lambda *words: told.append(words))
     assert not told

@@ -1,5 +1,6 @@
-"""What the parts do where nothing learns is what torch's operations do; where a graph is recorded or a gradient wanted, they
-step aside."""
+"""What the parts do where nothing learns is what torch's operations do; where a graph is recorded
+or a gradient wanted, they step aside.
+"""
 
 import copy
 
@@ -7,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.devices import to_device
-from dkuxnet.networks import predicting
-from dkuxnet.networks.blocks import ResidualBlock, UpBlock, UXBlock
-from dkuxnet.networks.dkuxnet import DKUXNet, dk_uxnet_small, dk_uxnet_tiny
-from dkuxnet.types import Group, NetworkShape
+from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.machine.devices import to_device
+from dkuxnet.models.networks.blocks import ResidualBlock, UpBlock, UXBlock
+from dkuxnet.models.networks.cpu import predicting
+from dkuxnet.models.networks.dkuxnet import DKUXNet, dk_uxnet_small, dk_uxnet_tiny
 
 GROUPS = (Group("background", (0,), 5), Group("organ", (1, 2), 3))
 PARTS = {  # and the channels of what goes in; up to 8 channels out go by pairs
@@ -36,8 +37,9 @@ def strange(part: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def both(network: nn.Module, inputs: list[torch.Tensor]):
-    """What `network` gives by its short way, and by torch's operations with twice the digits: in float32 torch's own norms are
-    off by 1e-4 of large maps in channels-last memory."""
+    """What `network` gives by its short way, and by torch's operations with twice the digits: in
+    float32 torch's own norms are off by 1e-4 of large maps in channels-last memory.
+    """
     exact = [x.double() for x in inputs]
     assert predicting.applies(inputs[0]) and not predicting.applies(exact[0])
     return network(*inputs), copy.deepcopy(network).double()(*exact)
@@ -50,20 +52,27 @@ def test_each_part_predicts_what_torch_s_operations_do(name, shape):
     part = strange(make())
     coarse = shape[0], channels[0], *shape[1:]
     fine = [(shape[0], width, *(2 * n for n in shape[1:])) for width in channels[1:]]
-    inputs = [torch.randn(size).contiguous(memory_format=torch.channels_last_3d) + 1 for size in (coarse, *fine)]
+    inputs = [
+        torch.randn(size).contiguous(memory_format=torch.channels_last_3d) + 1
+        for size in (coarse, *fine)
+    ]
     ours, its = both(part, inputs)
     assert (ours - its).abs().max() < 1e-5 * its.abs().max()
     assert ours.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize("make", [dk_uxnet_tiny, dk_uxnet_small])
-@pytest.mark.parametrize("batch, channels", [(2, 1), (3, 2)])  # of one patch torch's sums are others
+@pytest.mark.parametrize(
+    "batch, channels", [(2, 1), (3, 2)]
+)  # of one patch torch's sums are others
 def test_a_network_predicts_what_torch_s_operations_do(make, batch, channels):
     torch.manual_seed(0)
     network = to_device(make(NetworkShape(channels, 3, GROUPS), {"layer_scale": 0.5}), CPU).eval()
     image = torch.randn(batch, channels, 32, 16, 48)
     ours, its = both(network, [image])
-    torch.testing.assert_close(ours.logits.softmax(dim=1), its.logits.softmax(dim=1).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.logits.softmax(dim=1), its.logits.softmax(dim=1).float(), rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(ours.group_prob, its.group_prob.float(), rtol=0, atol=1e-5)
     assert (ours.features - its.features).abs().max() < 1e-5 * its.features.abs().max()
     assert its.logits.std() > 0.01  # else any two networks would agree
@@ -83,7 +92,10 @@ def test_queries_share_voxels_alike_in_parts_and_at_any_gain(gain, chunk, monkey
     head, masks = network.assignment.voxels, gain * nn.functional.normalize(masks, dim=2)
     with torch.no_grad():
         voxels = head(features)
-        cosines = torch.einsum("bcxyz,bnc->bnxyz", voxels, masks) * (voxels.square().sum(1, keepdim=True) + 1e-6).rsqrt()
+        cosines = (
+            torch.einsum("bcxyz,bnc->bnxyz", voxels, masks)
+            * (voxels.square().sum(1, keepdim=True) + 1e-6).rsqrt()
+        )
         expected = torch.einsum("bnt,bnxyz->btxyz", table, cosines.softmax(dim=1))
         found = predicting.assigned(features, masks, head.weight.flatten(1), head.bias, table)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6 * max(gain, 5))
@@ -98,12 +110,16 @@ def test_the_short_way_is_for_float32_on_a_cpu_without_gradients_or_a_recorded_g
         with torch.autocast("cpu", torch.bfloat16):
             assert not predicting.applies(x)
         asked = []
-        torch.jit.trace(lambda x: asked.append(predicting.applies(x)) or x + 1, x, check_trace=False)
+        torch.jit.trace(
+            lambda x: asked.append(predicting.applies(x)) or x + 1, x, check_trace=False
+        )
         assert asked == [False]
 
 
 def test_a_training_network_takes_no_short_way_where_gradients_are_off():
-    """A teacher's outputs are read by losses, those of every layer among them, and it may drop residuals."""
+    """A teacher's outputs are read by losses, those of every layer among them, and it may drop
+    residuals.
+    """
     network = DKUXNet.train(dk_uxnet_tiny(NetworkShape(1, 3, GROUPS), {}))
     with torch.no_grad():
         assert len(network(torch.randn(1, 1, 16, 16, 16)).layer_group_prob) == 6

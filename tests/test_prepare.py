@@ -1,4 +1,6 @@
-"""Raw scans -> prepared cases: where every voxel goes, and that a bad input leaves one line and nothing else."""
+"""Raw scans -> prepared cases: where every voxel goes, and that a bad input leaves one line and
+nothing else.
+"""
 
 import json
 import os
@@ -11,16 +13,16 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from dkuxnet import formats, phantom
-from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats, phantom
 from dkuxnet.data.geometry import from_ras
 from dkuxnet.data.layouts import find_source
-from dkuxnet.errors import DataWarning, UserError
-from dkuxnet.infer import label_on_scan, label_volume
-from dkuxnet.metrics import dice
-from dkuxnet.plan import normalise
-from dkuxnet.prepare import prepare_scans
-from dkuxnet.types import Volume
+from dkuxnet.data.network_grid import normalise
+from dkuxnet.data.prepare import prepare_scans
+from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.evaluation.metrics import dice
+from dkuxnet.prediction.windows import label_on_scan, label_volume
 
 LABELS = {"background": 0, "LA": 255, "wall": 7}
 # array axes run along anterior, left, inferior, and the scan is tilted
@@ -35,7 +37,9 @@ SHAPE = (22, 30, 12)
 
 
 def scan(seed: int = 0, shape=SHAPE, affine=OBLIQUE) -> tuple[Volume, Volume]:
-    """Noise, brighter where the label is: an off-centre block of value 255 with a wall of value 7 on one side."""
+    """Noise, brighter where the label is: an off-centre block of value 255 with a wall of value 7
+    on one side.
+    """
     label = np.zeros(shape, np.uint8)
     a, b, c = (n // 4 for n in shape)
     label[a : 3 * a, b : 2 * b, c : 3 * c] = 255
@@ -44,18 +48,25 @@ def scan(seed: int = 0, shape=SHAPE, affine=OBLIQUE) -> tuple[Volume, Volume]:
     return Volume((500 + 100 * noise + 2 * label).astype(np.int16), affine), Volume(label, affine)
 
 
-def write_source(folder: Path, cases: int = 3, labelled: int = 2, channels: int = 1, **options) -> Path:
+def write_source(
+    folder: Path, cases: int = 3, labelled: int = 2, channels: int = 1, **options
+) -> Path:
     """An nnU-Net folder; channel number i holds i more than the first."""
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True)
     for n in range(cases):
         image, label = scan(n, **options)
         for i in range(channels):
-            formats.write(Volume(image.array + np.int16(i), image.affine), folder / "imagesTr" / f"c{n}_{i:04d}.nii.gz")
+            formats.write(
+                Volume(image.array + np.int16(i), image.affine),
+                folder / "imagesTr" / f"c{n}_{i:04d}.nii.gz",
+            )
         if n < labelled:
             formats.write(label, folder / "labelsTr" / f"c{n}.nii.gz")
     names = {str(i): "MRI" for i in range(channels)}
-    (folder / "dataset.json").write_text(json.dumps({"channel_names": names, "labels": LABELS, "file_ending": ".nii.gz"}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": names, "labels": LABELS, "file_ending": ".nii.gz"})
+    )
     return folder
 
 
@@ -73,19 +84,31 @@ def oblique(tmp_path_factory) -> PreparedSet:
 
 def rewrite(path: Path, array=None, affine=None) -> None:
     volume = formats.read(path, kind="label" if "labelsTr" in str(path) else "image")
-    formats.write(Volume(volume.array if array is None else array, volume.affine if affine is None else affine), path)
+    formats.write(
+        Volume(
+            volume.array if array is None else array, volume.affine if affine is None else affine
+        ),
+        path,
+    )
 
 
 # --- what comes out ---
 
 
 def test_cases_come_out_in_ras_order_at_the_spacing_of_the_plan_and_normalised(oblique):
-    assert oblique.meta["plan"]["spacing_mm"] == pytest.approx([1.5, 2.0, 4.0])  # the array's axes, sorted to RAS
+    assert oblique.meta["plan"]["spacing_mm"] == pytest.approx(
+        [1.5, 2.0, 4.0]
+    )  # the array's axes, sorted to RAS
     assert [case["labelled"] for case in oblique.meta["cases"]] == [True, True, False]
     for name in oblique.names:
         image = oblique.array(name, "image")
-        assert image.dtype == np.float32 and image.shape == (1, 30, 22, 12) == (1, *oblique.shape(name))
-        assert image.mean() == pytest.approx(0, abs=1e-5) and image.std() == pytest.approx(1, abs=1e-5)
+        assert image.dtype == np.float32 and image.shape == (1, 30, 22, 12) == (
+            1,
+            *oblique.shape(name),
+        )
+        assert image.mean() == pytest.approx(0, abs=1e-5) and image.std() == pytest.approx(
+            1, abs=1e-5
+        )
         info = oblique.info(name)
         assert info["shape"] == list(SHAPE)
         np.testing.assert_allclose(info["affine"], OBLIQUE, atol=1e-4)
@@ -93,7 +116,11 @@ def test_cases_come_out_in_ras_order_at_the_spacing_of_the_plan_and_normalised(o
 
 
 def test_a_label_has_the_image_s_grid_and_class_indices_for_the_values_of_its_file(oblique):
-    assert oblique.class_names == ["background", "wall", "LA"]  # by value: index 1 is value 7, index 2 is value 255
+    assert oblique.class_names == [
+        "background",
+        "wall",
+        "LA",
+    ]  # by value: index 1 is value 7, index 2 is value 255
     label, truth = oblique.array("c0", "label"), oblique.array("c0", "truth")
     original = scan(0)[1].array
     for index, value in enumerate((0, 7, 255)):
@@ -106,7 +133,9 @@ def test_a_label_has_the_image_s_grid_and_class_indices_for_the_values_of_its_fi
 def test_a_case_without_label_has_no_label_file(oblique):
     cases = oblique.folder / "cases"
     assert sorted(p.name for p in cases.glob("c2.*")) == ["c2.image.b2nd", "c2.json"]
-    assert sorted(p.name for p in cases.glob("c1.*")) == [f"c1.{e}" for e in ("image.b2nd", "json", "label.b2nd", "truth.b2nd")]
+    assert sorted(p.name for p in cases.glob("c1.*")) == [
+        f"c1.{e}" for e in ("image.b2nd", "json", "label.b2nd", "truth.b2nd")
+    ]
     assert oblique.names_with_label == ["c0", "c1"]
 
 
@@ -116,7 +145,9 @@ def test_the_prepared_affine_puts_every_voxel_where_it_was(oblique):
     flat = normalise(original[None].astype(np.float32), [{"kind": "z-score"}])[0]
     for voxel in np.random.default_rng(0).integers(0, image.shape, (20, 3)):
         place = np.linalg.inv(OBLIQUE) @ affine @ [*voxel, 1]
-        assert image[tuple(voxel)] == pytest.approx(flat[tuple(np.round(place[:3]).astype(int))], abs=1e-3)
+        assert image[tuple(voxel)] == pytest.approx(
+            flat[tuple(np.round(place[:3]).astype(int))], abs=1e-3
+        )
 
 
 def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path):
@@ -125,7 +156,9 @@ def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path
     assert data.meta["plan"]["spacing_mm"] == [2.0] * 3
     assert data.shape("c0") == (22, 22, 24) == data.array("c0", "label").shape
     one_hot = np.stack([data.array("c0", "label") == k for k in range(3)]).astype(np.float32)
-    back = label_volume(label_on_scan(one_hot, SHAPE, OBLIQUE), OBLIQUE, list(data.meta["labels"].values()))
+    back = label_volume(
+        label_on_scan(one_hot, SHAPE, OBLIQUE), OBLIQUE, list(data.meta["labels"].values())
+    )
     original = formats.read(source / "labelsTr" / "c0.nii.gz", kind="label")
     assert dice(back.array == 255, original.array == 255) > 0.95
     assert dice(back.array == 7, original.array == 7) > 0.8  # five voxels thick
@@ -136,7 +169,9 @@ def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
     data = PreparedSet(tmp_path / "prepared")
     image = data.array("c0", "image")
     assert image.shape == (2, 30, 22, 12) and data.meta["channels"] == ["MRI", "MRI"]
-    np.testing.assert_allclose(image[0], image[1], atol=1e-4)  # they differ by an offset, which normalising takes away
+    np.testing.assert_allclose(
+        image[0], image[1], atol=1e-4
+    )  # they differ by an offset, which normalising takes away
 
 
 def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(source, tmp_path):
@@ -144,7 +179,9 @@ def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(so
     (source / "dataset.json").write_text(json.dumps(fields | {"channel_names": {"0": "CT"}}))
     for file in (source / "imagesTr").iterdir():
         scan = np.full(SHAPE, -1000.0, np.float32)
-        scan[5:-5, 5:-5, 2:-2] = np.random.default_rng(0).normal(40, 30, scan[5:-5, 5:-5, 2:-2].shape)
+        scan[5:-5, 5:-5, 2:-2] = np.random.default_rng(0).normal(
+            40, 30, scan[5:-5, 5:-5, 2:-2].shape
+        )
         scan[10:14, 10:14, 5:8] = 350  # less than a two-hundredth of the scan
         scan[16:18, 10:14, 5:8] = 180
         scan[0, 0, 0] = 3071  # metal
@@ -155,7 +192,11 @@ def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(so
     assert image.max() == pytest.approx((1000 - how["mean"]) / how["std"], rel=1e-5)
     assert image.min() == pytest.approx((-1000 - how["mean"]) / how["std"], rel=1e-2)
     organ, other = ((value - how["mean"]) / how["std"] for value in (350, 180))
-    assert (np.abs(image - organ) < 0.05).any() and (np.abs(image - other) < 0.05).any() and organ - other > 1.5
+    assert (
+        (np.abs(image - organ) < 0.05).any()
+        and (np.abs(image - other) < 0.05).any()
+        and organ - other > 1.5
+    )
 
 
 def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):
@@ -178,7 +219,9 @@ def test_the_number_of_processes_changes_nothing(scans, prepared, tmp_path):
     done = []
     prepare_scans(scans, tmp_path / "two", processes=2, progress=lambda *args: done.append(args))
     files = sorted(p.relative_to(prepared) for p in prepared.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    assert files == sorted(
+        p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()
+    )
     one, two = PreparedSet(prepared), PreparedSet(tmp_path / "two")
     assert one.meta == two.meta
     for name in one.names:
@@ -208,13 +251,18 @@ def test_synthetic_scans_are_a_function_of_their_seed(scans, tmp_path):
         np.testing.assert_array_equal(first.array, second.array)
         np.testing.assert_array_equal(first.affine, second.affine)
     third = formats.read(other / "imagesTr" / "phantom_000_0000.nii.gz")
-    assert not np.array_equal(third.affine, formats.read(scans / "imagesTr" / "phantom_000_0000.nii.gz").affine)
+    assert not np.array_equal(
+        third.affine, formats.read(scans / "imagesTr" / "phantom_000_0000.nii.gz").affine
+    )
 
 
 def test_only_the_first_synthetic_scans_show_their_label(scans):
     found = find_source(scans)
     assert [case.label is not None for case in found.cases] == [True] * 3 + [False] * 2
-    assert sorted(path.name for path in (scans / "labelsHidden").iterdir()) == ["phantom_003.nii.gz", "phantom_004.nii.gz"]
+    assert sorted(path.name for path in (scans / "labelsHidden").iterdir()) == [
+        "phantom_003.nii.gz",
+        "phantom_004.nii.gz",
+    ]
 
 
 def test_a_synthetic_scan_holds_an_organ_that_is_brighter_than_its_body_but_no_threshold_finds():
@@ -262,7 +310,10 @@ def one_slice(source: Path) -> None:
 
 
 def two_dimensions(source: Path) -> None:
-    nibabel.save(nibabel.Nifti1Image(np.zeros((22, 30), np.int16), OBLIQUE), source / "imagesTr" / "c1_0000.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((22, 30), np.int16), OBLIQUE),
+        source / "imagesTr" / "c1_0000.nii.gz",
+    )
 
 
 def time_series(source: Path) -> None:
@@ -349,31 +400,39 @@ def test_negative_label_values_are_refused_and_the_background_comes_first(tmp_pa
         (folder / name).mkdir(parents=True)
     image, label = scan(affine=np.eye(4))
     formats.write(image, folder / "images" / "c.nii.gz")
-    formats.write(Volume(label.array.astype(np.int16) - 1, np.eye(4)), folder / "labels" / "c.nii.gz")
+    formats.write(
+        Volume(label.array.astype(np.int16) - 1, np.eye(4)), folder / "labels" / "c.nii.gz"
+    )
     assert "0 is background, the others are above it" in refused(folder, tmp_path / "prepared")
 
 
 def test_channels_on_different_grids_are_refused(tmp_path):
     source = write_source(tmp_path / "source", channels=2)
     rewrite(source / "imagesTr" / "c1_0001.nii.gz", affine=OBLIQUE @ np.diag([1, 1, 1.2, 1]))
-    assert "case 'c1': c1_0000.nii.gz and c1_0001.nii.gz lie" in refused(source, tmp_path / "prepared")
+    assert "case 'c1': c1_0000.nii.gz and c1_0001.nii.gz lie" in refused(
+        source, tmp_path / "prepared"
+    )
 
 
 @pytest.mark.parametrize("spacing_mm", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_spacing_must_be_a_number_above_zero(source, tmp_path, spacing_mm):
-    assert "--spacing-mm must be a number above 0" in refused(source, tmp_path / "prepared", spacing_mm=spacing_mm)
+    assert "--spacing-mm must be a number above 0" in refused(
+        source, tmp_path / "prepared", spacing_mm=spacing_mm
+    )
 
 
 @pytest.mark.parametrize("spacing_mm", [1e-3, 1e-300])
 def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried(source, tmp_path, spacing_mm):
-    assert "choose a coarser --spacing-mm" in refused(source, tmp_path / "prepared", spacing_mm=spacing_mm)
+    assert "choose a coarser --spacing-mm" in refused(
+        source, tmp_path / "prepared", spacing_mm=spacing_mm
+    )
 
 
 def test_too_little_memory_is_one_clear_line(source, tmp_path, monkeypatch):
     def starve(*_):
         raise MemoryError
 
-    monkeypatch.setattr("dkuxnet.prepare.to_network_grid", starve)
+    monkeypatch.setattr("dkuxnet.data.prepare.to_network_grid", starve)
     assert "case 'c0' or one after it: too little memory" in refused(source, tmp_path / "prepared")
 
 
@@ -400,7 +459,7 @@ def test_a_disk_that_fails_while_storing_leaves_nothing_behind(source, tmp_path,
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dkuxnet.prepare.write_array", full)
+    monkeypatch.setattr("dkuxnet.data.prepare.write_array", full)
     assert "cannot write: No space left on device" in refused(source, tmp_path / "prepared")
 
 

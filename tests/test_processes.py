@@ -1,4 +1,6 @@
-"""Several processes as torchrun starts them, by the command line: killed, failing, and on two hosts."""
+"""Several processes as torchrun starts them, by the command line: killed, failing, and on two
+hosts.
+"""
 
 import json
 import os
@@ -14,11 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.data.prepared_set import PreparedSet
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
-TINY = DK_UXNET | {"method.name": "mean-teacher", "train.labelled_batch": 2, "train.unlabelled_batch": 2, "train.steps": 40,
-                   "train.save_every": 4, "data.test_cases": 2, "data.labelled": 2}
+TINY = DK_UXNET | {
+    "method.name": "mean-teacher",
+    "train.labelled_batch": 2,
+    "train.unlabelled_batch": 2,
+    "train.steps": 40,
+    "train.save_every": 4,
+    "data.test_cases": 2,
+    "data.labelled": 2,
+}
 ADDRESSES = ("10.231.7.1", "10.231.7.2")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
@@ -30,12 +39,19 @@ def prepared(tmp_path_factory) -> Path:
 
 def training(prepared: Path, run: Path, **more) -> list[str]:
     chosen = TINY | dotted(more)
-    return ["-m", "dkuxnet", "train", str(prepared), str(run)] + [f"--set={key}={json.dumps(chosen[key])}" for key in chosen]
+    return ["-m", "dkuxnet", "train", str(prepared), str(run)] + [
+        f"--set={key}={json.dumps(chosen[key])}" for key in chosen
+    ]
 
 
 def begin(command: list[str], **env: str) -> subprocess.Popen:
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | env, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -57,7 +73,9 @@ def metrics(run: Path) -> list[dict]:
 def until(happens, *processes: subprocess.Popen) -> None:
     """Wait for it, as long as all processes live."""
     while not happens():
-        assert all(process.poll() is None for process in processes), [process.communicate()[1] for process in processes]
+        assert all(process.poll() is None for process in processes), [
+            process.communicate()[1] for process in processes
+        ]
         time.sleep(0.02)
 
 
@@ -65,14 +83,20 @@ def worker_of(run: Path, rank: int) -> int:
     """The process of that rank, which trains in `run`."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if str(run) in (folder / "cmdline").read_text() and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+            if (
+                str(run) in (folder / "cmdline").read_text()
+                and f"\0RANK={rank}\0" in (folder / "environ").read_text()
+            ):
                 return int(folder.name)
         except OSError:
             continue
     raise AssertionError(f"no process of rank {rank}")
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="which process is of which rank is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(),
+    reason="which process is of which rank is read from /proc",
+)
 def test_torchrun_starts_a_training_again_after_a_kill_and_nothing_is_different(prepared, tmp_path):
     """With as many processes as before: equal bit for bit, figures of every step included."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -85,7 +109,9 @@ def test_torchrun_starts_a_training_again_after_a_kill_and_nothing_is_different(
     one, other = weights(whole), weights(broken)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert metrics(whole) == metrics(broken) and len(metrics(whole)) == 40
-    assert (broken / "evaluation" / "cases.csv").read_bytes() == (whole / "evaluation" / "cases.csv").read_bytes()
+    assert (broken / "evaluation" / "cases.csv").read_bytes() == (
+        whole / "evaluation" / "cases.csv"
+    ).read_bytes()
 
 
 def test_what_one_process_runs_into_ends_all_and_says_which_and_why(prepared, tmp_path):
@@ -93,16 +119,22 @@ def test_what_one_process_runs_into_ends_all_and_says_which_and_why(prepared, tm
     spoilt = shutil.copytree(prepared, tmp_path / "spoilt")
     name = PreparedSet(prepared).names_with_label[-1]
     (spoilt / "cases" / f"{name}.image.b2nd").write_bytes(b"garbage")
-    process = begin([*TORCHRUN, "2", "--standalone", *training(spoilt, tmp_path / "run", train__steps=2)])
+    process = begin(
+        [*TORCHRUN, "2", "--standalone", *training(spoilt, tmp_path / "run", train__steps=2)]
+    )
     said = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert f"error: process 1 of 2: case '{name}': {spoilt}/cases/{name}.image.b2nd is damaged" in said
+    assert (
+        f"error: process 1 of 2: case '{name}': {spoilt}/cases/{name}.image.b2nd is damaged" in said
+    )
     assert (tmp_path / "run" / "final.safetensors").is_file()  # what was done by then stays
 
 
 @pytest.fixture
 def hosts():
-    """Two network namespaces that see nothing but each other, over one cable: what runs a command in each."""
+    """Two network namespaces that see nothing but each other, over one cable: what runs a command
+    in each.
+    """
     names = [f"dkux{os.getpid()}{end}" for end in "ab"]
 
     def ip(*words: str) -> None:
@@ -116,7 +148,20 @@ def hosts():
                 ip("netns", "add", name)
                 tidy.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
                 ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+            ip(
+                "-n",
+                names[0],
+                "link",
+                "add",
+                "cable",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "cable",
+                "netns",
+                names[1],
+            )
             for name, address in zip(names, ADDRESSES, strict=True):
                 ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
                 ip("-n", name, "link", "set", "cable", "up")
@@ -126,15 +171,39 @@ def hosts():
 
 
 def test_two_hosts_train_what_one_process_trains(prepared, tmp_path, hosts):
-    """Over a network of their own, by torchrun's rendezvous. Plain descent: AdamW would blow rounding up to whole steps. Of two
-    labelled patches each host has one, so that neither has the gradient of the whole."""
-    few = {"method__name": "supervised", "train__steps": 2, "train__optimiser": "sgd", "train__lr": 0.01,
-           "train__warm_up_steps": 0}
+    """Over a network of their own, by torchrun's rendezvous.
+
+    Plain descent: AdamW would blow rounding up to whole steps. Of two labelled patches each host
+    has one, so that neither has the gradient of the whole.
+    """
+    few = {
+        "method__name": "supervised",
+        "train__steps": 2,
+        "train__optimiser": "sgd",
+        "train__lr": 0.01,
+        "train__warm_up_steps": 0,
+    }
     alone = begin([sys.executable, *training(prepared, tmp_path / "alone", **few)])
     pair = [
-        begin([*enter, *TORCHRUN, "1", "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29500",
-               "--rdzv-conf", f"is_host={int(address == ADDRESSES[0])}", "--local-addr", address,
-               *training(prepared, tmp_path / "pair", **few)], GLOO_SOCKET_IFNAME="cable")
+        begin(
+            [
+                *enter,
+                *TORCHRUN,
+                "1",
+                "--nnodes",
+                "2",
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-endpoint",
+                f"{ADDRESSES[0]}:29500",
+                "--rdzv-conf",
+                f"is_host={int(address == ADDRESSES[0])}",
+                "--local-addr",
+                address,
+                *training(prepared, tmp_path / "pair", **few),
+            ],
+            GLOO_SOCKET_IFNAME="cable",
+        )
         for enter, address in zip(hosts, ADDRESSES, strict=True)
     ]
     for process in (alone, *pair):
@@ -142,6 +211,8 @@ def test_two_hosts_train_what_one_process_trains(prepared, tmp_path, hosts):
     ours, theirs = weights(tmp_path / "alone"), weights(tmp_path / "pair")
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            theirs[key], value, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
     for mine, its in zip(metrics(tmp_path / "alone"), metrics(tmp_path / "pair"), strict=True):
         assert its == pytest.approx(mine, rel=1e-3, abs=1e-5)

@@ -1,4 +1,6 @@
-"""The report: figures as in summary.json, failures first, nothing loaded from elsewhere, and a page for every broken run."""
+"""The report: figures as in summary.json, failures first, nothing loaded from elsewhere, and a
+page for every broken run.
+"""
 
 import base64
 import dataclasses
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
+from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.machine.files import write_json
 from dkuxnet.report import pictures, slices, volumes
 from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
 from dkuxnet.report.page import write_report
@@ -25,7 +28,6 @@ from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.surfaces import surface_of, surfaces_of
 from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
-from dkuxnet.run import write_json
 from made_run import make_run
 
 
@@ -38,7 +40,7 @@ def without_scripts(page: str) -> str:
 
 
 def visible_text(page: str) -> str:
-    body = without_scripts(page[page.index("<body>"):])
+    body = without_scripts(page[page.index("<body>") :])
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
@@ -55,11 +57,16 @@ def section(page: str, title: str) -> str:
 
 def data_of(page: str, name: str):
     """What the page gives its script of that name."""
-    return json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)[1])
+    return json.loads(
+        re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)[1]
+    )
 
 
 def decode(text: str) -> list[str]:
-    return [base64.b64decode(data).decode("utf-8") for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)]
+    return [
+        base64.b64decode(data).decode("utf-8")
+        for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,52 +91,96 @@ def test_figures_are_those_of_the_summary(finished, page):
     for key, digits in (("Dice", 3), ("IoU", 3), ("HD95_mm", 2), ("ASD_mm", 2)):
         statistic = summary["statistics"]["organ 1"][key]
         low, high = statistic["ci95"]
-        assert (f"{statistic['mean']:.{digits}f} ± {statistic['std']:.{digits}f} "
-                f"{low:.{digits}f} to {high:.{digits}f}") in text
+        assert (
+            f"{statistic['mean']:.{digits}f} ± {statistic['std']:.{digits}f} "
+            f"{low:.{digits}f} to {high:.{digits}f}"
+        ) in text
     low, high = summary["statistics"]["foreground mean"]["Dice"]["ci95"]
     assert f"mean Dice, 95 % interval {low:.3f} to {high:.3f}" in text
     for case in summary["metric_per_case"]:
-        name, figures = Path(case["prediction_file"]).name.removesuffix(".nii.gz"), case["metrics"]["10"]
+        name, figures = (
+            Path(case["prediction_file"]).name.removesuffix(".nii.gz"),
+            case["metrics"]["10"],
+        )
         volume = f"{figures['n_ref'] * 4.5 / 1000:.1f}"  # voxels of 1 x 1.5 x 3 mm
-        assert f"{name} {figures['Dice']:.3f} {figures['IoU']:.3f} {figures['HD95_mm']:.2f} {figures['ASD_mm']:.2f} " \
-               f"{volume} {volume}" in text
+        assert (
+            f"{name} {figures['Dice']:.3f} {figures['IoU']:.3f} {figures['HD95_mm']:.2f} "
+            f"{figures['ASD_mm']:.2f} "
+            f"{volume} {volume}" in text
+        )
 
 
 def test_the_page_says_what_was_done(page):
     text = visible_text(page)
-    for part in ("run", "method dual-mutual", "network dk-uxnet-tiny", "1 labelled", "2 unlabelled", "0 validation",
-                 "4 test cases", "1 h 2 min training, then 12 s testing", "dkuxnet 9.8.7",
-                 "1 scan with their labels and 2 scans whose", "train.lr = 0.25", 'method.name = "dual-mutual"',
-                 "4 scans took no part in training", "7 scans, 5 of them with a label", "16 × 16 × 16 voxels"):
+    for part in (
+        "run",
+        "method dual-mutual",
+        "network dk-uxnet-tiny",
+        "1 labelled",
+        "2 unlabelled",
+        "0 validation",
+        "4 test cases",
+        "1 h 2 min training, then 12 s testing",
+        "dkuxnet 9.8.7",
+        "1 scan with their labels and 2 scans whose",
+        "train.lr = 0.25",
+        'method.name = "dual-mutual"',
+        "4 scans took no part in training",
+        "7 scans, 5 of them with a label",
+        "16 × 16 × 16 voxels",
+    ):
         assert part in text
     assert "not finished" not in text and "not used" not in text
 
 
 def test_the_worst_case_comes_first(page):
     captions = [visible_text("<body>" + figure) for figure in figures_of(page)]
-    assert [caption.split(" ·")[0].strip() for caption in captions] == \
-        ["Worst case bad", "Median case poor", "Best case good"]
+    assert [caption.split(" ·")[0].strip() for caption in captions] == [
+        "Worst case bad",
+        "Median case poor",
+        "Best case good",
+    ]
     assert "Dice 1.000" in captions[2]
-    assert re.findall(r'class="name"[^>]*>(\w+)<', section(page, "Every test case")) == ["bad", "poor", "middling", "good"]
+    assert re.findall(r'class="name"[^>]*>(\w+)<', section(page, "Every test case")) == [
+        "bad",
+        "poor",
+        "middling",
+        "good",
+    ]
 
 
 def test_one_picture_a_chosen_case(page):
     images = [decode(figure) for figure in figures_of(page)]
     assert [len(image) for image in images] == [1, 1, 1]
-    outlines = [(svg.count(f"stroke: {pictures.TRUTH}"), svg.count(f"stroke: {pictures.PREDICTION}")) for [svg] in images]
-    assert outlines == [(3, 2), (3, 3), (3, 3)]  # of three slices; the worst prediction lies beside one of them
+    outlines = [
+        (svg.count(f"stroke: {pictures.TRUTH}"), svg.count(f"stroke: {pictures.PREDICTION}"))
+        for [svg] in images
+    ]
+    assert outlines == [
+        (3, 2),
+        (3, 3),
+        (3, 3),
+    ]  # of three slices; the worst prediction lies beside one of them
     assert len(decode(page)) == 5  # and Dice over cases, training curves
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
     markup = without_scripts(page)
     loads = re.findall(r"""(?:src|href|action|data|srcset|poster)\s*=\s*["']([^"']*)""", markup)
-    assert loads and all(load.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,")) for load in loads)
-    assert "default-src 'none'" in markup and "script-src 'sha256-" in markup and "unsafe-eval" not in markup
+    assert loads and all(
+        load.startswith(("data:image/svg+xml;base64,", "data:image/png;base64,")) for load in loads
+    )
+    assert (
+        "default-src 'none'" in markup
+        and "script-src 'sha256-" in markup
+        and "unsafe-eval" not in markup
+    )
     for word in ("<link", "@import", "url(", "http:", "https:"):
         assert word not in markup
     for svg in decode(page):
-        assert all(target.startswith(("#", "data:")) for target in re.findall(r'href="([^"]*)', svg))
+        assert all(
+            target.startswith(("#", "data:")) for target in re.findall(r'href="([^"]*)', svg)
+        )
 
 
 def test_names_from_outside_are_no_markup(tmp_path):
@@ -149,26 +200,41 @@ def test_several_classes_have_a_row_each_and_all_outlines(tmp_path):
     text = visible_text(page)
     for name in ("organ 1", "organ 2", "foreground mean"):
         assert re.search(rf"{name} \d\.\d{{3}} ± ", text)
-    rows = re.findall(r'<td class="name">(\w+)</td>\s*<td>([\d.]+)</td>', section(page, "Every test case"))
-    assert [name for name, _ in rows] == ["three", "three", "two", "two", "one", "one"] and rows[0] == rows[1]
-    # Axial and sagittal show both organs; the coronal slice shows one of them, though the centre of mass lies between.
+    rows = re.findall(
+        r'<td class="name">(\w+)</td>\s*<td>([\d.]+)</td>', section(page, "Every test case")
+    )
+    assert [name for name, _ in rows] == ["three", "three", "two", "two", "one", "one"] and rows[
+        0
+    ] == rows[1]
+    # Axial and sagittal show both organs; the coronal slice shows one of them, though the centre of
+    # mass lies between.
     assert decode(figures_of(page)[2])[0].count(f"stroke: {pictures.TRUTH}") == 5
 
 
 def test_a_missed_organ_is_said(tmp_path):
     run = make_run(tmp_path, {"kept": 1, "gone": 16})  # shifted out of the scan
     text = visible_text(read_page(run))
-    assert "gone 0.000 not found" in text and "kept 0.875 not found" not in text and "diagonal of the scan" in text
+    assert (
+        "gone 0.000 not found" in text
+        and "kept 0.875 not found" not in text
+        and "diagonal of the scan" in text
+    )
 
 
 def load_good(run: Path) -> ShownCase:
-    return load_case(PreparedSet(run.parent / "prepared"), "good", run / "evaluation" / "predictions" / "good.nii.gz",
-                     json.loads((run / "manifest.json").read_text("utf-8")))
+    return load_case(
+        PreparedSet(run.parent / "prepared"),
+        "good",
+        run / "evaluation" / "predictions" / "good.nii.gz",
+        json.loads((run / "manifest.json").read_text("utf-8")),
+    )
 
 
 @pytest.fixture(scope="module")
 def planes(finished) -> list:
-    """(image, truth, prediction, spacing_mm, window) of the three slices of case "good", through the marked corner."""
+    """(image, truth, prediction, spacing_mm, window) of the three slices of case "good", through
+    the marked corner.
+    """
     case = load_good(finished)
     drawn, original = [], slices._draw_plane
     truth = np.zeros_like(case.truth)
@@ -182,7 +248,9 @@ def planes(finished) -> list:
 def test_pictures_follow_the_radiological_convention(planes):
     """Rows run upwards. The marked voxel is right, front and top in the world."""
     (axial, *_), (coronal, *_), (sagittal, *_) = planes
-    assert axial[-1, 0] == coronal[-1, 0] == sagittal[-1, 0] == 99.0  # R left and A up; R left and S up; A left and S up
+    assert (
+        axial[-1, 0] == coronal[-1, 0] == sagittal[-1, 0] == 99.0
+    )  # R left and A up; R left and S up; A left and S up
 
 
 @pytest.mark.parametrize("view, edges", [(0, "RLAP"), (1, "RLSI"), (2, "APSI")])
@@ -191,8 +259,14 @@ def test_letters_stand_at_the_edges_that_they_name(view, edges):
     axes = Figure().add_subplot()
     slices._name_edges(axes, view, oriented=True)
     at = {text.get_text(): text.get_position() for text in axes.texts}
-    assert min(at, key=lambda letter: at[letter][0]) == edges[0] and max(at, key=lambda letter: at[letter][0]) == edges[1]
-    assert max(at, key=lambda letter: at[letter][1]) == edges[2] and min(at, key=lambda letter: at[letter][1]) == edges[3]
+    assert (
+        min(at, key=lambda letter: at[letter][0]) == edges[0]
+        and max(at, key=lambda letter: at[letter][0]) == edges[1]
+    )
+    assert (
+        max(at, key=lambda letter: at[letter][1]) == edges[2]
+        and min(at, key=lambda letter: at[letter][1]) == edges[3]
+    )
 
 
 def test_pictures_keep_physical_proportions(planes):
@@ -202,8 +276,7 @@ def test_pictures_keep_physical_proportions(planes):
 def test_a_scan_without_orientation_gets_no_letters(finished):
     folder = finished.parent / "prepared"
     info = json.loads((folder / "cases" / "poor.json").read_text("utf-8"))
-    write_json(folder / "cases" / "poor.json",
-               info | {"oriented": False, "images": ["gone.h5"]})
+    write_json(folder / "cases" / "poor.json", info | {"oriented": False, "images": ["gone.h5"]})
     try:
         text = visible_text(read_page(finished))
     finally:
@@ -251,9 +324,14 @@ def test_an_unfinished_run_says_so(tmp_path):
     (run / "final.safetensors").unlink()
     (run / "evaluation" / "summary.json").unlink()
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    write_json(run / "manifest.json", {k: v for k, v in manifest.items() if k not in ("steps_done", "train_seconds")})
+    write_json(
+        run / "manifest.json",
+        {k: v for k, v in manifest.items() if k not in ("steps_done", "train_seconds")},
+    )
     with (run / "metrics.jsonl").open("r+", encoding="utf-8") as file:
-        file.truncate(len("".join(file.readlines()[:20])) + 15)  # killed in the middle of the 21st line
+        file.truncate(
+            len("".join(file.readlines()[:20])) + 15
+        )  # killed in the middle of the 21st line
     text = visible_text(read_page(run))
     assert "The 1 test case has not been evaluated" in text
     assert "This run has not finished" in text and "the last step on record is 20 of 40" in text
@@ -261,14 +339,29 @@ def test_an_unfinished_run_says_so(tmp_path):
     assert "Nothing has been logged yet" in read_page(run)
 
 
-@pytest.mark.parametrize(("file", "damage", "message"), [
-    ("metrics.jsonl", lambda text: "{broken\n" + text, "line 1 is damaged"),
-    ("evaluation/summary.json", lambda text: text[: len(text) // 2], "not JSON"),
-    ("evaluation/summary.json", lambda text: "[]", "damaged, or not what"),
-    ("evaluation/summary.json", lambda text: text.replace('"HD95_mm"', '"HD"'), "damaged, or not what"),
-    ("evaluation/summary.json", lambda text: text.replace("foreground mean", "other"), "damaged, or not what"),
-    ("manifest.json", lambda text: "[]", "manifest.json: all of it: Input should be a valid dictionary"),
-])
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("metrics.jsonl", lambda text: "{broken\n" + text, "line 1 is damaged"),
+        ("evaluation/summary.json", lambda text: text[: len(text) // 2], "not JSON"),
+        ("evaluation/summary.json", lambda text: "[]", "damaged, or not what"),
+        (
+            "evaluation/summary.json",
+            lambda text: text.replace('"HD95_mm"', '"HD"'),
+            "damaged, or not what",
+        ),
+        (
+            "evaluation/summary.json",
+            lambda text: text.replace("foreground mean", "other"),
+            "damaged, or not what",
+        ),
+        (
+            "manifest.json",
+            lambda text: "[]",
+            "manifest.json: all of it: Input should be a valid dictionary",
+        ),
+    ],
+)
 def test_a_damaged_file_is_one_clear_line(finished, file, damage, message):
     path = finished / file
     text = path.read_text("utf-8")
@@ -290,19 +383,28 @@ def test_no_run_and_no_room_are_refused(finished, tmp_path):
 
 def test_curves_show_validation_where_there_is_one():
     rows = [{"step": 0, "seg": 0.0, "loss": 0.0, "lr": 0.1}, {"step": 0, "validation_dice": 0.5}]
-    svg, without = (base64.b64decode(draw_curves(curves_of(r)).partition(",")[2]).decode() for r in (rows, rows[:1]))
+    svg, without = (
+        base64.b64decode(draw_curves(curves_of(r)).partition(",")[2]).decode()
+        for r in (rows, rows[:1])
+    )
     assert "axes_3" in svg and "axes_3" not in without
 
 
 def test_the_report_needs_no_torch_and_is_the_same_every_time(finished, page, tmp_path):
-    code = ("import sys; from pathlib import Path; from dkuxnet.report.page import write_report; "
-            "write_report(Path(sys.argv[1]), Path(sys.argv[2])); assert 'torch' not in sys.modules")
-    subprocess.run([sys.executable, "-c", code, str(finished), str(tmp_path / "page.html")], check=True)
+    code = (
+        "import sys; from pathlib import Path; from dkuxnet.report.page import write_report; "
+        "write_report(Path(sys.argv[1]), Path(sys.argv[2])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(finished), str(tmp_path / "page.html")], check=True
+    )
     assert (tmp_path / "page.html").read_text("utf-8") == page and len(page) < 5e6
 
 
 def test_a_dollar_in_a_name_is_no_formula():
-    assert draw_dice({r"$\frac$": [0.5, 0.6]}, {r"$\frac$": (0.55, None)}).startswith("data:image/svg+xml")
+    assert draw_dice({r"$\frac$": [0.5, 0.6]}, {r"$\frac$": (0.55, None)}).startswith(
+        "data:image/svg+xml"
+    )
 
 
 def test_words():
@@ -330,9 +432,19 @@ def test_all_layers_lie_on_one_grid_in_the_place_of_the_scan(mapped):
     case = load_good(mapped)
     shown = layers_of(case, ["background", "organ 1"], edge=192)
     images = {layer["key"]: voxels(layer) for layer in shown["layers"]}
-    assert list(images) == ["Scan", "Truth", "Prediction", "Uncertainty", "Queries of background", "Queries of organ 1"]
+    assert list(images) == [
+        "Scan",
+        "Truth",
+        "Prediction",
+        "Uncertainty",
+        "Queries of background",
+        "Queries of organ 1",
+    ]
     scan = images["Scan"]
-    assert all(image.shape == scan.shape and np.allclose(image.affine, scan.affine) for image in images.values())
+    assert all(
+        image.shape == scan.shape and np.allclose(image.affine, scan.affine)
+        for image in images.values()
+    )
     assert all(image.get_data_dtype() == np.uint8 for image in images.values())
     truth = np.asarray(images["Truth"].dataobj)
     corner = scan.affine @ [*np.argwhere(truth > 0)[0], 1]
@@ -348,47 +460,96 @@ def test_all_layers_lie_on_one_grid_in_the_place_of_the_scan(mapped):
 
 def test_a_capped_grid_covers_the_same_box(mapped):
     case = load_good(mapped)
-    assert capped((240, 200, 80), (0.5, 0.5, 1.5), 96) == (96, 80, 80)  # 120 x 100 x 120 mm; thick slices stay
-    fine, coarse = (voxels(layers_of(case, ["background", "organ 1"], edge)["layers"][1]) for edge in (192, 10))
+    assert capped((240, 200, 80), (0.5, 0.5, 1.5), 96) == (
+        96,
+        80,
+        80,
+    )  # 120 x 100 x 120 mm; thick slices stay
+    fine, coarse = (
+        voxels(layers_of(case, ["background", "organ 1"], edge)["layers"][1]) for edge in (192, 10)
+    )
     assert max(coarse.shape) <= 10 < max(fine.shape)
     for low_or_high in (0, 1):
-        edges = [image.affine @ [*(low_or_high * np.array(image.shape) - 0.5), 1] for image in (fine, coarse)]
+        edges = [
+            image.affine @ [*(low_or_high * np.array(image.shape) - 0.5), 1]
+            for image in (fine, coarse)
+        ]
         np.testing.assert_allclose(*edges, atol=1e-4)
-    centres = [image.affine @ [*np.argwhere(np.asarray(image.dataobj) > 0).mean(axis=0), 1] for image in (fine, coarse)]
+    centres = [
+        image.affine @ [*np.argwhere(np.asarray(image.dataobj) > 0).mean(axis=0), 1]
+        for image in (fine, coarse)
+    ]
     np.testing.assert_allclose(*centres, atol=2.5)
 
 
 def test_the_box_is_around_what_is_outlined(finished):
     case = load_good(finished)
-    wide = dataclasses.replace(case, image=np.zeros((200, 20, 12)), truth=np.zeros((200, 20, 12), int),
-                               prediction=np.zeros((200, 20, 12), int))
+    wide = dataclasses.replace(
+        case,
+        image=np.zeros((200, 20, 12)),
+        truth=np.zeros((200, 20, 12), int),
+        prediction=np.zeros((200, 20, 12), int),
+    )
     wide.truth[100:110], wide.prediction[105:120] = 1, 1
-    assert box_around(wide) == (slice(75, 145), slice(0, 20), slice(0, 12))  # 25 mm around, of 1 mm voxels
-    nothing = dataclasses.replace(wide, truth=np.zeros((200, 20, 12)), prediction=np.zeros((200, 20, 12)))
-    assert box_around(nothing)[0] == slice(0, 200) and surfaces_of(nothing, ["background", "organ 1"]) is None
+    assert box_around(wide) == (
+        slice(75, 145),
+        slice(0, 20),
+        slice(0, 12),
+    )  # 25 mm around, of 1 mm voxels
+    nothing = dataclasses.replace(
+        wide, truth=np.zeros((200, 20, 12)), prediction=np.zeros((200, 20, 12))
+    )
+    assert (
+        box_around(nothing)[0] == slice(0, 200)
+        and surfaces_of(nothing, ["background", "organ 1"]) is None
+    )
 
 
 def test_maps_are_told_with_their_scale_and_an_older_run_has_none(mapped, finished, page):
     titles = [each.title for each in maps_of(load_good(mapped))]
-    assert titles == ["Uncertainty, 0 to 0.40", "Queries of background, 0 to 1", "Queries of organ 1, 0 to 1"]
+    assert titles == [
+        "Uncertainty, 0 to 0.40",
+        "Queries of background, 0 to 1",
+        "Queries of organ 1, 0 to 1",
+    ]
     assert maps_of(load_good(finished)) == [] and "How sure" not in visible_text(page)
     shown = read_page(mapped)
-    assert len(decode(section(shown, "How sure"))) == 2 and "Queries: the network assigns" in visible_text(shown)
-    assert [layer["key"] for layer in data_of(page, "cases-data")[0]["layers"]] == ["Scan", "Truth", "Prediction"]
+    assert len(
+        decode(section(shown, "How sure"))
+    ) == 2 and "Queries: the network assigns" in visible_text(shown)
+    assert [layer["key"] for layer in data_of(page, "cases-data")[0]["layers"]] == [
+        "Scan",
+        "Truth",
+        "Prediction",
+    ]
 
 
 def test_a_surface_is_where_the_voxels_are(finished):
-    """A ball of 9 mm radius in anisotropic voxels: its surface lies 9 mm from its middle, its normals point outwards."""
+    """A ball of 9 mm radius in anisotropic voxels: its surface lies 9 mm from its middle, its
+    normals point outwards.
+    """
     case = load_good(finished)
-    x, y, z = np.meshgrid(*(np.arange(n) * s for n, s in zip((40, 30, 16), (1, 1.5, 3), strict=True)), indexing="ij")
+    x, y, z = np.meshgrid(
+        *(np.arange(n) * s for n, s in zip((40, 30, 16), (1, 1.5, 3), strict=True)), indexing="ij"
+    )
     ball = (x - 20) ** 2 + (y - 21) ** 2 + (z - 24) ** 2 <= 9**2
-    case = dataclasses.replace(case, image=ball, truth=ball, prediction=ball, affine=np.diag([1, 1.5, 3, 1.0]))
+    case = dataclasses.replace(
+        case, image=ball, truth=ball, prediction=ball, affine=np.diag([1, 1.5, 3, 1.0])
+    )
     surface = surface_of(ball, case, np.array([20.0, 21.0, 24.0]))
     distance = np.linalg.norm(surface.points, axis=1)
-    assert abs(distance.mean() - 9) < 0.4 and distance.std() < 0.6 and surface.faces.max() == len(surface.points) - 1
+    assert (
+        abs(distance.mean() - 9) < 0.4
+        and distance.std() < 0.6
+        and surface.faces.max() == len(surface.points) - 1
+    )
     assert ((surface.points * surface.normals).sum(axis=1) > 0).mean() > 0.99
-    away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(axis=0)  # the ball lies to the patient's right of
-    np.testing.assert_allclose(away, [-10, 0, 0], atol=0.3)  # the middle (+x in RAS), that is to the viewer's left
+    away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(
+        axis=0
+    )  # the ball lies to the patient's right of
+    np.testing.assert_allclose(
+        away, [-10, 0, 0], atol=0.3
+    )  # the middle (+x in RAS), that is to the viewer's left
     assert surface_of(np.zeros_like(ball), case, np.zeros(3)) is None
     assert 0 < len(surface_of(ball, case, np.zeros(3), edge=10).points) < len(surface.points) / 3
 
@@ -399,15 +560,24 @@ def test_layers_are_coarsened_until_a_page_may_hold_them(mapped, monkeypatch):
     monkeypatch.setattr(volumes, "EDGES", (192, 12, 6))
     monkeypatch.setattr(volumes, "MOST_CHARACTERS", full - 1)
     [coarse] = layers_of_cases(cases, names)
-    assert sum(len(layer["data"]) for layer in coarse["layers"]) < full and max(voxels(coarse["layers"][0]).shape) == 12
+    assert (
+        sum(len(layer["data"]) for layer in coarse["layers"]) < full
+        and max(voxels(coarse["layers"][0]).shape) == 12
+    )
 
 
 def test_the_page_s_surfaces_are_the_cases(mapped):
     [worst, *_] = data_of(read_page(mapped), "surfaces-data")
     mesh = worst["sides"]["truth"][0]
-    points = np.frombuffer(base64.b64decode(mesh["points"]), "<i2").reshape(-1, 3) / 32767 * worst["radius"]
+    points = (
+        np.frombuffer(base64.b64decode(mesh["points"]), "<i2").reshape(-1, 3)
+        / 32767
+        * worst["radius"]
+    )
     faces = np.frombuffer(base64.b64decode(mesh["faces"]), "<u2")
-    np.testing.assert_allclose(np.ptp(points, axis=0), [8, 15, 7.5], atol=2)  # 8 x 5 x 5 voxels of 1 x 1.5 x 3 mm: x, z, y
+    np.testing.assert_allclose(
+        np.ptp(points, axis=0), [8, 15, 7.5], atol=2
+    )  # 8 x 5 x 5 voxels of 1 x 1.5 x 3 mm: x, z, y
     assert faces.max() == len(points) - 1 and len(faces) % 3 == 0
 
 

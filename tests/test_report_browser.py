@@ -1,4 +1,6 @@
-"""The pages as a browser shows them: nothing goes wrong, nothing is loaded, and what is to move moves."""
+"""The pages as a browser shows them: nothing goes wrong, nothing is loaded, and what is to move
+moves.
+"""
 
 import io
 import json
@@ -10,9 +12,9 @@ import pytest
 from PIL import Image
 
 from browser import watched_page
+from dkuxnet.benchmark.compare_runs_page import write_runs_report
+from dkuxnet.machine.files import write_json
 from dkuxnet.report.page import write_report
-from dkuxnet.report.runs_page import write_runs_report
-from dkuxnet.run import write_json
 from made_run import make_run
 
 HOSTILE = "</script><script>window.taken = 1</script><img src=x onerror='window.taken=2'>"
@@ -23,7 +25,14 @@ def report(tmp_path_factory) -> Path:
     """The page of a run with two classes, maps, and names that would like to be scripts."""
     folder = tmp_path_factory.mktemp("browser")
     name = "<img src=x onerror=window.taken=3>"
-    run = make_run(folder, {"a2": 6, "a10": 1, name: 2}, classes=2, logged=40, maps=True, names=(HOSTILE, "${HOSTILE}"))
+    run = make_run(
+        folder,
+        {"a2": 6, "a10": 1, name: 2},
+        classes=2,
+        logged=40,
+        maps=True,
+        names=(HOSTILE, "${HOSTILE}"),
+    )
     settings = json.loads((run / "settings.json").read_text("utf-8"))
     write_json(run / "settings.json", settings | {"method": settings["method"] | {"note": HOSTILE}})
     lines = (run / "metrics.jsonl").read_text("utf-8").replace('"qd"', json.dumps(HOSTILE))
@@ -41,9 +50,12 @@ def opened(browser, report):
 
 
 def pixels(page, selector: str) -> np.ndarray:
-    """(rows, columns, 3) of an element, drawn after what has been asked of it, and at rest: under load a software renderer may
-    show a picture later than the page that asked for it."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    """(rows, columns, 3) of an element, drawn after what has been asked of it, and at rest: under
+    load a software renderer may show a picture later than the page that asked for it.
+    """
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
     taken = screenshot(page, selector)
     for _ in range(50):
         before, taken = taken, screenshot(page, selector)
@@ -53,7 +65,9 @@ def pixels(page, selector: str) -> np.ndarray:
 
 
 def screenshot(page, selector: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
+    return np.asarray(
+        Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
+    ).astype(int)
 
 
 def test_nothing_goes_wrong_and_nothing_is_loaded(opened, report):
@@ -61,7 +75,12 @@ def test_nothing_goes_wrong_and_nothing_is_loaded(opened, report):
     assert wrong == []
     assert page.evaluate("window.taken") is None
     assert report.stat().st_size < 25e6
-    assert page.locator("noscript, .missing:visible, .fixed-curves:visible, .fixed-surfaces img:visible").count() == 0
+    assert (
+        page.locator(
+            "noscript, .missing:visible, .fixed-curves:visible, .fixed-surfaces img:visible"
+        ).count()
+        == 0
+    )
 
 
 def test_layers_are_drawn_and_switched(opened):
@@ -78,7 +97,9 @@ def test_layers_are_drawn_and_switched(opened):
     assert (np.abs(without["Truth"] - without["Prediction"]).max(axis=2) > 20).mean() > 0.005
     assert np.array_equal(pixels(page, "canvas.slices"), full)
     page.locator("input[data-layer='Uncertainty']").check()
-    assert (np.abs(full - pixels(page, "canvas.slices")).max(axis=2) > 20).mean() > 0.05  # half of the scan has some
+    assert (
+        np.abs(full - pixels(page, "canvas.slices")).max(axis=2) > 20
+    ).mean() > 0.05  # half of the scan has some
     page.locator("input[data-layer='Uncertainty']").uncheck()
     page.locator("input[data-opacity='label']").fill("0")
     hidden = pixels(page, "canvas.slices")
@@ -89,7 +110,9 @@ def test_layers_are_drawn_and_switched(opened):
 
 def test_another_case_is_another_picture_in_both_views(opened):
     page, wrong = opened
-    before = {selector: pixels(page, selector) for selector in ("canvas.slices", "#surfaces canvas")}
+    before = {
+        selector: pixels(page, selector) for selector in ("canvas.slices", "#surfaces canvas")
+    }
     assert before["#surfaces canvas"].std() > 10
     page.locator("input[name=case]").last.check()
     page.wait_for_selector("#viewer[data-shown='2'][aria-busy=false]")
@@ -103,7 +126,9 @@ def test_another_case_is_another_picture_in_both_views(opened):
 def test_of_cases_chosen_in_a_hurry_the_last_is_shown(opened):
     page, wrong = opened
     before = pixels(page, "canvas.slices")
-    page.evaluate("for (const i of [1, 2, 1, 0]) document.querySelectorAll('input[name=case]')[i].click()")
+    page.evaluate(
+        "for (const i of [1, 2, 1, 0]) document.querySelectorAll('input[name=case]')[i].click()"
+    )
     page.wait_for_selector("#viewer[data-shown='0'][aria-busy=false]")
     page.wait_for_timeout(500)  # for what a loading case could still add
     assert np.array_equal(pixels(page, "canvas.slices"), before) and wrong == []
@@ -116,7 +141,9 @@ def test_a_telephone_shows_words_and_pictures_at_a_size_that_can_be_read(browser
     width = "element => element.getBoundingClientRect().width"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert all(place.evaluate(width) > 200 for place in page.locator("dd").all())
-    assert all(picture.evaluate(width) > 600 for picture in page.locator("figure img:visible").all())
+    assert all(
+        picture.evaluate(width) > 600 for picture in page.locator("figure img:visible").all()
+    )
     assert wrong == []
     page.close()
 
@@ -127,31 +154,50 @@ def test_surfaces_turn_by_keys_and_by_dragging(opened):
     pictures = [pixels(page, "#surfaces canvas")]
     canvas.press("ArrowRight")
     pictures.append(pixels(page, "#surfaces canvas"))
-    canvas.drag_to(canvas, source_position={"x": 100, "y": 100}, target_position={"x": 160, "y": 140})
+    canvas.drag_to(
+        canvas, source_position={"x": 100, "y": 100}, target_position={"x": 160, "y": 140}
+    )
     pictures.append(pixels(page, "#surfaces canvas"))
     page.locator("#surfaces .classes input").first.uncheck()
     pictures.append(pixels(page, "#surfaces canvas"))
     assert all(not np.array_equal(one, other) for one, other in pairwise(pictures))
     left, right = np.split(pictures[0][:, : pictures[0].shape[1] // 2 * 2], 2, axis=1)
-    assert (left < 250).any() and (right < 250).any() and not np.array_equal(left, right)  # truth beside prediction
+    assert (
+        (left < 250).any() and (right < 250).any() and not np.array_equal(left, right)
+    )  # truth beside prediction
 
 
 def column(page, index: int) -> list[str]:
-    return [text.strip() for text in page.locator(f"table.sortable tbody td:nth-child({index})").all_inner_texts()]
+    return [
+        text.strip()
+        for text in page.locator(f"table.sortable tbody td:nth-child({index})").all_inner_texts()
+    ]
 
 
 def test_the_table_sorts_by_click_and_by_key(opened):
     page, _ = opened
     heads = page.locator("table.sortable th")
     dice = list(map(float, column(page, 2)))
-    assert dice == sorted(dice) and heads.nth(1).get_attribute("aria-sort") == "ascending"  # failures first
+    assert (
+        dice == sorted(dice) and heads.nth(1).get_attribute("aria-sort") == "ascending"
+    )  # failures first
     heads.nth(0).get_by_role("button").click()
-    assert [name for name in column(page, 1) if name.startswith("a")] == ["a2", "a2", "a10", "a10"]  # numbers as numbers
-    assert heads.nth(0).get_attribute("aria-sort") == "ascending" and heads.nth(1).get_attribute("aria-sort") is None
+    assert [name for name in column(page, 1) if name.startswith("a")] == [
+        "a2",
+        "a2",
+        "a10",
+        "a10",
+    ]  # numbers as numbers
+    assert (
+        heads.nth(0).get_attribute("aria-sort") == "ascending"
+        and heads.nth(1).get_attribute("aria-sort") is None
+    )
     heads.nth(5).get_by_role("button").focus()
     page.keyboard.press("Enter")
     distances = list(map(float, column(page, 6)))
-    assert distances == sorted(distances, reverse=True) and distances[0] > distances[-1]  # the worst first here too
+    assert (
+        distances == sorted(distances, reverse=True) and distances[0] > distances[-1]
+    )  # the worst first here too
     page.keyboard.press("Enter")
     assert list(map(float, column(page, 6))) == sorted(distances)
     assert heads.nth(5).get_attribute("aria-sort") == "ascending"
@@ -182,7 +228,10 @@ def test_print_shows_pictures_in_their_place(opened):
     page.emulate_media(media="print")
     try:
         assert page.locator("#viewer:visible, #surfaces:visible, #curves:visible").count() == 0
-        assert page.locator(".fixed-curves:visible").count() == 1 and page.locator(".fixed-surfaces img:visible").count() == 3
+        assert (
+            page.locator(".fixed-curves:visible").count() == 1
+            and page.locator(".fixed-surfaces img:visible").count() == 3
+        )
     finally:
         page.emulate_media(media="screen")
 
@@ -206,9 +255,15 @@ def test_a_page_without_webgl_or_scripts_is_never_blank(browser, report, lacking
         assert page.locator("canvas:visible").count() == 0
         if lacking == "webgl":
             assert "no WebGL2" in page.locator("#viewer .missing").inner_text()
-            assert page.locator("#curves:visible").count() == 1 and page.locator(".fixed-curves:visible").count() == 0
+            assert (
+                page.locator("#curves:visible").count() == 1
+                and page.locator(".fixed-curves:visible").count() == 0
+            )
         else:
-            assert page.locator("#viewer:visible").count() == 0 and page.locator(".fixed-curves:visible").count() == 1
+            assert (
+                page.locator("#viewer:visible").count() == 0
+                and page.locator(".fixed-curves:visible").count() == 1
+            )
         assert wrong == []
     finally:
         context.close()

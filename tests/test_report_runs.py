@@ -1,4 +1,6 @@
-"""Runs side by side: differences paired case by case, worked out by hand; what cannot be compared is refused."""
+"""Runs side by side: differences paired case by case, worked out by hand; what cannot be compared
+is refused.
+"""
 
 import json
 import re
@@ -9,14 +11,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dkuxnet.cli import app
-from dkuxnet.errors import UserError
-from dkuxnet.report.runs import compare_runs
-from dkuxnet.report.runs_page import write_runs_report
-from dkuxnet.run import write_json
+from dkuxnet.benchmark.compare_runs import compare_runs
+from dkuxnet.benchmark.compare_runs_page import write_runs_report
+from dkuxnet.cli.commands import app
+from dkuxnet.core.errors import UserError
+from dkuxnet.machine.files import write_json
 from made_run import PLAN, make_run
 
-SHIFTS = {"first": {"a": 1, "b": 2, "c": 4}, "second": {"a": 0, "b": 1, "c": 5}, "third": {"c": 4, "b": 2, "a": 1}}
+SHIFTS = {
+    "first": {"a": 1, "b": 2, "c": 4},
+    "second": {"a": 0, "b": 1, "c": 5},
+    "third": {"c": 4, "b": 2, "a": 1},
+}
 DICE = {shift: 1 - shift / 8 for shift in range(9)}  # of two boxes of 8 voxels, apart by so many
 
 
@@ -26,7 +32,9 @@ def change(run: Path, file: str, **entries) -> None:
 
 @pytest.fixture
 def runs(tmp_path) -> dict[str, Path]:
-    """Three runs in folders of their own; `third` is `first` with another seed and its cases in another order."""
+    """Three runs in folders of their own; `third` is `first` with another seed and its cases in
+    another order.
+    """
     made = {name: make_run(tmp_path / name, shifts, run=name) for name, shifts in SHIFTS.items()}
     for run in made.values():
         change(run, "manifest.json", cases=["a", "b", "c"])
@@ -40,9 +48,14 @@ def test_differences_are_paired_by_case(runs):
     first, second = found.arms
     np.testing.assert_allclose(first.dice, [DICE[1], DICE[2], DICE[4]], atol=1e-6)
     assert found.cases == ("a", "b", "c") and first.gain is None and first.test is None
-    assert second.metrics["dice"][0] == pytest.approx(np.mean([DICE[0], DICE[1], DICE[5]]), abs=1e-6)
+    assert second.metrics["dice"][0] == pytest.approx(
+        np.mean([DICE[0], DICE[1], DICE[5]]), abs=1e-6
+    )
     assert second.gain.value == pytest.approx((1 + 1 - 1) / 24, abs=1e-6) and second.better == 2
-    assert (second.gain.low, second.gain.high) == (pytest.approx(-0.125, abs=1e-6), pytest.approx(0.125, abs=1e-6))
+    assert (second.gain.low, second.gain.high) == (
+        pytest.approx(-0.125, abs=1e-6),
+        pytest.approx(0.125, abs=1e-6),
+    )
     assert found.differences == {"method.name": ["dual-mutual", "cps"], "method.w": ["–", 0.5]}
 
 
@@ -60,18 +73,31 @@ def test_a_second_run_of_one_seed_stands_for_itself_and_names_tell_folders_apart
     runs["third"].rename(tmp_path / "again" / "first")
     change(tmp_path / "again" / "first", "settings.json", train={"steps": 40, "lr": 0.25})
     found = compare_runs([runs["first"], tmp_path / "again" / "first"])
-    assert [arm.name for arm in found.arms] == ["first/first", "again/first"] and found.differences == {}
+    assert [arm.name for arm in found.arms] == [
+        "first/first",
+        "again/first",
+    ] and found.differences == {}
 
 
 def test_the_page_says_who_is_better_and_how_sure_it_is(runs, tmp_path):
     (tmp_path / "<i>x").mkdir()
     odd = runs["second"].rename(tmp_path / "<i>x" / "<script>second")
     page = write_runs_report([runs["first"], odd], tmp_path / "page.html").read_text("utf-8")
-    text = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<script>\n.*?</script>", "", page, flags=re.S))))
+    text = re.sub(
+        r"\s+",
+        " ",
+        unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<script>\n.*?</script>", "", page, flags=re.S))),
+    )
     assert "<script>second has the highest mean Dice, 0.750. Then: first, 0.708." in text
-    assert "better in 2 of 3 test cases (95 % interval of the difference -0.125 to +0.125): this may be chance" in text
+    assert (
+        "better in 2 of 3 test cases (95 % interval of the difference -0.125 to +0.125): this may "
+        "be chance" in text
+    )
     assert "+0.0417 (-0.1250 to +0.1250) 2 of 3" in text and "method.w – 0.5" in text
-    assert "<script>second" not in page and "http" not in page.split("<main>")[1].split("<script>\n")[0]
+    assert (
+        "<script>second" not in page
+        and "http" not in page.split("<main>")[1].split("<script>\n")[0]
+    )
     assert re.findall(r"<tr><td>(\w)</td>", page)[:3] == ["c", "b", "a"]  # the hardest first
 
 
@@ -79,14 +105,22 @@ def damage_figures(run: Path) -> None:
     (run / "evaluation" / "cases.csv").unlink()
 
 
-@pytest.mark.parametrize(("harm", "message"), [
-    (lambda run: change(run, "manifest.json", plan=PLAN | {"spacing_mm": [1, 1, 1]}),
-     "another prepared set than .*their plan differ"),
-    (lambda run: change(run, "manifest.json", labels={"background": 0, "other": 10}), "another prepared set"),
-    (lambda run: change(run, "manifest.json", test=None), None),
-    (damage_figures, "cases.csv: damaged.*train or evaluate the run again"),
-    (lambda run: (run / "settings.json").unlink(), "not a run folder"),
-])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda run: change(run, "manifest.json", plan=PLAN | {"spacing_mm": [1, 1, 1]}),
+            "another prepared set than .*their plan differ",
+        ),
+        (
+            lambda run: change(run, "manifest.json", labels={"background": 0, "other": 10}),
+            "another prepared set",
+        ),
+        (lambda run: change(run, "manifest.json", test=None), None),
+        (damage_figures, "cases.csv: damaged.*train or evaluate the run again"),
+        (lambda run: (run / "settings.json").unlink(), "not a run folder"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, harm, message):
     harm(runs["second"])
     if message is None:
@@ -102,7 +136,10 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, harm, message):
 def test_other_test_cases_and_a_run_twice_are_refused(runs, tmp_path):
     other = make_run(tmp_path / "other", {"a": 1, "d": 1}, run="other")
     change(other, "manifest.json", cases=["a", "b", "c"])
-    with pytest.raises(UserError, match=r"tested on other cases than .*first \(3 of them in one list only, such as 'b'\)"):
+    with pytest.raises(
+        UserError,
+        match=r"tested on other cases than .*first \(3 of them in one list only, such as 'b'\)",
+    ):
         compare_runs([runs["first"], other])
     with pytest.raises(UserError, match="given twice"):
         compare_runs([runs["first"], runs["second"], runs["first"] / ".." / "first"])
@@ -111,7 +148,10 @@ def test_other_test_cases_and_a_run_twice_are_refused(runs, tmp_path):
 def test_the_command_writes_where_it_is_told(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pair = [str(runs["first"]), str(runs["second"])]
-    assert CliRunner().invoke(app, ["report", *pair]).exit_code == 0 and (tmp_path / "comparison.html").is_file()
+    assert (
+        CliRunner().invoke(app, ["report", *pair]).exit_code == 0
+        and (tmp_path / "comparison.html").is_file()
+    )
     assert CliRunner().invoke(app, ["report", *pair, "--output", "other.html"]).exit_code == 0
     assert (tmp_path / "other.html").read_bytes() == (tmp_path / "comparison.html").read_bytes()
     assert CliRunner().invoke(app, ["report", pair[0], "--output", "one.html"]).exit_code == 0

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from dkuxnet.errors import UserError
-from dkuxnet.run import RunFolder, atomically, write_json
+from dkuxnet.core.errors import UserError
+from dkuxnet.machine.files import atomically, write_json
+from dkuxnet.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -71,18 +72,27 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     def fails(part):
         part.write_text("half")
         raise OSError(28, "No space left on device")
+
     with pytest.raises(UserError, match="No space left"):
         atomically(path, fails)
-    assert json.loads(path.read_text()) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads(path.read_text()) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == [
+        "a.json"
+    ]
 
 
 def test_weights_and_checkpoints_come_back_and_damage_is_noticed(run):
     run.save_weights("final", {"w": torch.arange(3.0)})
     run.save_checkpoint({"step": 7})
-    assert torch.equal(run.load_weights("final")["w"], torch.arange(3.0)) and run.load_checkpoint()["step"] == 7
+    assert (
+        torch.equal(run.load_weights("final")["w"], torch.arange(3.0))
+        and run.load_checkpoint()["step"] == 7
+    )
     [checkpoint] = (run.folder / "checkpoints").iterdir()
     weights = run.folder / "final.safetensors"
-    for path, load in ((weights, lambda: run.load_weights("final")), (checkpoint, run.load_checkpoint)):
+    for path, load in (
+        (weights, lambda: run.load_weights("final")),
+        (checkpoint, run.load_checkpoint),
+    ):
         path.write_bytes(path.read_bytes()[:20])
         with pytest.raises(UserError, match="damaged"):
             load()

@@ -1,4 +1,6 @@
-"""`dkuxnet serve` as a process of its own: the page's addresses, the limits, and what is left behind."""
+"""`dkuxnet serve` as a process of its own: the page's addresses, the limits, and what is left
+behind.
+"""
 
 import contextlib
 import gzip
@@ -21,12 +23,13 @@ import pytest
 pytest.importorskip("fastapi")
 
 from dicom_series import Scan
-from dkuxnet import formats
-from dkuxnet.predict import predict_scans
+from dkuxnet.data import formats
+from dkuxnet.prediction.predict import predict_scans
 from serving import Server, outcome, send, serving, tiny_run, write_scan
 
 MAX_MB, MAX_VOXELS = 8, 120_000
-STARTED = b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n"  # an upload
+# an upload
+STARTED = b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def run(prepared, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(run, tmp_path_factory) -> Server:
     temp = tmp_path_factory.mktemp("serve") / "temp"
-    with serving(run, temp, "--max-upload-mb", str(MAX_MB), "--max-voxels", str(MAX_VOXELS)) as process:
+    with serving(
+        run, temp, "--max-upload-mb", str(MAX_MB), "--max-voxels", str(MAX_VOXELS)
+    ) as process:
         yield process
         _, err = process.stop()
         assert err == ""  # no traceback in any of these tests
@@ -60,7 +65,11 @@ def scan(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5", ".zip"])
 def test_the_label_map_is_the_one_that_predict_writes(client, run, tmp_path, ending):
-    scan = write_scan(tmp_path / f"anna b{ending}") if ending != ".zip" else write_dicom_zip(tmp_path / "anna b.zip")
+    scan = (
+        write_scan(tmp_path / f"anna b{ending}")
+        if ending != ".zip"
+        else write_dicom_zip(tmp_path / "anna b.zip")
+    )
     (written,) = predict_scans(run, [scan], tmp_path / "out", device="cpu")
     job = outcome(client, send(client, scan)["id"])
     assert job["state"] == "done", job["error"]
@@ -68,17 +77,24 @@ def test_the_label_map_is_the_one_that_predict_writes(client, run, tmp_path, end
     answer = client.get(f"/jobs/{job['id']}/label")
     name = f"anna b_segmentation{'.nii.gz' if ending in ('.h5', '.zip') else ending}"
     assert job["download"] == name
-    assert re.fullmatch(r"attachment; filename\*=utf-8''anna%20b_segmentation\..*", answer.headers["content-disposition"])
+    assert re.fullmatch(
+        r"attachment; filename\*=utf-8''anna%20b_segmentation\..*",
+        answer.headers["content-disposition"],
+    )
     (tmp_path / name).write_bytes(answer.content)
     ours, predicted = (formats.read(path, kind="label") for path in (tmp_path / name, written))
-    assert np.array_equal(ours.array, predicted.array) and np.array_equal(ours.affine, predicted.affine)
+    assert np.array_equal(ours.array, predicted.array) and np.array_equal(
+        ours.affine, predicted.affine
+    )
     assert ours.array.dtype == predicted.array.dtype
 
 
 def write_dicom_zip(path: Path) -> Path:
     """An oblique series in a subfolder of a zip."""
     voxels = np.random.default_rng(0).integers(0, 1000, (20, 22, 18), np.int16)
-    series = Scan(voxels, orientation=(0.8, 0.6, 0, -0.6, 0.8, 0)).write(path.with_suffix("") / "series", seed=1)
+    series = Scan(voxels, orientation=(0.8, 0.6, 0, -0.6, 0.8, 0)).write(
+        path.with_suffix("") / "series", seed=1
+    )
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(series.iterdir()):
             archive.write(file, f"patient/{file.name}")
@@ -97,7 +113,9 @@ def test_volumes_and_views_are_those_of_the_label_map(client, run, scan, tmp_pat
     views = {}
     for name in ("scan", "classes", "uncertainty"):
         path = tmp_path / f"{name}.nii.gz"
-        path.write_bytes(client.get(f"/jobs/{job['id']}/view/{name}.nii.gz").raise_for_status().content)
+        path.write_bytes(
+            client.get(f"/jobs/{job['id']}/view/{name}.nii.gz").raise_for_status().content
+        )
         views[name] = formats.read(path)
         assert np.allclose(views[name].affine, label.affine)
     assert np.array_equal(views["classes"].array, label.array)
@@ -107,15 +125,21 @@ def test_volumes_and_views_are_those_of_the_label_map(client, run, scan, tmp_pat
 
 
 def test_progress_counts_windows_and_the_queue_keeps_its_order(server, tmp_path):
-    """Two clients; the second's scan waits for the first's, and neither sees the other's. A waiting scan can be cancelled."""
+    """Two clients; the second's scan waits for the first's, and neither sees the other's.
+
+    A waiting scan can be cancelled.
+    """
     big, small = write_scan(tmp_path / "big.nii.gz", 40), write_scan(tmp_path / "small.nii.gz", 18)
     with server.client() as one, server.client() as two:
         first, second, third = send(one, big), send(two, small), send(two, small)
         seen = []
         while (job := one.get(f"/jobs/{first['id']}").json())["state"] != "done":
             seen.append((job["done"], job["total"]))
-            assert two.get(f"/jobs/{second['id']}").json()["state"] == "waiting" or job["state"] == "done" or \
-                one.get(f"/jobs/{first['id']}").json()["state"] == "done"
+            assert (
+                two.get(f"/jobs/{second['id']}").json()["state"] == "waiting"
+                or job["state"] == "done"
+                or one.get(f"/jobs/{first['id']}").json()["state"] == "done"
+            )
             if third and (waiting := two.get(f"/jobs/{third['id']}").json())["state"] == "waiting":
                 assert waiting["ahead"] == 2
                 assert two.delete(f"/jobs/{third['id']}").status_code == 204
@@ -141,13 +165,19 @@ def test_a_removed_scan_leaves_no_file(server, client, scan):
 def test_the_page_loads_nothing_from_outside(client):
     page = client.get("/").raise_for_status()
     policy = page.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+    assert (
+        "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+    )
     for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert path.startswith("/") and not path.startswith("//"), path
         assert client.get(path).status_code == 200, path
     assert not re.search(r"\son\w+=|<style|style=", page.text)
     about = client.get("/about").json()
-    assert about["classes"] == ["organ", "tumour"] and about["model"] == "my_run" and about["upload_bytes"] == MAX_MB * 2**20
+    assert (
+        about["classes"] == ["organ", "tumour"]
+        and about["model"] == "my_run"
+        and about["upload_bytes"] == MAX_MB * 2**20
+    )
 
 
 # --- what goes wrong ---
@@ -189,19 +219,35 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     with zipfile.ZipFile(small_bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(3):
             archive.writestr(f"{i}.dcm", zeros)
-    nrrd = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 90000 90000 90000\nencoding: raw\n\n" + bytes(99)
+    nrrd = (
+        b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 90000 90000 90000\nencoding: raw\n\n"
+        + bytes(99)
+    )
     mha = b"ObjectType = Image\nNDims = 3\nDimSize = 90000 90000 90000\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
     secret = tmp_path / "secret.raw"
     secret.write_bytes(bytes(1000))
     return {
-        "terabyte.nii": (nifti_header(30000, 30000, 30000), "27,000,000,000,000 voxels by its header"),
-        "terabyte.nii.gz": (gzip.compress(nifti_header(30000, 30000, 30000)), "27,000,000,000,000 voxels by its header"),
+        "terabyte.nii": (
+            nifti_header(30000, 30000, 30000),
+            "27,000,000,000,000 voxels by its header",
+        ),
+        "terabyte.nii.gz": (
+            gzip.compress(nifti_header(30000, 30000, 30000)),
+            "27,000,000,000,000 voxels by its header",
+        ),
         "bomb.nii.gz": (bomb.getvalue(), "goes on for more than 128 MiB"),
         "terabyte.nrrd": (nrrd, "voxels by its header"),
         "terabyte.mha": (mha, "voxels by its header"),
-        "terabyte.h5": (h5_file(tmp_path / "a.h5", shape=(9000, 9000, 9000), dtype="f4", chunks=(9, 9, 9)), "voxels by its"),
-        "other.h5": (h5_file(tmp_path / "b.h5", shape=(10, 10, 10), dtype="u1", external=[(str(secret), 0, 1000)]),
-                     "in another file"),
+        "terabyte.h5": (
+            h5_file(tmp_path / "a.h5", shape=(9000, 9000, 9000), dtype="f4", chunks=(9, 9, 9)),
+            "voxels by its",
+        ),
+        "other.h5": (
+            h5_file(
+                tmp_path / "b.h5", shape=(10, 10, 10), dtype="u1", external=[(str(secret), 0, 1000)]
+            ),
+            "in another file",
+        ),
         "bomb.zip": (small_bomb.getvalue(), "more than this server unpacks"),
         "empty.nii": (b"", "empty"),
         "text.nrrd": (b"hello", "holds text"),
@@ -215,13 +261,26 @@ def test_hostile_files_are_one_clear_line_and_the_server_goes_on(server, client,
     for name, (content, said) in hostile(tmp_path).items():
         line = refused(client, name, content)
         assert said in line and "\n" not in line, (name, line)
-        assert str(tmp_path.parent) not in line and "/scan" not in line and "Traceback" not in line, line
+        assert (
+            str(tmp_path.parent) not in line and "/scan" not in line and "Traceback" not in line
+        ), line
     assert rss_mb(server) < 1500
     assert outcome(client, send(client, scan)["id"])["state"] == "done"
 
 
-@pytest.mark.parametrize("name", ["../../../etc/passwd.nii.gz", "/etc/cron.d/x.nii.gz", "..\\..\\x.nii.gz", ".nii.gz",
-                                  'a"\r\nSet-Cookie: x=1;.nii.gz', "x" * 5000 + ".nii.gz", "\0.nii.gz", "Größe 心.nii.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../etc/passwd.nii.gz",
+        "/etc/cron.d/x.nii.gz",
+        "..\\..\\x.nii.gz",
+        ".nii.gz",
+        'a"\r\nSet-Cookie: x=1;.nii.gz',
+        "x" * 5000 + ".nii.gz",
+        "\0.nii.gz",
+        "Größe 心.nii.gz",
+    ],
+)
 def test_a_name_from_outside_reaches_no_path_and_no_header(server, client, scan, name):
     job = outcome(client, send(client, scan, name)["id"])
     assert job["state"] == "done", job
@@ -230,13 +289,27 @@ def test_a_name_from_outside_reaches_no_path_and_no_header(server, client, scan,
     assert not re.search(r"[/\\\x00-\x1f\"]", job["download"]) and len(job["download"]) < 150
     assert not job["download"].startswith(".")
     assert {path.name for path in server.files() if path.parent.name == job["id"]} == {
-        "label.nii.gz", "view_scan.nii.gz", "view_classes.nii.gz", "view_uncertainty.nii.gz"}
+        "label.nii.gz",
+        "view_scan.nii.gz",
+        "view_classes.nii.gz",
+        "view_uncertainty.nii.gz",
+    }
     client.delete(f"/jobs/{job['id']}")
 
 
-@pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2f..%2fcli.py",
-                                  "/jobs/..%2f..%2fx/label", "/jobs/x/view/..%2flabel.nii.gz", "/session/..%2fx", "/docs",
-                                  "/openapi.json"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2f..%2fcli.py",
+        "/jobs/..%2f..%2fx/label",
+        "/jobs/x/view/..%2flabel.nii.gz",
+        "/session/..%2fx",
+        "/docs",
+        "/openapi.json",
+    ],
+)
 def test_no_address_leads_out(server, path):
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("GET", path)  # httpx would tidy the path up
@@ -251,43 +324,63 @@ def rss_mb(server: Server) -> float:
 
 @pytest.mark.parametrize("stated", [True, False])
 @pytest.mark.parametrize("request_line", ["POST /jobs?name=a.nii", "PUT /session/"])
-def test_an_upload_that_is_too_large_is_refused_with_little_memory(server, client, request_line, stated):
+def test_an_upload_that_is_too_large_is_refused_with_little_memory(
+    server, client, request_line, stated
+):
     before, taken = rss_mb(server), 0
     chunk = bytes(2**16)
     chunks = 400 * 16  # 400 MB
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
-        length = f"Content-Length: {chunks * len(chunk)}" if stated else "Transfer-Encoding: chunked"
+        length = (
+            f"Content-Length: {chunks * len(chunk)}" if stated else "Transfer-Encoding: chunked"
+        )
         kind = "Content-Type: multipart/form-data; boundary=x"
-        raw.sendall(f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n{length}\r\n\r\n".encode())
+        raw.sendall(
+            f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n{length}\r\n\r\n".encode()
+        )
 
         def framed(data: bytes) -> bytes:
             return data if stated else b"%x\r\n%s\r\n" % (len(data), data)
 
         with contextlib.suppress(OSError):  # refused by then, where its length was stated
-            raw.sendall(framed(b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\n'))
+            raw.sendall(
+                framed(
+                    b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\n'
+                )
+            )
         raw.settimeout(0.2)
         with contextlib.suppress(OSError):  # the server has closed it, or reads no more
             for taken in range(chunks):  # noqa: B007
                 raw.sendall(framed(chunk))
         raw.settimeout(20)
         answer = raw.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 413") and b"larger than 8 MB" in answer, (taken, answer[:200])
+    assert answer.startswith(b"HTTP/1.1 413") and b"larger than 8 MB" in answer, (
+        taken,
+        answer[:200],
+    )
     assert rss_mb(server) < before + 60
     assert not [path for path in server.files() if path.name.startswith("scan")]
 
 
 def test_one_byte_more_than_the_limit_is_refused(server, client):
-    """The count on the way in leaves room for a form around the file: the file itself is held to the limit."""
+    """The count on the way in leaves room for a form around the file: the file itself is held to
+    the limit.
+    """
     content = bytes(MAX_MB * 2**20 + 1)
-    for answer in (client.post("/jobs", params={"name": "a.nii"}, content=content),
-                   client.put("/session/", files={"files": ("a.nii", content)})):
+    for answer in (
+        client.post("/jobs", params={"name": "a.nii"}, content=content),
+        client.put("/session/", files={"files": ("a.nii", content)}),
+    ):
         assert answer.status_code == 413 and "larger than 8 MB" in answer.json()["detail"]
     assert not [path for path in server.files() if path.name.startswith("scan")]
 
 
 def test_a_stated_length_beyond_the_limit_is_refused_before_a_byte_comes(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
-        raw.sendall(b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000000\r\n\r\n")
+        raw.sendall(
+            b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+            b"400000000\r\n\r\n"
+        )
         assert raw.recv(65536).startswith(b"HTTP/1.1 413")
 
 
@@ -300,8 +393,10 @@ def test_an_upload_that_is_cut_off_leaves_nothing(server, client, scan):
         wait_for(lambda: set(server.files()) == before)
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.nii"\r\n\r\n'
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
-        raw.sendall(b"PUT /session/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n"
-                    b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + form + bytes(3_000_000))
+        raw.sendall(
+            b"PUT /session/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + form + bytes(3_000_000)
+        )
     assert outcome(client, send(client, scan)["id"])["state"] == "done"
 
 
@@ -312,8 +407,18 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "192.168.0.7", "",
-                                  "evil.example@127.0.0.1x", "[::1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8000",
+        "192.168.0.7",
+        "",
+        "evil.example@127.0.0.1x",
+        "[::1",
+    ],
+)
 def test_another_host_name_is_refused(client, host):
     assert client.get("/", headers={"Host": host}).status_code in (400, 403)
 
@@ -323,17 +428,34 @@ def test_this_machine_s_names_are_served(client, host):
     assert client.get("/", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
-                                     {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://localhost:1"}])
-@pytest.mark.parametrize("method, path", [("POST", "/jobs?name=a.nii"), ("DELETE", "/jobs/x"), ("PUT", "/session/"),
-                                          ("POST", "/infer/my_run")])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://localhost:1"},
+    ],
+)
+@pytest.mark.parametrize(
+    "method, path",
+    [
+        ("POST", "/jobs?name=a.nii"),
+        ("DELETE", "/jobs/x"),
+        ("PUT", "/session/"),
+        ("POST", "/infer/my_run"),
+    ],
+)
 def test_other_sites_pages_are_refused(client, method, path, headers):
     answer = client.request(method, path, headers=headers)
     assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
 
 
 def test_a_full_queue_says_so(server, client, tmp_path):
-    """Uploads that stand still take the places; the next one is refused at once, and when they end there is room again."""
+    """Uploads that stand still take the places; the next one is refused at once, and when they end
+    there is room again.
+    """
     wait_for(lambda: not [path for path in server.files() if path.name.startswith("scan")])
     raws = []
     for _ in range(8):
@@ -351,53 +473,90 @@ def test_a_full_queue_says_so(server, client, tmp_path):
 # --- 3D Slicer ---
 
 
-def slicer_form(server: Server, selector: str, params: dict, files: dict[str, Path] | None = None) -> tuple[dict, dict]:
-    """POST a form as MONAI Label's client in Slicer does: over http.client, its odd boundary, and an answer that is read by
-    its length from the bare socket file."""
+def slicer_form(
+    server: Server, selector: str, params: dict, files: dict[str, Path] | None = None
+) -> tuple[dict, dict]:
+    """POST a form as MONAI Label's client in Slicer does: over http.client, its odd boundary, and
+    an answer that is read by its length from the bare socket file.
+    """
     limit = "----------lImIt_of_THE_fIle_eW_$"
     body = f'--{limit}\r\nContent-Disposition: form-data; name="params"\r\n\r\n{json.dumps(params)}\r\n'.encode()
     for field, path in (files or {}).items():
         head = f'--{limit}\r\nContent-Disposition: form-data; name="{field}"; filename="{path}"\r\n'
-        body += head.encode() + b"Content-Type: application/gzip\r\n\r\n" + path.read_bytes() + b"\r\n"
+        body += (
+            head.encode() + b"Content-Type: application/gzip\r\n\r\n" + path.read_bytes() + b"\r\n"
+        )
     body += f"--{limit}--\r\n".encode()
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    connection.request("POST", selector, body, {"content-type": f"multipart/form-data; boundary={limit}"})
+    connection.request(
+        "POST", selector, body, {"content-type": f"multipart/form-data; boundary={limit}"}
+    )
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
     assert "multipart" in answer.getheader("content-type") and not answer.chunked
     cgi = pytest.importorskip("cgi")  # what the client parses with; gone from Python 3.13
-    parts = cgi.FieldStorage(fp=answer.fp, environ={"REQUEST_METHOD": "POST"}, headers=answer.msg, keep_blank_values=True).list
-    return ({part.name: part.value for part in parts if not part.filename},
-            {part.filename: part.value for part in parts if part.filename})
+    parts = cgi.FieldStorage(
+        fp=answer.fp, environ={"REQUEST_METHOD": "POST"}, headers=answer.msg, keep_blank_values=True
+    ).list
+    return (
+        {part.name: part.value for part in parts if not part.filename},
+        {part.filename: part.value for part in parts if part.filename},
+    )
 
 
 @pytest.mark.filterwarnings("ignore:'cgi' is deprecated")
 def test_a_conversation_with_slicer(server, client, run, scan, tmp_path):
     info = client.get("/info/").json()
-    assert {"name", "description", "version", "labels", "models", "trainers", "strategies", "scoring", "train_stats",
-            "datastore"} <= info.keys()
+    assert {
+        "name",
+        "description",
+        "version",
+        "labels",
+        "models",
+        "trainers",
+        "strategies",
+        "scoring",
+        "train_stats",
+        "datastore",
+    } <= info.keys()
     assert not info.get("config")  # the plugin takes it for an old server
-    (name, model), = info["models"].items()
-    assert model["type"] == "segmentation" and model["description"] and model["labels"] == {"organ": 1, "tumour": 2}
-    assert client.get("/train/", params={"check_if_running": "true"}).status_code != 200  # no training is running
+    ((name, model),) = info["models"].items()
+    assert (
+        model["type"] == "segmentation"
+        and model["description"]
+        and model["labels"] == {"organ": 1, "tumour": 2}
+    )
+    assert (
+        client.get("/train/", params={"check_if_running": "true"}).status_code != 200
+    )  # no training is running
     assert client.get("/datastore/", params={"output": "all"}).json() == {"objects": {}}
 
     with scan.open("rb") as file:  # requests.put(url, files=[("files", ..)], data=..)
-        created = client.put("/session/", files={"files": (scan.name, file)}, data={"client_id": "user-xyz"}).json()
+        created = client.put(
+            "/session/", files={"files": (scan.name, file)}, data={"client_id": "user-xyz"}
+        ).json()
     token = created["session_id"]
     assert client.get(f"/session/{token}").json()["name"] == "anna.nii.gz"
     asked = {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "user-xyz"}
-    form, files = slicer_form(server, f"/infer/{name}?image=Anna%27s+scan&session_id={token}", asked)
+    form, files = slicer_form(
+        server, f"/infer/{name}?image=Anna%27s+scan&session_id={token}", asked
+    )
     params = json.loads(form["params"])
     assert params["label_names"] == {"organ": 1, "tumour": 2}
-    (file_name, content), = files.items()
+    ((file_name, content),) = files.items()
     assert file_name.endswith(".nrrd") and not re.search(r"[/\\]", file_name)
     (tmp_path / "slicer.nrrd").write_bytes(content)
     (written,) = predict_scans(run, [scan], tmp_path / "out", device="cpu")
-    ours, predicted = (formats.read(path, kind="label") for path in (tmp_path / "slicer.nrrd", written))
-    assert np.array_equal(ours.array, predicted.array) and np.allclose(ours.affine, predicted.affine)
+    ours, predicted = (
+        formats.read(path, kind="label") for path in (tmp_path / "slicer.nrrd", written)
+    )
+    assert np.array_equal(ours.array, predicted.array) and np.allclose(
+        ours.affine, predicted.affine
+    )
 
-    _, files = slicer_form(server, f"/infer/{name}?image=x", {}, {"file": scan})  # without a session
+    _, files = slicer_form(
+        server, f"/infer/{name}?image=x", {}, {"file": scan}
+    )  # without a session
     assert next(iter(files)).endswith(".nii.gz")
     assert client.delete(f"/session/{token}").status_code == 200
     assert client.get(f"/session/{token}").status_code == 404
@@ -416,7 +575,9 @@ def test_slicer_is_told_what_is_wrong(client, scan):
         assert answer.status_code == status and said in answer.json()["detail"]
     bad = client.post(f"/infer/{model}", files={"params": (None, "[1"), "file": ("a.nii", b"x")})
     assert bad.status_code == 400 and "JSON" in bad.json()["detail"]
-    broken = client.post(f"/infer/{model}", files={"params": (None, "{}"), "file": ("a.nii", b"x" * 99)})
+    broken = client.post(
+        f"/infer/{model}", files={"params": (None, "{}"), "file": ("a.nii", b"x" * 99)}
+    )
     assert broken.status_code == 500 and broken.json()["detail"].startswith("a.nii: expected NIfTI")
     assert client.put("/session/", files={"files": ("a.png", b"x")}).status_code == 415
     many = client.put("/session/", files=[("files", ("a.nii", b"x")), ("files", ("b.nii", b"y"))])
@@ -425,8 +586,15 @@ def test_slicer_is_told_what_is_wrong(client, scan):
 
 
 def test_old_sessions_make_room(server, client, scan):
-    tokens = [client.put("/session/", files={"files": (scan.name, scan.read_bytes())}).json()["session_id"] for _ in range(10)]
-    assert [client.get(f"/session/{token}").status_code for token in tokens] == [404] * 2 + [200] * 8
+    tokens = [
+        client.put("/session/", files={"files": (scan.name, scan.read_bytes())}).json()[
+            "session_id"
+        ]
+        for _ in range(10)
+    ]
+    assert [client.get(f"/session/{token}").status_code for token in tokens] == [404] * 2 + [
+        200
+    ] * 8
     for token in tokens[2:]:
         client.delete(f"/session/{token}")
 
@@ -447,7 +615,11 @@ def test_the_end_leaves_nothing_but_what_is_to_be_kept(run, tmp_path, number):
     assert (code, err) == (0, "")
     assert list((tmp_path / "temp").iterdir()) == []
     (folder,) = kept.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["label.nii.gz", "result.json", "scan.nii.gz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "label.nii.gz",
+        "result.json",
+        "scan.nii.gz",
+    ]
     assert json.loads((folder / "result.json").read_text())["name"] == "ben.nii.gz"
     assert (folder / "scan.nii.gz").read_bytes() == small.read_bytes()
 
@@ -455,8 +627,8 @@ def test_the_end_leaves_nothing_but_what_is_to_be_kept(run, tmp_path, number):
 def test_a_port_in_use_and_a_run_that_is_none_are_one_line(server, run, tmp_path):
     from typer.testing import CliRunner
 
-    from dkuxnet.cli import app
-    from dkuxnet.errors import UserError
+    from dkuxnet.cli.commands import app
+    from dkuxnet.core.errors import UserError
 
     def line(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["serve", *arguments])
@@ -466,15 +638,19 @@ def test_a_port_in_use_and_a_run_that_is_none_are_one_line(server, run, tmp_path
     taken = line(str(run), "--port", str(server.port))
     assert f"cannot listen on 127.0.0.1 port {server.port}: Address already in use" in taken
     assert "is not a run folder" in line(str(tmp_path), "--port", "0")
-    assert "cannot listen on no.such.host.invalid" in line(str(run), "--host", "no.such.host.invalid", "--port", "0")
+    assert "cannot listen on no.such.host.invalid" in line(
+        str(run), "--host", "no.such.host.invalid", "--port", "0"
+    )
     (tmp_path / "file").touch()
     assert "--keep" in line(str(run), "--keep", str(tmp_path / "file"))
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     from dkuxnet import serve
-    from dkuxnet.errors import UserError
+    from dkuxnet.core.errors import UserError
 
     monkeypatch.setattr(serve, "EXTRA", ("fastapi", "surely_not_installed"))
-    with pytest.raises(UserError, match=r"needs surely_not_installed.*pip install 'dkuxnet\[serve\]'"):
+    with pytest.raises(
+        UserError, match=r"needs surely_not_installed.*pip install 'dkuxnet\[serve\]'"
+    ):
         serve.require_extra()

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from dkuxnet import formats
-from dkuxnet.predict import predict_scans
+from dkuxnet.data import formats
+from dkuxnet.prediction.predict import predict_scans
 from serving import Server, serving, tiny_run, write_scan
 
 WITHOUT_WEBGL = "HTMLCanvasElement.prototype.getContext = () => null"
@@ -35,15 +35,22 @@ def scan(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def page(browser, server):
-    """The page, loaded; at the end, nothing has been complained of and nothing asked of another server."""
+    """The page, loaded; at the end, nothing has been complained of and nothing asked of another
+    server.
+    """
     page = browser.new_page(viewport={"width": 940, "height": 560})
     said, asked = [], []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: said.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     yield page
     page.close()
-    assert not [text for text in said if "GPU stall" not in text and "Failed to load resource" not in text], said
+    assert not [
+        text for text in said if "GPU stall" not in text and "Failed to load resource" not in text
+    ], said
     assert all(url.startswith((server.url, "data:", "blob:")) for url in asked), asked
 
 
@@ -61,7 +68,9 @@ def drop(page, path: Path) -> None:
           const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
           data.items.add(new File([bytes], name));
           return data;
-        }""", [path.name, base64.b64encode(path.read_bytes()).decode()])
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
     for event in ("dragover", "drop"):
         page.dispatch_event("main", event, {"dataTransfer": data})
 
@@ -95,7 +104,9 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
     (written,) = predict_scans(run, [scan], tmp_path / "out", device="cpu")
     expected = formats.read(written, kind="label")
     rows = page.locator("#volumes tr").all_inner_texts()
-    assert [row.split()[0] for row in rows] == ["organ", "tumour"] and all(row.endswith(" ml") for row in rows)
+    assert [row.split()[0] for row in rows] == ["organ", "tumour"] and all(
+        row.endswith(" ml") for row in rows
+    )
     assert page.locator("#result-name").inner_text() == "Anna <b>1.nii.gz"
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the label map").click()
@@ -129,7 +140,9 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
 
 
 def test_by_keyboard_and_without_webgl(browser, page, server, scan, tmp_path):
-    """The file is chosen; where nothing can be drawn the volumes and the download are there all the same."""
+    """The file is chosen; where nothing can be drawn the volumes and the download are there all
+    the same.
+    """
     page.add_init_script(WITHOUT_WEBGL)
     open_page(page, server)
     page.keyboard.press("Tab")
@@ -147,16 +160,23 @@ def test_by_keyboard_and_without_webgl(browser, page, server, scan, tmp_path):
 def test_errors_are_told_on_the_page(page, server, tmp_path):
     open_page(page, server)
     broken = {"name": "broken.nii", "mimeType": "", "buffer": b"hello" * 99}
-    for file, said in ((broken, "Expected NIfTI by its name, but it holds text; rename or convert it."),
-                       (broken | {"name": "photo.png"}, "The page takes files that end with .nii.gz"),
-                       (broken | {"name": "big.nii", "buffer": bytes(3 * 2**20)}, "this server takes 2 MB at most")):
+    for file, said in (
+        (broken, "Expected NIfTI by its name, but it holds text; rename or convert it."),
+        (broken | {"name": "photo.png"}, "The page takes files that end with .nii.gz"),
+        (
+            broken | {"name": "big.nii", "buffer": bytes(3 * 2**20)},
+            "this server takes 2 MB at most",
+        ),
+    ):
         page.set_input_files("#file", file)
         page.get_by_role("alert").get_by_text(said).wait_for(timeout=60_000)
         page.get_by_role("button", name="Choose another scan").click()
         page.get_by_role("heading", name="Drop a scan here").wait_for()
 
 
-def test_the_files_of_a_series_dropped_one_by_one_are_not_taken_for_its_first(page, server, tmp_path):
+def test_the_files_of_a_series_dropped_one_by_one_are_not_taken_for_its_first(
+    page, server, tmp_path
+):
     open_page(page, server)
     data = page.evaluate_handle("""() => {
         const data = new DataTransfer();
@@ -164,7 +184,9 @@ def test_the_files_of_a_series_dropped_one_by_one_are_not_taken_for_its_first(pa
         return data;
     }""")
     page.dispatch_event("main", "drop", {"dataTransfer": data})
-    page.get_by_role("alert").get_by_text("These are 3 files, and the page takes one. Zip the files").wait_for(timeout=10_000)
+    page.get_by_role("alert").get_by_text(
+        "These are 3 files, and the page takes one. Zip the files"
+    ).wait_for(timeout=10_000)
     assert not server.files()
 
 

@@ -1,4 +1,6 @@
-"""The parts of `dkuxnet serve` that need no server: the queue, names, headers, what is drawn and what is warned of."""
+"""The parts of `dkuxnet serve` that need no server: the queue, names, headers, what is drawn and
+what is warned of.
+"""
 
 import asyncio
 import threading
@@ -14,9 +16,10 @@ from pydicom.uid import RLELossless
 pytest.importorskip("fastapi")
 
 from dicom_series import Scan
-from dkuxnet import formats
-from dkuxnet.errors import UserError
-from dkuxnet.segment import Segmentation
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.serve.guard import Guard, host_is_ours
 from dkuxnet.serve.headers import check_header
 from dkuxnet.serve.jobs import Job, Jobs
@@ -24,7 +27,6 @@ from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
 from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
-from dkuxnet.types import Volume
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -81,7 +83,11 @@ def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(queue):
     assert jobs.ahead(slow) == 1 and not second.folder.exists()
     work.go.release(2)
     assert first.finished.wait(10) and slow.finished.wait(10)
-    assert work.order == ["first", "slow upload"] and first.result == {"name": "first"} and not first.scan.exists()
+    assert (
+        work.order == ["first", "slow upload"]
+        and first.result == {"name": "first"}
+        and not first.scan.exists()
+    )
 
 
 def test_places_are_limited_and_old_results_make_room(queue, tmp_path):
@@ -112,7 +118,12 @@ def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(queue, 
     work.go.release(3)
     assert good.finished.wait(10)
     assert (bad.state, bad.error) == ("failed", "bad: this scan is bad")
-    assert bug.state == "failed" and "secret" not in bug.error and "KeyError" in bug.error and caplog.records
+    assert (
+        bug.state == "failed"
+        and "secret" not in bug.error
+        and "KeyError" in bug.error
+        and caplog.records
+    )
     assert good.state == "done"
 
 
@@ -124,34 +135,66 @@ def test_the_queue_ends_in_the_middle_of_a_scan(tmp_path):
     assert not jobs._thread.is_alive() and job.state == "failed"
 
 
-@pytest.mark.parametrize("message, shown", [
-    ("/tmp/x-1/tok/scan.nii.gz: expected NIfTI", "anna.nii.gz: expected NIfTI"),
-    ("case 'scan': 3 voxels are NaN in /tmp/x-1/tok/scan.nii.gz; repair", "this scan: 3 voxels are NaN in anna.nii.gz; repair"),
-    ("case 'scan': 1 channels in scan.nii.gz, expected 2", "this scan: 1 channels in anna.nii.gz, expected 2"),
-    ("read /srv/models/run 1/final.safetensors or\n(/home/me/a.dcm)", "read run 1/final.safetensors or (a.dcm)"),
-    ("it holds 3/4 of image/png", "it holds 3/4 of image/png"),
-])
+@pytest.mark.parametrize(
+    "message, shown",
+    [
+        ("/tmp/x-1/tok/scan.nii.gz: expected NIfTI", "anna.nii.gz: expected NIfTI"),
+        (
+            "case 'scan': 3 voxels are NaN in /tmp/x-1/tok/scan.nii.gz; repair",
+            "this scan: 3 voxels are NaN in anna.nii.gz; repair",
+        ),
+        (
+            "case 'scan': 1 channels in scan.nii.gz, expected 2",
+            "this scan: 1 channels in anna.nii.gz, expected 2",
+        ),
+        (
+            "read /srv/models/run 1/final.safetensors or\n(/home/me/a.dcm)",
+            "read run 1/final.safetensors or (a.dcm)",
+        ),
+        ("it holds 3/4 of image/png", "it holds 3/4 of image/png"),
+    ],
+)
 def test_no_folder_of_the_machine_is_told(message, shown):
-    assert without_paths(message, Path("/tmp/x-1/tok/scan.nii.gz"), "C:\\scans\\anna.nii.gz") == shown
+    assert (
+        without_paths(message, Path("/tmp/x-1/tok/scan.nii.gz"), "C:\\scans\\anna.nii.gz") == shown
+    )
 
 
-@pytest.mark.parametrize("name, suffix", [("A.NII.GZ", ".nii.gz"), ("a.b.nii", ".nii"), ("a.dcm", ".dcm"), ("s.ZIP", ".zip")])
+@pytest.mark.parametrize(
+    "name, suffix",
+    [("A.NII.GZ", ".nii.gz"), ("a.b.nii", ".nii"), ("a.dcm", ".dcm"), ("s.ZIP", ".zip")],
+)
 def test_a_name_says_the_format(name, suffix):
     assert scan_suffix(name) == suffix
-    assert label_name(name, ".nii.gz").endswith("_segmentation.nii.gz") and suffix not in label_name(name, "").lower()
+    assert (
+        label_name(name, ".nii.gz").endswith("_segmentation.nii.gz")
+        and suffix not in label_name(name, "").lower()
+    )
 
 
-@pytest.mark.parametrize("host, bound, ours", [
-    ("192.168.0.7:8000", "0.0.0.0", True), ("10.0.0.1", "::", True), ("evil.example", "0.0.0.0", False),
-    ("lab-pc:8000", "lab-pc", True), ("192.168.0.7", "192.168.0.7", True), ("192.168.0.8", "192.168.0.7", False),
-    ("localhost.", "127.0.0.1", True), ("", "0.0.0.0", False), ("", "", False),
-])
+@pytest.mark.parametrize(
+    "host, bound, ours",
+    [
+        ("192.168.0.7:8000", "0.0.0.0", True),
+        ("10.0.0.1", "::", True),
+        ("evil.example", "0.0.0.0", False),
+        ("lab-pc:8000", "lab-pc", True),
+        ("192.168.0.7", "192.168.0.7", True),
+        ("192.168.0.8", "192.168.0.7", False),
+        ("localhost.", "127.0.0.1", True),
+        ("", "0.0.0.0", False),
+        ("", "", False),
+    ],
+)
 def test_which_hosts_are_this_server(host, bound, ours):
     assert host_is_ours(host, bound) is ours
 
 
 def test_an_upload_that_stands_still_is_dropped_and_a_whole_one_may_wait_for_its_answer():
-    """What comes after the whole body is the news that the sender is gone, which may take as long as the segmentation."""
+    """What comes after the whole body is the news that the sender is gone, which may take as long
+    as the segmentation.
+    """
+
     async def silent() -> dict:
         await asyncio.sleep(1)
         return {"type": "http.disconnect"}
@@ -184,12 +227,16 @@ def test_every_format_says_its_voxels_before_they_are_read(tmp_path, ending, cha
 
 @pytest.mark.parametrize("ending", [".zip", ".dcm"])
 def test_dicom_says_its_voxels_before_they_are_read(tmp_path, ending):
-    """Compressed, a file of a few kilobytes unpacks to gigabytes: its size and its zip's directory say nothing."""
+    """Compressed, a file of a few kilobytes unpacks to gigabytes: its size and its zip's directory
+    say nothing.
+    """
     path, scan = tmp_path / f"scan{ending}", Scan(np.zeros((3, 40, 50), np.uint16))
     slices = [scan.enhanced()] if ending == ".dcm" else scan.slices()
     for number, one in enumerate(slices):
         one.compress(RLELossless)
-        one.save_as(path if ending == ".dcm" else tmp_path / f"{number}.dcm", enforce_file_format=True)
+        one.save_as(
+            path if ending == ".dcm" else tmp_path / f"{number}.dcm", enforce_file_format=True
+        )
     if ending == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for number in range(len(slices)):
@@ -200,7 +247,9 @@ def test_dicom_says_its_voxels_before_they_are_read(tmp_path, ending):
         check_header(path, 5999)
 
 
-@pytest.mark.parametrize("name, said", [("a", "3 files of"), (1000 * "a", "its directory is far longer")])
+@pytest.mark.parametrize(
+    "name, said", [("a", "3 files of"), (1000 * "a", "its directory is far longer")]
+)
 def test_a_zip_of_too_many_files_is_refused(tmp_path, monkeypatch, name, said):
     """Each costs memory by being listed, and the directory is what lists them."""
     monkeypatch.setattr("dkuxnet.serve.headers.MAX_FILES", 2)
@@ -237,16 +286,30 @@ def test_the_warnings_are_those_that_hold(tmp_path):
     sure, unsure = np.zeros((9, 9, 9)), np.ones((9, 9, 9))
     names = ["background", "organ"]
     assert class_warnings(names, indices, sure) == []
-    assert class_warnings(names, indices, unsure) == ["The model is unsure about 100% of organ. Look at the uncertainty layer."]
-    assert class_warnings([*names, "tumour"], indices, sure) == ["No tumour was found in this scan."]
-    for place in [np.s_[0, 4, 4], np.s_[8, 4, 4], np.s_[4, 0, 4], np.s_[4, 8, 4], np.s_[4, 4, 0], np.s_[4, 4, 8]]:
+    assert class_warnings(names, indices, unsure) == [
+        "The model is unsure about 100% of organ. Look at the uncertainty layer."
+    ]
+    assert class_warnings([*names, "tumour"], indices, sure) == [
+        "No tumour was found in this scan."
+    ]
+    for place in [
+        np.s_[0, 4, 4],
+        np.s_[8, 4, 4],
+        np.s_[4, 0, 4],
+        np.s_[4, 8, 4],
+        np.s_[4, 4, 0],
+        np.s_[4, 4, 8],
+    ]:
         at_edge = indices.copy()
         at_edge[place] = 1
         assert "reaches the edge" in class_warnings(names, at_edge, sure)[0]
     scan = Volume(np.zeros((1, 9, 9, 9), np.float32), np.diag([1.0, 1, 5, 1]))
     formats.write(scan, tmp_path / "scan.h5")
     assert scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3) == []
-    assert "5.0 mm long, much coarser than the 2.0 mm" in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
+    assert (
+        "5.0 mm long, much coarser than the 2.0 mm"
+        in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
+    )
     assert formats.says_how_it_lies(tmp_path / "scan.h5")
     import h5py
 
@@ -259,15 +322,29 @@ def test_the_warnings_are_those_that_hold(tmp_path):
 class Labels:
     """A Segmenter of three classes by turns."""
 
-    labels, channels, plan = {"background": 0, "wall": 100, "LA": 255}, ["MRI"], {"spacing_mm": [1.0] * 3}
+    labels, channels, plan = (
+        {"background": 0, "wall": 100, "LA": 255},
+        ["MRI"],
+        {"spacing_mm": [1.0] * 3},
+    )
 
     def __call__(self, scan, uncertainty, progress):
-        label = np.array([0, 100, 255], np.uint8)[np.arange(scan.array.size).reshape(scan.shape) % 3]
-        return Segmentation(Volume(label, scan.affine), uncertainty=Volume(np.zeros(scan.shape), scan.affine))
+        label = np.array([0, 100, 255], np.uint8)[
+            np.arange(scan.array.size).reshape(scan.shape) % 3
+        ]
+        return Segmentation(
+            Volume(label, scan.affine), uncertainty=Volume(np.zeros(scan.shape), scan.affine)
+        )
 
 
-def segmented(folder: Path, array: np.ndarray, as_indices: bool = False, qform: np.ndarray | None = None,
-              max_voxels: int = 1000, network_shape: tuple[int, ...] | None = None) -> Job:
+def segmented(
+    folder: Path,
+    array: np.ndarray,
+    as_indices: bool = False,
+    qform: np.ndarray | None = None,
+    max_voxels: int = 1000,
+    network_shape: tuple[int, ...] | None = None,
+) -> Job:
     """The job of a NIfTI scan, finished."""
     segmenter = Labels()
     segmenter.network_shape = lambda scan: network_shape or scan.shape
@@ -289,21 +366,34 @@ NOISE = np.random.default_rng(0).normal(size=(6, 6, 6))
 
 @pytest.mark.parametrize("as_indices, values", [(False, {0, 100, 255}), (True, {0, 1, 2})])
 def test_slicer_gets_the_classes_in_their_order_whatever_their_values(tmp_path, as_indices, values):
-    """3D Slicer takes the n-th name of `label_names` for the value n; a download has the training data's values."""
+    """3D Slicer takes the n-th name of `label_names` for the value n; a download has the training
+    data's values.
+    """
     job = segmented(tmp_path, NOISE, as_indices)
     assert job.state == "done", job.error
     assert set(np.unique(formats.read(job.label).array).tolist()) == values
-    assert [(c["name"], c["index"], c["voxels"]) for c in job.result["classes"]] == [("wall", 1, 72), ("LA", 2, 72)]
+    assert [(c["name"], c["index"], c["voxels"]) for c in job.result["classes"]] == [
+        ("wall", 1, 72),
+        ("LA", 2, 72),
+    ]
 
 
 def test_what_is_wrong_with_the_scan_itself_is_told_on_the_page(tmp_path):
     """The command line tells it on stderr, where nobody who drops a scan on a page looks."""
     usual = segmented(tmp_path, NOISE).result["warnings"]
-    two_places = segmented(tmp_path, NOISE, qform=np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 9).result["warnings"]
+    two_places = segmented(
+        tmp_path, NOISE, qform=np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 9
+    ).result["warnings"]
     assert two_places[1:] == usual
-    assert two_places[0].startswith("A.nii: its sform and its qform differ by 9 mm") and str(tmp_path) not in two_places[0]
+    assert (
+        two_places[0].startswith("A.nii: its sform and its qform differ by 9 mm")
+        and str(tmp_path) not in two_places[0]
+    )
     label_map = segmented(tmp_path, (NOISE > 0).astype(np.float32)).result["warnings"]
-    assert "this scan: a.nii has 2 different values only, as a label map" in label_map[0].lower() and label_map[1:] == usual
+    assert (
+        "this scan: a.nii has 2 different values only, as a label map" in label_map[0].lower()
+        and label_map[1:] == usual
+    )
 
 
 def test_a_scan_of_another_modality_is_told_on_the_page(tmp_path):
@@ -311,15 +401,22 @@ def test_a_scan_of_another_modality_is_told_on_the_page(tmp_path):
     segmenter.network_shape = lambda scan: scan.shape
     jobs = Jobs(tmp_path, Limits(), Work(segmenter, 1000))
     job = jobs.open("anna.dcm", ".dcm", ".nii.gz")
-    Scan(np.arange(216, dtype=np.int16).reshape(6, 6, 6), modality="CT").enhanced().save_as(job.scan, enforce_file_format=True)
+    Scan(np.arange(216, dtype=np.int16).reshape(6, 6, 6), modality="CT").enhanced().save_as(
+        job.scan, enforce_file_format=True
+    )
     jobs.submit(job)
     assert job.finished.wait(10)
     jobs.stop()
-    assert job.result["warnings"][0] == "This scan: DICOM calls it CT, where MR is expected; check that it is the scan."
+    assert (
+        job.result["warnings"][0]
+        == "This scan: DICOM calls it CT, where MR is expected; check that it is the scan."
+    )
 
 
 def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):
-    """Where a header says nothing; and a coarse scan, which is small in its file, at the spacing of the model."""
+    """Where a header says nothing; and a coarse scan, which is small in its file, at the spacing
+    of the model.
+    """
     fine = segmented(tmp_path, NOISE, network_shape=(60, 60, 60))
     assert fine.state == "failed" and "has 216,000 voxels at the spacing of the model" in fine.error
     monkeypatch.setattr("dkuxnet.serve.segmenting.check_header", lambda path, most: None)

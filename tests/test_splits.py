@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.data.splits import Split, make_split
-from dkuxnet.errors import UserError
 
 CASES = tuple("abcdefgh")
 
@@ -43,13 +43,17 @@ def test_the_last_labelled_cases_test_where_the_unlabelled_come_last():
 
 
 def test_a_test_case_without_a_label_is_refused(tmp_path):
-    with pytest.raises(UserError, match="case 'h' is in the validation or test list but has no label"):
+    with pytest.raises(
+        UserError, match="case 'h' is in the validation or test list but has no label"
+    ):
         make_split(CASES, "bdf", file=split_file(tmp_path, train=["b"], test=["h"]))
 
 
 def test_a_file_names_train_validation_and_test_and_the_others_stay_out(tmp_path):
     file = split_file(tmp_path, train=["h", "a", "c"], validation=["b"], test=["d", "e"])
-    assert make_split(CASES, CASES, labelled=1, test_cases=3, file=file) == Split(("h",), ("a", "c"), ("b",), ("d", "e"))
+    assert make_split(CASES, CASES, labelled=1, test_cases=3, file=file) == Split(
+        ("h",), ("a", "c"), ("b",), ("d", "e")
+    )
 
 
 def test_a_file_names_labelled_and_unlabelled_and_the_labels_of_the_latter_stay_closed(tmp_path):
@@ -103,7 +107,10 @@ def test_a_data_set_without_labels_is_refused():
         ({"labelled": ["a"], "unlabelled": ["a"]}, "'a' stands in more than one list"),
         ({"train": ["a", "x"]}, "'x' is not in the prepared data set"),
         ({"train": ["a"], "test": ["h"]}, "'h' is in the validation or test list but has no label"),
-        ({"train": ["a"], "validation": ["h"]}, "'h' is in the validation or test list but has no label"),
+        (
+            {"train": ["a"], "validation": ["h"]},
+            "'h' is in the validation or test list but has no label",
+        ),
         ({"labelled": ["a", "h"]}, "'h' is in the labelled list but has no label"),
         ({"train": ["h"]}, "no labelled case is left"),
         ({"train": ["a"], "tset": []}, "keys: train, labelled"),

@@ -6,36 +6,63 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+TABLES = runpy.run_path(str(ROOT / "measurements" / "tables.py"))
 HEADER = "arm,network,labelled,seed,case,dice,jaccard,hd95_mm,asd_mm\n"
 
 
 def write(folder: Path, name: str, *rows: str) -> Path:
     """rows: arm labelled seed case dice; the other figures are the same for all."""
     path = folder / name
-    lines = [",".join([arm, "net", labelled, seed, case, dice, "0.5", "2", "1"])
-             for arm, labelled, seed, case, dice in (row.split() for row in rows)]
+    lines = [
+        ",".join([arm, "net", labelled, seed, case, dice, "0.5", "2", "1"])
+        for arm, labelled, seed, case, dice in (row.split() for row in rows)
+    ]
     path.write_text(HEADER + "\n".join(lines) + "\n", "utf-8")
     return path
 
 
-@pytest.mark.parametrize("file, labelled, reference", [
-    ("la_mini_4", "4", "dual-mutual"), ("la_mini_16", "16", "dual-mutual"), ("la_ablation_4", "4", "both")])
+@pytest.mark.parametrize(
+    "file, labelled, reference",
+    [
+        ("la_mini_4", "4", "dual-mutual"),
+        ("la_mini_16", "16", "dual-mutual"),
+        ("la_ablation_4", "4", "both"),
+    ],
+)
 def test_the_page_of_results_holds_what_was_measured(file, labelled, reference):
     page = (ROOT / "docs" / "results.md").read_text("utf-8").splitlines()
-    lines = TABLES["table"](TABLES["read"]([ROOT / "docs" / "measured" / f"{file}.csv"]), labelled, reference)
+    lines = TABLES["table"](
+        TABLES["read"]([ROOT / "docs" / "measured" / f"{file}.csv"]), labelled, reference
+    )
     assert len(lines) > 5 and [line for line in lines if line not in page] == []
 
 
 def test_seeds_of_two_files_are_one_table(tmp_path):
-    first = write(tmp_path, "a.csv", "supervised 4 0 x 0.5", "supervised 4 0 y 0.7", "mine 4 0 x 0.6", "mine 4 0 y 0.8",
-                  "supervised all 0 x 0.9", "supervised all 0 y 0.9")
-    second = write(tmp_path, "b.csv", "supervised 4 1 y 0.9", "supervised 4 1 x 0.7", "mine 4 1 x 0.72", "mine 4 1 y 0.92")
+    first = write(
+        tmp_path,
+        "a.csv",
+        "supervised 4 0 x 0.5",
+        "supervised 4 0 y 0.7",
+        "mine 4 0 x 0.6",
+        "mine 4 0 y 0.8",
+        "supervised all 0 x 0.9",
+        "supervised all 0 y 0.9",
+    )
+    second = write(
+        tmp_path,
+        "b.csv",
+        "supervised 4 1 y 0.9",
+        "supervised 4 1 x 0.7",
+        "mine 4 1 x 0.72",
+        "mine 4 1 y 0.92",
+    )
     head, _, *lines = TABLES["table"](TABLES["read"]([first, second]), "4", "supervised")
     assert head.startswith("| arm | Dice | by seed |")
     assert lines == [
-        "| supervised | 0.7000 ± 0.1414 | .6000, .8000 | 0.5000 ± 0.0000 | 2.00 ± 0.00 | 1.00 ± 0.00 | – | – |",
-        # both cases gain 0.1 with the first seed and 0.02 with the second; two cases cannot be told from chance
+        "| supervised | 0.7000 ± 0.1414 | .6000, .8000 | 0.5000 ± 0.0000 | 2.00 ± 0.00 | 1.00 ± "
+        "0.00 | – | – |",
+        # both cases gain 0.1 with the first seed and 0.02 with the second; two cases cannot be told
+        # from chance
         "| mine | 0.7600 ± 0.0849 | .7000, .8200 | 0.5000 ± 0.0000 | 2.00 ± 0.00 | 1.00 ± 0.00 | "
         "+0.0600 (+0.0200 to +0.1000) | 0.500 |",
         "| supervised, all labels | 0.9000 | .9000 | 0.5000 | 2.00 | 1.00 | – | – |",
@@ -43,10 +70,16 @@ def test_seeds_of_two_files_are_one_table(tmp_path):
 
 
 def test_an_arm_of_other_seeds_has_neither_gain_nor_p(tmp_path):
-    file = write(tmp_path, "a.csv", *(f"supervised 4 0 {case} 0.5" for case in "xy"),
-                 *(f"mine 4 {seed} {case} 0.6" for seed in (0, 1) for case in "xy"))
+    file = write(
+        tmp_path,
+        "a.csv",
+        *(f"supervised 4 0 {case} 0.5" for case in "xy"),
+        *(f"mine 4 {seed} {case} 0.6" for seed in (0, 1) for case in "xy"),
+    )
     *_, line = TABLES["table"](TABLES["read"]([file]), "4", "supervised")
-    assert line.startswith("| mine | 0.6000 ± 0.0000 | .6000, .6000 |") and line.endswith("| – | – |")
+    assert line.startswith("| mine | 0.6000 ± 0.0000 | .6000, .6000 |") and line.endswith(
+        "| – | – |"
+    )
 
 
 def test_files_of_several_networks_are_refused(tmp_path):
@@ -58,7 +91,9 @@ def test_files_of_several_networks_are_refused(tmp_path):
 
 def test_a_run_that_stands_twice_or_lacks_a_case_is_refused(tmp_path):
     file = write(tmp_path, "a.csv", "supervised 4 0 x 0.5", "supervised 4 0 y 0.7")
-    with pytest.raises(ValueError, match=r"a\.csv: supervised with 4 labelled, seed 0, stands twice"):
+    with pytest.raises(
+        ValueError, match=r"a\.csv: supervised with 4 labelled, seed 0, stands twice"
+    ):
         TABLES["read"]([file, file])
     short = write(tmp_path, "b.csv", "mine 4 0 x 0.5")
     with pytest.raises(ValueError, match="mine with 4 labelled, seed 0, has 1 of 2 cases"):

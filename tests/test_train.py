@@ -1,4 +1,6 @@
-"""The loop with a fake method of fifteen lines: schedule, optimiser, logging, faults, interruption."""
+"""The loop with a fake method of fifteen lines: schedule, optimiser, logging, faults,
+interruption.
+"""
 
 import math
 import os
@@ -9,23 +11,23 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.average import update_average
-from dkuxnet.config import TrainSettings
-from dkuxnet.errors import UserError
-from dkuxnet.methods.base import Method
-from dkuxnet.run import RunFolder
-from dkuxnet.train import (
+from dkuxnet.core.config import TrainSettings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.seeds import step_seed
+from dkuxnet.core.types import Batch, Output, Views
+from dkuxnet.models.methods.average import update_average
+from dkuxnet.models.methods.base import Method
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.loop import (
     Interrupted,
     finite_means,
     learning_rate,
     make_optimiser,
     make_state,
-    step_seed,
     train,
     train_step,
     uses_bfloat16,
 )
-from dkuxnet.types import Batch, Output, Views
 
 CPU = torch.device("cpu")
 
@@ -42,7 +44,9 @@ class Line(nn.Module):
 
 
 class Fit(Method):
-    """Pulls the network towards doubling its input; dropout makes it depend on the random state of the step."""
+    """Pulls the network towards doubling its input; dropout makes it depend on the random state of
+    the step.
+    """
 
     def losses(self, batch, step):
         strong = batch.labelled.strong
@@ -70,9 +74,13 @@ def run_folder(path) -> RunFolder:
 
 
 def test_the_loop_learns_logs_and_saves(tmp_path):
-    settings = TrainSettings(steps=60, lr=0.1, warm_up_steps=5, log_every=20, weight_decay=0, save_every=1000)
+    settings = TrainSettings(
+        steps=60, lr=0.1, warm_up_steps=5, log_every=20, weight_decay=0, save_every=1000
+    )
     state, run, shown = make(settings), run_folder(tmp_path / "run"), []
-    train(state, batches(0, 60), settings, run, CPU, progress=lambda step, values: shown.append(step))
+    train(
+        state, batches(0, 60), settings, run, CPU, progress=lambda step, values: shown.append(step)
+    )
     assert state.method.networks[0].conv.weight.item() == pytest.approx(2, abs=0.15)
     assert state.method.seen == list(range(60))
     rows = run.metrics()
@@ -80,13 +88,17 @@ def test_the_loop_learns_logs_and_saves(tmp_path):
     assert rows[0]["loss"] == pytest.approx(rows[0]["fit"] + rows[0]["noise"])
     assert rows[-1]["lr"] == pytest.approx(learning_rate(59, settings))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
-    assert torch.equal(run.load_weights("final")["networks.0.conv.weight"], state.method.networks[0].conv.weight)
+    assert torch.equal(
+        run.load_weights("final")["networks.0.conv.weight"], state.method.networks[0].conv.weight
+    )
     assert run.load_checkpoint()["step"] == 60
 
 
 def test_the_learning_rate_warms_up_then_decays_by_the_absolute_step():
     settings = TrainSettings(steps=100, lr=1.0, warm_up_steps=10, poly=0.9)
-    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(9, settings) == pytest.approx(1.0)
+    assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(
+        9, settings
+    ) == pytest.approx(1.0)
     assert learning_rate(10, settings) == 1.0
     assert learning_rate(55, settings) == pytest.approx(0.5**0.9)
     assert 0 < learning_rate(99, settings) < 0.02 and learning_rate(100, settings) == 0
@@ -97,13 +109,17 @@ def test_norms_biases_and_queries_do_not_decay(name):
     module = nn.ModuleDict({"conv": nn.Conv3d(1, 2, 1), "norm": nn.GroupNorm(1, 2)})
     module.queries = nn.Parameter(torch.randn(3, 4))
     optimiser = make_optimiser(module, TrainSettings(optimiser=name, weight_decay=0.5))
-    decayed = [id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]]
+    decayed = [
+        id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]
+    ]
     assert decayed == [id(module["conv"].weight)]
     assert sum(len(group["params"]) for group in optimiser.param_groups) == 5
 
 
 def test_a_gradient_is_clipped(tmp_path):
-    settings = TrainSettings(steps=1, optimiser="sgd", momentum=0, lr=1.0, warm_up_steps=0, clip=0.5, weight_decay=0)
+    settings = TrainSettings(
+        steps=1, optimiser="sgd", momentum=0, lr=1.0, warm_up_steps=0, clip=0.5, weight_decay=0
+    )
     state = make(settings)
     before = state.method.networks[0].conv.weight.item()
     train(state, batches(0, 1), settings, run_folder(tmp_path / "run"), CPU)
@@ -118,7 +134,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_keeps_the_last_state(
             losses = super().losses(batch, step)
             return losses | {"noise": losses["noise"] * (float("nan") if step == 2 else 1)}
 
-    state, run = make_state(Broken([Line()], Method.Options(), None), settings), run_folder(tmp_path / "run")
+    state, run = (
+        make_state(Broken([Line()], Method.Options(), None), settings),
+        run_folder(tmp_path / "run"),
+    )
     with pytest.raises(UserError, match=r"not finite at step 2: noise nan"):
         train(state, batches(0, 4), settings, run, CPU)
     assert run.load_checkpoint()["step"] == 2
@@ -136,25 +155,43 @@ def test_weights_that_a_broken_loss_has_spoilt_are_never_saved(tmp_path):
 
     run = run_folder(tmp_path / "run")
     with pytest.raises(UserError, match="not finite"):
-        train(make_state(Broken([Line()], Method.Options(), None), settings), batches(0, 8), settings, run, CPU)
+        train(
+            make_state(Broken([Line()], Method.Options(), None), settings),
+            batches(0, 8),
+            settings,
+            run,
+            CPU,
+        )
     checkpoint = run.load_checkpoint()
-    assert checkpoint["step"] == 2 and torch.isfinite(checkpoint["method"]["networks.0.conv.weight"]).all()
+    assert (
+        checkpoint["step"] == 2
+        and torch.isfinite(checkpoint["method"]["networks.0.conv.weight"]).all()
+    )
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, broken):
-    """Weights, optimiser and average are as if that step had not been; the log counts it, its figures stay finite."""
+    """Weights, optimiser and average are as if that step had not been; the log counts it, its
+    figures stay finite.
+    """
+
     class Broken(Fit):
         def losses(self, batch, step):
             fit = super().losses(batch, step)["fit"]
             if step != 2:
                 return {"fit": fit}
             weight = self.networks[0].conv.weight.sum()
-            return {"fit": fit * float("nan") if broken == "loss" else fit + (weight - weight.detach()).sqrt()}
+            return {
+                "fit": fit * float("nan")
+                if broken == "loss"
+                else fit + (weight - weight.detach()).sqrt()
+            }
 
     states = {}
     for name, method in (("broken", Broken), ("sound", Fit)):
-        settings = TrainSettings(steps=4, log_every=4, warm_up_steps=0, poly=0, average=0.5, clip=1e3, on_nan="skip")
+        settings = TrainSettings(
+            steps=4, log_every=4, warm_up_steps=0, poly=0, average=0.5, clip=1e3, on_nan="skip"
+        )
         torch.manual_seed(0)
         states[name] = make_state(method([Line()], Method.Options(), None), settings)
         run = run_folder(tmp_path / name)
@@ -176,7 +213,9 @@ def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, broken):
 
 def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 25))  # seconds; every look at it is 25 later
-    monkeypatch.setattr("dkuxnet.train.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(
+        "dkuxnet.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
+    )
     saved = []
     run = run_folder(tmp_path / "run")
     monkeypatch.setattr(run, "save_checkpoint", lambda state: saved.append(state["step"]))
@@ -187,8 +226,11 @@ def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, number):
-    # unclipped: of a single weight's gradient, clipping would keep the sign alone and hide the state of the generator
-    settings = TrainSettings(steps=10, lr=0.05, warm_up_steps=2, log_every=2, save_every=1000, average=0.9, clip=1e3)
+    # unclipped: of a single weight's gradient, clipping would keep the sign alone and hide the
+    # state of the generator
+    settings = TrainSettings(
+        steps=10, lr=0.05, warm_up_steps=2, log_every=2, save_every=1000, average=0.9, clip=1e3
+    )
     whole = make(settings)
     train(whole, batches(0, 10), settings, run_folder(tmp_path / "whole"), CPU)
 
@@ -199,6 +241,7 @@ def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, number):
             if step == 4:
                 os.kill(os.getpid(), number)
             yield batch
+
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match="step 5 of 10"):
         train(stopped, interrupted(), settings, run, CPU)
@@ -230,9 +273,14 @@ def test_validation_keeps_the_best_weights(tmp_path):
         assert not predictor.training
         seen.append(predictor.conv.weight.clone())
         return next(scores)
+
     train(state, batches(0, 6), settings, run, CPU, validate=validate)
     assert torch.equal(run.load_weights("best")["networks.0.conv.weight"], seen[1])
-    assert [row["validation_dice"] for row in run.metrics() if "validation_dice" in row] == [0.2, 0.9, 0.5]
+    assert [row["validation_dice"] for row in run.metrics() if "validation_dice" in row] == [
+        0.2,
+        0.9,
+        0.5,
+    ]
 
 
 def test_the_average_moves_towards_the_model():
@@ -245,7 +293,12 @@ def test_the_average_moves_towards_the_model():
 
 
 def test_seeds_of_steps_differ():
-    seeds = {step_seed(seed, stream, step) for seed in range(10) for stream in range(3) for step in range(100)}
+    seeds = {
+        step_seed(seed, stream, step)
+        for seed in range(10)
+        for stream in range(3)
+        for step in range(100)
+    }
     assert len(seeds) == 3000 and all(0 <= seed < 2**63 for seed in seeds)
 
 

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.data.values import check_modality, check_values
-from dkuxnet.errors import DataWarning, UserError
 
 SHAPE = (1, 40, 50, 60)
 
@@ -31,26 +31,48 @@ def test_a_label_map_and_an_empty_image_are_told_and_a_scan_is_not():
     rng = np.random.default_rng(0)
     assert told(rng.normal(size=SHAPE)) == told(rng.integers(0, 40, SHAPE)) == []
     (line,) = told(np.zeros(SHAPE))
-    assert line == "case 'a': a.nii has one value only, as a label map or an empty image has; check that it is the scan"
+    assert (
+        line
+        == "case 'a': a.nii has one value only, as a label map or an empty image has; check that "
+        "it is the scan"
+    )
     assert "has 4 different values only" in told(rng.integers(0, 4, SHAPE))[0]
     two_channels = np.concatenate([rng.normal(size=SHAPE), np.zeros(SHAPE)])
     assert len(told(two_channels)) == 1
 
 
-@pytest.mark.parametrize(("modality", "channels", "expected"), [
-    ("MR", ["CT"], "CT"), ("CT", ["MRI"], "MR"), ("CT", ["MR T1", "MR T2"], "MR"), ("MR", ["CT venous", "PET"], "CT or PT"),
-])
+@pytest.mark.parametrize(
+    ("modality", "channels", "expected"),
+    [
+        ("MR", ["CT"], "CT"),
+        ("CT", ["MRI"], "MR"),
+        ("CT", ["MR T1", "MR T2"], "MR"),
+        ("MR", ["CT venous", "PET"], "CT or PT"),
+    ],
+)
 def test_another_modality_than_the_channels_name_is_told(modality, channels, expected):
     with pytest.warns(DataWarning) as caught:
         check_modality("case 'a'", modality, channels)
     (line,) = (str(each.message) for each in caught)
-    assert line == f"case 'a': DICOM calls it {modality}, where {expected} is expected; check that it is the scan"
+    assert (
+        line
+        == f"case 'a': DICOM calls it {modality}, where {expected} is expected; check that it is "
+        "the scan"
+    )
 
 
-@pytest.mark.parametrize(("modality", "channels"), [
-    ("CT", ["CT"]), ("MR", ["MRI"]), ("PT", ["CT", "PET"]),
-    ("", ["CT"]), ("OT", ["CT"]), ("MR", ["image"]), ("MR", ["CT1"]),  # one of the two says nothing of it
-])
+@pytest.mark.parametrize(
+    ("modality", "channels"),
+    [
+        ("CT", ["CT"]),
+        ("MR", ["MRI"]),
+        ("PT", ["CT", "PET"]),
+        ("", ["CT"]),
+        ("OT", ["CT"]),
+        ("MR", ["image"]),
+        ("MR", ["CT1"]),  # one of the two says nothing of it
+    ],
+)
 def test_where_nothing_contradicts_the_modality_nothing_is_told(modality, channels, recwarn):
     check_modality("case 'a'", modality, channels)
     assert not recwarn.list

@@ -1,10 +1,12 @@
-"""The convolutions with fewer multiplications compute what torch's compute, gradients included, and nearly as exactly."""
+"""The convolutions with fewer multiplications compute what torch's compute, gradients included,
+and nearly as exactly.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dkuxnet.networks import fused, winograd
+from dkuxnet.models.networks.cpu import fused, winograd
 
 LAST = torch.channels_last_3d
 
@@ -30,10 +32,16 @@ def by_us(x, weight, grad, parts):
     return fused.conv(inputs, weight), torch.cat(grads, dim=1), grad_weight
 
 
-@pytest.mark.parametrize("slab", [1, 1 << 12, 1 << 22])  # a tile at once, some of them with a rest, all of them
-@pytest.mark.parametrize("batch, channels, width, size, parts",
-                         [(2, 4, 3, (8, 5, 6), 1), (1, 2, 5, (4, 3, 1), 1), (3, 6, 4, (12, 4, 5), 2)])
-def test_results_and_gradients_are_those_of_torch(slab, batch, channels, width, size, parts, monkeypatch):
+@pytest.mark.parametrize(
+    "slab", [1, 1 << 12, 1 << 22]
+)  # a tile at once, some of them with a rest, all of them
+@pytest.mark.parametrize(
+    "batch, channels, width, size, parts",
+    [(2, 4, 3, (8, 5, 6), 1), (1, 2, 5, (4, 3, 1), 1), (3, 6, 4, (12, 4, 5), 2)],
+)
+def test_results_and_gradients_are_those_of_torch(
+    slab, batch, channels, width, size, parts, monkeypatch
+):
     monkeypatch.setattr(winograd, "SLAB", slab)
     monkeypatch.setattr(winograd, "pays", lambda x, weight: True)
     x, weight, grad = maps(batch, channels, width, size)
@@ -60,7 +68,9 @@ def test_it_stands_in_for_large_maps_alone_and_where_no_gradient_or_lower_precis
     assert not winograd.pays(large, weight)  # its gradient would be recorded
     with torch.no_grad():
         assert winograd.pays(large, weight)
-        assert not winograd.pays(torch.empty(1, 32, 18, 26, 26), weight)  # 18 slices are no tiles of 4
+        assert not winograd.pays(
+            torch.empty(1, 32, 18, 26, 26), weight
+        )  # 18 slices are no tiles of 4
         assert not winograd.pays(torch.empty(4, 8, 48, 32, 16), torch.empty(8, 8, 3, 3, 3))
         assert not winograd.pays(large.to("meta"), weight)
         assert not winograd.pays(large.bfloat16(), weight.bfloat16())

@@ -1,22 +1,24 @@
-"""dkuxnet: a few labelled 3D scans and many unlabelled ones become a segmentation model that people can trust.
+"""dkuxnet: a few labelled 3D scans and many unlabelled ones become a segmentation model that
+people can trust.
 
-The jobs of the command line, for Python. Importing this is instant: each name is loaded when it is first used.
+The jobs of the command line, for Python. Importing this is instant: each name is loaded when it is
+first used.
 """
 
 from typing import Any
 
-from dkuxnet.lookup import lookup
+from dkuxnet.core.lookup import lookup
 
 PUBLIC = {
-    "prepare_scans": "dkuxnet.prepare:prepare_scans",
-    "load_settings": "dkuxnet.config:load_settings",
-    "run_training": "dkuxnet.experiment:run_training",
-    "load_predictor": "dkuxnet.experiment:load_predictor",
-    "predict_scans": "dkuxnet.predict:predict_scans",
-    "evaluate_folders": "dkuxnet.evaluate:evaluate_folders",
+    "prepare_scans": "dkuxnet.data.prepare:prepare_scans",
+    "load_settings": "dkuxnet.core.config:load_settings",
+    "run_training": "dkuxnet.training.experiment:run_training",
+    "load_predictor": "dkuxnet.training.experiment:load_predictor",
+    "predict_scans": "dkuxnet.prediction.predict:predict_scans",
+    "evaluate_folders": "dkuxnet.evaluation.evaluate:evaluate_folders",
     "write_report": "dkuxnet.report.page:write_report",
-    "run_benchmark": "dkuxnet.benchmark:run_benchmark",
-    "UserError": "dkuxnet.errors:UserError",
+    "run_benchmark": "dkuxnet.benchmark.benchmark:run_benchmark",
+    "UserError": "dkuxnet.core.errors:UserError",
 }
 __all__ = list(PUBLIC)
 

@@ -1,6 +1,6 @@
 """`python -m dkuxnet`, as torchrun starts it."""
 
-from dkuxnet.cli import main
+from dkuxnet.cli.commands import main
 
 if __name__ == "__main__":
     main()

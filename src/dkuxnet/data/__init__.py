@@ -1,1 +1,3 @@
-"""From raw scans to batches: layouts of source folders, geometry, splits, prepared cases, augmentation, loading."""
+"""From raw scans to batches: layouts of source folders, geometry, splits, prepared cases,
+augmentation, loading.
+"""

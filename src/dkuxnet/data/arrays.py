@@ -1,4 +1,6 @@
-"""Reading .b2nd, the arrays of a prepared set, as they come from anybody: the array that is expected, or an error."""
+"""Reading .b2nd, the arrays of a prepared set, as they come from anybody: the array that is
+expected, or an error.
+"""
 
 import math
 import os
@@ -7,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from dkuxnet.memory import check_memory
+from dkuxnet.machine.memory import check_memory
 
 MAX_CHUNK_BYTES = 1 << 28  # ours hold 64 cubed voxels of each channel
 
 
-def read_box(path: Path, shape: Sequence[int], dtype: type[np.generic], box: tuple[slice, ...] = ()) -> np.ndarray:
-    """The part `box` (last axes; all where empty) of the array in `path`, which must be of that shape and type.
+def read_box(
+    path: Path, shape: Sequence[int], dtype: type[np.generic], box: tuple[slice, ...] = ()
+) -> np.ndarray:
+    """The part `box` (last axes; all where empty) of the array in `path`, which must be of that
+    shape and type.
 
-    The array alone is opened. `blosc2.open` does more: it also rebuilds what a file describes as a recipe (a lazy
-    expression, a function's source, a proxy of another file or address). Raises UserError for too little memory, and any
-    error for a file that is damaged, or is not such an array.
+    The array alone is opened. `blosc2.open` does more: it also rebuilds what a file describes as a
+    recipe (a lazy expression, a function's source, a proxy of another file or address). Raises
+    UserError for too little memory, and any error for a file that is damaged, or is not such an
+    array.
     """
     import blosc2
 
@@ -29,11 +35,16 @@ def read_box(path: Path, shape: Sequence[int], dtype: type[np.generic], box: tup
     if set(array.schunk.meta.keys()) != {"b2nd"}:
         raise ValueError("it describes something else than an array")
     if array.shape != tuple(shape) or array.dtype != dtype:
-        raise ValueError(f"expected an array of shape {tuple(shape)} and type {np.dtype(dtype)}, got {array.shape} and "
-                         f"{array.dtype}")
+        raise ValueError(
+            f"expected an array of shape {tuple(shape)} and type {np.dtype(dtype)}, got "
+            f"{array.shape} and "
+            f"{array.dtype}"
+        )
     if math.prod(array.chunks) * array.dtype.itemsize > MAX_CHUNK_BYTES:
         raise ValueError(f"its chunks {array.chunks} are too large")
     extent = [part.stop - part.start for part in box] or shape[-3:]
     check_memory(math.prod([*shape[:-3], *extent]) * array.dtype.itemsize, str(path))
-    array.schunk.dparams = blosc2.DParams(nthreads=1)  # starting threads for a patch takes as long as unpacking it
+    array.schunk.dparams = blosc2.DParams(
+        nthreads=1
+    )  # starting threads for a patch takes as long as unpacking it
     return array[(..., *box)]

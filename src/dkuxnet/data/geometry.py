@@ -1,8 +1,10 @@
-"""Grids: orientation to RAS, resampling between grids of the same extent, padding. numpy in, numpy out.
+"""Grids: orientation to RAS, resampling between grids of the same extent, padding. numpy in, numpy
+out.
 
-Resampling is separable and antialiased: along each axis a triangle filter as wide as the coarser of the two voxels, so
-that going to 2.5 mm averages the voxels that it merges and coming back interpolates linearly. Both grids cover the same
-box (voxel edges, not centres, coincide), which makes the way back exact in shape and place.
+Resampling is separable and antialiased: along each axis a triangle filter as wide as the coarser of
+the two voxels, so that going to 2.5 mm averages the voxels that it merges and coming back
+interpolates linearly. Both grids cover the same box (voxel edges, not centres, coincide), which
+makes the way back exact in shape and place.
 """
 
 from collections.abc import Sequence
@@ -11,12 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from dkuxnet.types import Volume
+from dkuxnet.core.types import Volume
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of voxels of a grid. grid: (X, Y, Z) voxels of all of it. start, stop: first voxel, and the one after the last."""
+    """A box of voxels of a grid. grid: (X, Y, Z) voxels of all of it. start, stop: first voxel,
+    and the one after the last.
+    """
 
     grid: tuple[int, int, int]
     start: tuple[int, int, int]
@@ -44,17 +48,23 @@ class Region:
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Flip and permute the array's axes so that they run closest to right, anterior, superior. No interpolation."""
+    """Flip and permute the array's axes so that they run closest to right, anterior, superior. No
+    interpolation.
+    """
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     orientation = io_orientation(volume.affine)
-    moved = apply_orientation(np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array, orientation)
+    moved = apply_orientation(
+        np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array, orientation
+    )
     array = np.moveaxis(moved, -1, 0) if volume.array.ndim == 4 else moved
     return Volume(array, volume.affine @ inv_ornt_aff(orientation, volume.shape))
 
 
 def from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Undo `to_ras`: array (..., X', Y', Z') in RAS order -> (..., X, Y, Z) in the order of the scan with `affine`."""
+    """Undo `to_ras`: array (..., X', Y', Z') in RAS order -> (..., X, Y, Z) in the order of the
+    scan with `affine`.
+    """
     from nibabel.orientations import io_orientation
 
     orientation = io_orientation(affine)
@@ -65,12 +75,20 @@ def from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return array[(..., *flips)]
 
 
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
-    """Voxels of the grid over the same box with voxels of about `target_mm`; at least one along each axis."""
-    return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+def resampled_shape(
+    shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
+) -> tuple[int, ...]:
+    """Voxels of the grid over the same box with voxels of about `target_mm`; at least one along
+    each axis.
+    """
+    return tuple(
+        max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True)
+    )
 
 
-def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
+def resampled_affine(
+    affine: np.ndarray, shape: Sequence[int], new_shape: Sequence[int]
+) -> np.ndarray:
     """The affine of a grid of `new_shape` voxels over the box of a grid of `shape` voxels."""
     scale = np.asarray(shape, float) / np.asarray(new_shape, float)
     to_old = np.eye(4)
@@ -81,7 +99,9 @@ def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequen
 
 @lru_cache(maxsize=64)
 def resampling_matrix(old: int, new: int) -> np.ndarray:
-    """(new, old) float32 weights of the triangle filter along one axis; rows sum to 1, edges are extended."""
+    """(new, old) float32 weights of the triangle filter along one axis; rows sum to 1, edges are
+    extended.
+    """
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
     reach = max(scale, 1.0)
@@ -95,11 +115,16 @@ def resampling_matrix(old: int, new: int) -> np.ndarray:
 
 def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """(..., X, Y, Z) -> (..., *shape) float32."""
-    return _contract(array, [resampling_matrix(old, new) for old, new in zip(array.shape[-3:], shape, strict=True)])
+    return _contract(
+        array,
+        [resampling_matrix(old, new) for old, new in zip(array.shape[-3:], shape, strict=True)],
+    )
 
 
 def resample_region(array: np.ndarray, region: Region) -> np.ndarray:
-    """The part `region` of resample(array, region.grid), from the voxels of `array` (..., X, Y, Z) that it needs."""
+    """The part `region` of resample(array, region.grid), from the voxels of `array` (..., X, Y, Z)
+    that it needs.
+    """
     matrices, boxes = [], []
     for old, new, rows in zip(array.shape[-3:], region.grid, region.box, strict=True):
         matrix = resampling_matrix(old, new)[rows]
@@ -109,24 +134,42 @@ def resample_region(array: np.ndarray, region: Region) -> np.ndarray:
 
 
 def reach_of(region: Region, shape: Sequence[int]) -> Region:
-    """The box of a grid of `shape` voxels, over the same scan, whose values the voxels of `region` have a share in."""
-    return Region.of(shape, [_support(resampling_matrix(old, new)[:, columns], axis=1)
-                             for old, new, columns in zip(region.grid, shape, region.box, strict=True)])
-
-
-def resample_from(values: np.ndarray, region: Region, target: Region) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (..., *region.shape) on a part of a grid -> (..., *target.shape), a part of another grid of the same scan.
-
-    Where the target reaches beyond the region, the voxels there count as 0; also the weight (*target.shape) that they would
-    have had, None where the region is the whole grid.
+    """The box of a grid of `shape` voxels, over the same scan, whose values the voxels of `region`
+    have a share in.
     """
-    matrices = [resampling_matrix(old, new)[rows, columns] for old, new, rows, columns
-                in zip(region.grid, target.grid, target.box, region.box, strict=True)]
+    return Region.of(
+        shape,
+        [
+            _support(resampling_matrix(old, new)[:, columns], axis=1)
+            for old, new, columns in zip(region.grid, shape, region.box, strict=True)
+        ],
+    )
+
+
+def resample_from(
+    values: np.ndarray, region: Region, target: Region
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values (..., *region.shape) on a part of a grid -> (..., *target.shape), a part of another
+    grid of the same scan.
+
+    Where the target reaches beyond the region, the voxels there count as 0; also the weight
+    (*target.shape) that they would have had, None where the region is the whole grid.
+    """
+    matrices = [
+        resampling_matrix(old, new)[rows, columns]
+        for old, new, rows, columns in zip(
+            region.grid, target.grid, target.box, region.box, strict=True
+        )
+    ]
     result = _contract(values, matrices)
     if region.is_whole:
         return result, None
-    x, y, z = (np.float32(1) if size == full else matrix.sum(axis=1).clip(0, 1).reshape(shape) for matrix, size, full, shape in
-               zip(matrices, region.shape, region.grid, ((-1, 1, 1), (-1, 1), (-1,)), strict=True))
+    x, y, z = (
+        np.float32(1) if size == full else matrix.sum(axis=1).clip(0, 1).reshape(shape)
+        for matrix, size, full, shape in zip(
+            matrices, region.shape, region.grid, ((-1, 1, 1), (-1, 1), (-1,)), strict=True
+        )
+    )
     return result, np.broadcast_to(1 - x * y * z, target.shape)
 
 
@@ -165,8 +208,12 @@ def resample_label(label: np.ndarray, shape: Sequence[int], classes: int) -> np.
     return chosen
 
 
-def pad_to(array: np.ndarray, shape: Sequence[int], value: float) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Pad the last three axes with `value` to at least `shape`, evenly on both sides; also the slices that cut it back."""
+def pad_to(
+    array: np.ndarray, shape: Sequence[int], value: float
+) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Pad the last three axes with `value` to at least `shape`, evenly on both sides; also the
+    slices that cut it back.
+    """
     pads, back = [], []
     for have, want in zip(array.shape[-3:], shape, strict=True):
         before = max(want - have, 0) // 2

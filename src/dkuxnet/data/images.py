@@ -1,17 +1,21 @@
-"""The image of a case from its files, verified: what `prepare` stores and what a prediction starts from."""
+"""The image of a case from its files, verified: what `prepare` stores and what a prediction starts
+from.
+"""
 
 import numpy as np
 
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Case, Volume
 from dkuxnet.data.affines import check_same_grid, check_straight
+from dkuxnet.data.formats import read
 from dkuxnet.data.values import check_values
-from dkuxnet.errors import UserError
-from dkuxnet.formats import read
-from dkuxnet.types import Case, Volume
 
 
 def read_image(case: Case, channels: int) -> Volume:
-    """The image of a case as (C, X, Y, Z) float32 in its own order. Raises UserError: channels, geometry, NaN, size;
-    a DataWarning where it hardly is a scan."""
+    """The image of a case as (C, X, Y, Z) float32 in its own order.
+
+    Raises UserError: channels, geometry, NaN, size; a DataWarning where it hardly is a scan.
+    """
     volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
@@ -20,9 +24,15 @@ def read_image(case: Case, channels: int) -> Volume:
     arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
     array = np.concatenate(arrays).astype(np.float32, copy=False)
     if len(array) != channels:
-        raise UserError(f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected {channels}; "
-                        "a 4D scan is a series of channels: give one file per case and time point")
+        raise UserError(
+            f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected "
+            f"{channels}; "
+            "a 4D scan is a series of channels: give one file per case and time point"
+        )
     if min(first.shape) < 2:
-        raise UserError(f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis are needed")
+        raise UserError(
+            f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis "
+            "are needed"
+        )
     check_values(f"case '{case.name}'", str(case.images[0]), array)
     return Volume(array, first.affine, first.modality)

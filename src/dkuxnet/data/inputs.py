@@ -5,19 +5,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dkuxnet import formats
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Case
+from dkuxnet.data import formats
+from dkuxnet.data.dicom.series import find_scans
 from dkuxnet.data.layouts import find_source
-from dkuxnet.dicom.series import find_scans
-from dkuxnet.errors import UserError
-from dkuxnet.types import Case
 
-COMMON_NAMES = ("mri_norm2", "lgemri")  # the same in every patient's folder: there the folder names the case
+COMMON_NAMES = (
+    "mri_norm2",
+    "lgemri",
+)  # the same in every patient's folder: there the folder names the case
 
 
 def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Case]:
     """The cases that the inputs name; series_uid: the one series that is meant of a DICOM input.
 
-    Raises UserError for a missing input, two cases of one name, and a DICOM input of which a series must be chosen."""
+    Raises UserError for a missing input, two cases of one name, and a DICOM input of which a series
+    must be chosen.
+    """
     cases: dict[str, Case] = {}
     for path in map(Path, inputs):
         if not path.exists():
@@ -26,29 +31,39 @@ def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Ca
             first = cases.setdefault(case.name, case)
             # the same once more is no fault: it was given twice, or by another of its channels
             if (first.images, first.series_uid) != (case.images, case.series_uid):
-                raise UserError(f"two inputs give the case name '{case.name}': {first.images[0]} and {case.images[0]}; "
-                                "rename one or predict them into different folders")
+                raise UserError(
+                    f"two inputs give the case name '{case.name}': {first.images[0]} and "
+                    f"{case.images[0]}; "
+                    "rename one or predict them into different folders"
+                )
     return list(cases.values())
 
 
 def _at(path: Path, series_uid: str | None) -> list[Case]:
     if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
-        return [Case(name, (series.home,), series_uid=series.uid) for name, series in find_scans(path, series_uid).items()]
+        return [
+            Case(name, (series.home,), series_uid=series.uid)
+            for name, series in find_scans(path, series_uid).items()
+        ]
     return _in_folder(path) if path.is_dir() else [_single(path)]
 
 
 def _in_folder(folder: Path) -> list[Case]:
-    """The cases of a folder; the channels of nnU-Net's imagesTs, where no dataset.json lies, come together by name."""
+    """The cases of a folder; the channels of nnU-Net's imagesTs, where no dataset.json lies, come
+    together by name.
+    """
     source = find_source(folder)
     if source.layout != "folder":
         return list(source.cases)
-    return list({case.name: case for case in (_single(case.images[0]) for case in source.cases)}.values())
+    return list(
+        {case.name: case for case in (_single(case.images[0]) for case in source.cases)}.values()
+    )
 
 
 def _single(path: Path) -> Case:
     """A file as a case; nnU-Net's NAME_0000 brings its sibling channels along."""
     stem = formats.stem(path)
-    ending = path.name[len(stem):]
+    ending = path.name[len(stem) :]
     if match := re.fullmatch(r"(.+)_\d{4}", stem):
         numbered = (path.with_name(f"{match[1]}_{i:04d}{ending}") for i in itertools.count())
         channels = tuple(itertools.takewhile(Path.is_file, numbered))

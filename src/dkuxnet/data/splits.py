@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dkuxnet.documents import read_json
-from dkuxnet.errors import UserError
+from dkuxnet.core.documents import read_json
+from dkuxnet.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ def make_split(
 ) -> Split:
     """Split `cases` (the data set's order); `with_label` names those that have a label.
 
-    The test list is the file's, or else the last `test_cases` that have a label. Of the others, the first `labelled` that
-    have a label keep it (all, where None); the last `validation_cases` of these validate. A file is JSON: {"train": [..],
-    "validation": [..], "test": [..]}, or "labelled" and "unlabelled" in place of "train"; cases that it does not name
-    stay out. Raises UserError for a name twice, a name that is not in the data set, or too few labels.
+    The test list is the file's, or else the last `test_cases` that have a label. Of the others, the
+    first `labelled` that have a label keep it (all, where None); the last `validation_cases` of
+    these validate. A file is JSON: {"train": [..], "validation": [..], "test": [..]}, or "labelled"
+    and "unlabelled" in place of "train"; cases that it does not name stay out. Raises UserError for
+    a name twice, a name that is not in the data set, or too few labels.
     """
     lists = _read_split(file) if file else {}
     pool = [*lists.get("labelled", ()), *lists.get("unlabelled", ()), *lists.get("train", ())]
@@ -48,36 +49,59 @@ def make_split(
     candidates = [name for name in pool if name in may_label]
     count = len(candidates) if labelled is None else labelled
     if count > len(candidates):
-        raise UserError(f"--labelled {count}: the training pool has {len(candidates)} labelled cases of {len(pool)}; "
-                        "ask for fewer, or add labels and prepare again")
+        raise UserError(
+            f"--labelled {count}: the training pool has {len(candidates)} labelled cases of "
+            f"{len(pool)}; "
+            "ask for fewer, or add labels and prepare again"
+        )
     chosen = candidates[:count]
     if validation_cases:
         if validation:
             raise UserError(f"{file} has a validation list: set data.validation_cases=0")
         if validation_cases >= len(chosen):
-            raise UserError(f"data.validation_cases={validation_cases} leaves none of {len(chosen)} labelled cases to train on")
+            raise UserError(
+                f"data.validation_cases={validation_cases} leaves none of {len(chosen)} labelled "
+                "cases to train on"
+            )
         chosen, validation = chosen[:-validation_cases], chosen[-validation_cases:]
     if not chosen:
         raise UserError("no labelled case is left to train on; at least one is needed")
-    _check_labels((*validation, *test), with_label, "validation or test list but has no label to compare with")
-    _check_labels(lists.get("labelled", ()), with_label, "labelled list but has no label; add it and prepare again")
+    _check_labels(
+        (*validation, *test), with_label, "validation or test list but has no label to compare with"
+    )
+    _check_labels(
+        lists.get("labelled", ()),
+        with_label,
+        "labelled list but has no label; add it and prepare again",
+    )
     taken = {*chosen, *validation}
-    return Split(tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test))
+    return Split(
+        tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test)
+    )
 
 
 def _last(with_label: Sequence[str], count: int) -> list[str]:
     if count and count >= len(with_label):
-        raise UserError(f"data.test_cases={count} leaves none of {len(with_label)} labelled cases to train on")
-    return list(with_label[len(with_label) - count:])
+        raise UserError(
+            f"data.test_cases={count} leaves none of {len(with_label)} labelled cases to train on"
+        )
+    return list(with_label[len(with_label) - count :])
 
 
 def _read_split(file: Path) -> dict[str, list[str]]:
     known = ("train", "labelled", "unlabelled", "validation", "test")
     lists = read_json(file, f"{file}: cannot read the split")
-    if not isinstance(lists, dict) or not set(lists) <= set(known) or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists.values()
+    if (
+        not isinstance(lists, dict)
+        or not set(lists) <= set(known)
+        or not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in lists.values()
+        )
     ):
-        raise UserError(f"{file}: a split is a JSON object of lists of case names; keys: {', '.join(known)}")
+        raise UserError(
+            f"{file}: a split is a JSON object of lists of case names; keys: {', '.join(known)}"
+        )
     return lists
 
 

@@ -1,6 +1,8 @@
-"""What the configuration of an exported MONAI bundle names: the network, and each step of `dkuxnet predict` as a MONAI part.
+"""What the configuration of an exported MONAI bundle names: the network, and each step of `dkuxnet
+predict` as a MONAI part.
 
-A bundle's inference.json calls these by their full names, so they are public: their arguments are plain JSON.
+A bundle's inference.json calls these by their full names, so they are public: their arguments are
+plain JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,41 +16,65 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from dkuxnet import formats
-from dkuxnet.build import build_method
-from dkuxnet.config import InferSettings, validate
+from dkuxnet.core.config import InferSettings, validate
+from dkuxnet.core.types import Case, Group, NetworkShape, Output, Volume
+from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
-from dkuxnet.devices import to_device
+from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.export.patch_model import PatchModel
-from dkuxnet.infer import label_on_scan, label_volume, sliding_window
-from dkuxnet.network_grid import to_network_grid
-from dkuxnet.types import Case, Group, NetworkShape, Output, Volume
+from dkuxnet.machine.devices import to_device
+from dkuxnet.models.build import build_method
+from dkuxnet.prediction.windows import label_on_scan, label_volume, sliding_window
 
 
-def build_network(network: Mapping[str, Any], method: Mapping[str, Any], channels: int, classes: int,
-                  groups: Sequence[Mapping[str, Any]], patch: Sequence[int]) -> PatchModel:
+def build_network(
+    network: Mapping[str, Any],
+    method: Mapping[str, Any],
+    channels: int,
+    classes: int,
+    groups: Sequence[Mapping[str, Any]],
+    patch: Sequence[int],
+) -> PatchModel:
     """The predictor without its weights: (B, C, X, Y, Z) -> logits (B, K, X, Y, Z).
 
-    network, method: those sections of the run's settings. groups: of the queries, each {"classes": [..], "queries": n}.
+    network, method: those sections of the run's settings. groups: of the queries, each {"classes":
+    [..], "queries": n}.
     """
     settings = validate({"network": dict(network), "method": dict(method)})
-    shape = NetworkShape(channels, classes, tuple(
-        Group(f"group {i}", tuple(group["classes"]), group["queries"]) for i, group in enumerate(groups)))
+    shape = NetworkShape(
+        channels,
+        classes,
+        tuple(
+            Group(f"group {i}", tuple(group["classes"]), group["queries"])
+            for i, group in enumerate(groups)
+        ),
+    )
     predictor = build_method(settings, shape, {}).predictor()
     # kernels lie in memory as they do for `dkuxnet predict`: the same sums, bit for bit
-    return PatchModel(to_device(predictor, torch.device("cpu")), channels, patch, probabilities=False).eval()
+    return PatchModel(
+        to_device(predictor, torch.device("cpu")), channels, patch, probabilities=False
+    ).eval()
 
 
 def find_scans(folder: str) -> list[dict[str, Any]]:
-    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan: {"image": [a file a channel], "name",
-    "series_uid"}, the last empty where the file holds one scan."""
-    return [{"image": [str(path) for path in case.images], "name": case.name, "series_uid": case.series_uid or ""}
-            for case in find_cases([Path(folder)])]
+    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan: {"image": [a
+    file a channel], "name", "series_uid"}, the last empty where the file holds one scan.
+    """
+    return [
+        {
+            "image": [str(path) for path in case.images],
+            "name": case.name,
+            "series_uid": case.series_uid or "",
+        }
+        for case in find_cases([Path(folder)])
+    ]
 
 
 class LoadScand(MapTransform):
-    """Files (one a channel) -> MetaTensor (C, X, Y, Z) float32 as it lies in the files, with its RAS+ affine; checked."""
+    """Files (one a channel) -> MetaTensor (C, X, Y, Z) float32 as it lies in the files, with its
+    RAS+ affine; checked.
+    """
 
     def __init__(self, keys: Any, channels: int):
         super().__init__(keys)
@@ -57,16 +83,28 @@ class LoadScand(MapTransform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            case = Case(result["name"], tuple(map(Path, result[key])), series_uid=result["series_uid"] or None)
+            case = Case(
+                result["name"],
+                tuple(map(Path, result[key])),
+                series_uid=result["series_uid"] or None,
+            )
             scan = read_image(case, self.channels)
-            result[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(scan.array)), affine=torch.from_numpy(scan.affine))
+            result[key] = MetaTensor(
+                torch.from_numpy(np.ascontiguousarray(scan.array)),
+                affine=torch.from_numpy(scan.affine),
+            )
         return result
 
 
 class ToNetworkGridd(MapTransform):
-    """A scan -> RAS order, the network's spacing, normalised. The scan's own grid goes to scan_affine and scan_shape."""
+    """A scan -> RAS order, the network's spacing, normalised.
 
-    def __init__(self, keys: Any, spacing_mm: Sequence[float], normalisation: Sequence[Mapping[str, Any]]):
+    The scan's own grid goes to scan_affine and scan_shape.
+    """
+
+    def __init__(
+        self, keys: Any, spacing_mm: Sequence[float], normalisation: Sequence[Mapping[str, Any]]
+    ):
         super().__init__(keys)
         self.plan = {"spacing_mm": list(spacing_mm), "normalisation": list(normalisation)}
 
@@ -75,30 +113,50 @@ class ToNetworkGridd(MapTransform):
         for key in self.key_iterator(result):
             scan = Volume(result[key].numpy(), np.asarray(result[key].affine, np.float64))
             grid = to_network_grid(scan, self.plan)
-            result[key] = MetaTensor(torch.from_numpy(grid.array), affine=torch.from_numpy(grid.affine))
-            result["scan_affine"], result["scan_shape"] = torch.from_numpy(scan.affine.copy()), torch.tensor(scan.shape)
+            result[key] = MetaTensor(
+                torch.from_numpy(grid.array), affine=torch.from_numpy(grid.affine)
+            )
+            result["scan_affine"], result["scan_shape"] = (
+                torch.from_numpy(scan.affine.copy()),
+                torch.tensor(scan.shape),
+            )
         return result
 
 
 class WindowInferer(Inferer):
-    """The sliding window of `dkuxnet predict`: scans (B, C, X, Y, Z), network of logits -> probabilities (B, K, X, Y, Z)."""
+    """The sliding window of `dkuxnet predict`: scans (B, C, X, Y, Z), network of logits ->
+    probabilities (B, K, X, Y, Z).
+    """
 
     def __init__(self, patch: Sequence[int], classes: int, overlap: float, batch: int):
         super().__init__()
-        self.patch, self.classes, self.settings = tuple(patch), classes, InferSettings(overlap=overlap, batch=batch)
+        self.patch, self.classes, self.settings = (
+            tuple(patch),
+            classes,
+            InferSettings(overlap=overlap, batch=batch),
+        )
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         def predictor(patches: Tensor) -> Output:
             return Output(logits=network(patches, *args, **kwargs))
 
         scans = torch.as_tensor(inputs).cpu().numpy()
-        return torch.stack([
-            torch.from_numpy(sliding_window(predictor, scan, self.patch, self.classes, self.settings, inputs.device).prob)
-            for scan in scans])
+        return torch.stack(
+            [
+                torch.from_numpy(
+                    sliding_window(
+                        predictor, scan, self.patch, self.classes, self.settings, inputs.device
+                    ).prob
+                )
+                for scan in scans
+            ]
+        )
 
 
 class LabelOnScand(MapTransform):
-    """Probabilities on the network's grid -> MetaTensor (1, X, Y, Z) of label values on the scan's own grid."""
+    """Probabilities on the network's grid -> MetaTensor (1, X, Y, Z) of label values on the scan's
+    own grid.
+    """
 
     def __init__(self, keys: Any, label_values: Sequence[int], largest_component: bool):
         super().__init__(keys)
@@ -106,16 +164,25 @@ class LabelOnScand(MapTransform):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(data)
-        affine, shape = np.asarray(result["scan_affine"], np.float64), [int(n) for n in result["scan_shape"]]
+        affine, shape = (
+            np.asarray(result["scan_affine"], np.float64),
+            [int(n) for n in result["scan_shape"]],
+        )
         for key in self.key_iterator(result):
-            indices = label_on_scan(torch.as_tensor(result[key]).cpu().numpy(), shape, affine, self.largest_component)
-            label = label_volume(indices, affine, self.label_values).array.astype(np.int32)  # torch has no uint16 to speak of
+            indices = label_on_scan(
+                torch.as_tensor(result[key]).cpu().numpy(), shape, affine, self.largest_component
+            )
+            label = label_volume(indices, affine, self.label_values).array.astype(
+                np.int32
+            )  # torch has no uint16 to speak of
             result[key] = MetaTensor(torch.from_numpy(label)[None], affine=torch.from_numpy(affine))
         return result
 
 
 class WriteLabeld(MapTransform):
-    """A label map -> FOLDER/NAME.nii.gz, NAME being the case's, in the smallest integer type that holds `label_values`."""
+    """A label map -> FOLDER/NAME.nii.gz, NAME being the case's, in the smallest integer type that
+    holds `label_values`.
+    """
 
     def __init__(self, keys: Any, folder: str, label_values: Sequence[int]):
         super().__init__(keys)
@@ -123,7 +190,9 @@ class WriteLabeld(MapTransform):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         for key in self.key_iterator(data):
-            label = Volume(data[key][0].numpy().astype(self.type), np.asarray(data[key].affine, np.float64))
+            label = Volume(
+                data[key][0].numpy().astype(self.type), np.asarray(data[key].affine, np.float64)
+            )
             self.folder.mkdir(parents=True, exist_ok=True)
             formats.write(label, self.folder / f"{data['name']}.nii.gz")
         return dict(data)

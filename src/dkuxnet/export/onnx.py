@@ -1,4 +1,6 @@
-"""ONNX: one graph from a patch to class probabilities, with the constants of the run in its metadata."""
+"""ONNX: one graph from a patch to class probabilities, with the constants of the run in its
+metadata.
+"""
 
 import json
 import logging
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
 from dkuxnet.export.patch_model import Export, check_equal, first_line
 from dkuxnet.export.torch_graphs import exported, other_sizes, size_words
-from dkuxnet.run import atomically
+from dkuxnet.machine.files import atomically
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -25,10 +27,11 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def write_onnx(export: Export) -> str:
-    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and Z where the export says so.
+    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and
+    Z where the export says so.
 
-    The file is compared with torch in onnxruntime before it gets its name. Raises UserError where onnx is not installed, the
-    network cannot be exported, or the answers differ.
+    The file is compared with torch in onnxruntime before it gets its name. Raises UserError where
+    onnx is not installed, the network cannot be exported, or the answers differ.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dkuxnet[export]'")
@@ -50,8 +53,15 @@ def _program(export: Export) -> "ONNXProgram":
     captured = exported(export.model(probabilities=True), export.any_size, network)
     try:
         with _quiet():
-            program = torch.onnx.export(captured, (), dynamo=True, input_names=["image"], output_names=["probabilities"],
-                                        opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(
+                captured,
+                (),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["probabilities"],
+                opset_version=OPSET,
+                verbose=False,
+            )
     except Exception as error:  # torch and onnxscript raise many kinds here
         raise UserError(f"the network '{network}' has no ONNX form: {first_line(error)}") from error
     for key, value in export.constants().items():
@@ -68,12 +78,15 @@ def _in_onnxruntime(path: Path):
 
     def run(image: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["probabilities"], {"image": image.numpy()})[0])
+
     return run
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs what is no concern of a user: libraries that are not there, constants that it does not fold."""
+    """The exporter logs what is no concern of a user: libraries that are not there, constants that
+    it does not fold.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

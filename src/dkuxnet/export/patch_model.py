@@ -1,5 +1,6 @@
-"""What every target starts from: a module from patches to scores, the constants that belong to it, and the proof that a copy
-in another format computes the same."""
+"""What every target starts from: a module from patches to scores, the constants that belong to it,
+and the proof that a copy in another format computes the same.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dkuxnet.config import Settings
-from dkuxnet.errors import UserError
+from dkuxnet.core.config import Settings
+from dkuxnet.core.errors import UserError
 
-TOLERANCE = 1e-3  # of a probability, between torch and a copy; float32 alone costs up to 1.5e-4 (docs/export.md)
+# of a probability, between torch and a copy; float32 alone costs up to 1.5e-4 (docs/export.md)
+TOLERANCE = 1e-3
 
 
 class PatchModel(nn.Module):
-    """(B, C, X, Y, Z) float32 on the network's grid, normalised -> (B, K, X, Y, Z) float32: class probabilities, or logits.
+    """(B, C, X, Y, Z) float32 on the network's grid, normalised -> (B, K, X, Y, Z) float32: class
+    probabilities, or logits.
 
-    Unlike a network, which returns `Output`, it returns a bare tensor: what the graphs and frameworks of others expect.
+    Unlike a network, which returns `Output`, it returns a bare tensor: what the graphs and
+    frameworks of others expect.
     """
 
-    def __init__(self, predictor: nn.Module, channels: int, patch: Sequence[int], probabilities: bool):
+    def __init__(
+        self, predictor: nn.Module, channels: int, patch: Sequence[int], probabilities: bool
+    ):
         super().__init__()
         self.predictor = predictor
         self.channels, self.patch, self.probabilities = channels, tuple(patch), probabilities
@@ -34,18 +40,26 @@ class PatchModel(nn.Module):
 
     def noise(self, batch: int, patch: Sequence[int] | None = None) -> Tensor:
         """Patches with the spread of a normalised scan, (batch, C, X, Y, Z), the same each time."""
-        return torch.randn(batch, self.channels, *(patch or self.patch), generator=torch.Generator().manual_seed(0))
+        return torch.randn(
+            batch, self.channels, *(patch or self.patch), generator=torch.Generator().manual_seed(0)
+        )
 
     @torch.no_grad()
     def traced(self) -> torch.jit.ScriptModule:
         """This module as TorchScript; batch, X, Y and Z stay free."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole: docs/export.md says so
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # comparisons of channel counts, which are fixed
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of TorchScript as a whole: docs/export.md says so
+            warnings.simplefilter(
+                "ignore", torch.jit.TracerWarning
+            )  # comparisons of channel counts, which are fixed
             return torch.jit.trace(self.eval(), self.noise(2), check_trace=False)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script takes in place of this module, since it compiles no `Output`; MONAI's ckpt_export scripts."""
+        """What torch.jit.script takes in place of this module, since it compiles no `Output`;
+        MONAI's ckpt_export scripts.
+        """
         return _Around(self.traced())
 
 
@@ -62,8 +76,9 @@ class _Around(nn.Module):
 
 @dataclass(frozen=True)
 class Export:
-    """A finished run and where its export goes. any_size: X, Y, Z of a graph are free. licence: file with the terms of the
-    weights."""
+    """A finished run and where its export goes. any_size: X, Y, Z of a graph are free. licence:
+    file with the terms of the weights.
+    """
 
     run: Path
     predictor: nn.Module
@@ -75,10 +90,14 @@ class Export:
 
     def model(self, probabilities: bool) -> PatchModel:
         """The predictor on bare tensors, in eval mode."""
-        return PatchModel(self.predictor, len(self.manifest["channels"]), self.manifest["patch"], probabilities).eval()
+        return PatchModel(
+            self.predictor, len(self.manifest["channels"]), self.manifest["patch"], probabilities
+        ).eval()
 
     def constants(self) -> dict[str, Any]:
-        """What a caller of the model must know to prepare a scan and to read the answer; plain JSON."""
+        """What a caller of the model must know to prepare a scan and to read the answer; plain
+        JSON.
+        """
         manifest, infer = self.manifest, self.settings.infer
         return {
             "dkuxnet_version": metadata.version("dkuxnet"),
@@ -96,9 +115,13 @@ class Export:
 
 
 @torch.no_grad()
-def check_equal(model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, sizes: Sequence[Sequence[int]]) -> float:
-    """The largest difference of a probability between `model` and its `copy`, on noise of these sizes, one patch and three at a
-    time. Raises UserError where it is above TOLERANCE, or the copy refuses."""
+def check_equal(
+    model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, sizes: Sequence[Sequence[int]]
+) -> float:
+    """The largest difference of a probability between `model` and its `copy`, on noise of these
+    sizes, one patch and three at a time. Raises UserError where it is above TOLERANCE, or the
+    copy refuses.
+    """
     largest = 0.0
     for size in sizes:
         for batch in (1, 3):
@@ -106,12 +129,17 @@ def check_equal(model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, 
             try:
                 there = copy(image)
             except Exception as error:  # each runtime has kinds of its own
-                raise UserError(f"the {what} does not take {batch} patches of {list(size)}: {first_line(error)}") from error
+                raise UserError(
+                    f"the {what} does not take {batch} patches of {list(size)}: {first_line(error)}"
+                ) from error
             here = model(image)
             apart = float((here - there).abs().max()) if here.shape == there.shape else float("inf")
             if not apart <= TOLERANCE:  # NaN is not
-                raise UserError(f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches of "
-                                f"{list(size)}, where {TOLERANCE:g} is allowed; nothing was written")
+                raise UserError(
+                    f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches "
+                    "of "
+                    f"{list(size)}, where {TOLERANCE:g} is allowed; nothing was written"
+                )
             largest = max(largest, apart)
     return largest
 

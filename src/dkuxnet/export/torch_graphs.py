@@ -7,17 +7,23 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
 from dkuxnet.export.patch_model import Export, PatchModel, check_equal, first_line
-from dkuxnet.run import atomically
+from dkuxnet.machine.files import atomically
 
 STRIDE = 16  # of every network's deepest level
-EXAMPLE = (2 * STRIDE, 3 * STRIDE, 4 * STRIDE)  # all edges differ, none is one voxel deep down: else torch takes them as fixed
+EXAMPLE = (
+    2 * STRIDE,
+    3 * STRIDE,
+    4 * STRIDE,
+)  # all edges differ, none is one voxel deep down: else torch takes them as fixed
 CONSTANTS = "dkuxnet.json"  # the extra file with Export.constants
 
 
 def write_torchscript(export: Export) -> str:
-    """image (B, C, X, Y, Z) -> class probabilities (B, K, X, Y, Z), all sizes but C and K free; CONSTANTS beside the graph."""
+    """image (B, C, X, Y, Z) -> class probabilities (B, K, X, Y, Z), all sizes but C and K free;
+    CONSTANTS beside the graph.
+    """
     model, apart = export.model(probabilities=True), 0.0
 
     def write(part: Path) -> None:
@@ -25,10 +31,14 @@ def write_torchscript(export: Export) -> str:
         try:
             graph = model.traced()
         except Exception as error:  # torch raises many kinds here
-            raise UserError(f"network '{export.manifest['network']}' cannot be traced: {first_line(error)}") from error
+            raise UserError(
+                f"network '{export.manifest['network']}' cannot be traced: {first_line(error)}"
+            ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            torch.jit.save(graph, str(part), _extra_files={CONSTANTS: json.dumps(export.constants())})
+            torch.jit.save(
+                graph, str(part), _extra_files={CONSTANTS: json.dumps(export.constants())}
+            )
             apart = check_equal(model, torch.jit.load(str(part)), "TorchScript", other_sizes(model))
 
     atomically(export.output, write)
@@ -43,28 +53,47 @@ def write_torch_export(export: Export) -> str:
     def write(part: Path) -> None:
         nonlocal apart
         with part.open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of weights that are not on the CPU, where these are
-            torch.export.save(program, file, extra_files={CONSTANTS: json.dumps(export.constants())})
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # of weights that are not on the CPU, where these are
+            torch.export.save(
+                program, file, extra_files={CONSTANTS: json.dumps(export.constants())}
+            )
         with part.open("rb") as file:
             loaded = torch.export.load(file).module()
-        apart = check_equal(model, loaded, "torch.export file", other_sizes(model) if export.any_size else [model.patch])
+        apart = check_equal(
+            model,
+            loaded,
+            "torch.export file",
+            other_sizes(model) if export.any_size else [model.patch],
+        )
 
     atomically(export.output, write)
-    return f"torch.export, any batch, {size_words(export)}; differs from torch by {apart:.1g} at most"
+    return (
+        f"torch.export, any batch, {size_words(export)}; differs from torch by {apart:.1g} at most"
+    )
 
 
 @torch.no_grad()
 def exported(model: PatchModel, any_size: bool, network: str) -> ExportedProgram:
-    """`model` as torch.export's program with a free batch. Raises UserError for a network that torch cannot capture."""
+    """`model` as torch.export's program with a free batch.
+
+    Raises UserError for a network that torch cannot capture.
+    """
     free = {0: Dim("batch")}
     if any_size:
-        free |= {axis: STRIDE * Dim(f"{name}_over_{STRIDE}") for axis, name in ((2, "x"), (3, "y"), (4, "z"))}
+        free |= {
+            axis: STRIDE * Dim(f"{name}_over_{STRIDE}")
+            for axis, name in ((2, "x"), (3, "y"), (4, "z"))
+        }
     try:
         example = model.noise(2, EXAMPLE if any_size else None)
         return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
     except Exception as error:  # torch raises many kinds here
         hint = "; try without --any-size" if any_size else ""
-        raise UserError(f"torch cannot export the network '{network}'{hint}: {first_line(error)}") from error
+        raise UserError(
+            f"torch cannot export the network '{network}'{hint}: {first_line(error)}"
+        ) from error
 
 
 def other_sizes(model: PatchModel) -> list[tuple[int, ...]]:

@@ -1,4 +1,6 @@
-"""One test case, loaded to be shown: scan, truth, prediction and the maps of the evaluation, all in RAS order."""
+"""One test case, loaded to be shown: scan, truth, prediction and the maps of the evaluation, all
+in RAS order.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,22 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from dkuxnet import formats
-from dkuxnet.data.dataset import PreparedSet
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
-from dkuxnet.errors import UserError
-from dkuxnet.types import Volume
+from dkuxnet.data.prepared_set import PreparedSet
 
 MARGIN_MM = 25.0  # of the scan around what is outlined
 
 
 @dataclass(frozen=True)
 class ShownCase:
-    """image: (X, Y, Z). truth, prediction: (X, Y, Z) class indices on the same grid. affine: (4, 4), of that grid.
+    """image: (X, Y, Z). truth, prediction: (X, Y, Z) class indices on the same grid. affine: (4,
+    4), of that grid.
 
-    uncertainty: (x, y, z) in [0, 1] on a grid over the same box, None where the run has none. groups: name of a query group
-    -> its share of each voxel, likewise; empty without queries. oriented: False where the file says nothing about the
-    patient's left and right. note: what a reader should know.
+    uncertainty: (x, y, z) in [0, 1] on a grid over the same box, None where the run has none.
+    groups: name of a query group -> its share of each voxel, likewise; empty without queries.
+    oriented: False where the file says nothing about the patient's left and right. note: what a
+    reader should know.
     """
 
     image: np.ndarray
@@ -40,8 +44,9 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class Map:
-    """Something known of every voxel: `key` is the same in every case, `title` is not. values: (x, y, z) from 0 to 1, where 1
-    is what the title calls the top."""
+    """Something known of every voxel: `key` is the same in every case, `title` is not. values: (x,
+    y, z) from 0 to 1, where 1 is what the title calls the top.
+    """
 
     key: str
     title: str
@@ -49,15 +54,22 @@ class Map:
 
 
 def maps_of(case: ShownCase) -> list[Map]:
-    """Uncertainty, stretched to its own top since it seldom comes near 1, and the query groups; empty where a run kept none."""
+    """Uncertainty, stretched to its own top since it seldom comes near 1, and the query groups;
+    empty where a run kept none.
+    """
     found = []
     if case.uncertainty is not None:
         top = max(float(case.uncertainty.max()), 0.01)
         found.append(Map("Uncertainty", f"Uncertainty, 0 to {top:.2f}", case.uncertainty / top))
-    return found + [Map(f"Queries of {name}", f"Queries of {name}, 0 to 1", share) for name, share in case.groups.items()]
+    return found + [
+        Map(f"Queries of {name}", f"Queries of {name}, 0 to 1", share)
+        for name, share in case.groups.items()
+    ]
 
 
-def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]) -> ShownCase:
+def load_case(
+    data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]
+) -> ShownCase:
     """A test case on its scan's grid or, where the scan cannot be read any more, on the network's.
 
     manifest: of the run. Raises UserError where a part is missing.
@@ -66,7 +78,10 @@ def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: dic
     affine, shape = np.array(info["affine"], dtype=float), tuple(info["shape"])
     stored = formats.read(prediction_file, kind="label").array
     if stored.shape != shape:
-        raise UserError(f"its prediction has {stored.shape} voxels, its scan {shape}: they are not of one preparation")
+        raise UserError(
+            f"its prediction has {stored.shape} voxels, its scan {shape}: they are not of one "
+            "preparation"
+        )
     indices = np.zeros(shape, np.uint8)
     for index, value in enumerate(labels.values()):
         indices[stored == value] = index
@@ -74,27 +89,45 @@ def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: dic
     more = read_maps(prediction_file, manifest) | {"oriented": info.get("oriented", True)}
     scan = _read_scan(info["images"][0], shape)
     if scan is not None:
-        image, truth = to_ras(Volume(scan, affine)), to_ras(Volume(data.array(name, "truth"), affine))
+        image, truth = (
+            to_ras(Volume(scan, affine)),
+            to_ras(Volume(data.array(name, "truth"), affine)),
+        )
         return ShownCase(image.array, truth.array, prediction.array, image.affine, **more)
     image, truth = data.array(name, "image")[0], data.array(name, "label")
     shown = resample_label(prediction.array, image.shape, len(labels))
-    return ShownCase(image, truth, shown, np.array(info["prepared_affine"], dtype=float), **more,
-                     note="The scan's file cannot be read any more; shown is the scan as the network saw it, resampled, while "
-                          "Dice was measured on the scan's own voxels.")
+    return ShownCase(
+        image,
+        truth,
+        shown,
+        np.array(info["prepared_affine"], dtype=float),
+        **more,
+        note="The scan's file cannot be read any more; shown is the scan as the network saw it, "
+        "resampled, while "
+        "Dice was measured on the scan's own voxels.",
+    )
 
 
 def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The maps that the evaluation kept of a case, as `ShownCase` holds them. A run from before it did has none, and a map
-    that cannot be read costs its layer only."""
+    """The maps that the evaluation kept of a case, as `ShownCase` holds them.
+
+    A run from before it did has none, and a map that cannot be read costs its layer only.
+    """
     folder, found = prediction_file.parent.parent / "maps", {}
     for kind in ("uncertainty", "groups"):
         try:
-            found[kind] = formats.read(folder / kind / prediction_file.name).array.astype(np.float32) / 255
+            found[kind] = (
+                formats.read(folder / kind / prediction_file.name).array.astype(np.float32) / 255
+            )
         except UserError:
             continue
     if "groups" in found:
         names = [group["name"] for group in manifest.get("network_shape", {}).get("groups", ())]
-        found["groups"] = dict(zip(names, found["groups"], strict=False)) if len(names) == len(found["groups"]) else {}
+        found["groups"] = (
+            dict(zip(names, found["groups"], strict=False))
+            if len(names) == len(found["groups"])
+            else {}
+        )
     return found
 
 
@@ -115,6 +148,9 @@ def box_around(case: ShownCase) -> tuple[slice, ...]:
     for axis, spacing in enumerate(case.spacing_mm):
         occupied = np.flatnonzero(outlined.any(axis=tuple(a for a in range(3) if a != axis)))
         margin, size = round(MARGIN_MM / spacing), outlined.shape[axis]
-        box.append(slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, size)) if occupied.size
-                   else slice(0, size))
+        box.append(
+            slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, size))
+            if occupied.size
+            else slice(0, size)
+        )
     return tuple(box)

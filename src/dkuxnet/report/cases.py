@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dkuxnet.data.dataset import PreparedSet
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.report.case import ShownCase, load_case
 from dkuxnet.report.results import CaseResult, Results
 from dkuxnet.report.slices import draw_maps, draw_slices
@@ -11,11 +11,15 @@ from dkuxnet.report.surfaces import draw_surfaces, packed, surfaces_of
 from dkuxnet.report.volumes import layers_of_cases
 
 
-def show_cases(results: Results | None, data: PreparedSet | None, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the page's part about cases needs, worst case first in each list; lists are empty where there is nothing to show.
+def show_cases(
+    results: Results | None, data: PreparedSet | None, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """What the page's part about cases needs, worst case first in each list; lists are empty where
+    there is nothing to show.
 
-    pictures: an entry a chosen case, whose `missing` says why one has no picture. The other lists are of those that could be
-    loaded. viewer: `volumes.layers_of`; surfaces: `surfaces.packed`, None where nothing is outlined.
+    pictures: an entry a chosen case, whose `missing` says why one has no picture. The other lists
+    are of those that could be loaded. viewer: `volumes.layers_of`; surfaces: `surfaces.packed`,
+    None where nothing is outlined.
     """
     pictures, loaded = [], []
     for title, result in [] if results is None else results.chosen():
@@ -23,26 +27,42 @@ def show_cases(results: Results | None, data: PreparedSet | None, manifest: dict
         case, missing = _load(result, data, manifest)
         if case is not None:
             loaded.append((entry, case))
-        pictures.append(entry | {"missing": missing, "image": "" if case is None else draw_slices(case),
-                                 "note": "" if case is None else case.note, "oriented": case is None or case.oriented})
+        pictures.append(
+            entry
+            | {
+                "missing": missing,
+                "image": "" if case is None else draw_slices(case),
+                "note": "" if case is None else case.note,
+                "oriented": case is None or case.oriented,
+            }
+        )
     names, cases = list(manifest.get("labels", {})), [case for _, case in loaded]
     surfaces = [surfaces_of(case, names) for case in cases]
     some = next(filter(None, surfaces), None)
     return {
         "pictures": pictures,
-        "viewer": [entry | layers for (entry, _), layers in zip(loaded, layers_of_cases(cases, names), strict=True)],
+        "viewer": [
+            entry | layers
+            for (entry, _), layers in zip(loaded, layers_of_cases(cases, names), strict=True)
+        ],
         "has_maps": any(case.uncertainty is not None or case.groups for case in cases),
         "maps": [entry | {"images": draw_maps(case)} for entry, case in loaded],
         "has_groups": any(case.groups for case in cases),
         "surfaces": [None if each is None else packed(each) for each in surfaces],
-        "surface_pictures": [entry | {"image": None if each is None else draw_surfaces(each)}
-                             for (entry, _), each in zip(loaded, surfaces, strict=True)],
-        "surface_classes": [] if some is None else list(zip(some["names"], some["colours"]["truth"], strict=True)),
+        "surface_pictures": [
+            entry | {"image": None if each is None else draw_surfaces(each)}
+            for (entry, _), each in zip(loaded, surfaces, strict=True)
+        ],
+        "surface_classes": []
+        if some is None
+        else list(zip(some["names"], some["colours"]["truth"], strict=True)),
         "oriented": all(case.oriented for case in cases),
     }
 
 
-def _load(result: CaseResult, data: PreparedSet | None, manifest: dict[str, Any]) -> tuple[ShownCase | None, str]:
+def _load(
+    result: CaseResult, data: PreparedSet | None, manifest: dict[str, Any]
+) -> tuple[ShownCase | None, str]:
     """(the case, "") or (None, why it cannot be shown)."""
     try:
         if data is None:

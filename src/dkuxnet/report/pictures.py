@@ -1,17 +1,34 @@
-"""What all pictures of the pages share: colours, style, and the way into a page as a data URI that needs nothing else."""
+"""What all pictures of the pages share: colours, style, and the way into a page as a data URI that
+needs nothing else.
+"""
 
 import base64
 import io
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which the common colour blindnesses keep apart; both colours are light enough for grey scans.
+# Okabe and Ito's palette, which the common colour blindnesses keep apart; both colours are light
+# enough for grey scans.
 TRUTH, PREDICTION = "#e69f00", "#56b4e9"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK, GRID = "#2b3440", "#d9dee5"
-STYLE = {"font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": "#8a94a3", "axes.labelcolor": INK,
-         "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-         "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "svg.hashsalt": "dkuxnet", "svg.image_inline": True}
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": "#8a94a3",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "dkuxnet",
+    "svg.image_inline": True,
+}
 WIDTH_IN = 11.0  # of a page-wide picture
 
 
@@ -23,7 +40,9 @@ def plain(text: str) -> str:
 def to_svg(figure: Figure) -> bytes:
     """The figure as a file of its own; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})  # no date: the same run, the same page
+    figure.savefig(
+        stream, format="svg", dpi=150, metadata={"Date": None}
+    )  # no date: the same run, the same page
     return stream.getvalue()
 
 

@@ -1,4 +1,6 @@
-"""Dice over cases and training curves, each as an svg; the curves also as figures for the page's own drawing."""
+"""Dice over cases and training curves, each as an svg; the curves also as figures for the page's
+own drawing.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,39 +15,69 @@ MOST_POINTS = 1500  # of a line in the page: more than a screen shows
 
 
 @rc_context(STYLE)
-def draw_dice(dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Sequence[float] | None]]) -> str:
-    """Dice of every case, a row a class, with the mean and its 95 % interval. means: class -> (mean, [low, high] or None)."""
+def draw_dice(
+    dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Sequence[float] | None]]
+) -> str:
+    """Dice of every case, a row a class, with the mean and its 95 % interval. means: class ->
+    (mean, [low, high] or None).
+    """
     figure = Figure(figsize=(WIDTH_IN, 0.75 + 0.62 * len(dice)), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, values) in enumerate(dice.items()):
-        spread = 0.16 * np.sin(2.4 * np.arange(len(values)))  # keeps neighbours apart; a random jitter would change the page
-        axes.plot(values, row + 0.12 + spread, "o", color=LINES[0], alpha=0.55, markersize=6, markeredgewidth=0,
-                  clip_on=False)
+        spread = 0.16 * np.sin(
+            2.4 * np.arange(len(values))
+        )  # keeps neighbours apart; a random jitter would change the page
+        axes.plot(
+            values,
+            row + 0.12 + spread,
+            "o",
+            color=LINES[0],
+            alpha=0.55,
+            markersize=6,
+            markeredgewidth=0,
+            clip_on=False,
+        )
         mean, interval = means[name]
         low, high = interval or (mean, mean)
         axes.plot([low, high], [row - 0.28] * 2, color=INK, linewidth=2)
         axes.plot(mean, row - 0.28, "D", color=INK, markersize=6)
     lowest = min(min(values) for values in dice.values())
-    axes.set(xlim=(max(0, lowest - 0.05 * (1.02 - lowest) - 0.005), 1.005), ylim=(len(dice) - 0.5, -0.6), xlabel="Dice",
-             yticks=range(len(dice)), yticklabels=[plain(name) for name in dice])
+    axes.set(
+        xlim=(max(0, lowest - 0.05 * (1.02 - lowest) - 0.005), 1.005),
+        ylim=(len(dice) - 0.5, -0.6),
+        xlabel="Dice",
+        yticks=range(len(dice)),
+        yticklabels=[plain(name) for name in dice],
+    )
     axes.grid(False, axis="y")
     return data_uri(to_svg(figure))
 
 
 def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """What the curves show, a panel each: title, whether its axis is logarithmic, and lines with name, colour and points
-    [step, value]: losses, learning rate and, where a run validated, Dice of the validation cases."""
+    """What the curves show, a panel each: title, whether its axis is logarithmic, and lines with
+    name, colour and points [step, value]: losses, learning rate and, where a run validated,
+    Dice of the validation cases.
+    """
     other = {"step", "loss", "lr", "grad_norm", "seconds", "validation_dice"}
     parts = list(dict.fromkeys(key for row in rows for key in row if key not in other))
     losses = [*(["loss"] if len(parts) != 1 else []), *parts]
-    panels = [("Loss", losses), ("Learning rate", ["lr"]), ("Dice of the validation cases", ["validation_dice"])]
+    panels = [
+        ("Loss", losses),
+        ("Learning rate", ["lr"]),
+        ("Dice of the validation cases", ["validation_dice"]),
+    ]
     shown = []
     for title, keys in panels:
         lines = []
         for number, key in enumerate(keys):
             if points := [[int(row["step"]) + 1, row[key]] for row in rows if key in row]:
-                lines.append({"name": {"loss": "sum of all"}.get(key, key), "colour": LINES[number % len(LINES)],
-                              "points": _thinned(points)})
+                lines.append(
+                    {
+                        "name": {"loss": "sum of all"}.get(key, key),
+                        "colour": LINES[number % len(LINES)],
+                        "points": _thinned(points),
+                    }
+                )
         if lines:
             positive = any(value > 0 for line in lines for _, value in line["points"])
             shown.append({"title": title, "log": title == "Loss" and positive, "lines": lines})
@@ -63,11 +95,19 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
 def draw_curves(panels: list[dict[str, Any]]) -> str:
     """panels: of `curves_of`."""
     figure = Figure(figsize=(WIDTH_IN, 3.1), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), width_ratios=[1.6] + [1.0] * (len(panels) - 1), squeeze=False)[0]
+    all_axes = figure.subplots(
+        1, len(panels), width_ratios=[1.6] + [1.0] * (len(panels) - 1), squeeze=False
+    )[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         for line in panel["lines"]:
-            axes.plot(*zip(*line["points"], strict=True), color=line["colour"], label=plain(line["name"]), linewidth=1.4,
-                      marker="o" if len(line["points"]) < 30 else None, markersize=3)
+            axes.plot(
+                *zip(*line["points"], strict=True),
+                color=line["colour"],
+                label=plain(line["name"]),
+                linewidth=1.4,
+                marker="o" if len(line["points"]) < 30 else None,
+                markersize=3,
+            )
         axes.set_title(panel["title"], loc="left", fontsize=10)
         axes.set(xlabel="step")
         if panel["log"]:

@@ -1,4 +1,6 @@
-"""The html templates of the pages, filled; scripts go into them as they are, and a page runs no other."""
+"""The html templates of the pages, filled; scripts go into them as they are, and a page runs no
+other.
+"""
 
 import base64
 import hashlib
@@ -7,33 +9,57 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-NIIVUE = "vendor/niivue.umd.js"
+NIIVUE = "report/vendor/niivue.umd.js"
 
 
 def render(template: str, page: dict[str, Any], scripts: Sequence[str] = ()) -> bytes:
-    """Fill the template of that name. Everything is escaped: names come from outside, and need not be valid Unicode.
+    """Fill the template of that name.
 
-    scripts: files of this package that the page runs, in this order; the page's Content-Security-Policy names each by its hash,
-    so that the browser runs nothing else whatever a name holds, and loads nothing from elsewhere.
+    Everything is escaped: names come from outside, and need not be valid Unicode.
+
+    scripts: files of this package that the page runs, in this order; the page's
+    Content-Security-Policy names each by its hash, so that the browser runs nothing else whatever a
+    name holds, and loads nothing from elsewhere.
     """
-    loader = PackageLoader("dkuxnet", "report")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = ChoiceLoader(
+        [PackageLoader("dkuxnet", "report"), PackageLoader("dkuxnet", "benchmark")]
+    )
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     texts = [_script(name) for name in scripts]
-    hashes = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") for text in texts]
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+        for text in texts
+    ]
     allowed = " ".join(f"'sha256-{text}'" for text in hashes) or "'none'"
-    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
-    filled = environment.get_template(template).render(page, scripts=[Markup(text) for text in texts], policy=Markup(policy))
+    policy = (
+        f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
+    )
+    filled = environment.get_template(template).render(
+        page, scripts=[Markup(text) for text in texts], policy=Markup(policy)
+    )
     return filled.encode("utf-8", errors="replace")
 
 
 @cache
 def _script(name: str) -> str:
-    """The file as it may stand between script tags; of NiiVue with its licence, which goes wherever it goes."""
+    """The file as it may stand between script tags; of NiiVue with its licence, which goes
+    wherever it goes.
+    """
     text = files("dkuxnet").joinpath(name).read_text("utf-8")
     if name == NIIVUE:
-        licence = files("dkuxnet").joinpath("vendor/niivue.LICENSE").read_text("utf-8")
+        licence = files("dkuxnet").joinpath("report/vendor/niivue.LICENSE").read_text("utf-8")
         text = f"/* NiiVue\n{licence}*/\n{text}"
-    return "\n" + text.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--") + "\n"
+    return (
+        "\n"
+        + text.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--")
+        + "\n"
+    )

@@ -1,4 +1,6 @@
-"""A case as layers for the viewer in the page: 8 bits, one grid for all, cropped and capped, NIfTI in base64."""
+"""A case as layers for the viewer in the page: 8 bits, one grid for all, cropped and capped, NIfTI
+in base64.
+"""
 
 import base64
 import colorsys
@@ -14,7 +16,13 @@ from dkuxnet.report.case import ShownCase, box_around, maps_of
 from dkuxnet.report.pictures import PREDICTION, TRUTH
 from dkuxnet.report.slices import centre_of, window_of
 
-EDGES = (192, 144, 108, 80, 60)  # most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
+EDGES = (
+    192,
+    144,
+    108,
+    80,
+    60,
+)  # most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
 MOST_CHARACTERS = 10_000_000  # all else on a page takes at most about 14 million
 MAP_STEPS = 32  # in which a map's 0 to 1 is told: fine enough for the eye, and packs well
 
@@ -32,8 +40,9 @@ def layers_of_cases(cases: list[ShownCase], class_names: list[str]) -> list[dict
 def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, Any]:
     """The part of a case around what is outlined, on at most `edge` voxels an edge.
 
-    oriented: as in the case. centre: where the viewer begins, as shares of the grid. layers: each with kind ("scan", "label"
-    or "map"), key (the same in every case), name, colours (hex, of a label's values from 1) and data (gzipped NIfTI in base64).
+    oriented: as in the case. centre: where the viewer begins, as shares of the grid. layers: each
+    with kind ("scan", "label" or "map"), key (the same in every case), name, colours (hex, of a
+    label's values from 1) and data (gzipped NIfTI in base64).
     """
     box = box_around(case)
     cut = tuple(part.stop - part.start for part in box)
@@ -42,28 +51,46 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
     low, high = window_of(case.image[box])
     scan = (resample(case.image[box], shape) - low) / max(high - low, 1e-6)
     layers = [{"kind": "scan", "key": "Scan", "name": "Scan", "data": encode(255 * scan, affine)}]
-    for name, label, colour in (("Truth", case.truth, TRUTH), ("Prediction", case.prediction, PREDICTION)):
-        layers.append({"kind": "label", "key": name, "name": name, "colours": shades(colour, len(class_names) - 1),
-                       "data": encode(resample_label(label[box], shape, len(class_names)), affine)})
+    for name, label, colour in (
+        ("Truth", case.truth, TRUTH),
+        ("Prediction", case.prediction, PREDICTION),
+    ):
+        layers.append(
+            {
+                "kind": "label",
+                "key": name,
+                "name": name,
+                "colours": shades(colour, len(class_names) - 1),
+                "data": encode(resample_label(label[box], shape, len(class_names)), affine),
+            }
+        )
     for each in maps_of(case):
         values = resample(resample(each.values, case.image.shape)[box], shape)
         steps = np.rint(values * (MAP_STEPS - 1)) * (255 / (MAP_STEPS - 1))
-        layers.append({"kind": "map", "key": each.key, "name": each.title, "data": encode(steps, affine)})
+        layers.append(
+            {"kind": "map", "key": each.key, "name": each.title, "data": encode(steps, affine)}
+        )
     centre = [(place + 0.5) / n for place, n in zip(centre_of(case, box), cut, strict=True)]
     return {"oriented": case.oriented, "centre": centre, "layers": layers}
 
 
 def capped(shape: tuple[int, ...], spacing_mm: tuple[float, ...], edge: int) -> tuple[int, ...]:
-    """Voxels of the grid over the same box whose longest edge has at most `edge`; no axis gets more than it had."""
+    """Voxels of the grid over the same box whose longest edge has at most `edge`; no axis gets
+    more than it had.
+    """
     lengths = [n * spacing for n, spacing in zip(shape, spacing_mm, strict=True)]
     finest = max(lengths) / edge
-    return tuple(n if spacing >= finest else max(1, round(length / finest))
-                 for n, spacing, length in zip(shape, spacing_mm, lengths, strict=True))
+    return tuple(
+        n if spacing >= finest else max(1, round(length / finest))
+        for n, spacing, length in zip(shape, spacing_mm, lengths, strict=True)
+    )
 
 
 def affine_of(case: ShownCase, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """(4, 4) of a grid of `shape` voxels over the part `box` of the case. Where nobody knows how the patient lies, y runs
-    down the axial slice, as in the pictures."""
+    """(4, 4) of a grid of `shape` voxels over the part `box` of the case.
+
+    Where nobody knows how the patient lies, y runs down the axial slice, as in the pictures.
+    """
     moved = case.affine.copy()
     moved[:3, 3] += case.affine[:3, :3] @ [part.start for part in box]
     affine = resampled_affine(moved, [part.stop - part.start for part in box], shape)
@@ -71,7 +98,9 @@ def affine_of(case: ShownCase, box: tuple[slice, ...], shape: tuple[int, ...]) -
 
 
 def encode(values: np.ndarray, affine: np.ndarray) -> str:
-    """(X, Y, Z), rounded and clipped to 0 .. 255, as gzipped NIfTI in base64; the same voxels give the same text."""
+    """(X, Y, Z), rounded and clipped to 0 .. 255, as gzipped NIfTI in base64; the same voxels give
+    the same text.
+    """
     image = Nifti1Image(np.clip(np.rint(values), 0, 255).astype(np.uint8), affine)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")

@@ -22,18 +22,26 @@ from dkuxnet.serve.uploads import receive_body
 from dkuxnet.serve.view import VIEWS, view_path
 
 STATIC = Path(str(resources.files("dkuxnet.serve"))) / "static"
-NIIVUE = Path(str(resources.files("dkuxnet"))) / "vendor" / "niivue.umd.js"
+NIIVUE = Path(str(resources.files("dkuxnet.report"))) / "vendor" / "niivue.umd.js"
 JOB = "/jobs/{token}"
 
 
-def create_app(model: Model, folder: Path, bound: str, limits: Limits, keep: Path | None = None) -> FastAPI:
-    """The server of one model. folder: private, for what is in work; bound: the address that it listens on."""
-    app = FastAPI(title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None)  # their pages load from outside
+def create_app(
+    model: Model, folder: Path, bound: str, limits: Limits, keep: Path | None = None
+) -> FastAPI:
+    """The server of one model. folder: private, for what is in work; bound: the address that it
+    listens on.
+    """
+    app = FastAPI(
+        title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None
+    )  # their pages load from outside
     jobs = app.state.jobs = Jobs(folder, limits, Work(model.segmenter, limits.voxels, keep))
     _add_page(app, model, limits, keep)
     _add_jobs(app, jobs, limits)
     app.include_router(monai_label.router(model, jobs, folder, limits))
-    app.add_exception_handler(Refused, lambda _, refused: JSONResponse({"detail": str(refused)}, refused.status))
+    app.add_exception_handler(
+        Refused, lambda _, refused: JSONResponse({"detail": str(refused)}, refused.status)
+    )
     app.add_exception_handler(ClientDisconnect, lambda _, gone: Response(status_code=400))
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Guard, bound=bound, limits=limits)
@@ -47,7 +55,9 @@ def _add_page(app: FastAPI, model: Model, limits: Limits, keep: Path | None) -> 
 
     @app.get("/niivue.js")
     def niivue() -> FileResponse:
-        return FileResponse(NIIVUE, media_type="text/javascript", headers={"Cache-Control": "max-age=3600"})
+        return FileResponse(
+            NIIVUE, media_type="text/javascript", headers={"Cache-Control": "max-age=3600"}
+        )
 
     @app.get("/about")
     def about() -> dict[str, Any]:
@@ -94,7 +104,11 @@ def _add_jobs(app: FastAPI, jobs: Jobs, limits: Limits) -> None:
     @app.get(JOB + "/label")
     def label(token: str) -> FileResponse:
         job = finished(token)
-        return FileResponse(job.label, media_type="application/octet-stream", filename=label_name(job.name, job.ending))
+        return FileResponse(
+            job.label,
+            media_type="application/octet-stream",
+            filename=label_name(job.name, job.ending),
+        )
 
     @app.get(JOB + "/view/{name}.nii.gz")
     def view(token: str, name: str) -> FileResponse:
@@ -106,9 +120,18 @@ def _add_jobs(app: FastAPI, jobs: Jobs, limits: Limits) -> None:
 
 def status(jobs: Jobs, job: Job) -> dict[str, Any]:
     """A job as the page sees it."""
-    return {"id": job.id, "name": shown(job.name), "state": job.state, "stage": job.stage, "done": job.done,
-            "total": job.total, "ahead": jobs.ahead(job), "error": job.error, "result": job.result or None,
-            "download": label_name(job.name, job.ending)}
+    return {
+        "id": job.id,
+        "name": shown(job.name),
+        "state": job.state,
+        "stage": job.stage,
+        "done": job.done,
+        "total": job.total,
+        "ahead": jobs.ahead(job),
+        "error": job.error,
+        "result": job.result or None,
+        "download": label_name(job.name, job.ending),
+    }
 
 
 async def _plain_error(request: Request, error: HTTPException) -> JSONResponse:

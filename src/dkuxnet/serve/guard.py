@@ -1,4 +1,6 @@
-"""What every request passes before it reaches a handler: who asks, from where, and how much it sends."""
+"""What every request passes before it reaches a handler: who asks, from where, and how much it
+sends.
+"""
 
 import asyncio
 import ipaddress
@@ -14,8 +16,9 @@ from dkuxnet.serve.limits import Limits, Refused
 EVERYWHERE = ("", "0.0.0.0", "::")  # bound to every address of the machine
 FORM_BYTES = 2**20  # what a form may hold besides the scan
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-                               "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
+    "'self' data: blob:; "
+    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -42,7 +45,9 @@ class Guard:
         await self.app(scope, self._limited(receive), _with_headers(send))
 
     def _check(self, method: str, headers: Headers) -> None:
-        """Raises Refused for a name that is not ours (DNS rebinding), another site's page, and an upload too large."""
+        """Raises Refused for a name that is not ours (DNS rebinding), another site's page, and an
+        upload too large.
+        """
         if not host_is_ours(headers.get("host", ""), self.bound):
             raise Refused(403, "This server answers under its own address only.")
         if method not in ("GET", "HEAD") and from_another_site(headers):
@@ -58,7 +63,9 @@ class Guard:
         async def limited() -> Message:
             nonlocal count, whole
             try:
-                message = await asyncio.wait_for(receive(), None if whole else self.limits.silence_seconds)
+                message = await asyncio.wait_for(
+                    receive(), None if whole else self.limits.silence_seconds
+                )
             except TimeoutError:
                 raise Refused(408, "The upload stood still for too long.") from None
             count += len(message.get("body", b""))
@@ -71,8 +78,10 @@ class Guard:
 
 
 def host_is_ours(host: str, bound: str) -> bool:
-    """Whether a Host header names this machine: localhost, the bound address, and, where bound to all of them, any address in
-    numbers or the machine's own name. A page that points its own name at this machine cannot pass."""
+    """Whether a Host header names this machine: localhost, the bound address, and, where bound to
+    all of them, any address in numbers or the machine's own name. A page that points its own
+    name at this machine cannot pass.
+    """
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -88,7 +97,10 @@ def host_is_ours(host: str, bound: str) -> bool:
 
 
 def from_another_site(headers: Headers) -> bool:
-    """Whether a browser says that another site's page sent the request. Programs such as 3D Slicer say nothing."""
+    """Whether a browser says that another site's page sent the request.
+
+    Programs such as 3D Slicer say nothing.
+    """
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
 from dkuxnet.serve.limits import Limits
 from dkuxnet.serve.names import FILE, without_paths
 
@@ -27,9 +27,9 @@ class Cancelled(Exception):
 class Job:
     """One scan. name: as its sender calls it. folder: its own; `scan` is the file in it.
 
-    state: receiving -> waiting -> working -> done or failed. stage: what is being done to it now, with windows `done` of
-    `total` where the network works. ending: the label map's format. as_indices: its values are 1, 2, ... in the order of
-    the classes instead of the training data's.
+    state: receiving -> waiting -> working -> done or failed. stage: what is being done to it now,
+    with windows `done` of `total` where the network works. ending: the label map's format.
+    as_indices: its values are 1, 2, ... in the order of the classes instead of the training data's.
     """
 
     id: str
@@ -74,9 +74,14 @@ class Jobs:
         self._thread.start()
 
     @contextmanager
-    def receiving(self, name: str, suffix: str, ending: str, as_indices: bool = False) -> Iterator[Job]:
-        """A job whose scan is received in the block. It goes to the end of the queue where that succeeds, and leaves nothing
-        where it does not. Raises Refused where there is no place."""
+    def receiving(
+        self, name: str, suffix: str, ending: str, as_indices: bool = False
+    ) -> Iterator[Job]:
+        """A job whose scan is received in the block.
+
+        It goes to the end of the queue where that succeeds, and leaves nothing where it does not.
+        Raises Refused where there is no place.
+        """
         job = self.open(name, suffix, ending, as_indices)
         try:
             yield job
@@ -91,7 +96,9 @@ class Jobs:
             if sum(job.state in UNFINISHED for job in self._jobs.values()) >= self.limits.waiting:
                 raise self.limits.full()
             token = secrets.token_urlsafe(16)
-            job = self._jobs[token] = Job(token, name, suffix, ending, as_indices, self.folder / token)
+            job = self._jobs[token] = Job(
+                token, name, suffix, ending, as_indices, self.folder / token
+            )
             job.folder.mkdir(mode=0o700)
             return job
 
@@ -117,7 +124,10 @@ class Jobs:
             return before
 
     def remove(self, job: Job) -> None:
-        """Forget a job and its files. One that is being worked on stops at its next window, and its files go then."""
+        """Forget a job and its files.
+
+        One that is being worked on stops at its next window, and its files go then.
+        """
         with self._changed:
             self._jobs.pop(job.id, None)
             job.unwanted.set()
@@ -146,8 +156,12 @@ class Jobs:
                 self._finish(job, "failed", without_paths(str(error), job.scan, job.name))
             except Exception as error:
                 log.exception("a scan failed")
-                self._finish(job, "failed", f"The program failed on this scan ({type(error).__name__}); "
-                                            "the terminal in which it runs says more.")
+                self._finish(
+                    job,
+                    "failed",
+                    f"The program failed on this scan ({type(error).__name__}); "
+                    "the terminal in which it runs says more.",
+                )
 
     def _next(self) -> Job | None:
         """The job that has waited longest, as soon as there is one; None at the end."""
@@ -168,6 +182,6 @@ class Jobs:
             finished = [other for other in self._jobs.values() if other.state not in UNFINISHED]
         if not wanted:
             shutil.rmtree(job.folder, ignore_errors=True)
-        for old in finished[:-self.limits.kept]:
+        for old in finished[: -self.limits.kept]:
             self.remove(old)
         job.finished.set()

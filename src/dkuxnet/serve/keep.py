@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.errors import UserError
+from dkuxnet.core.errors import UserError
 from dkuxnet.serve.jobs import Job
 from dkuxnet.serve.names import shown
 
@@ -23,9 +23,11 @@ def check_keep(folder: Path) -> None:
 
 
 def keep_result(folder: Path, job: Job, results: dict[str, Any]) -> None:
-    """Copy scan, label map and figures into FOLDER/TIME_TOKEN, which appears only when it is whole.
+    """Copy scan, label map and figures into FOLDER/TIME_TOKEN, which appears only when it is
+    whole.
 
-    The sender's name for the scan stands in result.json and names no file. Raises UserError where the disk is full.
+    The sender's name for the scan stands in result.json and names no file. Raises UserError where
+    the disk is full.
     """
     whole = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{job.id[:8]}"
     part = folder / f".{job.id}"

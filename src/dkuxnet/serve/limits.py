@@ -13,9 +13,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_bytes: of one scan's file. voxels: of one scan, all channels together, and of the grid that the network sees.
-    waiting: scans that are received, queued or worked on, together. kept: finished ones whose results can be fetched.
-    silence_seconds: how long an upload may stand still."""
+    """upload_bytes: of one scan's file. voxels: of one scan, all channels together, and of the
+    grid that the network sees. waiting: scans that are received, queued or worked on, together.
+    kept: finished ones whose results can be fetched. silence_seconds: how long an upload may
+    stand still.
+    """
 
     upload_bytes: int = 1024 * 2**20
     voxels: int = 300_000_000
@@ -24,7 +26,15 @@ class Limits:
     silence_seconds: float = 60.0
 
     def too_large(self) -> Refused:
-        return Refused(413, f"The file is larger than {self.upload_bytes / 2**20:.0f} MB, the most that this server takes.")
+        return Refused(
+            413,
+            f"The file is larger than {self.upload_bytes / 2**20:.0f} MB, the most that this "
+            "server takes.",
+        )
 
     def full(self) -> Refused:
-        return Refused(503, f"{self.waiting} scans are being worked on already. Try again when one of them is done.")
+        return Refused(
+            503,
+            f"{self.waiting} scans are being worked on already. Try again when one of them is "
+            "done.",
+        )

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dkuxnet.segment import Segmenter
+from dkuxnet.prediction.segment import Segmenter
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""The part of MONAI Label's REST protocol that 3D Slicer's plugin uses to segment the scan that it shows.
+"""The part of MONAI Label's REST protocol that 3D Slicer's plugin uses to segment the scan that it
+shows.
 
-A conversation: GET /info/ (models and labels), PUT /session/ (the scan), GET /session/ID (still there?), POST
-/infer/MODEL?session_id=ID (a form with `params`; the answer is a form with `params` and the label map's file). The plugin
-asks GET /train/ too and takes anything but 200 for "no training is running"; there is none here. Source: MONAI Label's
-`monailabel/endpoints` and its plugin `plugins/slicer`, Apache 2.0.
+A conversation: GET /info/ (models and labels), PUT /session/ (the scan), GET /session/ID (still
+there?), POST /infer/MODEL?session_id=ID (a form with `params`; the answer is a form with `params`
+and the label map's file). The plugin asks GET /train/ too and takes anything but 200 for "no
+training is running"; there is none here. Source: MONAI Label's `monailabel/endpoints` and its
+plugin `plugins/slicer`, Apache 2.0.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import FormData
 
-from dkuxnet.documents import parse_json
+from dkuxnet.core.documents import parse_json
 from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.model import Model
@@ -65,7 +67,9 @@ class Sessions:
             if not (upload := file_of(form, "files")):
                 raise Refused(400, "Expected a scan in the field `files` of the form.")
             name = upload.filename or ""
-            session = Session(token := secrets.token_urlsafe(16), name, scan_suffix(name), self.folder / token)
+            session = Session(
+                token := secrets.token_urlsafe(16), name, scan_suffix(name), self.folder / token
+            )
             session.folder.mkdir(mode=0o700)
             try:
                 await store(upload, session.scan, self.limits)
@@ -79,7 +83,11 @@ class Sessions:
 
     def get(self, token: str) -> Session:
         if token not in self._sessions:
-            raise Refused(404, "Session not found: it is over, or the server was started anew. Send the scan again.")
+            raise Refused(
+                404,
+                "Session not found: it is over, or the server was started anew. Send the scan "
+                "again.",
+            )
         self._sessions.move_to_end(token)
         return self._sessions[token]
 
@@ -117,13 +125,19 @@ def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
         return sessions.remove(token).described()
 
     @routes.post("/infer/{name}")
-    async def infer(request: Request, name: str, image: str = "", session_id: str = "", output: str = "all") -> Response:
+    async def infer(
+        request: Request, name: str, image: str = "", session_id: str = "", output: str = "all"
+    ) -> Response:
         if name != model.name:
-            raise Refused(404, f"There is no model “{shown(name)}” here; this server has “{model.name}”.")
+            raise Refused(
+                404, f"There is no model “{shown(name)}” here; this server has “{model.name}”."
+            )
         if output not in ("all", "image", "json"):
             raise Refused(400, "Expected output=all, image or json.")
         async with received_form(request) as form:
-            job = await _job_of(form, sessions.get(session_id) if session_id else None, jobs, limits)
+            job = await _job_of(
+                form, sessions.get(session_id) if session_id else None, jobs, limits
+            )
         try:
             await _wait(request, job)
             return answer(job, output)
@@ -134,8 +148,10 @@ def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What the plugin shows of the server: models by name, and the labels that become segments. `labels` counts 1, 2, ..., as
-    the label maps of `infer` do: the plugin takes the n-th name for the value n."""
+    """What the plugin shows of the server: models by name, and the labels that become segments.
+    `labels` counts 1, 2, ..., as the label maps of `infer` do: the plugin takes the n-th name
+    for the value n.
+    """
     labels = {name: index for index, name in enumerate(model.classes, 1)}
     text = f"dkuxnet: {', '.join(model.classes)} in {', '.join(model.segmenter.channels)}"
     return {
@@ -143,18 +159,36 @@ def described(model: Model) -> dict[str, Any]:
         "description": text,
         "version": version("dkuxnet"),
         "labels": labels,
-        "models": {model.name: {"type": "segmentation", "labels": labels, "dimension": 3, "description": text, "config": {}}},
-        "trainers": {}, "strategies": {}, "scoring": {}, "train_stats": {},
+        "models": {
+            model.name: {
+                "type": "segmentation",
+                "labels": labels,
+                "dimension": 3,
+                "description": text,
+                "config": {},
+            }
+        },
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
         "datastore": {"total": 0, "completed": 0},
     }
 
 
 async def _job_of(form: FormData, session: Session | None, jobs: Jobs, limits: Limits) -> Job:
-    """A job for the scan of a session, or for the one in the form's field `file`. Raises Refused where there is neither."""
+    """A job for the scan of a session, or for the one in the form's field `file`.
+
+    Raises Refused where there is neither.
+    """
     upload = file_of(form, "file")
     if not (session or upload):
-        raise Refused(404, "This server keeps no images of its own: send the scan in a session (PUT /session/), or in the "
-                           "field `file`.")
+        raise Refused(
+            404,
+            "This server keeps no images of its own: send the scan in a session (PUT /session/), "
+            "or in the "
+            "field `file`.",
+        )
     name = session.name if session else upload.filename or ""
     suffix = scan_suffix(name)
     with jobs.receiving(name, suffix, _ending(form, suffix), as_indices=True) as job:
@@ -183,23 +217,40 @@ async def _wait(request: Request, job: Job) -> None:
 
 
 def answer(job: Job, output: str) -> Response:
-    """The label map, its figures, or a form of both. Its length is stated: the plugin cannot read a body in chunks."""
+    """The label map, its figures, or a form of both.
+
+    Its length is stated: the plugin cannot read a body in chunks.
+    """
     if job.state != "done":
         raise Refused(500, job.error or "Cancelled.")
-    params = {"label_names": {c["name"]: c["index"] for c in job.result["classes"]},
-              "volumes_ml": {c["name"]: c["volume_ml"] for c in job.result["classes"]},
-              "warnings": job.result["warnings"], "seconds": job.result["seconds"]}
+    params = {
+        "label_names": {c["name"]: c["index"] for c in job.result["classes"]},
+        "volumes_ml": {c["name"]: c["volume_ml"] for c in job.result["classes"]},
+        "warnings": job.result["warnings"],
+        "seconds": job.result["seconds"],
+    }
     if output == "json":
         return JSONResponse(params)
     image, name = job.label.read_bytes(), f"{job.id}{job.ending}"
     if output == "image":
-        return Response(image, media_type="application/octet-stream",
-                        headers={"Content-Disposition": f'attachment; filename="{name}"'})
+        return Response(
+            image,
+            media_type="application/octet-stream",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
     limit = secrets.token_hex(16)
     parts = (
         (b'name="params"\r\nContent-Type: application/json', json.dumps(params).encode()),
-        (f'name="image"; filename="{name}"\r\nContent-Type: application/octet-stream'.encode(), image),
+        (
+            f'name="image"; filename="{name}"\r\nContent-Type: application/octet-stream'.encode(),
+            image,
+        ),
     )
-    body = b"".join(b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (limit.encode(), head, content)
-                    for head, content in parts)
-    return Response(body + f"--{limit}--\r\n".encode(), media_type=f"multipart/form-data; boundary={limit}")
+    body = b"".join(
+        b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
+        % (limit.encode(), head, content)
+        for head, content in parts
+    )
+    return Response(
+        body + f"--{limit}--\r\n".encode(), media_type=f"multipart/form-data; boundary={limit}"
+    )

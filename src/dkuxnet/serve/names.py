@@ -1,9 +1,11 @@
-"""Names from outside: what they say of a format, how they are shown, and how paths stay out of messages."""
+"""Names from outside: what they say of a format, how they are shown, and how paths stay out of
+messages.
+"""
 
 import re
 from pathlib import Path
 
-from dkuxnet.formats import FORMATS
+from dkuxnet.data.formats import FORMATS
 from dkuxnet.serve.limits import Refused
 
 PACKED = (".zip", ".dcm")  # DICOM: a zip of a series, or one file
@@ -16,12 +18,19 @@ def scan_suffix(name: str) -> str:
     """The ending that a file of this name is stored with. Raises Refused where no format has it."""
     fits = [known for known in ACCEPTED if name.lower().endswith(known)]
     if not fits:
-        raise Refused(415, f"“{shown(name)}” does not end with {', '.join(ACCEPTED)}. Export the scan as one of these.")
+        raise Refused(
+            415,
+            f"“{shown(name)}” does not end with {', '.join(ACCEPTED)}. Export the scan as one of "
+            "these.",
+        )
     return max(fits, key=len)
 
 
 def shown(name: str) -> str:
-    """A name as the page shows it: the last part of a path, printable, of moderate length. It never names a file."""
+    """A name as the page shows it: the last part of a path, printable, of moderate length.
+
+    It never names a file.
+    """
     last = re.split(r"[/\\]", name)[-1]
     return "".join(c for c in last if c.isprintable())[-120:].strip() or NO_NAME
 
@@ -40,7 +49,9 @@ def label_ending(suffix: str) -> str:
 
 
 def without_paths(message: str, stored: Path, name: str) -> str:
-    """An error's text on one line, with the user's name for the scan and no folder of this machine in it."""
+    """An error's text on one line, with the user's name for the scan and no folder of this machine
+    in it.
+    """
     text = " ".join(message.split()).replace(str(stored), shown(name))
     text = re.sub(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/", "", text)
     text = text.replace(stored.name, shown(name))

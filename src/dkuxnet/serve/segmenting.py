@@ -1,4 +1,6 @@
-"""What is done with a scan: checked, segmented, measured, and written for the download and for the page."""
+"""What is done with a scan: checked, segmented, measured, and written for the download and for the
+page.
+"""
 
 import math
 import time
@@ -8,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from dkuxnet import formats
+from dkuxnet.core.errors import UserError, data_warnings
+from dkuxnet.core.types import Case, Volume
+from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.values import check_modality
-from dkuxnet.errors import UserError, data_warnings
-from dkuxnet.segment import Segmentation, Segmenter
+from dkuxnet.prediction.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_header, check_voxels
 from dkuxnet.serve.jobs import Job
 from dkuxnet.serve.keep import keep_result
 from dkuxnet.serve.names import without_paths
 from dkuxnet.serve.view import focus, write_views
-from dkuxnet.types import Case, Volume
 
 UNSURE = 0.5  # of an uncertainty in [0, 1]
 MUCH_UNSURE = 0.25  # of a class's voxels
@@ -28,14 +30,19 @@ COARSE = 2.0  # times the model's own spacing
 
 @dataclass(frozen=True)
 class Work:
-    """Segments one scan after another. max_voxels: see `Limits`. keep: folder for a copy of every scan and its result."""
+    """Segments one scan after another. max_voxels: see `Limits`. keep: folder for a copy of every
+    scan and its result.
+    """
 
     segmenter: Segmenter
     max_voxels: int
     keep: Path | None = None
 
     def __call__(self, job: Job) -> dict[str, Any]:
-        """Results as JSON; job.folder then holds the label map and the page's views. Raises UserError."""
+        """Results as JSON; job.folder then holds the label map and the page's views.
+
+        Raises UserError.
+        """
         started = time.monotonic()
         job.report("reading")
         check_header(job.scan, self.max_voxels)
@@ -44,17 +51,29 @@ class Work:
             scan = read_image(case, len(self.segmenter.channels))
             check_modality(f"case '{case.name}'", scan.modality, self.segmenter.channels)
         check_voxels(scan.array.size, self.max_voxels, "with all its channels")
-        check_voxels(math.prod(self.segmenter.network_shape(scan)), self.max_voxels, "at the spacing of the model")
+        check_voxels(
+            math.prod(self.segmenter.network_shape(scan)),
+            self.max_voxels,
+            "at the spacing of the model",
+        )
         job.report("segmenting")
-        result = self.segmenter(scan, uncertainty=True, progress=lambda done, total: job.report("segmenting", done, total))
+        result = self.segmenter(
+            scan,
+            uncertainty=True,
+            progress=lambda done, total: job.report("segmenting", done, total),
+        )
         job.report("writing")
         told = [without_paths(text, job.scan, job.name) for text in told]
-        results = self._results(job, scan, result, told) | {"seconds": round(time.monotonic() - started, 1)}
+        results = self._results(job, scan, result, told) | {
+            "seconds": round(time.monotonic() - started, 1)
+        }
         if self.keep:
             keep_result(self.keep, job, results)
         return results
 
-    def _results(self, job: Job, scan: Volume, result: Segmentation, told: list[str]) -> dict[str, Any]:
+    def _results(
+        self, job: Job, scan: Volume, result: Segmentation, told: list[str]
+    ) -> dict[str, Any]:
         """told: warnings that reading the scan gave."""
         values = list(self.segmenter.labels.values())
         indices = np.zeros(scan.shape, np.uint8)
@@ -69,9 +88,11 @@ class Work:
             "step": list(step),
             "focus": focus(indices, step),
             "classes": measured(list(self.segmenter.labels), indices, scan),
-            "warnings": [*(f"{text[0].upper()}{text[1:]}." for text in told),
-                         *scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
-                         *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array)],
+            "warnings": [
+                *(f"{text[0].upper()}{text[1:]}." for text in told),
+                *scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
+                *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array),
+            ],
         }
 
 
@@ -79,7 +100,9 @@ def only_case(path: Path) -> Case:
     """The one scan of a file. Raises UserError where it holds several."""
     cases = find_cases([path])
     if len(cases) != 1:
-        raise UserError(f"{path}: expected one scan, but it holds {len(cases)}; send them one by one")
+        raise UserError(
+            f"{path}: expected one scan, but it holds {len(cases)}; send them one by one"
+        )
     return cases[0]
 
 
@@ -87,19 +110,33 @@ def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[s
     """Voxels and volume in ml of each class but the background."""
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     counts = np.bincount(indices.ravel(), minlength=len(names))
-    return [{"name": name, "index": i, "voxels": int(counts[i]), "volume_ml": round(float(counts[i] * voxel_ml), 3)}
-            for i, name in enumerate(names) if i]
+    return [
+        {
+            "name": name,
+            "index": i,
+            "voxels": int(counts[i]),
+            "volume_ml": round(float(counts[i] * voxel_ml), 3),
+        }
+        for i, name in enumerate(names)
+        if i
+    ]
 
 
 def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> list[str]:
     """What about the scan itself makes the result doubtful, in plain words."""
     found = []
     if not formats.says_how_it_lies(path):
-        found.append("This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 mm was assumed. If "
-                     "that is wrong, so are the volumes, and the segmentation may be poor.")
+        found.append(
+            "This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 "
+            "mm was assumed. If "
+            "that is wrong, so are the volumes, and the segmentation may be poor."
+        )
     if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
-        found.append(f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser than the "
-                     f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result.")
+        found.append(
+            f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser "
+            "than the "
+            f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result."
+        )
     return found
 
 
@@ -116,8 +153,13 @@ def class_warnings(names: list[str], indices: np.ndarray, uncertainty: np.ndarra
             found.append(f"No {name} was found in this scan.")
             continue
         if any((face == i).any() for face in faces):
-            found.append(f"{name} reaches the edge of the scan: part of it may lie outside, and its volume be too small.")
+            found.append(
+                f"{name} reaches the edge of the scan: part of it may lie outside, and its volume "
+                "be too small."
+            )
         share = float((uncertainty[voxels] > UNSURE).mean())
         if share > MUCH_UNSURE:
-            found.append(f"The model is unsure about {share:.0%} of {name}. Look at the uncertainty layer.")
+            found.append(
+                f"The model is unsure about {share:.0%} of {name}. Look at the uncertainty layer."
+            )
     return found

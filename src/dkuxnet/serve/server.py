@@ -1,4 +1,6 @@
-"""The server from start to end: the port, the model, the private folder, and nothing of it left behind."""
+"""The server from start to end: the port, the model, the private folder, and nothing of it left
+behind.
+"""
 
 import contextlib
 import shutil
@@ -10,8 +12,8 @@ from pathlib import Path
 
 import uvicorn
 
-from dkuxnet.errors import UserError
-from dkuxnet.segment import Segmenter
+from dkuxnet.core.errors import UserError
+from dkuxnet.prediction.segment import Segmenter
 from dkuxnet.serve.app import create_app
 from dkuxnet.serve.keep import check_keep
 from dkuxnet.serve.limits import Limits
@@ -20,9 +22,17 @@ from dkuxnet.serve.model import Model
 GRACE_SECONDS = 2  # for answers on their way when the server is stopped
 
 
-def serve_run(run: Path, host: str, port: int, device: str, limits: Limits, keep: Path | None,
-              announce: Callable[[str], None]) -> None:
-    """Serve the model of `run` until Ctrl-C or SIGTERM. announce: told the address as soon as it answers.
+def serve_run(
+    run: Path,
+    host: str,
+    port: int,
+    device: str,
+    limits: Limits,
+    keep: Path | None,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve the model of `run` until Ctrl-C or SIGTERM. announce: told the address as soon as it
+    answers.
 
     Raises UserError where the run is none, or the address cannot be listened on.
     """
@@ -32,8 +42,15 @@ def serve_run(run: Path, host: str, port: int, device: str, limits: Limits, keep
         model = Model.of(run, Segmenter(run, device=device))
         with private_folder() as folder, stopped_by_signals():
             app = create_app(model, folder, host, limits, keep)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, server_header=False,
-                                                   timeout_graceful_shutdown=GRACE_SECONDS))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="error",
+                    access_log=False,
+                    server_header=False,
+                    timeout_graceful_shutdown=GRACE_SECONDS,
+                )
+            )
             announce(address(host, sock))
             try:
                 with contextlib.suppress(KeyboardInterrupt):
@@ -50,7 +67,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         sock = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from error
+        raise UserError(
+            f"cannot listen on {host} port {port}: {reason}; choose another --port or --host"
+        ) from error
     with sock:
         yield sock
 
@@ -62,7 +81,9 @@ def address(host: str, sock: socket.socket) -> str:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can open, for all that the process writes; it goes with the server."""
+    """A folder that only this user can open, for all that the process writes; it goes with the
+    server.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dkuxnet-serve-"))
     before, tempfile.tempdir = tempfile.tempdir, str(folder)  # forms and readers write there too
     try:
@@ -74,7 +95,10 @@ def private_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the process as Ctrl-C does, by an exception, so that it tidies up."""
+    """SIGTERM and a closed terminal end the process as Ctrl-C does, by an exception, so that it
+    tidies up.
+    """
+
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 

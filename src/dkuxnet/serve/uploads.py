@@ -13,8 +13,10 @@ from dkuxnet.serve.limits import Limits, Refused
 
 
 async def receive_body(request: Request, path: Path, limits: Limits) -> None:
-    """Write the body of a request to `path`. Raises Refused where it is too large; starlette's ClientDisconnect where it is
-    cut off."""
+    """Write the body of a request to `path`.
+
+    Raises Refused where it is too large; starlette's ClientDisconnect where it is cut off.
+    """
     count = 0
     with path.open("xb") as file:
         async for chunk in request.stream():
@@ -26,7 +28,10 @@ async def receive_body(request: Request, path: Path, limits: Limits) -> None:
 
 @asynccontextmanager
 async def received_form(request: Request) -> AsyncIterator[FormData]:
-    """The form of a request; its files lie on the disk until the block ends. Raises Refused where it is none."""
+    """The form of a request; its files lie on the disk until the block ends.
+
+    Raises Refused where it is none.
+    """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refused(415, "Expected a multipart form (multipart/form-data).")
     async with request.form(max_files=2, max_fields=50) as form:

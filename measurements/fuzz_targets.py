@@ -1,0 +1,566 @@
+"""What strangers' files reach: for each kind of file a few valid ones to start from, how to spoil
+them, and what reads them.
+
+`fuzz.py` runs these by the hundred thousand, guided by coverage; the tests run a few hundred of
+each.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+AFFINE = np.array([[0.8, 0.1, 0, 5], [-0.1, 0.8, 0, -7], [0, 0, 2, 3], [0, 0, 0, 1.0]])
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    5,
+    7,
+    16,
+    127,
+    128,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**32 - 1,
+    2**63 - 1,
+    -(2**63),
+]
+WORDS = [
+    *map(str, NUMBERS),
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "1e-300",
+    "10" * 40,
+    "true",
+    "null",
+    '""',
+    "[]",
+    "{}",
+    '"../../x"',
+]
+LEAVES = [
+    0,
+    -1,
+    1.5,
+    1e300,
+    2**40,
+    2**63,
+    10**30,
+    True,
+    None,
+    "",
+    "../../x",
+    "/etc/passwd",
+    "a\u0000b",
+    "x" * 300,
+    "\ud800",
+    "\x1b[2J",
+    [],
+    {},
+    [[]],
+    [0] * 50,
+    {"a": {}},
+    float("inf"),
+    float("nan"),
+]
+NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """seeds: makes valid files. read: takes the file's bytes and an empty folder. unpack, pack:
+    around what is worth spoiling. tree: the file is JSON.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[bytes, Path], Any]
+    unpack: Callable[[bytes], bytes] = bytes
+    pack: Callable[[bytes], bytes] = bytes
+    tree: bool = False
+
+
+def spoilt(target: Target, data: bytes, random: Random) -> bytes:
+    """`data` with one to four things in it changed."""
+    try:
+        data = target.unpack(data)
+    except Exception:  # what another spoilt before
+        return data
+    for _ in range(random.choice((1, 1, 2, 4))):
+        data = (_other_leaf if target.tree and random.random() < 0.7 else _other_bytes)(
+            data, random
+        )
+    return target.pack(data)
+
+
+def _other_bytes(data: bytes, random: Random) -> bytes:
+    head = min(len(data), 512)  # most of what a format says stands there
+    place = random.randrange(head if random.random() < 0.7 else len(data)) if data else 0
+    size = random.choice((1, 2, 4, 8))
+    way = random.randrange(6)
+    if way == 0:
+        return data[:place]
+    if way == 1:
+        return data[:place] + data[place + random.randrange(1, 64) :]
+    if way == 2:
+        return data[:place] + data[place : place + random.randrange(1, 64)] * 2 + data[place:]
+    if way == 3:
+        numbers = list(NUMBER.finditer(data[:4096]))
+        if numbers:
+            found = random.choice(numbers)
+            return data[: found.start()] + random.choice(WORDS).encode() + data[found.end() :]
+    if way == 4:
+        return data[:place] + random.randbytes(size) + data[place + size :]
+    value = random.choice(NUMBERS) % (1 << 8 * size)
+    return (
+        data[:place] + value.to_bytes(size, random.choice(("little", "big"))) + data[place + size :]
+    )
+
+
+def _other_leaf(data: bytes, random: Random) -> bytes:
+    """JSON with another value, or another key, somewhere in its tree."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    places: list[tuple[Any, Any]] = []
+    left = [tree]
+    while left:
+        node = left.pop()
+        pairs = (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list)
+            else ()
+        )
+        for key, value in pairs:
+            places.append((node, key))
+            left.append(value)
+    if places:
+        node, key = random.choice(places)
+        if isinstance(node, dict) and random.random() < 0.3:
+            value = node.pop(key)
+            if random.random() < 0.5:
+                node[random.choice([key + "x", "../x", "", "0", "\n"])] = value
+        else:
+            node[key] = random.choice(LEAVES)
+    return json.dumps(tree).encode()
+
+
+# --- scans ---
+
+
+def volume(kind: str = "image", channels: int = 0) -> Any:
+    from dkuxnet.core.types import Volume
+
+    random = np.random.default_rng(0)
+    shape = (channels, 4, 5, 3) if channels else (4, 5, 3)
+    label = random.integers(0, 3, shape, np.uint8)
+    return Volume(
+        random.normal(size=shape).astype(np.float32) if kind == "image" else label, AFFINE
+    )
+
+
+@cache
+def scans(suffix: str) -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    import h5py
+
+    from dkuxnet.data import formats
+
+    made = []
+    with TemporaryDirectory() as folder:
+        for index, each in enumerate(
+            [volume(), volume("label"), *([] if suffix == ".h5" else [volume(channels=2)])]
+        ):
+            path = Path(folder) / f"{index}{suffix}"
+            formats.write(each, path)
+            if suffix == ".h5" and index:
+                with h5py.File(path, "a") as file:  # the field's has both
+                    file["image"] = volume().array
+            made.append(path.read_bytes())
+    return made
+
+
+def reads(suffix: str) -> Callable[[bytes, Path], Any]:
+    def read(data: bytes, folder: Path) -> None:
+        from dkuxnet.data import formats
+
+        path = folder / f"x{suffix}"
+        path.write_bytes(data)
+        formats.read(path)
+        if suffix in formats.FORMATS:
+            formats.read(path, "label")
+
+    return read
+
+
+@cache
+def slices() -> list[bytes]:
+    """Three slices of a CT, as a scanner writes them."""
+    from pydicom import FileDataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    made = []
+    for index in range(3):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            f"1.2.3.{index + 1}",
+        )
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        scan = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        scan.SOPClassUID, scan.SOPInstanceUID, scan.Modality = (
+            CTImageStorage,
+            f"1.2.3.{index + 1}",
+            "CT",
+        )
+        scan.StudyInstanceUID, scan.SeriesInstanceUID, scan.FrameOfReferenceUID = (
+            "1.2.4",
+            "1.2.5",
+            "1.2.6",
+        )
+        scan.ImagePositionPatient, scan.ImageOrientationPatient = (
+            [0, 0, 2.0 * index],
+            [1, 0, 0, 0, 1, 0],
+        )
+        scan.PixelSpacing, scan.Rows, scan.Columns = [0.5, 0.5], 4, 5
+        scan.SamplesPerPixel, scan.PhotometricInterpretation, scan.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            0,
+        )
+        scan.BitsAllocated, scan.BitsStored, scan.HighBit = 16, 12, 11
+        scan.RescaleSlope, scan.RescaleIntercept = 1, -1024
+        scan.PixelData = np.arange(20, dtype=np.uint16).tobytes()
+        file = io.BytesIO()
+        scan.save_as(file, enforce_file_format=True)
+        made.append(file.getvalue())
+    return made
+
+
+def read_dicom(data: bytes, folder: Path) -> None:
+    """The spoilt slice beside two whole ones."""
+    from dkuxnet.data import formats
+
+    for index, each in enumerate([*slices()[:2], data]):
+        (folder / f"{index}.dcm").write_bytes(each)
+    formats.read(folder)
+
+
+def zipped(compress: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compress) as archive:
+        for index, each in enumerate(slices()):
+            archive.writestr(f"a/{index}.dcm", each)
+    return file.getvalue()
+
+
+# --- what describes data and runs ---
+
+PLAN = {
+    "spacing_mm": [1.0, 1.0, 2.0],
+    "normalisation": [{"kind": "ct", "low": -1e3, "high": 1e3, "mean": 0.0, "std": 1.0}],
+    "patch": [16, 16, 16],
+    "network": "dk-uxnet-tiny",
+}
+LABELS = {"background": 0, "organ": 1, "tumour": 2}
+PREPARED = {
+    "version": 1,
+    "source": "/x",
+    "layout": "nnunet",
+    "channels": ["CT"],
+    "labels": LABELS,
+    "plan": PLAN,
+    "notes": [],
+    "cases": [
+        {"name": "a", "labelled": True, "shape": [4, 5, 3]},
+        {"name": "b", "labelled": False, "shape": [4, 5, 3]},
+    ],
+    "fingerprint": {"cases": 2, "labelled": 1},
+}
+INFO = {
+    "name": "a",
+    "images": ["/x/a.nii.gz"],
+    "shape": [4, 5, 3],
+    "affine": AFFINE.tolist(),
+    "spacing_mm": [0.8, 0.8, 2.0],
+    "prepared_affine": AFFINE.tolist(),
+}
+SOURCE = {
+    "channel_names": {"0": "MRI"},
+    "labels": LABELS,
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+    "dataset": {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}},
+}
+DECATHLON = {
+    "modality": {"0": "MRI"},
+    "labels": {"0": "background", "1": "organ"},
+    "unlabeled": [{"image": "imagesTr/b.nii.gz"}],
+    "training": [{"image": "./imagesTr/a_0000.nii.gz", "label": "./labelsTr/a.nii.gz"}],
+}
+MANIFEST = {
+    "prepared": "/x",
+    "labels": LABELS,
+    "channels": ["CT"],
+    "cases": ["a", "b"],
+    "plan": PLAN,
+    "patch": [16, 16, 16],
+    "split": {"labelled": ["a"], "unlabelled": ["b"], "validation": [], "test": []},
+    "network": "dk-uxnet-tiny",
+    "network_shape": {
+        "in_channels": 1,
+        "classes": 3,
+        "groups": [{"name": "organ", "classes": [0, 1, 2], "queries": 8}],
+    },
+    "method": "dual-mutual",
+    "parameters": 10,
+    "machine": {},
+    "train_seconds": 1.0,
+    "steps_done": 3,
+    "fingerprint": PREPARED["fingerprint"],
+}
+SETTINGS = {
+    "train": {"steps": 8, "lr": 0.01, "patch": [16, 16, 16]},
+    "method": {"name": "mean-teacher", "decay": 0.9},
+    "network": {"name": "dk-uxnet-tiny", "depths": [1, 1, 1, 1]},
+    "data": {"labelled": 1},
+    "augment": {"flip": "xy"},
+}
+TOML = (
+    b"[train]\nsteps = 8\nlr = 1e-2\npatch = [16, 16, 16]\n[method]\nname = 'mean-teacher'\ndecay "
+    b"= 0.9\n"
+    b"[network]\nname = 'dk-uxnet-tiny'\ngroups = [{name = 'x', classes = ['a'], queries = "
+    b"3}]\n[augment]\nflip = 'xy'\n"
+)
+GRID = (
+    b"prepared = 'p'\noutput = 'o'\nlabelled = [2, 4]\nseeds = [0, 1]\nnetworks = "
+    b"['dk-uxnet-tiny', 'vnet']\n"
+    b"[settings]\ntrain.steps = 8\ndata.test_cases = "
+    b"2\n[methods.supervised]\n[methods.paper]\nmethod = 'dual-mutual'\n"
+)
+
+
+def as_json(*trees: Any) -> Callable[[], list[bytes]]:
+    return lambda: [json.dumps(tree).encode() for tree in trees]
+
+
+def write_prepared(folder: Path, meta: bytes, info: bytes, image: bytes) -> None:
+    (folder / "cases").mkdir()
+    (folder / "dataset.json").write_bytes(meta)
+    (folder / "cases" / "a.json").write_bytes(info)
+    for name in "ab":
+        (folder / "cases" / f"{name}.image.b2nd").write_bytes(image)
+
+
+@cache
+def arrays() -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    from dkuxnet.data.prepared_set import write_array
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.b2nd"
+        write_array(path, np.random.default_rng(0).normal(size=(1, 4, 5, 3)).astype(np.float32))
+        made = [path.read_bytes()]
+        write_array(path, np.zeros((1, 4, 5, 3), np.float32))
+        return [*made, path.read_bytes()]
+
+
+def read_array(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.prepared_set import PreparedSet
+
+    write_prepared(folder, *as_json(PREPARED, INFO)(), data)
+    PreparedSet(folder).array("a", "image")
+    PreparedSet(folder).crop("a", "image", (1, 1, 1), (2, 2, 2))
+
+
+def read_prepared(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.prepared_set import PreparedSet
+
+    write_prepared(folder, data, *as_json(INFO)(), arrays()[0])
+    prepared = PreparedSet(folder)
+    for name in prepared.names:
+        prepared.array(name, "image"), prepared.crop(name, "image", (0, 0, 0), (2, 2, 2))
+
+
+def read_info(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.prepared_set import PreparedSet
+
+    write_prepared(folder, *as_json(PREPARED)(), data, arrays()[0])
+    PreparedSet(folder).info("a")
+
+
+def read_source(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.layouts import find_source
+
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTr/b.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "dataset.json").write_bytes(data)
+    find_source(folder)
+
+
+def read_split(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.splits import make_split
+
+    path = folder / "split.json"
+    path.write_bytes(data)
+    make_split(["a", "b", "c", "d"], ["a", "b", "c"], file=path)
+
+
+def read_settings(data: bytes, folder: Path) -> None:
+    from dkuxnet.core.config import load_settings
+
+    path = folder / "settings.toml"
+    path.write_bytes(data)
+    load_settings("default", path)
+
+
+def read_override(data: bytes, folder: Path) -> None:
+    from dkuxnet.core.config import load_settings, parse_override
+
+    load_settings("default", None, dict([parse_override(data.decode("utf-8", "replace"))]))
+
+
+def read_benchmark(data: bytes, folder: Path) -> None:
+    from dkuxnet.benchmark.grid import read_grid, wanted_runs
+
+    path = folder / "grid.toml"
+    path.write_bytes(data)
+    wanted_runs(read_grid(path), "dk-uxnet-tiny")
+
+
+def read_run(data: bytes, folder: Path) -> None:
+    """manifest.json and settings.json of a run: the spoilt one is both."""
+    from dkuxnet.core.config import validate
+    from dkuxnet.core.errors import UserError
+    from dkuxnet.runs.folder import RunFolder, described_network
+
+    for name in ("manifest.json", "settings.json"):
+        (folder / name).write_bytes(data)
+    run = RunFolder.open(folder)
+    with contextlib.suppress(UserError):
+        validate(run.settings)
+    described_network(run.manifest, folder)
+
+
+def read_metrics(data: bytes, folder: Path) -> None:
+    from dkuxnet.runs.folder import RunFolder
+
+    (folder / "metrics.jsonl").write_bytes(data)
+    RunFolder(folder).metrics()
+
+
+@cache
+def toy() -> Any:
+    import torch
+    from torch import nn
+
+    from dkuxnet.core.config import TrainSettings
+    from dkuxnet.machine.devices import to_device
+    from dkuxnet.training.loop import make_state
+
+    state = make_state(
+        to_device(nn.Sequential(nn.Conv3d(2, 3, 3), nn.Conv3d(3, 2, 1)), torch.device("cpu")),
+        TrainSettings(),
+    )
+    for parameter in state.method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimiser.step()
+    return state
+
+
+@cache
+def checkpoints() -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    from dkuxnet.runs import checkpoints
+
+    with TemporaryDirectory() as folder:
+        return [checkpoints.save(Path(folder), toy().to_checkpoint()).read_bytes()]
+
+
+def read_checkpoint(data: bytes, folder: Path) -> None:
+    from dkuxnet.runs import checkpoints
+
+    path = folder / "x"
+    path.write_bytes(data)
+    state = checkpoints.read(
+        path.rename(folder / f"{1:08d}-{checkpoints.checksum(path)}.safetensors")
+    )
+    toy().restore(state)
+    toy().optimiser.step()
+
+
+def read_weights(data: bytes, folder: Path) -> None:
+    from dkuxnet.runs.folder import RunFolder
+
+    (folder / "final.safetensors").write_bytes(data)
+    RunFolder(folder).load_weights("final")
+
+
+TARGETS = {
+    "nifti": Target(lambda: scans(".nii"), reads(".nii")),
+    "nifti-gz": Target(
+        lambda: scans(".nii.gz"),
+        reads(".nii.gz"),
+        gzip.decompress,
+        lambda data: gzip.compress(data, 1, mtime=0),
+    ),
+    "nrrd": Target(lambda: scans(".nrrd"), reads(".nrrd")),
+    "mha": Target(lambda: scans(".mha"), reads(".mha")),
+    "h5": Target(lambda: scans(".h5"), reads(".h5")),
+    "dicom": Target(lambda: slices()[2:], read_dicom),
+    "dicom-zip": Target(
+        lambda: [zipped(zipfile.ZIP_STORED), zipped(zipfile.ZIP_DEFLATED)], reads(".zip")
+    ),
+    "b2nd": Target(arrays, read_array),
+    "prepared": Target(as_json(PREPARED), read_prepared, tree=True),
+    "prepared-case": Target(as_json(INFO), read_info, tree=True),
+    "source": Target(as_json(SOURCE, DECATHLON), read_source, tree=True),
+    "split": Target(
+        as_json({"train": ["a", "b"], "test": ["c"]}, {"labelled": ["a"], "unlabelled": ["d"]}),
+        read_split,
+        tree=True,
+    ),
+    "settings": Target(lambda: [TOML], read_settings),
+    "set": Target(
+        lambda: [
+            b"train.lr=0.01",
+            b"network.groups=[{name='x', classes=['a'], queries=2}]",
+            b"method.name=bcp",
+        ],
+        read_override,
+    ),
+    "grid": Target(lambda: [GRID], read_benchmark),
+    "run": Target(as_json(MANIFEST, SETTINGS), read_run, tree=True),
+    "metrics": Target(
+        lambda: [b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'], read_metrics
+    ),
+    "checkpoint": Target(checkpoints, read_checkpoint),
+    "weights": Target(checkpoints, read_weights),
+}

@@ -1,0 +1,130 @@
+"""The tables of docs/results.md from figures that were kept, without a training.
+
+    python measurements/tables.py docs/measured/la_mini_16.csv --labelled 16 --reference dual-mutual
+
+A file is what `dkuxnet benchmark` writes as cases.csv, of one network; several are joined, as where
+the seeds of a grid were made on different days. Prints each arm's mean and standard deviation over
+seeds, its gain in Dice over `supervised` with its interval over cases and seeds, and the p of
+Wilcoxon's test against the reference with Holm's correction. An arm of other seeds than
+`supervised` has no gain, one of other seeds than the reference no p.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from dkuxnet.benchmark.grid import BOUND
+from dkuxnet.benchmark.significance import against_reference, gain, spread
+from dkuxnet.benchmark.text import DIGITS, NOTHING, show_gain, show_p, show_spread
+
+HEADINGS = (
+    "arm",
+    "Dice",
+    "by seed",
+    "Jaccard",
+    "95HD (mm)",
+    "ASD (mm)",
+    "gain in Dice",
+    "p (Holm)",
+)
+Runs = dict[str, dict[int, dict[str, np.ndarray]]]  # arm -> seed -> metric -> (cases,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--labelled", required=True)
+    parser.add_argument("--reference", default=BOUND)
+    chosen = parser.parse_args()
+    try:
+        lines = table(read(chosen.files), chosen.labelled, chosen.reference)
+    except KeyError as error:
+        parser.error(f"a file has no column {error}: it is no cases.csv of dkuxnet benchmark")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print("\n".join(lines))
+
+
+def read(files: Iterable[Path]) -> dict[str, Runs]:
+    """By labelled count, "all" among them.
+
+    Raises ValueError for several networks, a run that stands twice or lacks a case.
+    """
+    networks: set[str] = set()
+    rows: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as content:
+            for row in csv.DictReader(content):
+                networks.add(row["network"])
+                run = rows.setdefault((row["labelled"], row["arm"], int(row["seed"])), {})
+                if row["case"] in run:
+                    raise ValueError(
+                        f"{file}: {row['arm']} with {row['labelled']} labelled, seed "
+                        f"{row['seed']}, stands twice"
+                    )
+                run[row["case"]] = [float(row[metric]) for metric in DIGITS]
+    if len(networks) > 1:
+        raise ValueError(
+            f"these runs are of several networks, {' and '.join(sorted(networks))}: give those of "
+            "one"
+        )
+    cases = sorted({case for run in rows.values() for case in run})
+    found: dict[str, Runs] = {}
+    for (labelled, arm, seed), run in rows.items():
+        if len(run) < len(cases):
+            raise ValueError(
+                f"{arm} with {labelled} labelled, seed {seed}, has {len(run)} of {len(cases)} cases"
+            )
+        columns = np.array([run[case] for case in cases]).T
+        found.setdefault(labelled, {}).setdefault(arm, {})[seed] = dict(
+            zip(DIGITS, columns, strict=True)
+        )
+    return found
+
+
+def table(found: dict[str, Runs], labelled: str, reference: str) -> list[str]:
+    """Its lines: `supervised`, the other arms by their Dice, `supervised` with all labels.
+
+    Raises ValueError for what is not there.
+    """
+    arms = found.get(labelled, {})
+    for name in (BOUND, reference):
+        if name not in arms:
+            raise ValueError(
+                f"no run of {name} with {labelled} labelled; there are: {', '.join(arms) or 'none'}"
+            )
+    dice = {arm: {seed: run["dice"] for seed, run in runs.items()} for arm, runs in arms.items()}
+    tests = against_reference(
+        {arm: runs for arm, runs in dice.items() if runs.keys() == dice[reference].keys()},
+        reference,
+    )
+    ranked = sorted(arms, key=lambda arm: (arm != BOUND, -np.mean([*dice[arm].values()])))
+    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    for arm in ranked:
+        last = [NOTHING, show_p(tests[arm].p_holm) if arm in tests else NOTHING]
+        if arm != BOUND and arms[arm].keys() == arms[BOUND].keys():
+            last[0] = " ".join(show_gain(gain(dice[arm], dice[BOUND]))).strip()
+        lines.append(_row(arm, arms[arm], last))
+    if BOUND in found.get("all", {}) and labelled != "all":
+        lines.append(_row(f"{BOUND}, all labels", found["all"][BOUND], [NOTHING, NOTHING]))
+    return lines
+
+
+def _row(name: str, runs: dict[int, dict[str, np.ndarray]], last: list[str]) -> str:
+    figures = [
+        " ".join(show_spread(spread([run[metric].mean() for run in runs.values()]), digits)).strip()
+        for metric, digits in DIGITS.items()
+    ]
+    seeds = ", ".join(
+        f"{run['dice'].mean():.4f}".removeprefix("0") for _, run in sorted(runs.items())
+    )
+    return f"| {' | '.join([name, figures[0], seeds, *figures[1:], *last])} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""A benchmark: check everything, make the runs that are missing, and write after each what is
+known so far.
+
+OUTPUT/runs/ARM_NETWORK_nLABELLED_seedS   the runs, each a run folder like any other
+OUTPUT/benchmark.md, benchmark.json       the tables, rewritten after every run
+OUTPUT/cases.csv                          every test case of every finished run, rewritten with them
+OUTPUT/benchmark.html, figure.svg         the page, at the end
+OUTPUT/failed/RUN.txt                     the traceback of a run that failed for no reason that the program knows
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dkuxnet.benchmark.figures import Comparison, cases_csv, compare, read_finished
+from dkuxnet.benchmark.grid import Grid, WantedRun, read_grid, wanted_runs
+from dkuxnet.benchmark.page import write_page
+from dkuxnet.benchmark.text import write_text
+from dkuxnet.benchmark.trainings import Progress, make
+from dkuxnet.core.config import Settings, flatten
+from dkuxnet.core.errors import UserError
+from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.machine.files import atomically
+from dkuxnet.machine.lock import locked
+from dkuxnet.machine.processes import stopping_on_sigterm
+from dkuxnet.models.build import build_method
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.job import (
+    Job,
+    arrays_sha256,
+    data_identity,
+    new_job,
+    settings_of,
+    uses_unlabelled,
+    write_out_options,
+)
+from dkuxnet.training.loop import Interrupted
+
+# how a run is made and not what it is: no reason to refuse one that is there
+HOW = (
+    "data.workers",
+    "data.cache_gib",
+    "train.log_every",
+    "train.save_every",
+    "train.save_minutes",
+    "train.device",
+)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a benchmark. progress: during a run; ended: after each, with the error's line
+    ("" where none) and the comparison so far.
+    """
+
+    progress: Progress = lambda run, what, done, total, figures: None
+    ended: Callable[[WantedRun, str, Comparison], None] = lambda run, error, comparison: None
+
+
+def run_benchmark(
+    file: Path,
+    prepared: Path | None = None,
+    output: Path | None = None,
+    processes: int = 1,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Make every run that the grid in `file` asks for and that is not there yet, and write what
+    they say to `output`.
+
+    prepared, output: in place of the file's. processes: trainings at once; above 1 each has a
+    process and its share of the cores. Raises UserError, before anything is made, for whatever is
+    wrong with the grid or does not fit the data or the runs that are there; train.Interrupted after
+    Ctrl-C or SIGTERM: the same call goes on. A run that fails stops no other: its line is in the
+    comparison.
+    """
+    watch = watch or Watch()
+    grid = read_grid(file, prepared, output)
+    runs = check(grid)
+    folder = grid.output / "runs"
+    with locked(make_folder(grid.output), "benchmark"):
+        missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
+        failed: dict[str, str] = {}
+        read_finished(
+            folder, runs
+        )  # damaged figures of runs that are there are told now, not after a training
+        try:
+            with (
+                stopping_on_sigterm(),
+                closing(make([*missing.values()], grid, processes, watch.progress)) as made,
+            ):
+                for name, error in made:
+                    failed |= {name: error} if error else {}
+                    watch.ended(missing[name], error, write_tables(folder, grid, runs, failed))
+                comparison = write_tables(folder, grid, runs, failed)
+                write_page(comparison, grid.output)
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(
+                f"stopped; finished runs and the states of unfinished ones are in {folder}"
+            ) from None
+    return comparison
+
+
+def write_tables(
+    folder: Path, grid: Grid, runs: list[WantedRun], failed: dict[str, str]
+) -> Comparison:
+    """What is known so far, written to the grid's output."""
+    done = read_finished(folder, runs)
+    comparison = compare(grid, runs, done, failed)
+    write_text(comparison, grid.output)
+    cases = cases_csv(runs, done)
+    atomically(grid.output / "cases.csv", lambda part: part.write_text(cases, "utf-8"))
+    return comparison
+
+
+# --- before anything is made ---
+
+
+def check(grid: Grid) -> list[WantedRun]:
+    """The runs of the grid, after a look at all that could be wrong with them; nothing is written."""
+    plan = PreparedSet(grid.prepared).meta["plan"]
+    runs = wanted_runs(grid, plan["network"])
+    check_pool(
+        grid, new_job(grid.prepared, runs[0].settings)
+    )  # with all labels: the bound comes first
+    shapes = {}
+    for run in runs:
+        job = new_job(grid.prepared, run.settings)
+        check_existing(grid.output, run, job)
+        check_unlabelled(run, job)
+        if not is_finished(grid.output / "runs" / run.name):
+            shapes.setdefault((run.arm, run.network), (run.settings, job.shape))
+    for settings, shape in shapes.values():
+        build_method(settings, shape, plan)  # refuses what does not fit together
+    return runs
+
+
+def check_pool(grid: Grid, job: Job) -> None:
+    """job: a run with all labels of the pool.
+
+    Raises UserError for an empty test list and for more labels than there are.
+    """
+    split = job.split
+    if not split.test:
+        raise UserError(
+            "the test list is empty, so there is nothing to compare; set data.test_cases in "
+            "[settings], or "
+            "data.split to a file with a test list"
+        )
+    pool = (
+        len(split.labelled) + job.settings.data.validation_cases
+    )  # a validation list of the split's file is no part of it
+    for count in grid.labelled:
+        if count > pool:
+            raise UserError(
+                f"labelled holds {count}, but the training pool has {pool} labelled cases of "
+                f"{pool + len(split.unlabelled)}; ask for fewer, or add labels and prepare again"
+            )
+
+
+def check_unlabelled(run: WantedRun, job: Job) -> None:
+    """Raises UserError where a method that learns from unlabelled scans would see none, and so be
+    another one.
+    """
+    if uses_unlabelled(run.settings):
+        if not job.split.unlabelled:
+            raise UserError(
+                f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for "
+                f"{run.arm}; ask "
+                "for fewer"
+            )
+        if not run.settings.train.unlabelled_batch:
+            raise UserError(
+                f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; leave out "
+                "that "
+                "setting, or the arm"
+            )
+
+
+def check_existing(output: Path, run: WantedRun, job: Job) -> None:
+    """Raises UserError where a run of that name is there and is not the one that the grid asks
+    for.
+    """
+    folder = output / "runs" / run.name
+    if not folder.exists():
+        return
+    if not (folder / "settings.json").is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise UserError(
+                f"{folder} is there and is no run (no settings.json); move it away, or choose "
+                "another output"
+            )
+        return
+    there = dict(flatten(_written_out(settings_of(RunFolder(folder))).model_dump(mode="json")))
+    here = dict(flatten(job.settings.model_dump(mode="json")))
+    if (folder / "manifest.json").is_file():
+        manifest, split = RunFolder(folder).manifest, job.split.to_json()
+        there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(
+            manifest.get("split", {})
+        )
+        here |= data_identity(job.data) | flatten_split(split)
+        if "arrays_sha256" in manifest:  # it is not in older runs'
+            there["arrays_sha256"], here["arrays_sha256"] = (
+                manifest["arrays_sha256"],
+                arrays_sha256(job.data, job.split),
+            )
+    for key in here | there:
+        if key in (
+            "data.split",
+            *HOW,
+        ):  # of a split the lists themselves are compared, not their file
+            continue
+        if here.get(key) != there.get(key):
+            raise UserError(
+                f"{output} holds runs of another grid: {key} is {_brief(there.get(key))} there, "
+                f"{_brief(here.get(key))} here ({run.name}); choose another output"
+            )
+
+
+def _written_out(settings: Settings) -> Settings:
+    """With the defaults of options that are newer than the run; as they are where the run has some
+    that are no more.
+    """
+    try:
+        return write_out_options(settings)
+    except UserError:
+        return settings
+
+
+def flatten_split(split: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Keys as a message names them."""
+    return {f"the {key} list": names for key, names in split.items()}
+
+
+def _brief(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run has been trained and its test cases evaluated."""
+    return (folder / "manifest.json").is_file() and "test" in RunFolder(folder).manifest
+
+
+def make_folder(output: Path) -> Path:
+    """The benchmark's folder, there. Raises UserError where it cannot be made."""
+    try:
+        (output / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot write there: {error.strerror}; choose another output"
+        ) from error
+    return output

@@ -1,0 +1,137 @@
+"""The figure of a comparison: Dice over labelled counts, an arm a line; with a single count, an
+arm a row.
+"""
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dkuxnet.benchmark.figures import Comparison, Row, Table
+from dkuxnet.report.pictures import LINES, STYLE, WIDTH_IN, plain
+
+# colour and marker together keep a dozen arms apart, and the marker alone without colours
+MARKERS = "osD^vPXp<>hd"
+BOUND_COLOUR = "#5b6776"
+# share of the room between two counts over which the arms are spread, so that their dots lie side
+# by side
+SPREAD = 0.5
+
+
+@rc_context(STYLE)
+def draw_comparison(comparison: Comparison) -> Figure | None:
+    """None where no run is finished.
+
+    Dots are seeds, large marks their means; the dashed line is supervised with all labels.
+    """
+    by_network: dict[str, list[Table]] = {}
+    for table in comparison.tables:
+        by_network.setdefault(table.network, []).append(table)
+    if not any(row.metrics for table in comparison.tables for row in (*table.rows, table.bound)):
+        return None
+    single = len(comparison.labelled) == 1
+    arms = [row.arm for row in comparison.tables[0].rows]
+    height = 0.9 + 0.34 * len(arms) if single else max(3.6, 0.9 + 0.24 * len(arms))
+    figure = Figure(figsize=(WIDTH_IN, height * len(by_network)), layout="constrained")
+    panels = figure.subplots(len(by_network), 1, squeeze=False)[:, 0]
+    for axes, (network, tables) in zip(panels, by_network.items(), strict=True):
+        if single:
+            _draw_rows(axes, tables[0], arms)
+        else:
+            _draw_lines(axes, sorted(tables, key=lambda table: table.labelled), arms)
+        if len(by_network) > 1 or single:
+            axes.set_title(
+                network + (f", {tables[0].labelled} labelled" if single else ""),
+                loc="left",
+                fontsize=10,
+            )
+    return figure
+
+
+def _draw_lines(axes: Axes, tables: list[Table], arms: list[str]) -> None:
+    """tables: of one network, by labelled count."""
+    step = min(SPREAD / max(len(arms) - 1, 1), 0.06)
+    for number, arm in enumerate(arms):
+        shift = (number - (len(arms) - 1) / 2) * step
+        points = []
+        for place, table in enumerate(tables):
+            row = next(row for row in table.rows if row.arm == arm)
+            _dots(axes, row, number, place + shift)
+            if row.metrics:
+                points.append((place + shift, row.metrics["dice"][0]))
+        x, y = zip(*points, strict=True) if points else ((), ())
+        axes.plot(x, y, **_look(number), linewidth=1.3, markersize=7, label=plain(arm))
+    bound = tables[0].bound
+    if bound.metrics:
+        axes.axhline(
+            bound.metrics["dice"][0],
+            color=BOUND_COLOUR,
+            linestyle=(0, (5, 3)),
+            linewidth=1.4,
+            label=f"{plain(bound.arm)}, all labels",
+        )
+    axes.set(
+        xticks=range(len(tables)),
+        xticklabels=[str(table.labelled) for table in tables],
+        xlabel="labelled cases",
+        ylabel="Dice",
+        xlim=(-0.5, len(tables) - 0.5),
+    )
+    axes.grid(False, axis="x")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.6)
+
+
+def _draw_rows(axes: Axes, table: Table, arms: list[str]) -> None:
+    for place, row in enumerate(table.rows):
+        _dots(axes, row, place, place, across=False)
+        if row.metrics:
+            axes.plot(
+                row.metrics["dice"][0], place, **_look(place) | {"linestyle": ""}, markersize=9
+            )
+    if table.bound.metrics:
+        mean = table.bound.metrics["dice"][0]
+        axes.axvline(mean, color=BOUND_COLOUR, linestyle=(0, (5, 3)), linewidth=1.4)
+        axes.text(
+            mean,
+            -0.75,
+            f"{plain(table.bound.arm)}, all labels",
+            ha="center",
+            va="bottom",
+            color=BOUND_COLOUR,
+            fontsize=8,
+        )
+    axes.set(
+        yticks=range(len(arms)),
+        yticklabels=[plain(arm) for arm in arms],
+        ylim=(len(arms) - 0.4, -0.7),
+        xlabel="Dice",
+    )
+    axes.grid(False, axis="y")
+
+
+def _look(number: int) -> dict[str, object]:
+    again = number >= len(LINES)
+    return {
+        "color": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+        "linestyle": (0, (1.5, 1.2)) if again else "solid",
+        "zorder": 3,
+    }
+
+
+def _dots(axes: Axes, row: Row, number: int, place: float, across: bool = True) -> None:
+    """The seeds of an arm at `place` on the axis that is not Dice."""
+    dice, places = list(row.dice_by_seed.values()), np.full(len(row.dice_by_seed), place)
+    x, y = (places, dice) if across else (dice, places)
+    axes.plot(
+        x,
+        y,
+        ".",
+        color=LINES[number % len(LINES)],
+        alpha=0.55,
+        markersize=7,
+        markeredgewidth=0,
+        zorder=2,
+    )

@@ -1,0 +1,171 @@
+"""How sure a comparison is: spreads over seeds, bootstrap intervals over cases and seeds, paired
+tests, their correction.
+
+Dice of an arm is given as seed -> (cases,), the same cases in the same order for every arm; what is
+compared are the seeds that all sides have.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+RESAMPLES, SEED = 10_000, 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, of 95 % where nothing else is said; the ends are None where there
+    is one test case only.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of the gap closed, 1 for all of it, and the gap itself in Dice. seeds: those of
+    all three sides. clear: whether the gap is; where it is not, the share says nothing. share:
+    None where the gap is not above 0, so that nothing can be a share of it.
+    """
+
+    share: Estimate | None
+    gap: Estimate
+    seeds: list[int]
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Wilcoxon's signed-rank test against the reference arm over the test cases, Dice averaged
+    over `seeds`. difference: mean Dice of the arm less the reference's. p_holm: corrected for
+    the arms of one table.
+    """
+
+    difference: float
+    p: float
+    p_holm: float
+    seeds: list[int]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (ddof=1; None of a single value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _common(*sides: dict[int, np.ndarray]) -> tuple[list[int], list[np.ndarray]]:
+    """The seeds that all sides have, and for each side (seeds, cases)."""
+    seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
+    return seeds, [np.array([side[seed] for seed in seeds]) for side in sides]
+
+
+def gain(
+    arm: dict[int, np.ndarray], bound: dict[int, np.ndarray], arms: int = 1
+) -> Estimate | None:
+    """Mean Dice of `arm` less that of `bound`, each seed -> (cases,); None without a common seed.
+    arms: how many it was picked from, which the interval is corrected for.
+    """
+    seeds, (ours, theirs) = _common(arm, bound)
+    return (
+        estimate((ours - theirs).mean(), *resampled_means(ours - theirs), arms) if seeds else None
+    )
+
+
+def share_of_gap(
+    arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: dict[int, np.ndarray]
+) -> Share | None:
+    """(arm - low) / (high - low) of mean Dice; low, high: the bound with as many labels and with
+    all. None without a common seed. The gain and the gap are resampled together, so that what
+    they share does not widen the interval.
+    """
+    seeds, (ours, bottom, top) = _common(arm, low, high)
+    if not seeds:
+        return None
+    gains, gaps = resampled_means(ours - bottom, top - bottom)
+    gap = estimate((top - bottom).mean(), gaps)
+    share = None
+    if gap.value > 0:
+        share = estimate((ours - bottom).mean() / gap.value, _shares(gains, gaps))
+    return Share(share, gap, seeds, gap.above_zero)
+
+
+def _shares(gains: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Of every draw.
+
+    A gap that shrinks to nothing takes the share out of all bounds, so draws without one stand
+    beyond all that have one, on the side of their gain: as quotients they would fall on the other
+    side.
+    """
+    usable = gaps > 0
+    if not usable.any():
+        return np.full_like(gaps, np.nan)
+    shares = gains / np.where(usable, gaps, 1.0)
+    return np.where(usable, shares, np.sign(gains) * np.abs(shares[usable]).max())
+
+
+def resampled_means(*tables: np.ndarray) -> list[np.ndarray]:
+    """Means of tables (seeds, cases) of one shape over seeds and cases drawn with replacement, the
+    same draws for each: (RESAMPLES,) a table. NaN where there is one case only: nothing can be
+    drawn.
+    """
+    seeds, cases = tables[0].shape
+    if cases < 2:
+        return [np.full(RESAMPLES, np.nan) for _ in tables]
+    rng = np.random.default_rng(SEED)
+    by_seed = (
+        rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    )  # how often each is drawn
+    by_case = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) / cases
+    return [((by_seed @ table) * by_case).sum(axis=1) for table in tables]
+
+
+def estimate(value: float, resampled: np.ndarray, comparisons: int = 1) -> Estimate:
+    """The value with the percentiles 2.5 and 97.5 of what was resampled; of several comparisons
+    each gets its share of the 5 % outside (Bonferroni), so that all their intervals hold at
+    once with 95 %.
+    """
+    if not resampled.size or not np.isfinite(resampled).all():
+        return Estimate(float(value), None, None)
+    low, high = np.percentile(resampled, [2.5 / comparisons, 100 - 2.5 / comparisons]).tolist()
+    return Estimate(float(value), low, high)
+
+
+def against_reference(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
+    """The test of every arm against the reference, each arm seed -> (cases,); arms without a
+    common seed are left out.
+    """
+    found = {}
+    for arm, dice in arms.items():
+        seeds, sides = _common(dice, arms[reference])
+        if arm != reference and seeds:
+            ours, theirs = (side.mean(axis=0) for side in sides)
+            found[arm] = (float((ours - theirs).mean()), signed_rank(ours - theirs), seeds)
+    corrected = holm([p for _, p, _ in found.values()])
+    return {
+        arm: Tested(difference, p, p_holm, seeds)
+        for (arm, (difference, p, seeds)), p_holm in zip(found.items(), corrected, strict=True)
+    }
+
+
+def signed_rank(differences: np.ndarray) -> float:
+    """The two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs."""
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never falling, at most
+    1.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected

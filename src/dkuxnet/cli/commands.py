@@ -1,0 +1,435 @@
+"""The command line: each command parses and makes one call.
+
+Nothing here imports torch before a command needs it.
+"""
+
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
+
+app = typer.Typer(
+    name="dkuxnet",
+    help="A few labelled 3D scans and many unlabelled ones become a segmentation model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command; a UserError becomes one line on stderr and exit code 1, a DataWarning one
+    line on stderr.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = _telling(warnings.showwarning)
+        try:
+            with telling_disk_errors():
+                app()
+        except UserError as error:
+            rank, world = (
+                os.environ.get("RANK"),
+                os.environ.get("WORLD_SIZE", "1"),
+            )  # of torchrun, for one of several
+            who = f"process {rank} of {world}: " if rank and world != "1" else ""
+            typer.echo(f"error: {who}{error}", err=True)
+            sys.exit(1)
+
+
+def _telling(others: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: a DataWarning as one line, all else as `others` does."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            typer.echo(f"warning: {message}", err=True)
+        else:
+            others(message, category, *where, **more)
+
+    return show
+
+
+def _end_telling(failed: list[str]) -> None:
+    """Where a part of the work failed and the rest is done: a line on stderr for each, and exit
+    code 1.
+    """
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of scans: nnU-Net, MSD, LA h5, LA challenge, or plain images."),
+    ],
+    prepared: Annotated[Path, typer.Argument(help="New folder for the prepared cases.")],
+    spacing_mm: Annotated[
+        float | None, typer.Option(help="Edge of a voxel in mm; the data's median by default.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")
+    ] = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Cases worked on at once.")] = 2,
+    test_cases: Annotated[
+        int, typer.Option(min=0, help="Keep the last N labelled cases out of all that is measured.")
+    ] = 0,
+    split: Annotated[
+        Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
+    ] = None,
+) -> None:
+    """Check raw scans, plan, resample, normalise and store them."""
+    from dkuxnet.cli.console import case_progress, show_prepared
+    from dkuxnet.data.prepare import prepare_scans
+
+    with case_progress() as progress:
+        meta = prepare_scans(
+            source, prepared, spacing_mm, layout, processes, progress, test_cases, split
+        )
+    show_prepared(meta, prepared)
+
+
+@app.command()
+def train(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `dkuxnet prepare` made.")],
+    run: Annotated[Path, typer.Argument(help="New folder for this run.")],
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")
+    ] = "default",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, over the preset's.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="Network by name.")] = None,
+    method: Annotated[str | None, typer.Option(help="Semi-supervised method by name.")] = None,
+    labelled: Annotated[
+        int | None, typer.Option(help="Keep the labels of the first N cases only.")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="JSON file with train, validation and test lists.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count."),
+    ] = False,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU."),
+    ] = 1,
+) -> None:
+    """Train on a prepared data set, then evaluate the test list."""
+    if devices > 1:
+        from dkuxnet.cli.launch import relaunch
+
+        raise typer.Exit(relaunch(devices))
+
+    from dkuxnet.core.config import load_settings, parse_override
+
+    named = {
+        "network.name": network,
+        "method.name": method,
+        "data.labelled": labelled,
+        "train.steps": steps,
+        "data.split": None if split is None else str(split),
+        "train.seed": seed,
+        "train.device": device,
+    }
+    overrides = dict(map(parse_override, set_ or [])) | {
+        key: value for key, value in named.items() if value is not None
+    }
+    if resume and (overrides or config or preset != "default"):
+        raise typer.BadParameter(
+            "--resume takes the settings of the run: leave out --preset, --config, --set and the "
+            "others"
+        )
+    settings = load_settings(preset, config, overrides)
+
+    from dkuxnet.cli.console import show_trained, train_progress
+    from dkuxnet.cli.launch import goes_on, is_first
+    from dkuxnet.machine.distributed import joined
+    from dkuxnet.training.experiment import run_training
+    from dkuxnet.training.loop import Interrupted
+
+    try:
+        with joined(), train_progress() as progress:
+            manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
+    except Interrupted as stop:
+        typer.echo(
+            f"{stop}\nGo on with: "
+            f"{shlex.join(['dkuxnet', 'train', str(prepared), str(run), '--resume'])}",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    if is_first():
+        show_trained(manifest, run)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")
+    ] = False,
+    save_uncertainty: Annotated[
+        bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
+    ] = False,
+    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    localise: Annotated[
+        Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
+    ] = None,
+    margin_mm: Annotated[
+        float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
+    ] = None,
+    series_uid: Annotated[
+        str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
+    ] = "auto",
+    segmentation_type: Annotated[
+        str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
+    ] = None,
+) -> None:
+    """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
+    from dkuxnet.cli.console import sentence_progress
+    from dkuxnet.prediction.predict import ScansFailed, predict_scans
+
+    failed: list[str] = []
+    try:
+        with sentence_progress("predict") as progress:
+            written = predict_scans(
+                run,
+                inputs,
+                output,
+                save_probabilities,
+                save_uncertainty,
+                weights,
+                device,
+                progress,
+                localise=localise,
+                margin_mm=margin_mm,
+                series_uid=series_uid,
+                form=format_,
+                segmentation_type=segmentation_type,
+            )
+    except ScansFailed as error:
+        failed, written = list(error.failed.values()), error.written
+    if written:
+        typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+    _end_telling(failed)
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is for this machine alone.")
+    ] = "127.0.0.1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_upload_mb: Annotated[
+        int, typer.Option(min=1, help="Largest file that is taken, in MB.")
+    ] = 1024,
+    max_voxels: Annotated[
+        int, typer.Option(min=1, help="Largest scan that is taken.")
+    ] = 300_000_000,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every scan and result; else nothing stays."),
+    ] = None,
+) -> None:
+    """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
+    from dkuxnet.serve import require_extra
+
+    require_extra()
+
+    from dkuxnet.serve.limits import Limits
+    from dkuxnet.serve.server import serve_run
+
+    limits = Limits(upload_bytes=max_upload_mb * 2**20, voxels=max_voxels)
+    serve_run(
+        run,
+        host,
+        port,
+        device,
+        limits,
+        keep,
+        lambda where: typer.echo(f"open {where}   (Ctrl-C ends it)"),
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
+    output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
+    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")
+    ] = False,
+    license_: Annotated[
+        Path | None,
+        typer.Option("--license", help="monai-bundle: text file with the weights' terms."),
+    ] = None,
+) -> None:
+    """The model of a run in a format of others: MONAI bundle, ONNX, torch.export, TorchScript."""
+    from dkuxnet.export.targets import export_run
+
+    slow = ", which can take a minute or more" if to in ("onnx", "torch-export") else ""
+    typer.echo(f"export {run} to {to}{slow}", err=True)
+    typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of true label maps, or a source folder.")],
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file, with nnU-Net's summary keys.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
+) -> None:
+    """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
+    from dkuxnet.cli.console import case_progress, show_evaluation
+    from dkuxnet.evaluation.evaluate import evaluate_folders
+
+    with case_progress() as progress:
+        result = evaluate_folders(
+            predictions, labels, lambda done, total: progress("evaluate", done, total)
+        )
+    if output:
+        result.write_json(output)
+    if csv:
+        result.write_csv(csv)
+    show_evaluation(result)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Page to write; RUN/report.html or ./comparison.html by default."),
+    ] = None,
+) -> None:
+    """One offline html page of a run: figures, scans, curves, settings.
+
+    Of several: who is better, and how sure that is.
+    """
+    from dkuxnet.benchmark.compare_runs_page import write_runs_report
+    from dkuxnet.report.page import write_report
+
+    typer.echo(
+        f"report: {write_report(runs[0], output) if len(runs) == 1 else write_runs_report(runs, output)}"
+    )
+
+
+@app.command()
+def benchmark(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.toml", help="Methods, networks, labelled counts, seeds, one recipe."
+        ),
+    ],
+    prepared: Annotated[
+        Path | None, typer.Option(help="Folder that `dkuxnet prepare` made; the file's by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for runs and tables; the file's by default.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
+) -> None:
+    """Compare methods: train every missing run of a grid, then tables and a page with how sure
+    they are.
+    """
+    from dkuxnet.benchmark.grid import read_grid
+
+    read_grid(
+        file, prepared, output
+    )  # a mistake in the file is told at once, without torch where it can be
+
+    from dkuxnet.benchmark.benchmark import run_benchmark
+    from dkuxnet.cli.console import benchmark_watch, show_benchmark
+    from dkuxnet.training.loop import Interrupted
+
+    try:
+        with benchmark_watch() as watch:
+            comparison = run_benchmark(file, prepared, output, processes, watch)
+    except Interrupted as stop:
+        typer.echo(
+            f"{stop}\nGo on with the same command: {shlex.join(['dkuxnet', *sys.argv[1:]])}",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    show_benchmark(comparison)
+    _end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
+
+
+def catalogue() -> dict[str, str | list[str]]:
+    """Version and the names of every table, without importing any entry."""
+    from dkuxnet.core.config import presets
+    from dkuxnet.data.formats import FORMATS
+    from dkuxnet.data.layouts import LAYOUTS
+    from dkuxnet.models.methods import METHODS
+    from dkuxnet.models.networks import NETWORKS
+
+    return {
+        "version": metadata.version("dkuxnet"),
+        "networks": list(NETWORKS),
+        "methods": list(METHODS),
+        "formats": list(FORMATS),
+        "layouts": list(LAYOUTS),
+        "presets": presets(),
+    }
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """List networks, methods, formats, layouts and presets."""
+    listed = catalogue()
+    if as_json:
+        typer.echo(json.dumps(listed, indent=1))
+    else:
+        for what, names in listed.items():
+            typer.echo(f"{what:9} {names if isinstance(names, str) else ', '.join(names)}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(help="New folder for what the demonstration makes.")
+    ] = Path("demo"),
+) -> None:
+    """The whole chain on synthetic scans: prepare, train, predict, evaluate, report.
+
+    A few minutes on two cores.
+    """
+    from dkuxnet.cli.console import case_progress, sentence_progress, show_demo, train_progress
+    from dkuxnet.cli.demo import run_demo
+
+    show_demo(run_demo(folder, case_progress, train_progress, sentence_progress))

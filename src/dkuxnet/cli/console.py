@@ -1,0 +1,270 @@
+"""What the commands show: progress (a bar on a terminal, plain lines elsewhere), tables, last
+words.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dkuxnet.benchmark.benchmark import Watch
+    from dkuxnet.benchmark.figures import Comparison
+    from dkuxnet.benchmark.grid import WantedRun
+    from dkuxnet.evaluation.evaluate import Evaluation
+
+PLAIN_SECONDS = 10  # between two lines where there is no terminal
+UNITS = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hd95_mm": "95HD (mm)",
+    "asd_mm": "ASD (mm)",
+    "hd95_voxels": "95HD (voxels)",
+    "asd_voxels": "ASD (voxels)",
+}
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def case_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a job over cases: (what, done, of how many)."""
+    with _shown() as update:
+        yield lambda what, done, total: update(what, done, total, "")
+
+
+@contextmanager
+def train_progress() -> Iterator[Callable[[str, int, int, dict[str, float]], None]]:
+    """Progress of a training: (what, done, of how many, figures)."""
+    with _shown() as update:
+
+        def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            parts = [
+                f"{key} {value:.3g}"
+                for key, value in figures.items()
+                if key not in ("seconds", "lr", "grad_norm")
+            ]
+            update(what, done, total, "  ".join(parts))
+
+        yield show
+
+
+@contextmanager
+def sentence_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of a job that says what it does now: (sentence, done, of how many)."""
+    with _shown(every=0) as update:
+        yield lambda sentence, done, total: update(what, done, total, sentence)
+
+
+@contextmanager
+def _shown(every: float = PLAIN_SECONDS) -> Iterator[Callable[[str, int, int, str], None]]:
+    if not console.is_terminal:
+        yield _plain_lines(every)
+        return
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def update(what: str, done: int, total: int, note: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, note="")
+            bars.update(tasks[what], completed=done, total=total, note=escape(note))
+
+        yield update
+
+
+def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
+    last = {"what": "", "time": 0.0}
+
+    def update(what: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if what != last["what"] or done == total or now - last["time"] >= every:
+            last.update(what=what, time=now)
+            console.print(f"{what} {done}/{total}  {note}".rstrip(), soft_wrap=True, markup=False)
+
+    return update
+
+
+def show_prepared(meta: dict[str, Any], prepared: Path) -> None:
+    plan, cases, held_back = meta["plan"], meta["cases"], meta["held_back"]
+    spacing = " x ".join(f"{s:.3g}" for s in plan["spacing_mm"])
+    _say(
+        f"{len(cases)} cases prepared in {prepared}, {sum(case['labelled'] for case in cases)} "
+        "with a label"
+        + (f", {len(held_back)} held back for testing" if held_back else "")
+        + "; classes: "
+        + ", ".join(meta["labels"])
+    )
+    _say(
+        f"plan: {spacing} mm, patch {' x '.join(map(str, plan['patch']))} voxels, network "
+        f"{plan['network']}"
+    )
+    _say(f"next: dkuxnet train {prepared} RUN --labelled N")
+
+
+def show_trained(manifest: dict[str, Any], run: Path) -> None:
+    _say(
+        f"{manifest['method']} with {manifest['network']}: {manifest['steps_done']} steps in "
+        f"{manifest['train_seconds']:.0f} s; weights in {run}"
+    )
+    if "test" in manifest:
+        _show_summary(manifest["test"], f"{len(manifest['split']['test'])} test cases")
+    _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
+
+
+def show_evaluation(result: "Evaluation") -> None:
+    _show_summary(result.summary(), f"{len(result.files)} cases")
+    for note in result.notes:
+        _say(f"note: {note}")
+
+
+def show_demo(made: dict[str, Any]) -> None:
+    """The last screen of the demonstration: what was made, how good it is, what to type next."""
+    folder = made["folder"]
+    _say("")
+    _show_summary(made["summary"], f"{made['test_cases']} unseen synthetic scans")
+    _say(
+        f"Trained on {made['labelled']} labelled and {made['unlabelled']} unlabelled scans in "
+        f"{made['train_seconds']:.0f} s. Made in {folder}:"
+    )
+    for name, what in made["files"].items():
+        _say(f"  {folder / name}: {what}")
+    _say("On your own scans (a folder of images, some of them with a label map):")
+    _say(
+        "  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first --labelled 8\n"
+        "  dkuxnet predict runs/first NEW_SCANS --output predictions\n  dkuxnet report runs/first"
+    )
+
+
+@contextmanager
+def benchmark_watch() -> Iterator["Watch"]:
+    """Who follows a benchmark: a bar a run on a terminal; after each run its line and the tables
+    so far.
+    """
+    from dkuxnet.benchmark.benchmark import Watch
+
+    if not console.is_terminal:
+        yield Watch(_plain_starts(), _show_run)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            if run not in tasks:
+                tasks[run] = bars.add_task("", total=total)
+            bars.update(
+                tasks[run], description=escape(f"{run} {what}"), completed=done, total=total
+            )
+
+        def ended(run: "WantedRun", error: str, comparison: "Comparison") -> None:
+            if run.name in tasks:
+                bars.remove_task(tasks.pop(run.name))
+            _show_run(run, error, comparison)
+
+        yield Watch(progress, ended)
+
+
+def _plain_starts() -> Callable[[str, str, int, int, dict[str, float]], None]:
+    """Where there is no terminal: a line where a run begins, and one where its test cases are
+    evaluated.
+    """
+    begun: set[tuple[str, str]] = set()
+
+    def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if (run, what) not in begun:
+            begun.add((run, what))
+            _say(f"{run}: {what} {done}/{total}")
+
+    return progress
+
+
+def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
+    if error:
+        _say(f"{run.name} failed: {error}")
+    else:
+        table = next(
+            t
+            for t in comparison.tables
+            if t.network == run.network and run.labelled in (t.labelled, None)
+        )
+        row = (
+            table.bound
+            if run.labelled is None
+            else next(row for row in table.rows if row.arm == run.arm)
+        )
+        _say(
+            f"{run.arm}, {run.network}, {'all' if run.labelled is None else run.labelled} "
+            f"labelled, seed {run.seed}: "
+            f"Dice {row.dice_by_seed[run.seed]:.4f}, {row.minutes_by_seed[run.seed]:.1f} min"
+        )
+    if (
+        comparison.done + len(comparison.failed) < comparison.wanted
+    ):  # the last words hold the whole table
+        _show_comparison(comparison)
+
+
+def show_benchmark(comparison: "Comparison") -> None:
+    """The tables, the answer, where the page is; what failed is the command's to say."""
+    from dkuxnet.benchmark.words import headlines
+
+    _show_comparison(comparison)
+    for line in headlines(comparison):
+        _say(line)
+    figure = ", figure.svg" if comparison.done else ""
+    _say(f"in {comparison.output}: benchmark.html, benchmark.md, benchmark.json, cases.csv{figure}")
+
+
+def _show_comparison(comparison: "Comparison") -> None:
+    """The tables: drawn on a terminal, else the lines of benchmark.md."""
+    from dkuxnet.benchmark.text import HEADINGS, cells, markdown_table, rows_of
+    from dkuxnet.benchmark.words import title
+
+    seeds = len(comparison.seeds)
+    _say(f"{comparison.done} of {comparison.wanted} runs finished")
+    for each in comparison.tables:
+        if not console.is_terminal:
+            _say("\n".join([title(each), *markdown_table(each, seeds)]))
+            continue
+        table = Table(title=title(each), title_justify="left")
+        for number, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if number == 0 else "right")
+        for row in rows_of(each):
+            table.add_row(*(escape("\n".join(filter(None, cell))) for cell in cells(row, seeds)))
+        console.print(table)
+
+
+def _show_summary(summary: dict[str, dict[str, dict[str, Any]]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "metric", "mean", "std", "95 % interval"):
+        table.add_column(column, justify="left" if column in ("class", "metric") else "right")
+    for name, metrics in summary.items():
+        if name == "foreground mean" and len(summary) == 2:
+            continue  # of a single class it says the same again
+        for metric, s in metrics.items():
+            if metric in UNITS:
+                interval = f"{s['ci95'][0]:.4f} to {s['ci95'][1]:.4f}" if s["ci95"] else "one case"
+                std = f"{s['std']:.4f}" if s["std"] is not None else "-"
+                table.add_row(escape(name), UNITS[metric], f"{s['mean']:.4f}", std, interval)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,50 @@
+"""Several processes for one training: started by this command, or by torchrun, which may start
+them again.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dkuxnet.machine.distributed import any_of, by_the_first
+from dkuxnet.runs.folder import RunFolder
+
+
+def relaunch(devices: int) -> int:
+    """The command that is running, again, by `devices` processes of torchrun on this machine;
+    returns its exit code.
+    """
+    arguments = list(sys.argv[1:])
+    place = next(i for i, argument in enumerate(arguments) if argument.startswith("--devices"))
+    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={devices}",
+    ]
+    return subprocess.run([*torchrun, "-m", "dkuxnet", *arguments]).returncode
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: the only one, or the first that torchrun
+    started.
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
+def goes_on(run: Path) -> bool:
+    """Whether torchrun has started the joined processes again after one ended, and there is
+    something to go on from. What was begun and not saved is removed, so that the training can
+    begin anew.
+    """
+    counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not any_of(counted, torch.device("cpu")):  # each machine's torchrun counts for itself
+        return False
+    folder = RunFolder(run)
+    by_the_first(folder.discard_unless_saved)
+    return folder.has_checkpoint

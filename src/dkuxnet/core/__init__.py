@@ -1,0 +1,1 @@
+"""The words that everybody speaks: errors, types, tables of names, documents, settings, seeds."""

@@ -1,0 +1,287 @@
+"""The settings of a run: preset, then TOML file, then `--set`, validated once.
+
+An unknown key is refused.
+"""
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from dkuxnet.core.documents import parse_toml, read_toml
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import unknown
+
+Edge = Annotated[int, Field(ge=1, le=8192)]
+Queries = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Which cases train. labelled: keep the labels of the first N cases (None: of all).
+    validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
+    last N labelled cases are the test list, where no split file says otherwise.
+    foreground_share: share of labelled patches that are centred on a foreground voxel.
+    """
+
+    labelled: PositiveInt | None = None
+    split: Path | None = None
+    validation_cases: NonNegativeInt = 0
+    test_cases: NonNegativeInt = 0
+    foreground_share: float = Field(0.5, ge=0, le=1)
+    cache_gib: float = Field(4.0, ge=0)
+    workers: Annotated[int, Field(ge=0, le=1024)] = 1
+
+
+class GroupSettings(Section):
+    """A group of queries, by the names of its classes."""
+
+    name: str
+    classes: list[str]
+    queries: Queries
+
+
+class NetworkSettings(BaseModel):
+    """name: a key of NETWORKS, None for what the plan of the data set advises.
+
+    Other keys are the network's own options.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str | None = None
+    queries: Queries = 16
+    groups: list[GroupSettings] = []
+
+
+class MethodSettings(BaseModel):
+    """name: a key of METHODS. Other keys are the method's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "dual-mutual"
+
+
+class ViewSettings(Section):
+    """Intensity changes of one view; each is drawn a patch, in units of the normalised image
+    (standard deviations).
+
+    noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
+    largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels.
+    bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
+    edge that is blanked.
+    """
+
+    noise: float = Field(0.0, ge=0)
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(1.0, ge=1)
+    gamma: float = Field(1.0, ge=1)
+    blur: float = Field(0.0, ge=0)
+    bias_field: float = Field(0.0, ge=0)
+    cutout: float = Field(0.0, ge=0, lt=1)
+
+
+class AugmentSettings(Section):
+    """Geometry shared by both views: rotation (degrees, each axis), scale (largest factor), shift
+    (voxels), elastic (largest displacement in voxels of a smooth field), flip (axes, of "xyz",
+    mirrored with probability 1/2), outline (of labelled patches: largest displacement of the
+    foreground's outline, outwards or inwards, as a share of the radius of a ball as large as
+    the foreground).
+    """
+
+    rotation: float = Field(15.0, ge=0, le=180)
+    scale: float = Field(1.2, ge=1)
+    shift: float = Field(0.0, ge=0)
+    elastic: float = Field(0.0, ge=0)
+    flip: str = Field("", pattern="^x?y?z?$")
+    outline: float = Field(0.0, ge=0, le=0.4)
+    weak: ViewSettings = ViewSettings(noise=0.05)
+    strong: ViewSettings = ViewSettings(
+        noise=0.2, brightness=0.3, contrast=1.5, gamma=1.5, blur=1.0, bias_field=0.3
+    )
+
+
+class TrainSettings(Section):
+    """The loop. patch: voxels, None for the plan's; a multiple of 16. labelled_batch,
+    unlabelled_batch: patches a step. average: decay of the moving average of weights that
+    predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
+    checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
+    what a loss or gradient that is not finite does: end the training, or leave that step out
+    and count it. deterministic: on a GPU, take algorithms that give the same bits every time
+    where torch has one, at some cost in speed (a CPU always does).
+    """
+
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
+    seed: NonNegativeInt = 0
+    device: str = "auto"
+    patch: tuple[Edge, Edge, Edge] | None = None
+    labelled_batch: Annotated[int, Field(ge=1, le=4096)] = 2
+    unlabelled_batch: Annotated[int, Field(ge=0, le=4096)] = 2
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 2e-3
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    warm_up_steps: NonNegativeInt = 50
+    poly: float = Field(0.9, ge=0)
+    clip: PositiveFloat = 1.0
+    average: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_every: PositiveInt = 20
+    validate_every: PositiveInt = 200
+    save_every: PositiveInt = 200
+    save_minutes: PositiveFloat = 10.0
+    on_nan: Literal["stop", "skip"] = "stop"
+    deterministic: bool = False
+
+
+class InferSettings(Section):
+    """Sliding window. overlap: share of a window that its neighbour covers again. batch: windows
+    at once. largest_component: of each class keep the largest connected piece (for organs of
+    which there is one).
+    """
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    batch: Annotated[int, Field(ge=1, le=4096)] = 2
+    largest_component: bool = False
+
+
+class Settings(Section):
+    """All settings of a run; `run.settings.json` holds them as they were used."""
+
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    method: MethodSettings = MethodSettings()
+    augment: AugmentSettings = AugmentSettings()
+    train: TrainSettings = TrainSettings()
+    infer: InferSettings = InferSettings()
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(
+        f.name.removesuffix(".toml")
+        for f in resources.files("dkuxnet.core.presets").iterdir()
+        if f.name.endswith(".toml")
+    )
+
+
+def load_settings(
+    preset: str = "default", config: Path | None = None, overrides: dict[str, Any] | None = None
+) -> Settings:
+    """Merge preset, file and overrides ("train.lr" -> value), later ones winning.
+
+    Raises UserError for an unknown preset or key (with the near match), a value of the wrong type,
+    a file that is not TOML.
+    """
+    if preset not in presets():
+        raise unknown("preset", preset, presets())
+    values = parse_toml(
+        (resources.files("dkuxnet.core.presets") / f"{preset}.toml").read_text("utf-8")
+    )
+    if config is not None:
+        _lay_over(values, read_toml(config))
+    given: dict[str, Any] = {}
+    for key, value in (
+        overrides or {}
+    ).items():  # gathered first, so that a name and its options come together
+        _merge(given, _nested(key, value))
+    _lay_over(values, given)
+    return validate(values)
+
+
+def validate(values: dict[str, Any]) -> Settings:
+    """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, Settings, "setting") from error
+    if settings.train.patch and any(n % 16 for n in settings.train.patch):
+        raise UserError(
+            "setting train.patch: every edge must be a multiple of 16, got "
+            f"{list(settings.train.patch)}"
+        )
+    return settings
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'train.lr=0.01' -> ("train.lr", 0.01). The value is read as TOML, or else as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set expects key=value, as in --set train.lr=0.01; got '{text}'")
+    try:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError:
+        return key.strip(), value.strip()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"train": {"lr": 1}} -> ("train.lr", 1), as --set takes them."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _lay_over(values: dict[str, Any], layer: dict[str, Any]) -> None:
+    """Write a layer over what is below.
+
+    Where it names another network or method, that one's options are dropped.
+    """
+    for section, own in (("network", NetworkSettings), ("method", MethodSettings)):
+        below, above = values.get(section, {}), layer.get(section, {})
+        if isinstance(above, dict) and "name" in above and above["name"] != below.get("name"):
+            values[section] = {
+                key: value for key, value in below.items() if key in own.model_fields
+            }
+    _merge(values, layer)
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserError:
+    """The first thing that is wrong with values for `model`, in one line; an unknown key gets its
+    near match. what: how the message calls a key.
+    """
+    first = min(
+        error.errors(), key=lambda each: each["type"] == "missing"
+    )  # a key may be missing because it is misspelt
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "missing":
+        return UserError(f"{what} {'.'.join(path)} is missing")
+    if first["type"] != "extra_forbidden":
+        return UserError(f"{what} {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
+    within: Any = model
+    for part in path[:-1]:
+        within = (
+            get_args(within)[0] if part.isdigit() else within.model_fields[part].annotation
+        )  # a list's entry, or a field
+    prefix = ".".join(path[:-1])
+    return unknown(
+        what,
+        ".".join(path),
+        [f"{prefix}.{name}" if prefix else name for name in within.model_fields],
+    )

@@ -1,0 +1,133 @@
+"""JSON and TOML from anybody: a regular file, of bounded size and depth, of text and numbers that
+others can hold.
+
+Where the file is not that, it is a UserError; what stands in the document is its reader's to check.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from dkuxnet.core.errors import UserError
+
+MAX_BYTES = 1 << 24  # a data set of 100,000 cases has about 12 MB
+MAX_TOML_BYTES = 1 << 18
+MAX_DEPTH = 64
+MAX_INT = 2**63 - 1
+PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted key in TOML
+TOO_DEEP_KEY = re.compile(
+    rf"(?<![\w-])(?:{PART}\.[ \t]*+){{{MAX_DEPTH}}}"
+)  # tomllib takes memory by the square of the parts
+NOT_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:|^\.|^$")
+
+
+def read_json(path: Path, trouble: str | None = None) -> Any:
+    """The content of a JSON file.
+
+    Raises UserError where it is missing, unreadable or too large; trouble: what it then says.
+    """
+    try:
+        return parse_json(read_text(path, MAX_BYTES))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{trouble or f'{path}: missing or not JSON'} ({reason(error)})") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises UserError, naming it, where it is missing, unreadable or too large.
+    """
+    try:
+        text = read_text(path, MAX_TOML_BYTES)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read the settings: {reason(error)}") from error
+    try:
+        return parse_toml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not a TOML file: {reason(error)}") from error
+
+
+def read_text(path: Path, most: int, errors: str = "strict") -> str:
+    """The text of a regular file of at most so many bytes, without a byte-order mark.
+
+    Raises OSError or ValueError.
+    """
+    with open(path, "rb", opener=_waiting_for_nobody) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most / 2**20:g} MiB")
+    return content.decode("utf-8-sig", errors)
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError where `text` is not JSON, or is nested too deeply, or holds a number that
+    is NaN, infinite or over 64 bits, or a text that is not Unicode.
+    """
+    return _bounded(json.loads, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """As `parse_json`, for TOML."""
+    if TOO_DEEP_KEY.search(text):
+        raise ValueError("it is nested too deeply")
+    return _bounded(tomllib.loads, text)
+
+
+def names_a_file(name: str) -> bool:
+    """Whether `name` can name a file of a folder and nothing outside of it: no separator, drive,
+    control or leading dot.
+    """
+    return not NOT_A_NAME.search(name)
+
+
+def reason(error: BaseException) -> str:
+    """The error's text on one line, without the path."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def _bounded(parse: Any, text: str) -> Any:
+    try:
+        content = parse(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check(content)
+    return content
+
+
+def _check(content: Any) -> None:
+    """Raises ValueError for what no document of ours holds; without recursion, since the depth is
+    what is checked.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(value)
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+            elif isinstance(value, str):
+                value.encode()  # half of a surrogate pair is a ValueError
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"it holds {value}, which is no number")
+            elif isinstance(value, int) and abs(value) > MAX_INT:
+                raise ValueError("it holds a whole number of more than 64 bits")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _waiting_for_nobody(path: str, flags: int) -> int:
+    """A named pipe is opened at once, and then refused, where a plain open would wait for a
+    writer.
+    """
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

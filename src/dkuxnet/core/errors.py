@@ -1,0 +1,85 @@
+"""What users meet: one exception, a clear line and never a traceback, and one kind of warning."""
+
+import errno
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NO_ROOM, NO_RIGHT = (
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    (errno.EROFS, errno.EACCES, errno.EPERM),
+)
+WHAT_TO_DO = dict.fromkeys(NO_ROOM, "make room there and do it again (a training: with --resume)")
+WHAT_TO_DO |= dict.fromkeys(NO_RIGHT, "choose a folder that can be written to")
+MAX_LENGTH = 2000
+
+
+class UserError(Exception):
+    """Something outside the program is wrong: a file, a setting, a name, a disk.
+
+    The message is one line: what was expected, what came, what to do. The command line prints it
+    and exits with 1. Whatever a stranger's file puts into it, it stays one printable line of
+    moderate length.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+class DataWarning(UserWarning):
+    """A file is used although something about it is not as it should be.
+
+    The message is one line: what, by how much, what follows. Told by `warnings.warn`; the command
+    line shows each once.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+@contextmanager
+def data_warnings() -> Iterator[list[str]]:
+    """The list that holds, once the block has ended, what its DataWarnings say; nobody else is
+    told.
+    """
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        yield found
+    found += [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+
+
+def one_line(message: str) -> str:
+    """The message without line breaks, control characters and halves of characters; a very long
+    one is cut.
+    """
+    text = "".join(
+        c if c.isprintable() else "?" for c in " ".join(message[: 2 * MAX_LENGTH].split())
+    )
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
+
+
+def disk_reason(error: BaseException) -> str:
+    """What the system said of a file, and what to do about it; also where a library put an error
+    of its own in front.
+    """
+    number, last = None, error
+    while last is not None and number is None:
+        of_rust = re.search(r"\(os error (\d+)\)", str(last))  # how safetensors tells it
+        number = getattr(last, "errno", None) or (int(of_rust[1]) if of_rust else None)
+        last = last.__cause__ or last.__context__
+    if number is None:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "; ".join(filter(None, (os.strerror(number), WHAT_TO_DO.get(number))))
+
+
+@contextmanager
+def telling_disk_errors() -> Iterator[None]:
+    """An error of the system about a file, where nobody else told it, is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{disk_reason(error)}") from error

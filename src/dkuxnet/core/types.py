@@ -1,0 +1,129 @@
+"""Every shape of the project, stated once.
+
+Letters: B batch, C channels, K classes (class 0 = background), G query groups, N queries, (X, Y, Z)
+voxels in the array order of the file's affine. World coordinates are RAS+ millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan or a label map with its place in the world.
+
+    array: (X, Y, Z), or (C, X, Y, Z) for a scan of several channels.
+    affine: (4, 4) float64, voxel index (x, y, z, 1) -> RAS+ world in mm.
+    modality: "CT", "MR", ... of a scan that was read from DICOM; empty where the file does not say.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    modality: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y, Z, without the channels."""
+        return tuple(int(n) for n in self.array.shape[-3:])
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Length of a voxel's edges along X, Y, Z in mm."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan in a source folder. `label` is None where the case is unlabelled.
+
+    images: one file per channel in channel order, or a single file that holds all channels, or a
+    folder or zip of DICOM. label: may be the very file of the image, where one file holds both
+    (h5). series_uid: which series, where the image is a DICOM folder or zip of several; None: the
+    only one.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    series_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of scans as a layout found it.
+
+    channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
+    labels: class name -> value in the label files, background first; None where the layout does not say (`prepare` then
+        takes the values that it finds).
+    """
+
+    layout: str
+    folder: Path
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...] = ("image",)
+    labels: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of queries: the classes that it stands for and how many queries it owns."""
+
+    name: str
+    classes: tuple[int, ...]
+    queries: int
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What a data set asks of a network: channels in, classes out, and the groups of its queries."""
+
+    in_channels: int
+    classes: int
+    groups: tuple[Group, ...]
+
+
+@dataclass
+class Output:
+    """What a network returns.
+
+    logits: (B, K, X, Y, Z) segmentation logits. group_prob: (B, G, X, Y, Z) the grouped assignment,
+    a distribution over groups at every voxel; None without queries. layer_group_prob: the same from
+    each kMaX layer at its own scale, (B, G, x, y, z) each. features: (B, C', X, Y, Z) the voxel
+    features under the head, for methods that put a head of their own on them. uncertainty: (B, X,
+    Y, Z) in [0, 1], where the predictor has something to say.
+    """
+
+    logits: Tensor
+    group_prob: Tensor | None = None
+    layer_group_prob: tuple[Tensor, ...] = ()
+    features: Tensor | None = None
+    uncertainty: Tensor | None = None
+
+
+@dataclass
+class Views:
+    """Two views of the same patches: their voxels are the same places.
+
+    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for
+    unlabelled patches.
+    """
+
+    weak: Tensor
+    strong: Tensor
+    label: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """What one training step sees. `unlabelled` is None where the run has no unlabelled cases."""
+
+    labelled: Views
+    unlabelled: Views | None = None

@@ -1,0 +1,225 @@
+"""What the formats share: checks before a file is read, after its array is there, and before it is
+written.
+"""
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.machine.memory import check_memory
+
+HEAD_BYTES = 65536
+CHUNK_BYTES = 1 << 16
+MAGIC = (
+    (b"NRRD", "NRRD"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "zip"),
+)
+# Deflate cannot do better than this, so a header that asks for more than the file could unpack to
+# is wrong.
+MAX_DEFLATE_RATIO = 1032
+MAX_REST_BYTES = (
+    1 << 27
+)  # unpacked behind the voxels that a header promises: some writers pad, a bomb goes on
+
+
+def reason(error: BaseException) -> str:
+    """The error's text on one line."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith(
+        "Exception thrown in SimpleITK"
+    ):  # places in C++ files; what went wrong is said last
+        lines = [re.sub(r"^(itk::|sitk::|ITK )ERROR: (\w+\(\w+\): )?", "", lines[-1])]
+    text = " ".join(" ".join(lines).split())
+    return text if len(text) <= 240 else text[:240] + " ..."
+
+
+def content(head: bytes) -> str:
+    """What a file holds, in words, by its first bytes."""
+    if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
+        return "NIfTI"
+    if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
+        return "the header (.hdr) of a NIfTI pair"
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    for magic, name in MAGIC:
+        if head.startswith(magic):
+            return name
+    if re.search(rb"(?m)^(ObjectType|NDims|DimSize)\s*=", head):
+        return "MetaImage"
+    return "text" if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head) else "unknown data"
+
+
+def require(path: Path, expected: str) -> bytes:
+    """The first bytes of `path`.
+
+    Raises UserError unless it is a file, not empty, that starts like `expected`.
+    """
+    if os.path.isdir(path):
+        raise UserError(
+            f"{path}: expected a {expected} file, but this is a folder; give the file in it"
+        )
+    if not os.path.isfile(path):  # a named pipe would be waited for
+        raise UserError(f"{path}: expected a {expected} file, but there is none; check the path")
+    with reading(path, expected), path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if not head:
+        raise UserError(
+            f"{path}: expected a {expected} file, but it is empty (0 bytes); copy or export it "
+            "again"
+        )
+    found = content(head)
+    if found != expected:
+        raise UserError(
+            f"{path}: expected {expected} by its name, but it holds {found}; rename or convert it"
+        )
+    return head
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a library raises in this block into a UserError that names the file.
+
+    All exceptions, because a damaged file makes parsers raise nearly any of them (zlib.error,
+    KeyError, EOFError, ...).
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path}: expected a readable {expected} file, but: {reason(error)}; copy or export it "
+            "again"
+        ) from error
+
+
+def check_size(path: Path, needed: int, available: int) -> None:
+    """Raise UserError where the header promises more bytes of voxels than the file can hold, or
+    than there is memory for.
+    """
+    if needed > available:
+        raise UserError(
+            f"{path}: expected {needed} bytes of voxels by its header, but the file holds at most "
+            f"{available}: "
+            "it is cut short or its header is wrong; copy or export it again"
+        )
+    check_memory(needed, str(path))
+
+
+def check_deflated(path: Path, start: int, needed: int) -> None:
+    """Inflate the voxels (zlib or gzip) that begin at byte `start`, once, for their length and
+    checksum.
+
+    ITK reads on over damage in them: voxels would come out wrong without a word. Raises UserError
+    or zlib.error.
+    """
+    inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
+    with path.open("rb") as file:
+        file.seek(start)
+        while not inflater.eof and (chunk := file.read(CHUNK_BYTES)):
+            count += len(inflater.decompress(chunk))
+            if count > needed + MAX_REST_BYTES:
+                raise UserError(
+                    f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to "
+                    "far more; "
+                    "export it again"
+                )
+    if not inflater.eof:
+        raise UserError(
+            f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy "
+            "it again"
+        )
+    check_size(path, needed, count)
+
+
+def finish(path: Path, array: np.ndarray, affine: np.ndarray, kind: str) -> Volume:
+    """The volume of a file: shape, number type and affine checked, channels first, one channel
+    squeezed.
+
+    array: (X, Y, Z) or (C, X, Y, Z). Raises UserError where it is neither, or no label map where
+    `kind` is "label".
+    """
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise UserError(
+            f"{path}: expected a 3D scan, but its shape is {array.shape}; give one volume per file"
+        )
+    if kind == "label" and array.ndim != 3:
+        raise UserError(
+            f"{path}: expected a 3D label map, but its shape is {array.shape}; give one channel"
+        )
+    array = _plain(path, array)
+    if kind == "label":
+        array = _integers(path, array)
+    return Volume(array, check_affine(path, affine))
+
+
+def check_affine(path: Path, affine: np.ndarray) -> np.ndarray:
+    """`affine` as (4, 4) float64. Raises UserError where it is not finite or squeezes space flat."""
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise UserError(
+            f"{path}: expected a finite 4x4 affine, but it is {affine.tolist()}; repair the header"
+        )
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+        raise UserError(
+            f"{path}: expected independent axes, but the affine {affine.tolist()} is singular; "
+            "repair it"
+        )
+    return affine
+
+
+def storable(volume: Volume, path: Path) -> Volume:
+    """`volume` as every format can hold it: see `formats.write`.
+
+    Raises UserError where that cannot be.
+    """
+    return finish(path, np.asarray(volume.array), volume.affine, "image")
+
+
+def _plain(path: Path, array: np.ndarray) -> np.ndarray:
+    """Real numbers in native byte order and in a type that numpy, torch and every format know."""
+    if array.dtype.kind not in "biuf":
+        raise UserError(
+            f"{path}: expected one real number a voxel, but its voxels are {array.dtype}; convert "
+            "it"
+        )
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _integers(path: Path, array: np.ndarray) -> np.ndarray:
+    """`array` in an integer type; floats only where all are whole, cast to the smallest type that
+    holds them.
+    """
+    if array.dtype.kind != "f":
+        return array
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high) and np.array_equal(array, np.floor(array))):
+        raise UserError(
+            f"{path}: expected a label map of whole numbers, but some voxels are not; give the "
+            "label file"
+        )
+    smallest = np.result_type(np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+    if smallest.kind not in "iu":
+        raise UserError(
+            f"{path}: expected labels that fit an integer, but they reach from {low} to {high}; "
+            "repair it"
+        )
+    return array.astype(smallest)

@@ -1,0 +1,119 @@
+"""Class names -> the codes by which DICOM names a segment: SNOMED CT for well-known organs and
+findings, else a private one.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+PRIVATE_SCHEME = "99DKUXNET"
+SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
+# Names in lower case and letters alone, as the field's data sets write them -> keyword in DICOM's
+# own dictionary of SNOMED CT
+ORGANS = {
+    "la": "LeftAtrium",
+    "laendo": "LeftAtrium",
+    "leftatrium": "LeftAtrium",
+    "leftatrialcavity": "LeftAtrium",
+    "ra": "RightAtrium",
+    "rightatrium": "RightAtrium",
+    "lv": "LeftVentricle",
+    "leftventricle": "LeftVentricle",
+    "rv": "RightVentricle",
+    "rightventricle": "RightVentricle",
+    "lvmyocardium": "LeftVentricleMyocardium",
+    "leftventriclemyocardium": "LeftVentricleMyocardium",
+    "heart": "Heart",
+    "aorta": "Aorta",
+    "ivc": "InferiorVenaCava",
+    "inferiorvenacava": "InferiorVenaCava",
+    "postcava": "InferiorVenaCava",
+    "portalvein": "PortalVein",
+    "hepaticvein": "HepaticVein",
+    "liver": "Liver",
+    "spleen": "Spleen",
+    "kidney": "Kidney",
+    "pancreas": "Pancreas",
+    "gallbladder": "Gallbladder",
+    "stomach": "Stomach",
+    "duodenum": "Duodenum",
+    "esophagus": "Esophagus",
+    "oesophagus": "Esophagus",
+    "colon": "Colon",
+    "bladder": "Bladder",
+    "urinarybladder": "Bladder",
+    "adrenalgland": "AdrenalGland",
+    "prostate": "Prostate",
+    "uterus": "Uterus",
+    "lung": "Lung",
+    "thyroid": "Thyroid",
+    "brain": "Brain",
+    "hippocampus": "Hippocampus",
+    "bone": "Bone",
+    "vertebra": "Vertebra",
+    "femur": "Femur",
+    "organ": "Organ",
+}
+FINDINGS = {
+    "tumor": "Tumor",
+    "tumour": "Tumor",
+    "neoplasm": "Neoplasm",
+    "cancer": "Neoplasm",
+    "lesion": "Lesion",
+    "mass": "Mass",
+    "cyst": "Cyst",
+    "edema": "Edema",
+    "oedema": "Edema",
+    "necrosis": "Necrosis",
+    "necroticcore": "Necrosis",
+}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a segment is. category and property: of DICOM's table 7150 and what belongs to it.
+    side: left or right, where the property's code does not say so. region: the organ of a
+    finding, where its name says one.
+    """
+
+    category: Code
+    property: Code
+    side: Code | None = None
+    region: Code | None = None
+
+
+def codes_of(name: str) -> Codes:
+    """The codes of a class by its name: "LA", "left_kidney", "kidneys", "liver tumour". An unknown
+    name is a tissue with a private code, of scheme PRIVATE_SCHEME, that is the same for the
+    same name.
+    """
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    if organ := _organ(letters):
+        return Codes(codes.SCT.AnatomicalStructure, organ)
+    for side, code in SIDES.items():
+        if organ := _organ(letters.removeprefix(side)) or _organ(letters.removesuffix(side)):
+            return Codes(codes.SCT.AnatomicalStructure, organ, side=code)
+    single = letters if letters in FINDINGS else letters.removesuffix("s")
+    for ending, keyword in FINDINGS.items():
+        organ = _organ(single.removesuffix(ending))
+        if single == ending or (single.endswith(ending) and organ):
+            return Codes(
+                codes.SCT.MorphologicallyAbnormalStructure,
+                getattr(codes.SCT, keyword),
+                region=organ,
+            )
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return Codes(codes.SCT.Tissue, Code(digest, PRIVATE_SCHEME, _meaning(name)))
+
+
+def _organ(letters: str) -> Code | None:
+    keyword = ORGANS.get(letters) or ORGANS.get(letters.removesuffix("s"))
+    return getattr(codes.SCT, keyword) if keyword else None
+
+
+def _meaning(name: str) -> str:
+    """At most 64 characters without backslash or control characters, as a code's meaning may have."""
+    return re.sub(r"[\\\x00-\x1f\x7f]", " ", name).strip()[:64] or "unnamed"

@@ -1,0 +1,239 @@
+"""The header of one DICOM file: is it an image, of which series, and where does each of its frames
+lie.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import Dataset, FileDataset
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dkuxnet.core.errors import UserError
+from dkuxnet.data.checks import reading
+from dkuxnet.data.dicom.tree import Entry, head, is_dicom, place
+
+TAGS = [
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "Modality",
+    "SeriesDescription",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "FrameOfReferenceUID",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
+PIXELS_GROUP = 0x7FE0
+BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # what it says of its kind, near its beginning
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a frame lies, as DICOM says it: LPS mm. orientation: directions along a row and down a
+    column; position: centre of the first voxel; spacing_mm: between rows, between columns.
+    """
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file. planes: one a frame, None where the file does not say where the frame lies."""
+
+    name: str
+    series_uid: str
+    study_uid: str
+    description: str
+    modality: str
+    frame_of_reference_uid: str
+    transfer_syntax_uid: str
+    rows: int
+    columns: int
+    grey: bool
+    planes: tuple[Plane | None, ...]
+
+
+def read_header(path: Path, entry: Entry) -> Image | None:
+    """What file `entry` of the tree `path` says of itself; None where it is no image, or a
+    localizer.
+
+    A file without preamble is DICOM where it reads as such and names its SOP class. Raises
+    UserError for a DICOM file that is cut short or damaged.
+    """
+    where = place(path, entry.name)
+    with reading(where, "DICOM"), quiet():
+        first = head(entry)
+        if not is_dicom(first):
+            return (
+                _bare(where, entry)
+                if first.startswith(BARE_START) and STORAGE_CLASS in first
+                else None
+            )
+        if _first_group(first) == b"\0\0":
+            raise UserError(
+                f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "
+                "copy it again"
+            )
+        if (
+            DeflatedExplicitVRLittleEndian.encode() + b"\0" in first
+        ):  # its size is known only when all is unpacked
+            raise UserError(
+                f"{where}: is deflated as a whole, which is not supported; export it without "
+                "compression"
+            )
+        with entry.open() as stream:
+            header = read_dataset(stream, tags=TAGS)
+        return _image(where, entry.name, header)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom warns of values that are not quite to the standard, many for each file: nothing that
+    a user can mend.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def group(dataset: Dataset, frame: int, name: str) -> Dataset:
+    """The functional group `name` of a frame of a multi-frame file, its own or the shared one;
+    empty where there is none.
+    """
+    for level, index in (
+        ("PerFrameFunctionalGroupsSequence", frame),
+        ("SharedFunctionalGroupsSequence", 0),
+    ):
+        items = dataset.get(level) or ()
+        if index < len(items) and items[index].get(name):
+            return items[index][name].value[0]
+    return Dataset()
+
+
+def read_dataset(
+    stream: BinaryIO, voxels: bool = False, tags: Sequence[str] | None = None
+) -> FileDataset:
+    """The data set of a file, with or without preamble: of `tags` alone, or all, or all and its
+    voxels.
+
+    It ends where group 0 comes, which no file holds: a gigabyte of zeros would be read as a hundred
+    million elements. (At its very beginning pydicom reads on over that group: see `_first_group`.)
+    """
+    dataset = read_partial(
+        stream,
+        lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
+        force=True,
+        specific_tags=None if tags is None else [Tag(tag) for tag in tags],
+    )
+    if (
+        "TransferSyntaxUID" not in dataset.file_meta
+    ):  # a bare data set: as it was found to be encoded
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        )
+    return dataset
+
+
+def _first_group(first: bytes) -> bytes:
+    """The group, two bytes, with which the data set begins behind preamble and file meta
+    information.
+    """
+    start = 132
+    if first[start : start + 6] == b"\2\0\0\0UL":  # the length of the file meta information
+        start += 12 + int.from_bytes(first[140:144], "little")
+    return first[start : start + 2]
+
+
+def _bare(where: Path, entry: Entry) -> Image | None:
+    try:
+        with entry.open() as stream:
+            header = read_dataset(stream, tags=TAGS)
+        named = (
+            "SOPClassUID" in header
+            and header.SOPClassUID.is_valid
+            and "SeriesInstanceUID" in header
+        )
+    except Exception:  # any other file that happens to start like a data set
+        return None
+    return _image(where, entry.name, header) if named else None
+
+
+def _image(where: Path, name: str, header: Dataset) -> Image | None:
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None:
+        raise UserError(
+            f"{where}: expected a DICOM file, but it does not say what it holds: it is cut short; "
+            "copy it again"
+        )
+    if not kind.keyword.endswith("ImageStorage") or "LOCALIZER" in (header.get("ImageType") or ()):
+        return None
+    missing = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
+    if missing:
+        raise UserError(
+            f"{where}: expected a DICOM image, but {missing[0]} is missing: it is cut short; copy "
+            "it again"
+        )
+    return Image(
+        name=name,
+        series_uid=str(header.SeriesInstanceUID),
+        study_uid=str(header.StudyInstanceUID),
+        description=str(header.get("SeriesDescription", "")),
+        modality=str(header.get("Modality", "")) or "image",
+        frame_of_reference_uid=str(header.get("FrameOfReferenceUID", "")),
+        transfer_syntax_uid=str(header.file_meta.get("TransferSyntaxUID", "")),
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        grey=int(header.get("SamplesPerPixel", 1)) == 1
+        and header.get("PhotometricInterpretation") != "PALETTE COLOR",
+        planes=_planes(where, header),
+    )
+
+
+def _planes(where: Path, header: Dataset) -> tuple[Plane | None, ...]:
+    frames = int(header.get("NumberOfFrames") or 1)
+    if not header.get("PerFrameFunctionalGroupsSequence"):
+        return (_plane(header, header, header),) if frames == 1 else (None,) * min(frames, 2)
+    names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+    described = len(header.PerFrameFunctionalGroupsSequence)
+    if described != frames:
+        raise UserError(
+            f"{where}: expected as many frames as it describes, got {frames} and {described}; "
+            "export it again"
+        )
+    return tuple(_plane(*(group(header, frame, name) for name in names)) for frame in range(frames))
+
+
+def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane | None:
+    values = (
+        position.get("ImagePositionPatient"),
+        orientation.get("ImageOrientationPatient"),
+        measures.get("PixelSpacing"),
+    )
+    if [len(value or ()) for value in values] != [3, 6, 2]:
+        return None
+    return Plane(*(tuple(map(float, value)) for value in values))

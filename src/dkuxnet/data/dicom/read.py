@@ -1,0 +1,100 @@
+"""A DICOM series -> Volume: voxels in the units of the modality (Hounsfield units in CT), on a
+right-handed RAS+ grid.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.uid import UID
+
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data.checks import finish, reading
+from dkuxnet.data.dicom.headers import group, quiet, read_dataset
+from dkuxnet.data.dicom.series import Series, one_series
+from dkuxnet.data.dicom.stack import Stack, arrange
+from dkuxnet.data.dicom.tree import opened, place
+from dkuxnet.machine.memory import check_memory
+
+MAX_VOXELS = 2**31  # 8 GiB as float32
+JPEG, JPEG_2000 = "pylibjpeg pylibjpeg-libjpeg", "pylibjpeg pylibjpeg-openjpeg"
+
+
+def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
+    """The series of a folder, tree, zip or multi-frame file as (X, Y, Z) float32: columns, rows,
+    slices along the normal.
+
+    Rescale slope and intercept, or the modality's table, are applied to every slice. Raises
+    UserError where there is not one series (`series_uid` chooses), where it is no even and upright
+    stack, or where a file is damaged.
+    """
+    series = one_series(path, series_uid)
+    stack = arrange(series)
+    _check_decoders(series)
+    first = stack.frames[0][0]
+    shape = (len(stack.frames), first.rows, first.columns)
+    if math.prod(shape) > MAX_VOXELS:
+        raise UserError(
+            f"{series.path}: series {series.uid} has {shape} voxels, more than {MAX_VOXELS:.2g}; "
+            "crop it"
+        )
+    check_memory(4 * math.prod(shape), str(series.path))
+    with reading(series.path, "DICOM"):
+        array = np.empty(shape, np.float32)
+    _fill(array, series, stack)
+    return replace(
+        finish(series.path, array.T, stack.affine, "image"), modality=series.images[0].modality
+    )
+
+
+def _fill(array: np.ndarray, series: Series, stack: Stack) -> None:
+    """Read the voxels file by file, each once. array: (slices, rows, columns)."""
+    slices: dict[str, list[tuple[int, int]]] = {}
+    for place_in_stack, (image, frame) in enumerate(stack.frames):
+        slices.setdefault(image.name, []).append((place_in_stack, frame))
+    with opened(series.path) as entries:
+        for entry in entries:
+            if entry.name not in slices:
+                continue
+            with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
+                dataset = read_dataset(stream, voxels=True)
+                for index, frame in slices[entry.name]:
+                    array[index] = _frame(dataset, frame)
+
+
+def _frame(dataset: Dataset, frame: int) -> np.ndarray:
+    """(rows, columns) of one frame in the modality's units."""
+    stored = (
+        pixel_array(dataset, index=frame) if "NumberOfFrames" in dataset else pixel_array(dataset)
+    )
+    if "PerFrameFunctionalGroupsSequence" not in dataset:
+        return apply_modality_lut(stored, dataset)
+    return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
+
+
+def _check_decoders(series: Series) -> None:
+    for uid in sorted({image.transfer_syntax_uid for image in series.images} - {""}):
+        syntax = UID(uid)
+        if not syntax.is_valid or not syntax.is_transfer_syntax:
+            raise UserError(
+                f"{series.path}: series {series.uid} has the transfer syntax {uid}, which is none "
+                "that DICOM "
+                "knows; export it uncompressed"
+            )
+        if not syntax.is_compressed:
+            continue
+        try:
+            available = get_decoder(syntax).is_available
+        except NotImplementedError:
+            available = False
+        if not available:
+            package = JPEG_2000 if "2000" in syntax.name else JPEG
+            raise UserError(
+                f"{series.path}: series {series.uid} is compressed ({syntax.name}), and the "
+                "decoder for it is not "
+                f"installed; pip install {package}, or export it uncompressed"
+            )

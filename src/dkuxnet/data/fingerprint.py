@@ -1,0 +1,94 @@
+"""What scans are like: the figures of a case, and the fingerprint that the plan follows from."""
+
+from typing import Any
+
+import numpy as np
+
+from dkuxnet.core.types import Case, Source
+from dkuxnet.data import formats
+from dkuxnet.data.affines import check_same_grid
+from dkuxnet.data.geometry import to_ras
+from dkuxnet.data.images import read_image
+from dkuxnet.data.plan import is_ct
+from dkuxnet.data.values import check_modality, every
+
+SAMPLE = 20_000  # voxels of a channel that its figures are taken from
+AIR = -500  # Hounsfield units: below is air, and most of a lung
+
+
+def check_case(source: Source, case: Case) -> dict[str, Any]:
+    """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
+    image = read_image(case, len(source.channels))
+    check_modality(f"case '{case.name}'", image.modality, source.channels)
+    sampled = [every(channel, channel.size // SAMPLE) for channel in image.array]
+    samples = [
+        without_air(values) if is_ct(name) else values
+        for name, values in zip(source.channels, sampled, strict=True)
+    ]
+    ras = to_ras(image)
+    facts: dict[str, Any] = {
+        "name": case.name,
+        "shape": list(ras.shape),
+        "spacing_mm": list(ras.spacing_mm),
+        "percentiles": [np.percentile(values, (0.5, 50, 99.5)).tolist() for values in samples],
+        "mean": [float(values.mean()) for values in samples],
+        "std": [float(values.std()) for values in samples],
+    }
+    if case.label is not None:
+        label = formats.read(case.label, kind="label")
+        check_same_grid(
+            f"case '{case.name}'",
+            f"the image {case.images[0].name}",
+            image,
+            f"the label map {case.label.name}",
+            label,
+        )
+        facts["label_counts"] = count_values(label.array)
+    return facts
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """Which integers there are, ascending, and how often.
+
+    Bytes are counted where they stand, all else has to be sorted.
+    """
+    if label.dtype == np.uint8:
+        counts = np.bincount(label.ravel(order="K"), minlength=1)
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    values, counts = np.unique(label, return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+
+
+def without_air(values: np.ndarray) -> np.ndarray:
+    """The CT values (n,) of the body: the air around it would set the scale, and tissues would all
+    look alike.
+    """
+    body = values[values > AIR]
+    return body if len(body) else values
+
+
+def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sizes, spacings, intensities over all cases (RAS order), and the share of every label value
+    over the labelled ones.
+    """
+    shares: dict[int, list[float]] = {}
+    labelled = [c["label_counts"] for c in checks if "label_counts" in c]
+    for counts in labelled:
+        for value, n in counts.items():
+            shares.setdefault(value, []).append(n / sum(counts.values()))
+    return {
+        "cases": len(checks),
+        "labelled": len(labelled),
+        "shape_median": np.median([c["shape"] for c in checks], axis=0).tolist(),
+        "shape_max": np.max([c["shape"] for c in checks], axis=0).tolist(),
+        "spacing_mm_median": np.median([c["spacing_mm"] for c in checks], axis=0).tolist(),
+        "extent_mm_median": np.median(
+            [np.multiply(c["shape"], c["spacing_mm"]) for c in checks], axis=0
+        ).tolist(),
+        "percentiles_median": np.median([c["percentiles"] for c in checks], axis=0).tolist(),
+        "mean": np.mean([c["mean"] for c in checks], axis=0).tolist(),
+        "std": np.mean([c["std"] for c in checks], axis=0).tolist(),
+        "label_share": {
+            str(value): float(np.sum(s) / len(labelled)) for value, s in sorted(shares.items())
+        },
+    }

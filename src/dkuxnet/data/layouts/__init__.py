@@ -1,0 +1,105 @@
+"""Which files in a folder are a case: the layouts that the field's data sets come in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dkuxnet.core.documents import names_a_file
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup, unknown
+from dkuxnet.core.types import Case, Source
+from dkuxnet.data.dicom.tree import holds_dicom
+from dkuxnet.data.layouts.atrial import BENCHMARK_FOLDER
+from dkuxnet.data.layouts.dicom import dicom_in
+from dkuxnet.data.layouts.files import images_in, read_dataset_json
+
+LAYOUTS: dict[str, str] = {
+    "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
+    "msd": "dkuxnet.data.layouts.dataset_json:msd",
+    "la-h5": "dkuxnet.data.layouts.atrial:la_h5",
+    "la-challenge": "dkuxnet.data.layouts.atrial:la_challenge",
+    "dicom": "dkuxnet.data.layouts.dicom:dicom_tree",
+    "folder": "dkuxnet.data.layouts.folder:plain_folder",
+}
+
+
+def find_source(folder: str | Path, layout: str = "auto") -> Source:
+    """The cases of `folder`, laid out as `layout` (a key of `LAYOUTS`, or "auto": decide by what
+    is there).
+
+    No voxel is read. Names of cases are unique and fit to name files. Raises UserError where the
+    folder, the layout or a file that the folder's own lists name is not there or not as the layout
+    has it.
+    """
+    folder = Path(folder)
+    if layout != "auto" and layout not in LAYOUTS:
+        raise unknown("layout", layout, ["auto", *LAYOUTS])
+    if not folder.exists():
+        raise UserError(f"{folder}: expected a folder of scans, but there is none; check the path")
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: expected a folder of scans, but this is a file; give the folder that holds "
+            "it"
+        )
+    source = lookup(LAYOUTS, _detect(folder) if layout == "auto" else layout, "layout")(folder)
+    _check_cases(source)
+    return source
+
+
+def _detect(folder: Path) -> str:
+    """The layout that `folder` looks like. Raises UserError where it looks like none."""
+    if (folder / "dataset.json").is_file():
+        fields = read_dataset_json(folder)
+        if "training" in fields and "file_ending" not in fields:
+            return "msd"
+        if "dataset" in fields or (folder / "imagesTr").is_dir():
+            return "nnunet"
+    if (folder / BENCHMARK_FOLDER).is_dir() or any(folder.glob("*/mri_norm2.h5")):
+        return "la-h5"
+    if any(folder.glob("*/lgemri.nrrd")):
+        return "la-challenge"
+    images = folder / "images"
+    if images_in(images) or dicom_in(images) or images_in(folder):
+        return "folder"
+    if holds_dicom(folder):
+        return "dicom"
+    if images.is_dir():
+        return "folder"
+    raise UserError(
+        f"{folder}: expected scans in one of the layouts {', '.join(LAYOUTS)}, but it holds "
+        f"{_glimpse(folder)}; "
+        "give the folder of the data set itself"
+    )
+
+
+def _glimpse(folder: Path, most: int = 5) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return (", ".join(names[:most]) + (", ..." if len(names) > most else "")) or "nothing"
+
+
+def _check_cases(source: Source) -> None:
+    if not source.cases:
+        raise UserError(
+            f"{source.folder}: expected scans in the layout {source.layout}, but it holds none; "
+            "add scans"
+        )
+    _check_names(source.folder, source.cases)
+
+
+def _check_names(folder: Path, cases: Iterable[Case]) -> None:
+    """Prepared cases and predictions are named after the case: one name, one case, and no way out
+    of a folder.
+    """
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if not names_a_file(case.name):
+            raise UserError(
+                f"{folder}: expected a case name without slash or leading dot, got {case.name!r}; "
+                "rename it"
+            )
+        if case.name in seen:
+            first, second = seen[case.name].images[0].name, case.images[0].name
+            raise UserError(
+                f"{folder}: expected one case named '{case.name}', got two ({first}, {second}); "
+                "rename one"
+            )
+        seen[case.name] = case

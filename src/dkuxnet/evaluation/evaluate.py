@@ -1,0 +1,294 @@
+"""Predictions x labels -> a table: every case and class, mean, spread and confidence interval, as
+JSON and CSV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.data.affines import check_same_grid
+from dkuxnet.data.layouts import find_source
+from dkuxnet.data.layouts.files import by_stem, images_in, label_values, read_dataset_json
+from dkuxnet.evaluation.metrics import confusion_counts, segmentation_metrics, statistics
+
+FOREGROUND_MEAN = "foreground mean"
+
+# Column of a row -> key in summary.json; the keys without a unit are nnU-Net's.
+METRICS = {"dice": "Dice", "jaccard": "IoU", "hd95_mm": "HD95_mm", "asd_mm": "ASD_mm"}
+METRICS |= {"hd95_voxels": "HD95_voxels", "asd_voxels": "ASD_voxels"}
+COUNTS = {"tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN", "n_pred": "n_pred", "n_ref": "n_ref"}
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate_folders` found.
+
+    rows: one per case and class (every case has every class): `case`, `class`, `value` and the columns of METRICS (in
+        [0, 1], mm, voxels) and COUNTS (voxels).
+    files: case -> (prediction file, label file).
+    notes: what a reader of the figures must know, a sentence each.
+    """
+
+    rows: list[dict[str, Any]]
+    files: dict[str, tuple[Path, Path]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class name -> value, without background."""
+        return {row["class"]: row["value"] for row in self.rows}
+
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Class, or FOREGROUND_MEAN (of each case's classes) -> metric -> what
+        `metrics.statistics` returns.
+        """
+        figures = self._figures(METRICS)
+        series = {name: figures[:, i] for i, name in enumerate(self.classes)} | {
+            FOREGROUND_MEAN: figures.mean(axis=1)
+        }
+        return {
+            name: dict(zip(METRICS, statistics(values), strict=True))
+            for name, values in series.items()
+        }
+
+    def write_json(self, path: Path) -> None:
+        """Write nnU-Net's summary.json with our keys, whole or not at all.
+
+        Raises UserError where it cannot be.
+        """
+        _write(
+            path, json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    def write_csv(self, path: Path) -> None:
+        """Write the rows; errors as in `write_json`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, ["case", "class", "value", *METRICS, *COUNTS], lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(self.rows)
+        _write(path, text.getvalue())
+
+    def _figures(self, columns: Iterable[str]) -> np.ndarray:
+        """(cases, classes, columns)"""
+        figures = np.array([[row[c] for c in columns] for row in self.rows], dtype=np.float64)
+        return figures.reshape(len(self.files), len(self.classes), -1)
+
+    def _as_json(self) -> dict[str, Any]:
+        columns, keys = zip(*(METRICS | COUNTS).items(), strict=True)
+        metrics: dict[str, dict[str, Any]] = {case: {} for case in self.files}
+        for row in self.rows:
+            metrics[row["case"]][str(row["value"])] = {
+                key: row[c] for c, key in zip(columns, keys, strict=True)
+            }
+        means = self._figures(columns).mean(axis=0)
+        by_class = zip(self.classes.values(), means, strict=True)
+        return {
+            "foreground_mean": dict(zip(keys, means.mean(axis=0).tolist(), strict=True)),
+            "mean": {
+                str(value): dict(zip(keys, mean.tolist(), strict=True)) for value, mean in by_class
+            },
+            "metric_per_case": [
+                {
+                    "prediction_file": str(prediction),
+                    "reference_file": str(label),
+                    "metrics": metrics[case],
+                }
+                for case, (prediction, label) in self.files.items()
+            ],
+            "statistics": {
+                name: {METRICS[c]: s for c, s in each.items()}
+                for name, each in self.summary().items()
+            },
+            "n_cases": len(self.files),
+            "labels": self.classes,
+            "notes": self.notes,
+        }
+
+
+def evaluate_pair(
+    case: str,
+    prediction: Volume,
+    truth: Volume,
+    labels: dict[str, int],
+    truth_labels: dict[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Score one case: a row for every class of `labels` but value 0, the background (columns: see
+    `Evaluation`).
+
+    prediction, truth: label maps (X, Y, Z) of integers on one grid. labels: class name -> value in
+    `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
+    where shape or affine differ, and where a value stands in neither map; a DataWarning where the
+    affines differ by rounding.
+    """
+    truth_labels = truth_labels or labels
+    _check_grid(case, prediction, truth)
+    _check_values(case, "the prediction", prediction.array, labels)
+    _check_values(case, "the label file", truth.array, truth_labels)
+    rows = []
+    for name, value in _foreground(labels).items():
+        predicted, true = prediction.array == value, truth.array == truth_labels[name]
+        figures = segmentation_metrics(predicted, true, truth.spacing_mm) | confusion_counts(
+            predicted, true
+        )
+        rows.append({"case": case, "class": name, "value": value} | figures)
+    return rows
+
+
+def evaluate_folders(
+    predictions: Path, labels: Path, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Score every prediction of a folder against the label of the same case.
+
+    predictions: folder of label maps CASE.nii.gz (or any known format) and, where it has one, their dataset.json.
+    labels: folder of label files named alike, or a source folder in any known layout. Its dataset.json, or the one
+        above, names the classes where the predictions' does not; without any, values found become class_1, class_2, ...
+        Where both name the same classes, each side is read by its own values.
+    progress: called with (cases done, cases in all) after each case.
+    Raises UserError where nothing pairs, a prediction has no label, grids differ, or a value has no class.
+    """
+    files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels))
+    prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
+    if not _foreground(prediction_labels):
+        raise UserError(
+            f"{labels}: expected at least one class beside the background, found none: nothing to "
+            "score"
+        )
+    if truth_labels and not _foreground(prediction_labels).keys() <= truth_labels.keys():
+        truth_labels = None  # other names for the same values
+    rows = []
+    for done, (case, pair) in enumerate(files.items(), start=1):
+        prediction, truth = (formats.read(path, kind="label") for path in pair)
+        rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
+        if progress:
+            progress(done, len(files))
+    return Evaluation(rows, files, _notes(rows, unpaired, len(files)))
+
+
+def _pair_files(
+    predictions: Path, labels: Path
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, int] | None, int]:
+    """(case -> (prediction, label), the labels' own class map, number of labels without a
+    prediction)
+    """
+    predicted = by_stem(images_in(predictions))
+    if not predicted:
+        raise UserError(
+            f"{predictions}: expected a folder of label maps such as CASE.nii.gz, found none; "
+            "predict first"
+        )
+    true, truth_labels = _label_files(labels, predicted.keys())
+    if not predicted.keys() & true.keys():
+        raise UserError(
+            f"expected predictions and labels with the same names, got {_some(predicted)} in "
+            f"{predictions} and "
+            f"{_some(true)} in {labels}; give the folder of these cases' labels"
+        )
+    if missing := predicted.keys() - true.keys():
+        raise UserError(
+            f"{labels}: expected a label for every prediction, none for {_some(missing)}; add or "
+            "remove them"
+        )
+    files = {case: (predicted[case], true[case]) for case in sorted(predicted)}
+    return files, truth_labels, len(true) - len(files)
+
+
+def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[str, int] | None]:
+    """(case -> label file, class map) of a folder of labels, else of a source folder."""
+    direct = by_stem(images_in(folder))
+    if wanted & direct.keys():
+        return direct, _class_map(folder) or _class_map(folder.absolute().parent)
+    source = find_source(folder)
+    found = {case.name: case.label for case in source.cases if case.label}
+    if found:
+        label = next(iter(found.values()))
+        # A source leaves out the cases of a test list; where each case has its folder, theirs stand
+        # beside the others'.
+        beside = {case: label.parent.parent / case / label.name for case in wanted - found.keys()}
+        found |= {case: path for case, path in beside.items() if path.is_file()}
+    return found or direct, source.labels
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = sorted(names)
+    return (", ".join(names[:most]) or "none") + (
+        f" and {len(names) - most} more" if names[most:] else ""
+    )
+
+
+def _class_map(folder: Path) -> dict[str, int] | None:
+    """Class name -> value by the folder's dataset.json; None where it has none."""
+    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
+    return label_values(folder, fields) if "labels" in fields else None
+
+
+def _found_labels(files: dict[str, tuple[Path, Path]]) -> dict[str, int]:
+    arrays = (formats.read(path, kind="label").array for pair in files.values() for path in pair)
+    values = sorted({value for array in arrays for value in np.unique(array).tolist()} - {0})
+    return {"background": 0} | {f"class_{value}": value for value in values}
+
+
+def _foreground(labels: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in labels.items() if value != 0}
+
+
+def _check_grid(case: str, prediction: Volume, truth: Volume) -> None:
+    try:
+        check_same_grid(f"case '{case}'", "prediction", prediction, "label", truth)
+    except UserError as error:
+        raise UserError(
+            f"{error}; predict on the scan that was labelled, or resample one of the two"
+        ) from error
+
+
+def _check_values(case: str, what: str, array: np.ndarray, labels: dict[str, int]) -> None:
+    known = {0, *labels.values()}
+    if sum(np.count_nonzero(array == value) for value in known) == array.size:
+        return  # forty times as fast as to sort the voxels
+    values, counts = np.unique(array, return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value not in known:
+            raise UserError(
+                f"case '{case}': {what} holds value {value} in {count} voxels, expected one of "
+                f"{labels}; "
+                "correct the file or name the value under 'labels' in dataset.json"
+            )
+
+
+def _notes(rows: list[dict[str, Any]], unpaired: int, paired: int) -> list[str]:
+    notes = (
+        [f"{unpaired} of {unpaired + paired} labelled cases have no prediction"] if unpaired else []
+    )
+    empty = Counter(row["class"] for row in rows if 0 in (row["n_pred"], row["n_ref"]))
+    where = f"of {paired} cases; dkuxnet.evaluation.metrics states how these score"
+    return notes + [
+        f"'{name}' is empty in prediction or label in {n} {where}" for name, n in empty.items()
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise UserError(f"{path}: cannot be written: {disk_reason(error)}") from error

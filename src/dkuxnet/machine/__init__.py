@@ -1,0 +1,1 @@
+"""Disk, memory, processes and devices."""

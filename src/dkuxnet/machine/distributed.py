@@ -1,0 +1,285 @@
+"""One training in several processes, on one machine or many: torchrun starts them, and no method
+knows of it.
+
+Every process builds the whole batch, runs the networks on its share of the patches, and gets the
+outputs of all of them. So each computes the losses of the whole batch, whatever they compare,
+exactly as one process does; its gradients are those of its own patches, and their sum over the
+processes is the gradient of the whole. DistributedDataParallel would average losses of parts
+instead: a soft Dice over a batch, a mixture of two patches or a mean over sure voxels is not such
+an average.
+"""
+
+import datetime
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Output
+
+T = TypeVar("T")
+LARGE = 2**16  # numbers: what is summed over the processes by itself
+JOINING = 600  # seconds that processes wait for each other at the start
+
+
+class ToldElsewhere(UserError):
+    """Another process has run into something and tells it."""
+
+
+def world() -> int:
+    """Processes of this training; 1 where it is not distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that torchrun started, until the end of the block; without torchrun
+    nothing happens.
+
+    Raises UserError in the processes that are left when another one ends.
+    """
+    if (
+        "RANK" not in os.environ
+        or int(os.environ.get("WORLD_SIZE", "1")) == 1
+        or dist.is_initialized()
+    ):
+        yield
+        return
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        kinds, store=of_this_start(store, number, count), rank=number, world_size=count
+    )
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "peer" not in str(
+            error
+        ):  # gloo's errors have no kind of their own
+            raise
+        raise ToldElsewhere(
+            "another process of this training has ended; its own message says why"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def of_this_start(
+    store: dist.Store, number: int, count: int, seconds: float = JOINING
+) -> dist.Store:
+    """The part of torchrun's store that is of this start alone.
+
+    torchrun keeps one store over all its restarts, in which the addresses of the processes before
+    still stand: who is quick would call the dead. So the first process invents a name, and tells it
+    to each that says who it is until each has heard it. Raises UserError where not all of them come
+    within `seconds`.
+    """
+    store.set_timeout(datetime.timedelta(seconds=seconds))
+    try:
+        return dist.PrefixStore(
+            _name_of_this_start(store, number, count, time.monotonic() + seconds), store
+        )
+    except dist.DistError as error:
+        raise UserError(
+            f"not all of the {count} processes of this training have come within {seconds:g} "
+            "seconds: start them "
+            "together, and where one ends its own message says why"
+        ) from error
+
+
+def _name_of_this_start(store: dist.Store, number: int, count: int, deadline: float) -> str:
+    """deadline: of `time.monotonic`. Raises DistError where another process does not come."""
+    me = uuid.uuid4().hex
+    store.set(f"dkuxnet/{number}", me)
+    if number:
+        name = store.get(f"dkuxnet/to/{me}").decode()
+        store.set(f"dkuxnet/{name}/{number}", "heard")
+        return name
+    waiting = set(range(1, count))
+    while waiting:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(
+                f"processes {sorted(waiting)} said who they are and do not listen"
+            )
+        for other in waiting:
+            store.set(f"dkuxnet/to/{store.get(f'dkuxnet/{other}').decode()}", me)
+        waiting = {other for other in waiting if not store.check([f"dkuxnet/{me}/{other}"])}
+        time.sleep(0.01)
+    return me
+
+
+def by_the_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, in all of them.
+
+    Its UserError is the others' ToldElsewhere.
+    """
+    if world() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome = [work(), None]
+        except UserError as error:
+            dist.broadcast_object_list([None, str(error)])
+            raise
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ToldElsewhere(outcome[1])
+    return outcome[0]
+
+
+def of_all(mine: list[T]) -> list[T]:
+    """The processes' lists, one after another."""
+    if world() == 1:
+        return mine
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether it is true in any process."""
+    if world() == 1:
+        return flag
+    told = torch.tensor(float(flag), device=device)
+    dist.all_reduce(told)
+    return bool(told)
+
+
+def sum_gradients(method: nn.Module) -> None:
+    """Add up the gradients of the networks over the processes.
+
+    What a method owns besides works on the outputs of all, so that its gradient is whole in each
+    process already: these, and running statistics, are averaged.
+    """
+    if world() == 1:
+        return
+    inside = {id(parameter) for network in method.networks for parameter in network.parameters()}
+    learnt = [parameter for parameter in method.parameters() if parameter.grad is not None]
+    buffers = [buffer for buffer in method.buffers() if buffer.is_floating_point()]
+    for tensor in [parameter.grad for parameter in learnt if id(parameter) not in inside] + buffers:
+        tensor.div_(world())
+    tensors = [parameter.grad for parameter in learnt] + buffers
+    # as they lie in memory, which autograd lays out as the parameters are: dense, and alike in all
+    # processes
+    memory = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    large = [
+        part for part in memory if len(part) >= LARGE
+    ]  # summed where they are: copies would take longer than the sum
+    pending = [dist.all_reduce(part, async_op=True) for part in large]
+    small = [part for part in memory if len(part) < LARGE]
+    flat = torch.cat(small)
+    dist.all_reduce(flat)
+    for part, summed in zip(small, flat.split([len(part) for part in small]), strict=True):
+        part.copy_(summed)
+    for work in pending:
+        work.wait()
+
+
+# --- networks that share a batch
+# ------------------------------------------------------------------------------------
+
+
+def shared(network: nn.Module, with_features: bool) -> nn.Module:
+    """`network`, which in training runs on this process's share of a batch and returns the outputs
+    of all.
+
+    Its parameters and their names stay. with_features: also gather `Output.features`, which are
+    large.
+    """
+    if world() == 1:
+        return network
+    network.gathers_features = with_features
+    if hasattr(network, "decode"):
+        _become(network.encoder, _SharedEncoder)
+        _become(network, _SharedDecoder)
+    else:
+        _become(network, _SharedWhole)
+    return network
+
+
+def _become(module: nn.Module, part: type) -> None:
+    """A subclass, not a wrapper: the names in the state_dict stay, and copies (teachers) are
+    shared as well.
+    """
+    module.__class__ = type(f"{part.__name__}{type(module).__name__}", (part, type(module)), {})
+
+
+class _SharedEncoder:
+    def forward(self, image: Tensor) -> Any:
+        return super().forward(share(image) if self.training else image)
+
+
+class _SharedDecoder:
+    def decode(self, image: Tensor, features: Any) -> Output:
+        if not self.training:
+            return super().decode(image, features)
+        return gather(super().decode(share(image), features), self.gathers_features)
+
+
+class _SharedWhole:
+    def forward(self, image: Tensor) -> Output:
+        return (
+            gather(super().forward(share(image)), self.gathers_features)
+            if self.training
+            else super().forward(image)
+        )
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch."""
+    if len(batch) % world():
+        raise UserError(
+            f"a batch of {len(batch)} patches cannot be shared by {world()} processes alike: "
+            "choose "
+            "train.labelled_batch and train.unlabelled_batch as multiples of their number"
+        )
+    return batch.chunk(world())[rank()]
+
+
+def gather(output: Output, with_features: bool) -> Output:
+    """The outputs of all processes, in the order of the batch."""
+    parts = [
+        output.logits,
+        output.group_prob,
+        output.features if with_features else None,
+        *output.layer_group_prob,
+    ]
+    there = [part for part in parts if part is not None]
+    flat = _Gather.apply(torch.cat([part.flatten(1).float() for part in there], dim=1))
+    pieces = iter(flat.split([part[0].numel() for part in there], dim=1))
+    logits, group_prob, features, *layers = (
+        None if part is None else next(pieces).unflatten(1, part.shape[1:]) for part in parts
+    )
+    return Output(logits, group_prob, tuple(layers), features)
+
+
+class _Gather(torch.autograd.Function):
+    """(b, L) of each process -> (B, L), whose gradient each process takes for its own part."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        ctx.rows = len(part)
+        parts = [torch.empty_like(part) for _ in range(world())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]

@@ -1,0 +1,1 @@
+"""What is trained: networks and methods, and how they are built."""

@@ -1,0 +1,31 @@
+"""Boxes for methods that mix patches: copy-paste and CutMix.
+
+Random places come from torch's own generator.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def random_boxes(
+    count: int, size: Sequence[int], edge_share: float, device: torch.device
+) -> Tensor:
+    """(count, 1, X, Y, Z) bool: in every patch one box of `edge_share` of each edge, anywhere
+    inside.
+    """
+    boxes = torch.zeros(count, 1, *size, dtype=torch.bool, device=device)
+    for box in boxes[:, 0]:
+        edges = [max(1, round(edge_share * n)) for n in size]
+        starts = [int(torch.randint(n - edge + 1, ())) for n, edge in zip(size, edges, strict=True)]
+        x, y, z = (slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+        box[x, y, z] = True
+    return boxes
+
+
+def paste(inside: Tensor, outside: Tensor, boxes: Tensor) -> Tensor:
+    """`inside` where the box is, `outside` elsewhere: images (B, C, X, Y, Z) or labels (B, X, Y,
+    Z), boxes (B, 1, X, Y, Z).
+    """
+    return torch.where(boxes if inside.ndim == boxes.ndim else boxes[:, 0], inside, outside)

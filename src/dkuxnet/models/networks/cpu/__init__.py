@@ -1,0 +1,1 @@
+"""How the boxes of the network compute fast on a CPU."""

@@ -1,0 +1,1 @@
+"""From a run and a scan to its segmentation."""

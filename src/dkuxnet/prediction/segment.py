@@ -1,0 +1,202 @@
+"""The model of a finished run, loaded once, for scan after scan: a volume in, the segmentation on
+its own grid out.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import Volume
+from dkuxnet.data.geometry import Region
+from dkuxnet.data.network_grid import (
+    extent_mm_of,
+    network_shape_of,
+    region_on_network_grid,
+    to_network_grid,
+)
+from dkuxnet.machine.memory import check_memory
+from dkuxnet.prediction.localise import foreground_box, region_around
+from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.prediction.windows import (
+    GridPrediction,
+    grid_bytes,
+    label_on_scan,
+    label_volume,
+    map_on_scan,
+    sliding_window,
+)
+
+MARGIN_MM = 20.0
+Progress = Callable[[int, int], None]  # windows done, of how many
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """On the scan's own grid. label: (X, Y, Z), with the label values of the training data.
+    probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where
+    not asked for.
+    """
+
+    label: Volume
+    probabilities: Volume | None = None
+    uncertainty: Volume | None = None
+
+
+class Segmenter:
+    """labels: class name -> value in the label maps, background first. channels: names of those
+    that a scan must have. localiser: the Segmenter of the coarse run that chooses where to
+    look, None where the whole scan is looked at.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        weights: str = "final",
+        device: str = "auto",
+        localiser: Path | None = None,
+        margin_mm: float | None = None,
+    ):
+        """weights: "final" or "best". localiser: a finished run of the same labels and channels on
+        a grid that is no finer; the region is the box around what it finds, with `margin_mm`
+        (None: MARGIN_MM) on each side. Raises UserError where `run` is no finished run or the
+        device is not there, where the localiser does not fit, and for a margin without one.
+        """
+        if margin_mm is not None and localiser is None:
+            raise UserError(
+                "--margin-mm is around what a coarse run finds: name that with --localise, or "
+                "leave the margin out"
+            )
+        margin_mm = MARGIN_MM if margin_mm is None else margin_mm
+        if not 0 <= margin_mm < math.inf:
+            raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
+        self.predictor, self.settings, manifest = load_predictor(run, weights, device)
+        self.labels: dict[str, int] = manifest["labels"]
+        self.channels: list[str] = manifest["channels"]
+        self.plan, self.patch = manifest["plan"], manifest["patch"]
+        self.device = next(self.predictor.parameters()).device
+        self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
+
+    def network_shape(self, scan: Volume) -> tuple[int, ...]:
+        """Voxels (X, Y, Z) that the scan has for the network."""
+        return network_shape_of(scan, self.plan)
+
+    def region(self, scan: Volume, name: str = "the scan") -> Region:
+        """Where to look, a region of the network's grid: all of it without a localiser, and, with
+        a DataWarning that begins with `name`, where the localiser finds nothing. Runs the
+        localiser.
+        """
+        grid = self.network_shape(scan)
+        if self.localiser is None:
+            return Region.whole(grid)
+        label = self.localiser.on_network_grid(scan).prob.argmax(axis=0)
+        box = foreground_box(label)
+        if box is None:
+            warnings.warn(
+                f"{name}: the localising run finds nothing in it; all of it is segmented",
+                DataWarning,
+                stacklevel=2,
+            )
+            return Region.whole(grid)
+        return region_around(box, label.shape, grid, extent_mm_of(scan), self.margin_mm, self.patch)
+
+    def needed_bytes(
+        self,
+        scan: Volume,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        region: Region | None = None,
+    ) -> int:
+        """Memory that segmenting `scan` takes, about; of `region` alone where that is given."""
+        shape = region.shape if region else self.network_shape(scan)
+        grid = grid_bytes(shape, self.patch, len(self.channels), len(self.labels), uncertainty)
+        return grid + 4 * math.prod(scan.shape) * (
+            1 + 2 * uncertainty + 2 * len(self.labels) * probabilities
+        )
+
+    def on_network_grid(
+        self,
+        scan: Volume,
+        with_uncertainty: bool = False,
+        region: Region | None = None,
+        progress: Progress | None = None,
+    ) -> GridPrediction:
+        """The prediction on the network's grid, or on a region of it. progress: see
+        `sliding_window`. Raises UserError where the memory does not suffice.
+        """
+        whole = region is None or region.is_whole
+        try:
+            image = (
+                to_network_grid(scan, self.plan).array
+                if whole
+                else region_on_network_grid(scan, self.plan, region)
+            )
+            return sliding_window(
+                self.predictor,
+                image,
+                self.patch,
+                len(self.labels),
+                self.settings.infer,
+                self.device,
+                with_uncertainty,
+                progress=progress,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
+
+    def __call__(
+        self,
+        scan: Volume,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        region: Region | None = None,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """scan: (C, X, Y, Z) float32, finite. region: what `self.region` gave for this scan, where
+        it was asked already; around it all is background, of probability 1 and uncertainty 0.
+        progress: see `sliding_window`. Raises UserError where the memory does not suffice.
+        """
+        region = region or self.region(scan)
+        check_memory(self.needed_bytes(scan, probabilities, uncertainty, region))
+        result = self.on_network_grid(scan, uncertainty, region, progress)
+        label = label_on_scan(
+            result.prob, scan.shape, scan.affine, self.settings.infer.largest_component, region
+        )
+        maps = {
+            "probabilities": result.prob if probabilities else None,
+            "uncertainty": result.uncertainty,
+        }
+        return Segmentation(
+            label_volume(label, scan.affine, list(self.labels.values())),
+            **{
+                kind: None
+                if values is None
+                else Volume(map_on_scan(values, scan.shape, scan.affine, region), scan.affine)
+                for kind, values in maps.items()
+            },
+        )
+
+    def _load_localiser(self, run: Path | None, device: str) -> "Segmenter | None":
+        if run is None:
+            return None
+        coarse = Segmenter(run, device=device)
+        for what in ("labels", "channels"):
+            ours, theirs = getattr(self, what), getattr(coarse, what)
+            if ours != theirs:
+                raise UserError(
+                    f"{run} cannot localise: its {what} are {theirs}, those of the run that "
+                    f"segments {ours}; train "
+                    "both on the same scans"
+                )
+        ours, theirs = (math.prod(each.plan["spacing_mm"]) ** (1 / 3) for each in (self, coarse))
+        if theirs < 0.999 * ours:
+            raise UserError(
+                f"{run} cannot localise: its voxels of {theirs:.3g} mm are finer than the "
+                f"{ours:.3g} mm of the run "
+                "that segments; train it on a set prepared at a coarser --spacing-mm"
+            )
+        return coarse

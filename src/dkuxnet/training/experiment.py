@@ -1,0 +1,188 @@
+"""READ FIRST.
+
+Settings -> data -> networks -> method -> train -> evaluate: the whole job from top to bottom.
+
+Everything that has a mechanism is somewhere else; here is only what follows what.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dkuxnet.core.config import Settings
+from dkuxnet.core.errors import telling_disk_errors
+from dkuxnet.core.seeds import VIEWS, step_seed
+from dkuxnet.core.types import Batch
+from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
+from dkuxnet.machine.distributed import by_the_first, joined, rank
+from dkuxnet.machine.lock import locked
+from dkuxnet.machine.memory import (
+    forget_peak_memory,
+    free_bytes,
+    give_back_large_blocks,
+    peak_memory_gib,
+)
+from dkuxnet.models.build import build_method
+from dkuxnet.runs.folder import MutedRun, RunFolder
+from dkuxnet.training.advice import memory_advice
+from dkuxnet.training.job import Job, describe, new_job, resumed_job, unlabelled_patches
+from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
+from dkuxnet.training.patches import PatchStream, read_ahead
+from dkuxnet.training.scoring import evaluate_test, validation_dice
+from dkuxnet.training.views import make_views
+
+Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
+
+
+@telling_out_of_memory()
+@telling_disk_errors()
+def run_training(
+    prepared: Path,
+    run: Path,
+    settings: Settings,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train on a prepared data set in a new run folder, then evaluate the test list; returns the
+    manifest.
+
+    resume: go on with the run as its folder describes it; `settings` is then ignored. Raises
+    UserError for anything wrong with the input, `train.Interrupted` after Ctrl-C. A new run that
+    fails before it saved anything leaves no folder.
+    """
+    with joined(), ExitStack() as open_run:
+        progress = progress if progress and not rank() else lambda what, done, total, figures: None
+        job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+        open_run.enter_context(deterministic(job.settings.train.deterministic))
+        forget_peak_memory(job.device)  # of a training before this one
+        give_back_large_blocks()
+        method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+        state = make_state(method, job.settings.train)
+        if not resume:
+            by_the_first(
+                lambda: (
+                    RunFolder.create(
+                        run, job.settings.model_dump(mode="json"), describe(job, method)
+                    )
+                    and None
+                )
+            )
+        folder = MutedRun(run) if rank() else RunFolder.open(run)
+        by_the_first(lambda: open_run.enter_context(locked(folder.folder, "training")))
+        try:
+            if resume:
+                state.restore(folder.load_checkpoint())
+                folder.rewind_metrics(state.step)
+            free = free_bytes(job.device)
+            with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+                train_and_evaluate(job, state, folder, progress)
+        finally:
+            if not resume:
+                folder.discard_unless_saved()
+    return folder.manifest
+
+
+def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress: Progress) -> None:
+    """From state.step to the end, then the test list.
+
+    Raises NotFinite with the cases of the step at fault.
+    """
+    total = job.settings.train.steps
+    try:
+        train(
+            state,
+            batches(job, state.step),
+            job.settings.train,
+            folder,
+            job.device,
+            validate=(lambda predictor: validation_dice(predictor, job))
+            if job.split.validation
+            else None,
+            progress=lambda step, figures: progress("train", step, total, figures),
+        )
+    except NotFinite as error:
+        cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
+        raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
+    folder.update_manifest(
+        train_seconds=round(state.seconds, 1),
+        steps_done=state.step,
+        peak_memory_gib=peak_memory_gib(job.device),
+    )
+    if job.split.test:
+        predictor = state.predicting().predictor().eval()
+        evaluate_test(
+            folder, predictor, job, lambda done, total: progress("evaluate", done, total, {})
+        )
+
+
+def batches(job: Job, first: int) -> Iterator[Batch]:
+    """The batches of the steps from `first` on: patches read ahead, views made here.
+
+    (Made in another thread, on a CPU, they take torch's threads from the networks: the steps of a
+    small network then last half as long again.)
+    """
+    steps = read_ahead(
+        patch_streams(job),
+        first,
+        job.settings.train.steps,
+        job.settings.data.workers,
+        finish=pinned,
+    )
+    return (make_batch(job, step, patches) for step, patches in enumerate(steps, first))
+
+
+def make_batch(job: Job, step: int, patches: list) -> Batch:
+    """The views of the patches of a step, on the device of the job."""
+    generator = torch.Generator(job.device).manual_seed(
+        step_seed(job.settings.train.seed, VIEWS, step)
+    )
+    views = []
+    for image, label in patches:
+        image, label = (
+            None if part is None else torch.as_tensor(part).to(job.device, non_blocking=True)
+            for part in (image, label)
+        )
+        views.append(
+            make_views(
+                image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"]
+            )
+        )
+    return Batch(*views)
+
+
+def pinned(patches: list) -> list:
+    """The patches of a step in memory that a GPU reads by itself: from any other the program would
+    wait for each copy, and so for all that the GPU was told before.
+    """
+    if not torch.cuda.is_available():
+        return patches
+    return [
+        tuple(None if part is None else torch.from_numpy(part).pin_memory() for part in pair)
+        for pair in patches
+    ]
+
+
+def patch_streams(job: Job) -> list[PatchStream]:
+    """Where the patches come from: of the labelled cases and, for a method that uses them, of the
+    unlabelled ones.
+    """
+    chosen, data = job.settings.train, job.settings.data
+    streams = [
+        PatchStream(
+            job.training,
+            job.split.labelled,
+            job.patch,
+            chosen.labelled_batch,
+            chosen.seed,
+            True,
+            data.foreground_share,
+        )
+    ]
+    if count := unlabelled_patches(job):
+        streams.append(
+            PatchStream(job.training, job.split.unlabelled, job.patch, count, chosen.seed, False)
+        )
+    return streams

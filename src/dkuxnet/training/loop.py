@@ -1,0 +1,271 @@
+"""The training loop.
+
+It knows batches, losses, an optimiser and a run folder; no method, no network, no data set.
+"""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dkuxnet.core.config import TrainSettings
+from dkuxnet.core.errors import UserError
+from dkuxnet.core.seeds import DROPOUT, step_seed
+from dkuxnet.core.types import Batch
+from dkuxnet.machine.distributed import any_of, sum_gradients
+from dkuxnet.models.methods.average import update_average
+from dkuxnet.models.methods.base import Method
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.optimiser import learning_rate, make_optimiser, restore_optimiser
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the state was saved."""
+
+
+class NotFinite(UserError):
+    """A loss or gradient is NaN or infinite since `step`: the method, its options or the data are
+    at fault.
+    """
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass
+class TrainState:
+    """Everything that an exact resume needs: random draws are functions of seed and step, so no
+    generator is in it.
+    """
+
+    method: Method
+    optimiser: torch.optim.Optimizer
+    average: Method | None = None
+    step: int = 0
+    best: float = -math.inf
+    seconds: float = field(default=0.0)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError where the checkpoint is of another network, method or optimiser."""
+        try:
+            self.method.load_state_dict(checkpoint["method"])
+            restore_optimiser(self.optimiser, checkpoint["optimiser"])
+            if self.average:
+                self.average.load_state_dict(checkpoint["average"])
+            step, best, seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
+            if (
+                type(step) is not int
+                or step < 0
+                or type(best) is not float
+                or not 0 <= seconds < math.inf
+            ):
+                raise ValueError(f"step {step}, best {best}, seconds {seconds}")
+            self.step, self.best, self.seconds = step, best, seconds
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(
+                "the checkpoint is of another network, method or optimiser than the settings: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+
+    def predicting(self) -> Method:
+        """The method whose predictor answers: the moving average where there is one."""
+        return self.average or self.method
+
+
+def make_state(method: Method, settings: TrainSettings) -> TrainState:
+    """Optimiser and, where asked for, moving average for a method that is already on its device."""
+    average = copy.deepcopy(method).requires_grad_(False) if settings.average else None
+    return TrainState(method, make_optimiser(method, settings), average)
+
+
+def train(
+    state: TrainState,
+    batches: Iterable[Batch],
+    settings: TrainSettings,
+    run: RunFolder,
+    device: torch.device,
+    validate: Callable[[nn.Module], float] | None = None,
+    progress: Log | None = None,
+) -> None:
+    """Train from state.step to settings.steps on `batches`, which start at that step.
+
+    validate: predictor -> score (higher is better); the best weights are saved as `best`. At the
+    end the weights are saved as `final`. Raises NotFinite for a loss that is not finite,
+    Interrupted after Ctrl-C or SIGTERM.
+    """
+    precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
+    started = time.monotonic() - state.seconds
+    saved = time.monotonic()
+    window: dict[str, list[Tensor]] = {}
+    with interruption() as stop:
+        for batch in batches:
+            step = state.step
+            losses, norm = train_step(state, batch, settings, device, precision)
+            for name, value in to_log({**losses, "grad_norm": norm}, settings.on_nan).items():
+                window.setdefault(name, []).append(value.detach())
+            state.step, state.seconds = step + 1, time.monotonic() - started
+
+            if state.step % settings.log_every == 0 or state.step == settings.steps:
+                values = finite_means(window, step)
+                values |= {
+                    "loss": sum(v for k, v in values.items() if k not in ("grad_norm", "skipped")),
+                    "lr": learning_rate(step, settings),
+                    "seconds": state.seconds,
+                }
+                window = {}
+                run.log(step, values)
+                if progress:
+                    progress(state.step, values)
+            if validate and (
+                state.step % settings.validate_every == 0 or state.step == settings.steps
+            ):
+                score = validate(state.predicting().predictor().eval())
+                run.log(step, {"validation_dice": score})
+                if score > state.best:
+                    state.best = score
+                    run.save_weights("best", state.predicting().state_dict())
+            stop.asked = any_of(stop.asked, device)
+            due = (
+                state.step % settings.save_every == 0
+                or time.monotonic() - saved >= 60 * settings.save_minutes
+            )
+            if due or stop.asked:
+                finite_means(
+                    window, step
+                )  # weights that a broken loss has spoilt must not replace good ones
+                run.save_checkpoint(state.to_checkpoint())
+                saved = time.monotonic()
+            if stop.asked:
+                raise Interrupted(
+                    f"stopped at step {state.step} of {settings.steps}; the state is saved in "
+                    f"{run.folder}"
+                )
+    run.save_checkpoint(state.to_checkpoint())
+    run.save_weights("final", state.predicting().state_dict())
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    settings: TrainSettings,
+    device: torch.device,
+    precision: torch.dtype,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step; the named losses and the gradient's norm before clipping, as tensors (no
+    host sync).
+    """
+    torch.manual_seed(
+        step_seed(settings.seed, DROPOUT, state.step)
+    )  # stochastic depth and dropout: functions of seed and step
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(state.step, settings)
+    state.method.train()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+        losses = state.method.losses(batch, state.step)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss = sum(losses.values())
+    loss.backward()
+    sum_gradients(state.method)
+    norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
+    if settings.on_nan == "skip" and not torch.isfinite(
+        loss + norm
+    ):  # only where asked for: a GPU is waited for here
+        return losses, norm
+    state.optimiser.step()
+    state.method.after_step(state.step)
+    if state.average:
+        update_average(state.average, state.method, settings.average, state.step)
+    return losses, norm
+
+
+def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
+    """The figures of a step; of one that was left out zeros, and `skipped` 1."""
+    if on_nan == "stop":
+        return figures
+    finite = torch.stack([value.detach() for value in figures.values()]).isfinite().all()
+    return {name: torch.where(finite, value.detach(), 0) for name, value in figures.items()} | {
+        "skipped": 1.0 - finite.float()
+    }
+
+
+def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
+    """Name -> mean of the values gathered, the last of them at `step`.
+
+    Raises NotFinite for the first step that has one which is NaN or infinite, naming it: those
+    after it follow from the weights that it spoilt.
+    """
+    table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
+    for back in range(max(map(len, table.values()), default=0), 0, -1):
+        broken = [
+            f"{name} {values[-back]}"
+            for name, values in table.items()
+            if not math.isfinite(values[-back])
+        ]
+        if broken:
+            at = step - back + 1
+            raise NotFinite(
+                at,
+                f"not finite at step {at}: {', '.join(broken)}; lower train.lr, or look at the "
+                "scans of that "
+                "step (train.on_nan=skip leaves such steps out)",
+            )
+    return {name: sum(values) / len(values) for name, values in table.items()}
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """ "auto" takes bfloat16 where the GPU computes in it (torch says yes where it is but emulated, before Ampere); unlike
+    float16 it needs no loss scaling. Raises UserError for a CPU, where gradients in it were now and then not finite.
+    """
+    if precision == "bfloat16" and device.type == "cpu":
+        raise UserError("train.precision=bfloat16 needs a GPU; leave it at auto")
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return precision == "bfloat16"
+
+
+@dataclass
+class Stop:
+    asked: bool = False
+
+
+@contextmanager
+def interruption():
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as
+    usual.
+    """
+    stop, before = Stop(), {}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        pass
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

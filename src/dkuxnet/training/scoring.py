@@ -1,0 +1,96 @@
+"""How good a network is: on the validation cases while it trains, on the test list at the end."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from dkuxnet.core.types import Volume
+from dkuxnet.data import formats
+from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
+from dkuxnet.evaluation.metrics import dice
+from dkuxnet.machine.distributed import by_the_first, of_all, rank, world
+from dkuxnet.machine.files import write_json
+from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume, sliding_window
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.job import Job
+
+
+def validation_dice(predictor: nn.Module, job: Job) -> float:
+    """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
+    scores = []
+    for name in job.split.validation[rank() :: world()]:
+        image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
+        prob = sliding_window(
+            predictor, image, job.patch, job.shape.classes, job.settings.infer, job.device
+        ).prob
+        label = prob.argmax(axis=0)
+        scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
+    return float(np.mean(of_all(scores)))
+
+
+def evaluate_test(
+    folder: RunFolder, predictor: nn.Module, job: Job, progress: Callable[[int, int], None]
+) -> Evaluation:
+    """Predict the test cases, score them on their own grids, write RUN/evaluation/; the summary
+    goes to the manifest.
+
+    progress: told how many cases are done, of how many.
+    """
+    target, infer = folder.folder / "evaluation", job.settings.infer
+    labels = job.data.meta["labels"]
+
+    def prepare_folder() -> None:
+        (target / "predictions").mkdir(parents=True, exist_ok=True)
+        write_json(target / "predictions" / "dataset.json", {"labels": labels})
+
+    by_the_first(prepare_folder)
+    started, rows, files = time.monotonic(), [], []
+    for done, name in enumerate(job.split.test[rank() :: world()], 1):
+        info = job.data.info(name)
+        affine = np.array(info["affine"])
+        grid = sliding_window(
+            predictor,
+            job.test.array(name, "image"),
+            job.patch,
+            len(labels),
+            infer,
+            job.device,
+            with_uncertainty=True,
+            groups=len(job.shape.groups),
+        )
+        label = label_on_scan(grid.prob, info["shape"], affine, infer.largest_component)
+        prediction = label_volume(label, affine, list(labels.values()))
+        path = target / "predictions" / f"{name}.nii.gz"
+        formats.write(prediction, path)
+        write_maps(target / "maps", name, grid, np.array(info["prepared_affine"]))
+        truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
+        rows += evaluate_pair(name, prediction, truth, labels)
+        files.append(
+            (name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"))
+        )
+        progress(min(done * world(), len(job.split.test)), len(job.split.test))
+    order = list(job.split.test)
+    rows = sorted(of_all(rows), key=lambda row: order.index(row["case"]))
+    result = Evaluation(rows, dict(sorted(of_all(files), key=lambda file: order.index(file[0]))))
+    by_the_first(lambda: result.write_json(target / "summary.json"))
+    by_the_first(lambda: result.write_csv(target / "cases.csv"))
+    folder.update_manifest(
+        evaluate_seconds=round(time.monotonic() - started, 1), test=result.summary()
+    )
+    return result
+
+
+def write_maps(folder: Path, name: str, grid: GridPrediction, affine: np.ndarray) -> None:
+    """Uncertainty (X, Y, Z) and spread over the query groups (G, X, Y, Z), on the network's grid,
+    as uint8 with 255 for 1: what the report shows beside a prediction.
+    """
+    for kind, values in (("uncertainty", grid.uncertainty), ("groups", grid.groups)):
+        if values is not None:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            formats.write(
+                Volume(np.rint(255 * values).astype(np.uint8), affine),
+                folder / kind / f"{name}.nii.gz",
+            )

@@ -1,0 +1,184 @@
+"""Weak and strong views of a batch: one geometry for both, each its own intensities.
+
+Batched, on the batch's device.
+
+Random parameters are drawn apart from their application, from a generator that is a function of
+seed and step: a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dkuxnet.core.config import AugmentSettings, ViewSettings
+from dkuxnet.core.types import Views
+from dkuxnet.models.methods.blur import gaussian_blur
+from dkuxnet.models.methods.outline import in_half_sizes, outline_displacement
+
+
+def make_views(
+    image: Tensor,
+    label: Tensor | None,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Views:
+    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels
+    are the same places.
+
+    With `outline` the organs of labelled patches have another size in both, and in the label.
+    """
+    grid = draw_grid(image, settings, generator, spacing_mm)
+    if label is not None and settings.outline:
+        outwards = _uniform(generator, image.device)(len(image))
+        displacement = outline_displacement(
+            (label > 0).float()[:, None], outwards, settings.outline
+        )
+        # given where a patch was read, wanted where a view looks
+        displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
+        grid = grid + in_half_sizes(displacement)
+    image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if label is not None:
+        label = F.grid_sample(
+            label[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+        )[:, 0].long()
+    weak = apply_view(image, draw_view(image, settings.weak, generator))
+    strong = apply_view(image, draw_view(image, settings.strong, generator))
+    return Views(weak, strong, label)
+
+
+def draw_grid(
+    image: Tensor,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    spacing_mm: Sequence[float],
+) -> Tensor:
+    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`: rotation, scale, flips, shift, then a
+    smooth displacement.
+
+    Rotation is of the body, in mm: in voxels of unequal edges it would be a shear.
+    """
+    batch, device, size = image.shape[0], image.device, image.shape[2:]
+    uniform = _uniform(generator, device)
+    half = torch.tensor([n / 2 for n in size], device=device)  # voxels from the centre to the face
+
+    angles = uniform(batch, 3) * math.radians(settings.rotation)
+    factor = settings.scale ** uniform(batch, 1, 1)
+    spacing = torch.tensor([float(s) for s in spacing_mm], device=device)
+    matrix = (
+        _rotation(angles) * factor * spacing / spacing[:, None]
+    )  # voxels -> voxels, about the centre
+    for axis, name in enumerate("xyz"):
+        if name in settings.flip:
+            sign = 1 - 2 * torch.randint(0, 2, (batch, 1), generator=generator, device=device)
+            matrix[:, :, axis] *= sign
+    shift = uniform(batch, 3, 1) * settings.shift
+    # grid_sample counts in half sizes and in reverse axis order
+    theta = torch.cat([matrix * half / half[:, None], shift / half[:, None]], dim=2).flip(1)
+    theta = torch.cat([theta[:, :, :3].flip(2), theta[:, :, 3:]], dim=2)
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    if settings.elastic:
+        coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
+        grid = grid + in_half_sizes(
+            F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
+        )
+    return grid
+
+
+@dataclass
+class ViewParameters:
+    """What `apply_view` needs: factors (B, 1, 1, 1, 1), noise and field at full size, a mask of
+    blanked voxels; None is off. reach: voxels that the blur reads to either side.
+    """
+
+    contrast: Tensor
+    brightness: Tensor
+    gamma: Tensor | None
+    sigma: Tensor | None
+    reach: int
+    field: Tensor | None
+    noise: Tensor | None
+    blank: Tensor | None
+
+
+def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator) -> ViewParameters:
+    """Draw the intensity changes of one view. Gamma, blur and cutout apply to half of the patches."""
+    batch, device, size = image.shape[0], image.device, image.shape[2:]
+    uniform = _uniform(generator, device)
+
+    def each() -> Tensor:
+        return uniform(batch, 1, 1, 1, 1)
+
+    def half_of() -> Tensor:
+        return (each() > 0).float()
+
+    field = noise = blank = None
+    if settings.bias_field:
+        coarse = uniform(batch, 1, 3, 3, 3) * settings.bias_field
+        field = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True).exp()
+    if settings.noise:
+        strength = each().abs() * settings.noise
+        noise = strength * torch.randn(image.shape, generator=generator, device=device)
+    if settings.cutout:
+        blank = _draw_box(batch, size, settings.cutout, uniform) * half_of()
+    return ViewParameters(
+        contrast=settings.contrast ** each(),
+        brightness=settings.brightness * each(),
+        gamma=settings.gamma ** (each() * half_of()) if settings.gamma > 1 else None,
+        sigma=settings.blur * each().abs() * half_of() if settings.blur else None,
+        reach=math.ceil(3 * settings.blur),
+        field=field,
+        noise=noise,
+        blank=blank,
+    )
+
+
+def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
+    """Apply the drawn intensity changes to (B, C, X, Y, Z); the input stays as it is."""
+    low = image.amin(dim=(2, 3, 4), keepdim=True)
+    span = (image.amax(dim=(2, 3, 4), keepdim=True) - low).clamp_min(1e-6)
+    if p.gamma is not None:
+        image = ((image - low) / span).clamp(0, 1).pow(p.gamma) * span + low
+    if p.field is not None:
+        image = (image - low) * p.field + low
+    mean = image.mean(dim=(2, 3, 4), keepdim=True)
+    image = (image - mean) * p.contrast + mean + p.brightness
+    if p.sigma is not None:
+        image = gaussian_blur(image, p.sigma.flatten(), p.reach)
+    if p.noise is not None:
+        image = image + p.noise
+    if p.blank is not None:
+        image = image * (1 - p.blank) + mean * p.blank
+    return image
+
+
+def _uniform(generator: torch.Generator, device: torch.device):
+    """Draws from [-1, 1)."""
+    return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
+
+
+def _rotation(angles: Tensor) -> Tensor:
+    """(B, 3) angles about x, y, z in radians -> (B, 3, 3)."""
+    (sx, sy, sz), (cx, cy, cz) = angles.sin().unbind(1), angles.cos().unbind(1)
+    one, zero = torch.ones_like(sx), torch.zeros_like(sx)
+    x = torch.stack([one, zero, zero, zero, cx, -sx, zero, sx, cx], 1).view(-1, 3, 3)
+    y = torch.stack([cy, zero, sy, zero, one, zero, -sy, zero, cy], 1).view(-1, 3, 3)
+    z = torch.stack([cz, -sz, zero, sz, cz, zero, zero, zero, one], 1).view(-1, 3, 3)
+    return z @ y @ x
+
+
+def _draw_box(batch: int, size: torch.Size, share: float, uniform) -> Tensor:
+    """A box a patch, (B, 1, X, Y, Z) of 0 and 1, each edge up to `share` of the patch's."""
+    box = None
+    for axis, n in enumerate(size):
+        centre, half = uniform(batch, 1), uniform(batch, 1).abs() * share
+        place = torch.linspace(-1, 1, n, device=centre.device)
+        shape = [batch, 1, 1, 1, 1]
+        shape[2 + axis] = n
+        inside = ((place - centre).abs() <= half).float().view(shape)
+        box = inside if box is None else box * inside
+    return box
