@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from described import FINGERPRINT, PLAN
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -22,14 +23,6 @@ SHIFTS = {
     "middling": 1,
     "poor": 2,
 }  # voxels along x between truth and prediction
-
-PLAN = {
-    "spacing_mm": [2.0, 2.0, 2.0],
-    "normalisation": [{"kind": "z-score"}],
-    "patch": [16, 16, 16],
-    "network": "dk-uxnet-tiny",
-}
-FINGERPRINT = {"cases": 7, "labelled": 5}
 
 
 def make_labels(classes: int, shift: int) -> np.ndarray:
@@ -117,7 +110,10 @@ def make_run(
             "network_shape": {
                 "in_channels": 1,
                 "classes": 1 + classes,
-                "groups": [{"name": "background"}, {"name": names[0]}],
+                "groups": [
+                    {"name": "background", "classes": [0], "queries": 8},
+                    {"name": names[0], "classes": [*range(1, 1 + classes)], "queries": 8},
+                ],
             },
             "machine": {"dkuxnet": "9.8.7", "gpu": None},
             "split": {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dkuxnet.machine.distributed import any_of, by_the_first
+from dkuxnet.machine.distributed import any_rank, on_rank_zero
 from dkuxnet.runs.folder import RunFolder
 
 
@@ -43,8 +43,8 @@ def goes_on(run: Path) -> bool:
     begin anew.
     """
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if not any_of(counted, torch.device("cpu")):  # each machine's torchrun counts for itself
+    if not any_rank(counted, torch.device("cpu")):  # each machine's torchrun counts for itself
         return False
     folder = RunFolder(run)
-    by_the_first(folder.discard_unless_saved)
+    on_rank_zero(folder.discard_unless_saved)
     return folder.has_checkpoint

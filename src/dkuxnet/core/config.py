@@ -54,22 +54,31 @@ class GroupSettings(Section):
     queries: Queries
 
 
-class NetworkSettings(BaseModel):
+class WithOptions(BaseModel):
+    """A section whose further keys are options of what it names, checked where that is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys."""
+        return self.model_extra or {}
+
+
+class NetworkSettings(WithOptions):
     """name: a key of NETWORKS, None for what the plan of the data set advises.
 
     Other keys are the network's own options.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     name: str | None = None
     queries: Queries = 16
     groups: list[GroupSettings] = []
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(WithOptions):
     """name: a key of METHODS. Other keys are the method's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "dual-mutual"
 
 

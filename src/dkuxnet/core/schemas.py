@@ -1,19 +1,19 @@
-"""What the JSON of a prepared set and of a run must say of itself, checked before anything is
-opened, built or held by it.
+"""The documents of a prepared set and of a run as objects, checked before anything relies on them.
 
-The documents may hold more; what stands here is what others rely on. Bounds are far above every
-real data set, and keep a stranger's numbers from filling the memory.
+What stands here is what others rely on; a document may hold more, which is kept. The bounds are far
+above every real data set, and keep a stranger's numbers from filling the memory.
 """
 
 import math
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dkuxnet.core.documents import names_a_file
+from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import Group, NetworkShape
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_LABEL = 2**31 - 1
@@ -25,93 +25,141 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _can_be_held(shape: list[int]) -> list[int]:
+def _can_be_held(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     if math.prod(shape) > MAX_VOXELS:
         raise ValueError(f"more than {MAX_VOXELS} voxels")
     return shape
 
 
+LISTED = Field(strict=False)  # JSON has lists where we have tuples
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
-Shape = Annotated[list[Voxels], Field(min_length=3, max_length=3), AfterValidator(_can_be_held)]
+Shape = Annotated[tuple[Voxels, Voxels, Voxels], LISTED, AfterValidator(_can_be_held)]
 Edge = Annotated[int, Field(ge=16, le=8192, multiple_of=16)]
-Patch = Annotated[list[Edge], Field(min_length=3, max_length=3)]
+Patch = Annotated[tuple[Edge, Edge, Edge], LISTED]
 Millimetres = Annotated[float, Field(ge=1e-3, le=1e3)]
-Spacing = Annotated[list[Millimetres], Field(min_length=3, max_length=3)]
-Three = Annotated[list[float], Field(min_length=3, max_length=3)]
-Row = Annotated[list[float], Field(min_length=4, max_length=4)]
-Affine = Annotated[list[Row], Field(min_length=4, max_length=4)]
+Spacing = Annotated[tuple[Millimetres, Millimetres, Millimetres], LISTED]
+Three = Annotated[tuple[float, float, float], LISTED]
+Row = Annotated[tuple[float, float, float, float], LISTED]
+Affine = Annotated[tuple[Row, Row, Row, Row], LISTED]
 CaseName = Annotated[str, Field(max_length=250), AfterValidator(_file_name)]
+CaseNames = Annotated[tuple[CaseName, ...], LISTED]
 ClassName = Annotated[str, Field(max_length=1000)]
-Labels = Annotated[
-    dict[ClassName, Annotated[int, Field(ge=0, le=MAX_LABEL)]], Field(min_length=2, max_length=256)
-]
+LabelValue = Annotated[int, Field(ge=0, le=MAX_LABEL)]
+Labels = Annotated[dict[ClassName, LabelValue], Field(min_length=2, max_length=256)]
 Channels = Annotated[list[ClassName], Field(min_length=1, max_length=64)]
 Seconds = Annotated[float, Field(ge=0)]
-ABSENT: Any = None  # what may not be there yet; where it is, null is no value
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+class Document(BaseModel):
+    """A JSON object. Unknown keys are kept; `to_json` gives back what was read, and no defaults."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-class ZScore(Part):
-    kind: Literal["z-score"]
+class ZScore(Document):
+    """Mean 0 and standard deviation 1 in every scan."""
+
+    kind: Literal["z-score"] = "z-score"
 
 
-class Hounsfield(Part):
-    kind: Literal["ct"]
+class Hounsfield(Document):
+    """CT: clipped to [low, high], then shifted and scaled by the data set's figures."""
+
+    kind: Literal["ct"] = "ct"
     low: float
     high: float
     mean: float
     std: float
 
 
-class Plan(Part):
-    """See `plan.make_plan`."""
+Normalisation = Annotated[ZScore | Hounsfield, Field(discriminator="kind")]
+
+
+class NetworkGrid(Document):
+    """How a scan looks to the network: voxel edges in RAS order, intensities of each channel."""
 
     spacing_mm: Spacing
-    normalisation: list[Annotated[ZScore | Hounsfield, Field(discriminator="kind")]]
+    normalisation: list[Normalisation]
+
+
+class Plan(NetworkGrid):
+    """What follows from a fingerprint, see `data.plan.make_plan`."""
+
     patch: Patch
     network: str
 
 
-class Fingerprint(Part):
-    """What `report` tells of it, see `fingerprint.take_fingerprint`."""
+class Fingerprint(Document):
+    """What the scans of a set are like, in RAS order: see `data.fingerprint.take_fingerprint`.
 
-    cases: int = ABSENT
-    labelled: int = ABSENT
-    shape_median: Three = ABSENT
-    spacing_mm_median: Three = ABSENT
-    extent_mm_median: Three = ABSENT
-    label_share: dict[str, float] = {}
+    percentiles_median, mean, std: of each channel. label_share: label value, as text, -> share of a
+    labelled scan's voxels.
+    """
+
+    cases: int
+    labelled: int
+    shape_median: Three
+    shape_max: Three
+    spacing_mm_median: Three
+    extent_mm_median: Three
+    percentiles_median: list[Three]
+    mean: list[float]
+    std: list[float]
+    label_share: dict[str, float]
 
 
-class PreparedCase(Part):
+class PreparedCase(Document):
+    """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names."""
+
     name: CaseName
     labelled: bool
     shape: Shape
+    sha256: dict[str, str] = {}
 
 
-class Prepared(Part):
-    """dataset.json of a prepared set, see `data.dataset`."""
+class _Planned(Document):
+    """A document with channels and a plan for them."""
 
     channels: Channels
     labels: Labels
-    cases: list[PreparedCase]
     fingerprint: Fingerprint
     plan: Plan
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Prepared":
-        if len({case.name for case in self.cases}) < len(self.cases):
-            raise ValueError("a name of a case stands twice")
-        _check_normalisation(self)
+    def _a_normalisation_for_each_channel(self) -> Self:
+        if len(self.plan.normalisation) != len(self.channels):
+            raise ValueError("plan.normalisation must have an entry for each channel")
         return self
 
 
-class PreparedInfo(Part):
-    """cases/NAME.json of a prepared set."""
+class Prepared(_Planned):
+    """dataset.json of a prepared set, see `data.prepared_set`."""
 
+    version: int = 1
+    source: str = ""
+    layout: str = ""
+    cases: list[PreparedCase]
+    held_back: CaseNames = ()
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _no_case_twice(self) -> Self:
+        if len({case.name for case in self.cases}) < len(self.cases):
+            raise ValueError("a name of a case stands twice")
+        return self
+
+
+class PreparedInfo(Document):
+    """cases/NAME.json of a prepared set: the scan's files and grid, the prepared grid's affine.
+
+    oriented: whether the files say how the patient lies.
+    """
+
+    name: str = ""
     images: Annotated[list[str], Field(min_length=1)]
     oriented: bool = True
     shape: Shape
@@ -120,80 +168,116 @@ class PreparedInfo(Part):
     prepared_affine: Affine
 
 
-class QueryGroup(Part):
+class Split(Document):
+    """Names of cases. `unlabelled`: those whose labels are absent or must not be opened."""
+
+    labelled: CaseNames = ()
+    unlabelled: CaseNames = ()
+    validation: CaseNames = ()
+    test: CaseNames = ()
+
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """Name of a list -> its cases."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class QueryGroup(Document):
+    """See `core.types.Group`."""
+
     name: str
-    classes: list[Annotated[int, Field(ge=0, le=255)]] = []
-    queries: Annotated[int, Field(ge=1, le=4096)] = 1
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], LISTED]
+    queries: Annotated[int, Field(ge=1, le=4096)]
 
 
-class ShapeOfNetwork(Part):
-    in_channels: Annotated[int, Field(ge=1, le=64)] = 1
-    classes: Annotated[int, Field(ge=2, le=256)] = 2
-    groups: Annotated[list[QueryGroup], Field(max_length=256)] = []
+class ShapeOfNetwork(Document):
+    """See `core.types.NetworkShape`."""
+
+    in_channels: Annotated[int, Field(ge=1, le=64)]
+    classes: Annotated[int, Field(ge=2, le=256)]
+    groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
 
 
-class Manifest(Part):
-    """manifest.json of a run, see `job.describe`; a run that is being made has only a part of it."""
+class Machine(Document):
+    """Versions, and the hardware that a training used."""
 
-    labels: Labels = ABSENT
-    channels: Channels = ABSENT
-    cases: list[CaseName] = ABSENT
-    split: dict[Literal["labelled", "unlabelled", "validation", "test"], list[CaseName]] = ABSENT
-    plan: Plan = ABSENT
-    network_shape: ShapeOfNetwork = ABSENT
-    patch: Patch = ABSENT
-    prepared: str = ABSENT
-    network: str = ABSENT
-    method: str = ABSENT
-    parameters: int = ABSENT
-    steps_done: int = ABSENT
-    train_seconds: Seconds = ABSENT
-    evaluate_seconds: Seconds = ABSENT
-    fingerprint: Fingerprint = ABSENT
-    machine: dict[str, Any] = ABSENT
+    dkuxnet: str = "unknown"
+    python: str = "?"
+    torch: str = "?"
+    platform: str = "?"
+    cpu_threads: int | None = None
+    gpu: str | None = None
+    started: str | None = None
+
+
+class Statistic(Document):
+    """Over the test cases; std and the 95 % interval of the mean only where there are several."""
+
+    mean: float
+    std: float | None
+    ci95: Annotated[tuple[float, float] | None, LISTED]
+
+
+class Manifest(_Planned):
+    """manifest.json of a run: what a machine must know to use it without the prepared set.
+
+    arrays_sha256: one checksum over all arrays that the run opens; older runs have none. What has a
+    None comes when the training, then the test, has ended. test: class -> metric -> figures.
+    """
+
+    prepared: str
+    cases: list[CaseName]
+    split: Split
+    network_shape: ShapeOfNetwork
+    network: str
+    method: str
+    patch: Patch
+    parameters: int
+    machine: Machine
+    uses_unlabelled: bool = True
+    arrays_sha256: str | None = None
+    steps_done: int | None = None
+    train_seconds: Seconds | None = None
+    evaluate_seconds: Seconds | None = None
+    peak_memory_gib: float | None = None
+    test: dict[str, dict[str, Statistic]] | None = None
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Manifest":
-        _check_normalisation(self)
-        shape = self.network_shape
-        if shape and self.channels and shape.in_channels != len(self.channels):
+    def _network_fits(self) -> Self:
+        if self.network_shape.in_channels != len(self.channels):
             raise ValueError("network_shape.in_channels is not the number of channels")
-        if shape and self.labels and shape.classes != len(self.labels):
+        if self.network_shape.classes != len(self.labels):
             raise ValueError("network_shape.classes is not the number of labels")
         return self
 
-
-def _check_normalisation(described: Prepared | Manifest) -> None:
-    if (
-        described.plan
-        and described.channels
-        and len(described.plan.normalisation) != len(described.channels)
-    ):
-        raise ValueError("plan.normalisation must have an entry for each channel")
+    @property
+    def shape(self) -> NetworkShape:
+        """What the network must hold."""
+        described = self.network_shape
+        groups = (Group(g.name, g.classes, g.queries) for g in described.groups)
+        return NetworkShape(described.in_channels, described.classes, tuple(groups))
 
 
-class SettingsOfRun(Part):
-    """settings.json of a run; `config.validate` knows more of it."""
-
-    data: dict[str, Any] = {}
-    network: dict[str, Any] = {}
-    method: dict[str, Any] = {}
-    augment: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    infer: dict[str, Any] = {}
+AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
-def check_described(content: Any, form: type[Part], path: Path, remedy: str) -> dict[str, Any]:
-    """`content` itself, where it is what `form` says.
+def read_document(
+    path: Path, form: type[AnyDocument], remedy: str, missing: str | None = None
+) -> AnyDocument:
+    """The document in a JSON file.
 
-    Raises UserError that names the first thing that is not.
+    Raises UserError that names the first thing that is not as `form` says, with the `remedy`;
+    missing: what it says where there is no JSON at all.
     """
+    return parse_document(read_json(path, missing), form, path, remedy)
+
+
+def parse_document(content: Any, form: type[AnyDocument], path: Path, remedy: str) -> AnyDocument:
+    """As `read_document`, for what was read from `path` already."""
     try:
-        form.model_validate(content, strict=True)
+        return form.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
         raise UserError(
             f"{path}: {where}: {first['msg']}, got {brief(first['input'])}; {remedy}"
         ) from error
-    return content

@@ -32,12 +32,14 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along X, Y, Z, without the channels."""
-        return tuple(int(n) for n in self.array.shape[-3:])
+        x, y, z = self.array.shape[-3:]
+        return x, y, z
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Length of a voxel's edges along X, Y, Z in mm."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Source:
     """A folder of scans as a layout found it.
 
     channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
-    labels: class name -> value in the label files, background first; None where the layout does not say (`prepare` then
-        takes the values that it finds).
+    labels: class name -> value in the label files, background first; None where the layout does not
+    say (`prepare` then takes the values that it finds).
     """
 
     layout: str
@@ -83,7 +85,7 @@ class Group:
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What a data set asks of a network: channels in, classes out, and the groups of its queries."""
+    """What a data set asks of a network: channels in, classes out, groups of queries."""
 
     in_channels: int
     classes: int

@@ -1,9 +1,11 @@
 """What scans are like: the figures of a case, and the fingerprint that the plan follows from."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from dkuxnet.core.schemas import Fingerprint
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
@@ -16,7 +18,24 @@ SAMPLE = 20_000  # voxels of a channel that its figures are taken from
 AIR = -500  # Hounsfield units: below is air, and most of a lung
 
 
-def check_case(source: Source, case: Case) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CaseFigures:
+    """A case's numbers for the fingerprint, its grid in RAS order.
+
+    percentiles (0.5, 50 and 99.5 %), mean, std: of each channel. label_counts: value -> voxels of
+    the label map; None for an unlabelled case.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    percentiles: list[list[float]]
+    mean: list[float]
+    std: list[float]
+    label_counts: dict[int, int] | None
+
+
+def check_case(source: Source, case: Case) -> CaseFigures:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
     check_modality(f"case '{case.name}'", image.modality, source.channels)
@@ -25,26 +44,22 @@ def check_case(source: Source, case: Case) -> dict[str, Any]:
         without_air(values) if is_ct(name) else values
         for name, values in zip(source.channels, sampled, strict=True)
     ]
-    ras = to_ras(image)
-    facts: dict[str, Any] = {
-        "name": case.name,
-        "shape": list(ras.shape),
-        "spacing_mm": list(ras.spacing_mm),
-        "percentiles": [np.percentile(values, (0.5, 50, 99.5)).tolist() for values in samples],
-        "mean": [float(values.mean()) for values in samples],
-        "std": [float(values.std()) for values in samples],
-    }
+    counts = None
     if case.label is not None:
         label = formats.read(case.label, kind="label")
-        check_same_grid(
-            f"case '{case.name}'",
-            f"the image {case.images[0].name}",
-            image,
-            f"the label map {case.label.name}",
-            label,
-        )
-        facts["label_counts"] = count_values(label.array)
-    return facts
+        names = f"the image {case.images[0].name}", f"the label map {case.label.name}"
+        check_same_grid(f"case '{case.name}'", names[0], image, names[1], label)
+        counts = count_values(label.array)
+    ras = to_ras(image)
+    return CaseFigures(
+        name=case.name,
+        shape=ras.shape,
+        spacing_mm=ras.spacing_mm,
+        percentiles=[np.percentile(values, (0.5, 50, 99.5)).tolist() for values in samples],
+        mean=[float(values.mean()) for values in samples],
+        std=[float(values.std()) for values in samples],
+        label_counts=counts,
+    )
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
@@ -60,35 +75,33 @@ def count_values(label: np.ndarray) -> dict[int, int]:
 
 
 def without_air(values: np.ndarray) -> np.ndarray:
-    """The CT values (n,) of the body: the air around it would set the scale, and tissues would all
-    look alike.
+    """The CT values (n,) of the body.
+
+    The air around it would set the scale, and tissues would all look alike.
     """
     body = values[values > AIR]
     return body if len(body) else values
 
 
-def take_fingerprint(checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sizes, spacings, intensities over all cases (RAS order), and the share of every label value
-    over the labelled ones.
-    """
+def take_fingerprint(checks: Sequence[CaseFigures]) -> Fingerprint:
+    """Sizes, spacings and intensities of all cases, label shares of the labelled ones."""
     shares: dict[int, list[float]] = {}
-    labelled = [c["label_counts"] for c in checks if "label_counts" in c]
+    labelled = [check.label_counts for check in checks if check.label_counts is not None]
     for counts in labelled:
         for value, n in counts.items():
             shares.setdefault(value, []).append(n / sum(counts.values()))
-    return {
-        "cases": len(checks),
-        "labelled": len(labelled),
-        "shape_median": np.median([c["shape"] for c in checks], axis=0).tolist(),
-        "shape_max": np.max([c["shape"] for c in checks], axis=0).tolist(),
-        "spacing_mm_median": np.median([c["spacing_mm"] for c in checks], axis=0).tolist(),
-        "extent_mm_median": np.median(
-            [np.multiply(c["shape"], c["spacing_mm"]) for c in checks], axis=0
-        ).tolist(),
-        "percentiles_median": np.median([c["percentiles"] for c in checks], axis=0).tolist(),
-        "mean": np.mean([c["mean"] for c in checks], axis=0).tolist(),
-        "std": np.mean([c["std"] for c in checks], axis=0).tolist(),
-        "label_share": {
+    shapes, spacings = [c.shape for c in checks], [c.spacing_mm for c in checks]
+    return Fingerprint(
+        cases=len(checks),
+        labelled=len(labelled),
+        shape_median=np.median(shapes, axis=0).tolist(),
+        shape_max=np.max(shapes, axis=0).tolist(),
+        spacing_mm_median=np.median(spacings, axis=0).tolist(),
+        extent_mm_median=np.median(np.multiply(shapes, spacings), axis=0).tolist(),
+        percentiles_median=np.median([c.percentiles for c in checks], axis=0).tolist(),
+        mean=np.mean([c.mean for c in checks], axis=0).tolist(),
+        std=np.mean([c.std for c in checks], axis=0).tolist(),
+        label_share={
             str(value): float(np.sum(s) / len(labelled)) for value, s in sorted(shares.items())
         },
-    }
+    )

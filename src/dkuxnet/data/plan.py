@@ -9,66 +9,59 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-LARGEST_PATCH, SMALLEST_PATCH = (
-    112 * 112 * 80,
-    64**3,
-)  # voxels: the field's on the left atrium; less shows too little
+from dkuxnet.core.schemas import Fingerprint, Hounsfield, Plan, ZScore
+
+# Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
+LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3
 CPU_PATCH = 64 * 64 * 32
 CT_RANGE = (-1000.0, 1000.0)  # Hounsfield units: air, dense bone
 # Bytes of a training step per voxel of the patch: two branches, two patches a stream, bfloat16.
-# From 16 kB a voxel, patch
-# and branch, in float32 (8.5 GB for a batch of two 64 cubes at the paper's widths); an estimate,
-# not measured on a GPU.
+# From 16 kB a voxel, patch and branch, in float32 (8.5 GB for a batch of two 64 cubes at the
+# paper's widths); an estimate, not measured on a GPU.
 STEP_BYTES = {"dk-uxnet": 72_000, "dk-uxnet-small": 36_000}
 
 
-def make_plan(
-    fingerprint: dict[str, Any], channels: Sequence[str], spacing_mm: float | None
-) -> dict[str, Any]:
-    """spacing_mm, normalisation, patch and network for a data set; the target spacing is the
-    median, or as given.
-    """
-    spacing = (
-        [spacing_mm] * 3 if spacing_mm else [float(s) for s in fingerprint["spacing_mm_median"]]
-    )
+def make_plan(fingerprint: Fingerprint, channels: Sequence[str], spacing_mm: float | None) -> Plan:
+    """The plan for a data set; its target spacing is the median, or `spacing_mm` on each axis."""
+    spacing = (spacing_mm,) * 3 if spacing_mm else fingerprint.spacing_mm_median
     network, voxels = advise_network()
-    size = [extent / s for extent, s in zip(fingerprint["extent_mm_median"], spacing, strict=True)]
-    return {
-        "spacing_mm": spacing,
-        "normalisation": [plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
-        "patch": plan_patch(size, voxels),
-        "network": network,
-    }
+    size = [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing, strict=True)]
+    return Plan(
+        spacing_mm=spacing,
+        normalisation=[plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
+        patch=plan_patch(size, voxels),
+        network=network,
+    )
 
 
-def plan_channel(name: str, index: int, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """CT has an absolute scale: clip to what tissue can have, scale by the data set's figures. All
-    else: z-score of each scan.
+def plan_channel(name: str, index: int, fingerprint: Fingerprint) -> ZScore | Hounsfield:
+    """How a channel is normalised.
 
-    The clip is wide because the plan knows no label: a percentile of whole scans would cut off a
-    small bright organ.
+    CT has an absolute scale: clip to what tissue can have, scale by the data set's figures. The
+    clip is wide because the plan knows no label: a percentile of whole scans would cut off a small
+    bright organ. All else: z-score of each scan.
     """
     if not is_ct(name):
-        return {"kind": "z-score"}
-    low, _, high = fingerprint["percentiles_median"][index]
-    return {
-        "kind": "ct",
-        "low": min(low, CT_RANGE[0]),
-        "high": max(high, CT_RANGE[1]),
-        "mean": fingerprint["mean"][index],
-        "std": fingerprint["std"][index],
-    }
+        return ZScore(kind="z-score")
+    low, _, high = fingerprint.percentiles_median[index]
+    return Hounsfield(
+        kind="ct",
+        low=min(low, CT_RANGE[0]),
+        high=max(high, CT_RANGE[1]),
+        mean=fingerprint.mean[index],
+        std=fingerprint.std[index],
+    )
 
 
 def is_ct(name: str) -> bool:
     return "CT" in name.upper().split()
 
 
-def plan_patch(size: Sequence[float], voxels: int) -> list[int]:
-    """Multiples of 16 just under the case's median size, the longest edge shortened until there
-    are at most `voxels`.
+def plan_patch(size: Sequence[float], voxels: int) -> tuple[int, int, int]:
+    """A patch of at most `voxels`, its edges multiples of 16 just under the median size.
+
+    The longest edge is shortened until it fits.
 
     Under, not over: padding costs time and teaches nothing, and patches from many places are an
     augmentation.
@@ -77,14 +70,14 @@ def plan_patch(size: Sequence[float], voxels: int) -> list[int]:
     patch = [max(16, 16 * math.floor(min(n, longest) / 16 + 0.1)) for n in size]
     while math.prod(patch) > voxels and max(patch) > 16:
         patch[patch.index(max(patch))] -= 16
-    return patch
+    x, y, z = patch
+    return x, y, z
 
 
 def advise_network() -> tuple[str, int]:
-    """The largest DK-UXNet that the GPU trains on patches worth training on, and the voxels that
-    its patches may have.
+    """The largest DK-UXNet that fits this GPU, and how many voxels its patches may have.
 
-    Without a GPU, or on a small one, the tiny network.
+    Without a GPU, or where only patches too small to learn from would fit, the tiny network.
     """
     memory = 0.8 * gpu_bytes()
     for name, needed in STEP_BYTES.items():
@@ -94,8 +87,9 @@ def advise_network() -> tuple[str, int]:
 
 
 def gpu_bytes() -> int:
-    """Memory of the first GPU that torch can use; 0 where there is none. torch, whose import takes
-    longer than a dozen scans, is asked only where there can be one.
+    """Memory of the first GPU that torch can use; 0 where there is none.
+
+    torch takes long to import: it is asked only where there can be a GPU.
     """
     if not has_gpu_driver():
         return 0
@@ -105,8 +99,10 @@ def gpu_bytes() -> int:
 
 
 def has_gpu_driver() -> bool:
-    """Whether the driver is there without which torch sees no GPU: NVIDIA's library, which torch
-    loads by the same name, or AMD's device. On other systems than Linux it counts as there.
+    """Whether there is a driver without which torch sees no GPU.
+
+    That is NVIDIA's library, which torch loads by the same name, or AMD's device. On systems other
+    than Linux it counts as there.
     """
     if sys.platform != "linux" or os.path.exists("/dev/kfd"):
         return True

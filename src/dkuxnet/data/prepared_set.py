@@ -1,10 +1,10 @@
 """A prepared data set on disk: chunked blosc2 arrays, JSON beside them, one file a case and kind.
 
-PREPARED/dataset.json           what it is: names, channels, labels, fingerprint, plan, the SHA-256 of every other file
+PREPARED/dataset.json           names, channels, labels, fingerprint, plan, SHA-256 of all files
 PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
-PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; absent for unlabelled cases
-PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation; likewise
+PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; of labelled cases
+PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation
 """
 
 import copy
@@ -13,21 +13,21 @@ import math
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
-from dkuxnet.core.schemas import Prepared, PreparedInfo, check_described
+from dkuxnet.core.schemas import Prepared, PreparedCase, PreparedInfo, parse_document, read_document
 from dkuxnet.data.arrays import read_box
+from dkuxnet.machine.files import checksum
 
 VERSION = 1
 AGAIN = "prepare the data set again"
-FOREGROUND_BYTES = (
-    2**28
-)  # of the voxels that patches are centred on: of a thousand left atria at 0.625 mm
+# Of the voxels that patches are centred on: those of a thousand left atria at 0.625 mm.
+FOREGROUND_BYTES = 2**28
 Kind = Literal["image", "label", "truth"]
 
 
@@ -43,17 +43,16 @@ class PreparedSet:
         """Raises UserError where `folder` is not a prepared data set of this version."""
         self.folder = Path(folder)
         path = self.folder / "dataset.json"
-        self.meta = read_json(path, f"{folder} is not a prepared data set; run dkuxnet prepare")
-        if not isinstance(self.meta, dict):
+        content = read_json(path, f"{folder} is not a prepared data set; run dkuxnet prepare")
+        if not isinstance(content, dict):
             raise UserError(f"{folder} is not a prepared data set; run dkuxnet prepare")
-        if self.meta.get("version") != VERSION:
+        if content.get("version") != VERSION:
             raise UserError(
-                f"{folder}: prepared with format {self.meta.get('version')}, this program reads "
-                f"{VERSION}; "
-                "prepare it again"
+                f"{folder}: prepared with format {content.get('version')}, this program reads "
+                f"{VERSION}; prepare it again"
             )
-        check_described(self.meta, Prepared, path, "prepare it again")
-        self._cases = {case["name"]: case for case in self.meta["cases"]}
+        self.meta = parse_document(content, Prepared, path, "prepare it again")
+        self._cases = {case.name: case for case in self.meta.cases}
         self._cache = _Cache(int(cache_gib * 2**30))
         self._foreground = _Cache(FOREGROUND_BYTES)
         self._intact: set[Path] = set()
@@ -62,9 +61,10 @@ class PreparedSet:
     def only(
         self, image: Iterable[str] = (), label: Iterable[str] = (), truth: Iterable[str] = ()
     ) -> "PreparedSet":
-        """A view of this set that opens these cases' arrays, and refuses any other before its file
-        is touched. Of what a view may not open itself it can give nothing away. Both share what
-        is in memory.
+        """A view of this set that opens these cases' arrays alone.
+
+        Any other is refused before its file is touched. A view can open no more than the set or
+        view that it was made of. Both share what is in memory.
         """
         kinds = {"image": image, "label": label, "truth": truth}
         asked = frozenset((name, kind) for kind, names in kinds.items() for name in names)
@@ -80,20 +80,18 @@ class PreparedSet:
     @property
     def names_with_label(self) -> list[str]:
         """The cases that have a label, in the data set's order."""
-        return [case["name"] for case in self.meta["cases"] if case["labelled"]]
+        return [case.name for case in self.meta.cases if case.labelled]
 
     @property
     def class_names(self) -> list[str]:
         """Class index -> name, background first."""
-        return list(self.meta["labels"])
+        return list(self.meta.labels)
 
-    def info(self, name: str) -> dict[str, Any]:
-        """Geometry of a case: shape, affine and spacing_mm of the scan, shape and affine of the
-        prepared grid.
-        """
+    def info(self, name: str) -> PreparedInfo:
+        """Where a case came from, its scan's grid and its prepared grid."""
         path = self._check(name, "json")
-        info = read_json(path, f"case '{name}': {path} is missing or damaged; {AGAIN}")
-        return check_described(info, PreparedInfo, path, AGAIN)
+        missing = f"case '{name}': {path} is missing or damaged; {AGAIN}"
+        return read_document(path, PreparedInfo, AGAIN, missing)
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room.
@@ -107,9 +105,10 @@ class PreparedSet:
     def crop(
         self, name: str, kind: Kind, start: tuple[int, ...], shape: tuple[int, ...]
     ) -> np.ndarray:
-        """A box of a case; `start` and `shape` are in voxels, inside the case. Where the cache has
-        no room for the case, only the chunks that the box touches are read. Raises UserError as
-        `array` does.
+        """A box of a case; `start` and `shape` are in voxels, inside the case.
+
+        Where the cache has no room for the case, only the chunks that the box touches are read.
+        Raises UserError as `array` does.
         """
         self._check_open(name, kind)
         box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
@@ -119,9 +118,10 @@ class PreparedSet:
         return whole[(..., *box)] if whole is not None else self._read(name, kind, box)
 
     def foreground(self, name: str) -> np.ndarray:
-        """(n,) int32: the voxels of a case that are not background, as places in its flattened
-        label. Found once, and then in memory, whether or not the cache has room for the label.
-        Raises UserError as `array` does.
+        """(n,) int32: the voxels of a case that are not background, as places in its flat label.
+
+        Found once and then kept in memory, whether or not the cache has room for the label. Raises
+        UserError as `array` does.
         """
         self._check_open(name, "label")
         found = self._foreground.get(name, "label")
@@ -132,30 +132,28 @@ class PreparedSet:
         return found
 
     def sha256(self, name: str, kind: Kind) -> str | None:
-        """The checksum of a stored array, without opening it; None where there is no such array,
-        or no checksum.
+        """The checksum of a stored array, without opening it.
+
+        None where there is no such array, or no checksum.
         """
-        return self._case(name).get("sha256", {}).get(f"{kind}.b2nd")
+        return self._case(name).sha256.get(f"{kind}.b2nd")
 
     def shape(self, name: str) -> tuple[int, int, int]:
         """Voxels of the case on the prepared grid."""
-        return tuple(self._case(name)["shape"])
+        return self._case(name).shape
 
-    def _case(self, name: str) -> dict[str, Any]:
+    def _case(self, name: str) -> PreparedCase:
         if name not in self._cases:
             raise unknown("case", name, self.names)
         return self._cases[name]
 
     def _check(self, name: str, ending: str) -> Path:
         """A file of a case, compared with its checksum once."""
-        expected, path = (
-            self._case(name).get("sha256", {}).get(ending),
-            self.folder / "cases" / f"{name}.{ending}",
-        )
+        expected = self._case(name).sha256.get(ending)
+        path = self.folder / "cases" / f"{name}.{ending}"
         if expected and path not in self._intact:
             try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = checksum(path)
             except OSError as error:
                 raise UserError(
                     f"case '{name}': {path} is missing or damaged ({disk_reason(error)}); {AGAIN}"
@@ -163,47 +161,37 @@ class PreparedSet:
             if found != expected:
                 raise UserError(
                     f"case '{name}': {path} is damaged (its SHA-256 begins with {found[:8]}, that "
-                    "of what was "
-                    f"stored with {expected[:8]}); {AGAIN}"
+                    f"of what was stored with {expected[:8]}); {AGAIN}"
                 )
             self._intact.add(path)
         return path
 
     def _stored_shape(self, name: str, kind: Kind) -> tuple[int, ...]:
         if kind == "truth":
-            return tuple(self.info(name)["shape"])
-        return (
-            (len(self.meta["channels"]), *self.shape(name)) if kind == "image" else self.shape(name)
-        )
+            return self.info(name).shape
+        channels = (len(self.meta.channels),) if kind == "image" else ()
+        return (*channels, *self.shape(name))
 
     def _grid_bytes(self, name: str, kind: Kind) -> int:
-        return math.prod(self.shape(name)) * (
-            4 * len(self.meta["channels"]) if kind == "image" else 1
-        )
+        voxel = 4 * len(self.meta.channels) if kind == "image" else 1
+        return math.prod(self.shape(name)) * voxel
 
     def _check_open(self, name: str, kind: Kind) -> None:
         self._case(name)
         if self._open_to is not None and (name, kind) not in self._open_to:
             raise UserError(
                 f"the {kind} of case '{name}' is closed here: by the split of the run this part of "
-                "the program may "
-                "not open it; what asks for it is wrong"
+                "the program may not open it; what asks for it is wrong"
             )
 
     def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
         path = self._check(name, f"{kind}.b2nd")
+        dtype = np.float32 if kind == "image" else np.uint8
         try:
-            array = read_box(
-                path,
-                self._stored_shape(name, kind),
-                np.float32 if kind == "image" else np.uint8,
-                box,
-            )
+            array = read_box(path, self._stored_shape(name, kind), dtype, box)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # blosc2 raises RuntimeError, OSError or ValueError by the kind of damage
+        except Exception as error:  # blosc2's kind of error depends on the kind of damage
             raise UserError(
                 f"case '{name}': {path} is missing or damaged ({error}); {AGAIN}"
             ) from error
@@ -237,11 +225,10 @@ class _Cache:
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Store (..., X, Y, Z) as .b2nd in blocks of 16 voxels an edge, so that a random patch unpacks
-    little; the SHA-256 of the file. Raises UserError where the disk does not take it.
+    """Store (..., X, Y, Z) as .b2nd in blocks of 16 voxels an edge; the SHA-256 of the file.
 
-    LZ4 packs seven times and unpacks three times as fast as Zstandard of level 3; a scan on its own
-    grid, whose voxels take few values, then needs 1.6 times the disk, a resampled one 1.2 times.
+    Small blocks, so that reading a random patch unpacks little; LZ4, since speed counts more than
+    size here. Raises UserError where the disk does not take it.
     """
     import blosc2
 
@@ -249,8 +236,7 @@ def write_array(path: Path, array: np.ndarray) -> str:
         (*array.shape[:-3], *(min(n, edge) for n in array.shape[-3:])) for edge in (64, 16)
     )
     codec = {"codec": blosc2.Codec.LZ4, "clevel": 1, "nthreads": 1}
-    # packed in memory: on a full disk blosc2 says "Error while creating the NDArray" and keeps the
-    # file open
+    # in memory first: on a full disk blosc2 names no reason, and keeps the file open
     packed = blosc2.asarray(
         np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=codec, contiguous=True
     )

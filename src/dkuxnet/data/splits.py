@@ -1,24 +1,11 @@
 """Who trains, who judges: labelled, unlabelled, validation and test cases, disjoint or refused."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class Split:
-    """Names of cases. `unlabelled` holds the cases whose labels are absent or must not be opened."""
-
-    labelled: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, list[str]]:
-        return {key: list(names) for key, names in asdict(self).items()}
+from dkuxnet.core.schemas import Split
 
 
 def make_split(
@@ -76,7 +63,10 @@ def make_split(
     )
     taken = {*chosen, *validation}
     return Split(
-        tuple(chosen), tuple(n for n in pool if n not in taken), tuple(validation), tuple(test)
+        labelled=tuple(chosen),
+        unlabelled=tuple(name for name in pool if name not in taken),
+        validation=tuple(validation),
+        test=tuple(test),
     )
 
 

@@ -17,6 +17,7 @@ from monai.transforms import MapTransform
 from torch import Tensor, nn
 
 from dkuxnet.core.config import InferSettings, validate
+from dkuxnet.core.schemas import NetworkGrid
 from dkuxnet.core.types import Case, Group, NetworkShape, Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
@@ -50,7 +51,7 @@ def build_network(
             for i, group in enumerate(groups)
         ),
     )
-    predictor = build_method(settings, shape, {}).predictor()
+    predictor = build_method(settings, shape, settings.network.name or "").predictor()
     # kernels lie in memory as they do for `dkuxnet predict`: the same sums, bit for bit
     return PatchModel(
         to_device(predictor, torch.device("cpu")), channels, patch, probabilities=False
@@ -106,7 +107,9 @@ class ToNetworkGridd(MapTransform):
         self, keys: Any, spacing_mm: Sequence[float], normalisation: Sequence[Mapping[str, Any]]
     ):
         super().__init__(keys)
-        self.plan = {"spacing_mm": list(spacing_mm), "normalisation": list(normalisation)}
+        self.plan = NetworkGrid.model_validate(
+            {"spacing_mm": list(spacing_mm), "normalisation": list(normalisation)}
+        )
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(data)

@@ -1,5 +1,4 @@
-"""A MONAI bundle: a folder that `python -m monai.bundle run` segments scans with, to the same
-voxels as `dkuxnet predict`.
+"""A MONAI bundle: `python -m monai.bundle run` segments with it as `dkuxnet predict` does.
 
 Source: the MONAI bundle specification (Project MONAI), as MONAI 1.6 reads it.
 """
@@ -14,22 +13,27 @@ from typing import Any
 
 import torch
 
+from dkuxnet.core.documents import parse_json
 from dkuxnet.core.errors import UserError
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import write_json
 
-SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
 PARTS = "dkuxnet.export.bundle_parts"
 NO_TERMS = (
     "The weights in models/ were trained by whoever exported this bundle with dkuxnet. Their "
-    "licence is "
-    "that person's to choose; none is granted here.\n"
+    "licence is that person's to choose; none is granted here.\n"
 )
 
 
 def write_bundle(export: Export) -> str:
-    """LICENSE, configs/metadata.json, configs/inference.json, models/model.pt (a state dict),
-    docs/README.md; all or none.
+    """Write the bundle, all of it or nothing; returns how to run it.
+
+    LICENSE, configs/metadata.json, configs/inference.json, models/model.pt (a state dict),
+    docs/README.md. Raises UserError where the disk does not take it.
     """
     terms = _terms(export)
     try:
@@ -67,111 +71,50 @@ def inference_config(export: Export) -> dict[str, Any]:
 
     It holds no name that a data set chose: MONAI runs strings that begin with $ as code.
     """
-    manifest, infer, plan = export.manifest, export.settings.infer, export.manifest["plan"]
-    shape, values = manifest["network_shape"], list(manifest["labels"].values())
-    network = export.settings.network.model_dump(mode="json", exclude={"groups"}) | {
-        "name": manifest["network"]
-    }
-    return {
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/scans'",
-        "output_dir": "$@bundle_root + '/predictions'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {
-            "_target_": f"{PARTS}.build_network",
-            "network": network,
+    manifest, infer = export.manifest, export.settings.infer
+    shape, values = manifest.network_shape, list(manifest.labels.values())
+    network = export.settings.network.model_dump(mode="json", exclude={"groups"})
+    groups = [{"classes": list(group.classes), "queries": group.queries} for group in shape.groups]
+    filled: dict[str, dict[str, Any]] = {
+        "build_network": {
+            "network": network | {"name": manifest.network},
             "method": export.settings.method.model_dump(mode="json"),
-            "channels": shape["in_channels"],
-            "classes": shape["classes"],
-            "groups": [
-                {"classes": group["classes"], "queries": group["queries"]}
-                for group in shape["groups"]
-            ],
-            "patch": manifest["patch"],
+            "channels": shape.in_channels,
+            "classes": shape.classes,
+            "groups": groups,
+            "patch": list(manifest.patch),
         },
-        "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": f"{PARTS}.LoadScand",
-                    "keys": "image",
-                    "channels": shape["in_channels"],
-                },
-                {
-                    "_target_": f"{PARTS}.ToNetworkGridd",
-                    "keys": "image",
-                    "spacing_mm": plan["spacing_mm"],
-                    "normalisation": plan["normalisation"],
-                },
-            ],
-        },
-        "dataset": {
-            "_target_": "Dataset",
-            "data": {"_target_": f"{PARTS}.find_scans", "folder": "@dataset_dir"},
-            "transform": "@preprocessing",
-        },
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "shuffle": False,
-            "num_workers": 0,
-        },
-        "inferer": {
-            "_target_": f"{PARTS}.WindowInferer",
-            "patch": manifest["patch"],
-            "classes": shape["classes"],
+        "LoadScand": {"channels": shape.in_channels},
+        "ToNetworkGridd": {key: export.constants()[key] for key in ("spacing_mm", "normalisation")},
+        "WindowInferer": {
+            "patch": list(manifest.patch),
+            "classes": shape.classes,
             "overlap": infer.overlap,
             "batch": infer.batch,
         },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": f"{PARTS}.LabelOnScand",
-                    "keys": "pred",
-                    "label_values": values,
-                    "largest_component": infer.largest_component,
-                },
-                {
-                    "_target_": f"{PARTS}.WriteLabeld",
-                    "keys": "pred",
-                    "folder": "@output_dir",
-                    "label_values": values,
-                },
-            ],
-        },
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
+        "LabelOnScand": {"label_values": values, "largest_component": infer.largest_component},
+        "WriteLabeld": {"label_values": values},
     }
+
+    config: dict[str, Any] = _filled(parse_json(_text("bundle_inference.json")), filled)
+    return config
+
+
+def _filled(part: Any, values: dict[str, dict[str, Any]]) -> Any:
+    """`part` of the configuration, with arguments for each of our own parts that it names."""
+    if isinstance(part, list):
+        return [_filled(each, values) for each in part]
+    if not isinstance(part, dict):
+        return part
+    module, _, name = part.get("_target_", "").rpartition(".")
+    own = values.get(name, {}) if module == PARTS else {}
+    return {key: _filled(value, values) for key, value in part.items()} | own
 
 
 def bundle_metadata(export: Export) -> dict[str, Any]:
-    """configs/metadata.json: the keys that the specification asks for, and the run's constants
-    under "dkuxnet".
-    """
+    """configs/metadata.json: what the specification asks for; "dkuxnet": the run's constants."""
     manifest, here = export.manifest, metadata.version
-    labels, channels = (
-        [_plain(name) for name in manifest["labels"]],
-        [_plain(name) for name in manifest["channels"]],
-    )
+    labels, channels = [*map(_plain, manifest.labels)], [*map(_plain, manifest.channels)]
     space = {
         "type": "image",
         "spatial_shape": ["16*n"] * 3,
@@ -183,16 +126,15 @@ def bundle_metadata(export: Export) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": "0.1.0",
         "changelog": {"0.1.0": "exported by dkuxnet"},
-        "name": f"{manifest['network']} {manifest['method']}",
+        "name": f"{manifest.network} {manifest.method}",
         "monai_version": here("monai"),
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": here("numpy"),
         "required_packages_version": {name: here(name) for name in ("dkuxnet", "nibabel", "scipy")}
         | _ignite(),
         "task": f"3D segmentation: {', '.join(labels[1:])}",
-        "description": f"A {manifest['network']} trained by {manifest['method']} with dkuxnet, "
-        "semi-supervised 3D medical "
-        "image segmentation",
+        "description": f"A {manifest.network} trained by {manifest.method} with dkuxnet, "
+        "semi-supervised 3D medical image segmentation",
         "authors": "whoever trained and exported it with dkuxnet",
         "copyright": "see LICENSE",
         "network_data_format": {
@@ -216,16 +158,14 @@ def bundle_metadata(export: Export) -> dict[str, Any]:
         },
         "dkuxnet": export.constants()
         | {
-            "labels": dict(zip(labels, manifest["labels"].values(), strict=True)),
+            "labels": dict(zip(labels, manifest.labels.values(), strict=True)),
             "channels": channels,
         },
     }
 
 
 def _plain(name: str) -> str:
-    """A name of a data set as a text that MONAI reads as a text: what begins with $, @ or % it
-    would run or look up.
-    """
+    """A data set's name as MONAI reads it as text: what begins with $, @ or % it would run."""
     return name.lstrip("$@%") or "class"
 
 
@@ -247,22 +187,22 @@ def _terms(export: Export) -> str:
         raise UserError(
             f"--license {export.licence}: not a readable text file ({error})"
         ) from error
-    return f"WEIGHTS\n\n{terms.rstrip()}\n\nCONFIGURATION, AND THE PACKAGE dkuxnet THAT IT CALLS\n\n{code}"
+    heading = "CONFIGURATION, AND THE PACKAGE dkuxnet THAT IT CALLS"
+    return f"WEIGHTS\n\n{terms.rstrip()}\n\n{heading}\n\n{code}"
 
 
 def _readme(export: Export) -> str:
     manifest, words = export.manifest, " x ".join
-    return (
-        files("dkuxnet.export")
-        .joinpath("bundle_readme.md")
-        .read_text("utf-8")
-        .format(
-            network=manifest["network"],
-            method=manifest["method"],
-            labels=", ".join(f"{value} {name}" for name, value in manifest["labels"].items()),
-            channels=", ".join(manifest["channels"]),
-            spacing=words(f"{s:.4g}" for s in manifest["plan"]["spacing_mm"]),
-            patch=words(map(str, manifest["patch"])),
-            version=metadata.version("dkuxnet"),
-        )
+    return _text("bundle_readme.md").format(
+        network=manifest.network,
+        method=manifest.method,
+        labels=", ".join(f"{value} {name}" for name, value in manifest.labels.items()),
+        channels=", ".join(manifest.channels),
+        spacing=words(f"{s:.4g}" for s in manifest.plan.spacing_mm),
+        patch=words(map(str, manifest.patch)),
+        version=metadata.version("dkuxnet"),
     )
+
+
+def _text(name: str) -> str:
+    return files("dkuxnet.export").joinpath(name).read_text("utf-8")

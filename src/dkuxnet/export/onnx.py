@@ -49,7 +49,7 @@ def write_onnx(export: Export) -> str:
 
 
 def _program(export: Export) -> "ONNXProgram":
-    network = export.manifest["network"]
+    network = export.manifest.network
     captured = exported(export.model(probabilities=True), export.any_size, network)
     try:
         with _quiet():

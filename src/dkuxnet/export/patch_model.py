@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Manifest
 
 # of a probability, between torch and a copy; float32 alone costs up to 1.5e-4 (docs/export.md)
 TOLERANCE = 1e-3
@@ -83,7 +84,7 @@ class Export:
     run: Path
     predictor: nn.Module
     settings: Settings
-    manifest: dict[str, Any]
+    manifest: Manifest
     output: Path
     any_size: bool = False
     licence: Path | None = None
@@ -91,7 +92,7 @@ class Export:
     def model(self, probabilities: bool) -> PatchModel:
         """The predictor on bare tensors, in eval mode."""
         return PatchModel(
-            self.predictor, len(self.manifest["channels"]), self.manifest["patch"], probabilities
+            self.predictor, len(self.manifest.channels), self.manifest.patch, probabilities
         ).eval()
 
     def constants(self) -> dict[str, Any]:
@@ -101,14 +102,14 @@ class Export:
         manifest, infer = self.manifest, self.settings.infer
         return {
             "dkuxnet_version": metadata.version("dkuxnet"),
-            "network": manifest["network"],
-            "method": manifest["method"],
-            "channels": manifest["channels"],
-            "labels": manifest["labels"],
+            "network": manifest.network,
+            "method": manifest.method,
+            "channels": manifest.channels,
+            "labels": manifest.labels,
             "orientation": "RAS+",
-            "spacing_mm": manifest["plan"]["spacing_mm"],
-            "normalisation": manifest["plan"]["normalisation"],
-            "patch": manifest["patch"],
+            "spacing_mm": list(manifest.plan.spacing_mm),
+            "normalisation": [how.to_json() for how in manifest.plan.normalisation],
+            "patch": list(manifest.patch),
             "window_overlap": infer.overlap,
             "largest_component": infer.largest_component,
         }

@@ -32,7 +32,7 @@ def write_torchscript(export: Export) -> str:
             graph = model.traced()
         except Exception as error:  # torch raises many kinds here
             raise UserError(
-                f"network '{export.manifest['network']}' cannot be traced: {first_line(error)}"
+                f"network '{export.manifest.network}' cannot be traced: {first_line(error)}"
             ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -48,7 +48,7 @@ def write_torchscript(export: Export) -> str:
 def write_torch_export(export: Export) -> str:
     """The same as torch.export's .pt2; batch is free, X, Y and Z where the export says so."""
     model, apart = export.model(probabilities=True), 0.0
-    program = exported(model, export.any_size, export.manifest["network"])
+    program = exported(model, export.any_size, export.manifest.network)
 
     def write(part: Path) -> None:
         nonlocal apart
@@ -102,5 +102,5 @@ def other_sizes(model: PatchModel) -> list[tuple[int, ...]]:
 
 
 def size_words(export: Export) -> str:
-    patch = " x ".join(map(str, export.manifest["patch"]))
+    patch = " x ".join(map(str, export.manifest.patch))
     return f"X, Y, Z any multiples of {STRIDE}" if export.any_size else f"patches of {patch} voxels"

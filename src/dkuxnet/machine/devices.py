@@ -11,10 +11,8 @@ from torch import nn
 from dkuxnet.core.errors import UserError
 from dkuxnet.machine.distributed import local_rank, world
 
-OUT_OF_MEMORY_ON_CPU = (
-    "DefaultCPUAllocator",
-    "std::bad_alloc",
-)  # there torch has no kind of error for it
+# What torch's RuntimeError says on a CPU, where it has no kind of error for a full memory.
+OUT_OF_MEMORY_ON_CPU = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,8 +32,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def to_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a module, its kernels in channels-last memory: a 3x3x3 convolution is then twice as
-    fast on a CPU, and LayerNorm over channels reads contiguous memory.
+    """Move a module to a device, its kernels in channels-last memory.
+
+    Convolutions are then faster on a CPU, and LayerNorm over channels reads contiguous memory.
     """
     module.to(device)
     for parameter in module.parameters():
@@ -46,12 +45,10 @@ def to_device(module: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Where wanted, torch takes algorithms that give the same bits every time, and warns by name
-    of what has none; afterwards all is as before. cuBLAS reads its variable when a process
-    first uses it.
+    """Where wanted, torch takes algorithms that give the same bits every time in this block.
 
-    Where not, torch is not asked either: setting the switch to what it is loads torch's compiler, 3
-    seconds.
+    It warns by name of what has none. cuBLAS reads its variable when a process first uses it. Where
+    not wanted, torch's switch is left alone: even setting it to what it is loads torch's compiler.
     """
     if not wanted:
         yield
@@ -74,8 +71,9 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def telling_out_of_memory(advise: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Out of memory is a UserError. advise: called once the memory of the block is free again;
-    what to lower, and to what.
+    """Out of memory is a UserError.
+
+    advise: called once the memory of the block is free again; what to lower, and to what.
     """
     try:
         yield

@@ -1,5 +1,6 @@
-"""One training in several processes, on one machine or many: torchrun starts them, and no method
-knows of it.
+"""One training in several processes, on one machine or many, which torchrun starts.
+
+No method knows of it.
 
 Every process builds the whole batch, runs the networks on its share of the patches, and gets the
 outputs of all of them. So each computes the losses of the whole batch, whatever they compare,
@@ -15,11 +16,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but not in __all__
+    PrefixStore,
+    Store,
+)
+from torch.distributed.rendezvous import rendezvous
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Output
@@ -39,6 +45,7 @@ def world() -> int:
 
 
 def rank() -> int:
+    """Number of this process in the training, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -49,10 +56,10 @@ def local_rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun started, until the end of the block; without torchrun
-    nothing happens.
+    """Be one of the processes that torchrun started, until the end of the block.
 
-    Raises UserError in the processes that are left when another one ends.
+    Without torchrun nothing happens. Raises UserError in the processes that are left when another
+    one ends.
     """
     if (
         "RANK" not in os.environ
@@ -62,16 +69,15 @@ def joined() -> Iterator[None]:
         yield
         return
     kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = next(rendezvous("env://"))
     dist.init_process_group(
         kinds, store=of_this_start(store, number, count), rank=number, world_size=count
     )
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "peer" not in str(
-            error
-        ):  # gloo's errors have no kind of their own
+        # gloo's errors have no kind of their own
+        if not isinstance(error, dist.DistError) and "peer" not in str(error):
             raise
         raise ToldElsewhere(
             "another process of this training has ended; its own message says why"
@@ -80,9 +86,7 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def of_this_start(
-    store: dist.Store, number: int, count: int, seconds: float = JOINING
-) -> dist.Store:
+def of_this_start(store: Store, number: int, count: int, seconds: float = JOINING) -> Store:
     """The part of torchrun's store that is of this start alone.
 
     torchrun keeps one store over all its restarts, in which the addresses of the processes before
@@ -92,23 +96,21 @@ def of_this_start(
     """
     store.set_timeout(datetime.timedelta(seconds=seconds))
     try:
-        return dist.PrefixStore(
-            _name_of_this_start(store, number, count, time.monotonic() + seconds), store
-        )
+        name = _name_of_this_start(store, number, count, time.monotonic() + seconds)
+        return PrefixStore(name, store)
     except dist.DistError as error:
         raise UserError(
             f"not all of the {count} processes of this training have come within {seconds:g} "
-            "seconds: start them "
-            "together, and where one ends its own message says why"
+            "seconds: start them together, and where one ends its own message says why"
         ) from error
 
 
-def _name_of_this_start(store: dist.Store, number: int, count: int, deadline: float) -> str:
+def _name_of_this_start(store: Store, number: int, count: int, deadline: float) -> str:
     """deadline: of `time.monotonic`. Raises DistError where another process does not come."""
     me = uuid.uuid4().hex
     store.set(f"dkuxnet/{number}", me)
     if number:
-        name = store.get(f"dkuxnet/to/{me}").decode()
+        name = str(store.get(f"dkuxnet/to/{me}").decode())
         store.set(f"dkuxnet/{name}/{number}", "heard")
         return name
     waiting = set(range(1, count))
@@ -124,8 +126,8 @@ def _name_of_this_start(store: dist.Store, number: int, count: int, deadline: fl
     return me
 
 
-def by_the_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, in all of them.
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Call `work` in the first process; what it returns, in all of them.
 
     Its UserError is the others' ToldElsewhere.
     """
@@ -141,10 +143,11 @@ def by_the_first(work: Callable[[], T]) -> T:
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise ToldElsewhere(outcome[1])
-    return outcome[0]
+    result: T = outcome[0]
+    return result
 
 
-def of_all(mine: list[T]) -> list[T]:
+def all_gather(mine: list[T]) -> list[T]:
     """The processes' lists, one after another."""
     if world() == 1:
         return mine
@@ -153,7 +156,7 @@ def of_all(mine: list[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether it is true in any process."""
     if world() == 1:
         return flag
@@ -170,76 +173,78 @@ def sum_gradients(method: nn.Module) -> None:
     """
     if world() == 1:
         return
-    inside = {id(parameter) for network in method.networks for parameter in network.parameters()}
-    learnt = [parameter for parameter in method.parameters() if parameter.grad is not None]
+    networks = method.get_submodule("networks")
+    inside = {id(parameter) for parameter in networks.parameters()}
+    learnt = [(id(p), p.grad) for p in method.parameters() if p.grad is not None]
     buffers = [buffer for buffer in method.buffers() if buffer.is_floating_point()]
-    for tensor in [parameter.grad for parameter in learnt if id(parameter) not in inside] + buffers:
+    for tensor in [grad for owner, grad in learnt if owner not in inside] + buffers:
         tensor.div_(world())
-    tensors = [parameter.grad for parameter in learnt] + buffers
+    tensors = [grad for _, grad in learnt] + buffers
     # as they lie in memory, which autograd lays out as the parameters are: dense, and alike in all
     # processes
     memory = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    large = [
-        part for part in memory if len(part) >= LARGE
-    ]  # summed where they are: copies would take longer than the sum
-    pending = [dist.all_reduce(part, async_op=True) for part in large]
+    # large ones are summed where they are: copies would take longer than the sum
+    pending = [dist.all_reduce(part, async_op=True) for part in memory if len(part) >= LARGE]
     small = [part for part in memory if len(part) < LARGE]
     flat = torch.cat(small)
     dist.all_reduce(flat)
-    for part, summed in zip(small, flat.split([len(part) for part in small]), strict=True):
+    for part, summed in zip(small, torch.split(flat, [len(p) for p in small]), strict=True):
         part.copy_(summed)
     for work in pending:
-        work.wait()
+        if work is not None:
+            work.wait()
 
 
-# --- networks that share a batch
-# ------------------------------------------------------------------------------------
+# --- networks that share a batch ---
 
 
 def shared(network: nn.Module, with_features: bool) -> nn.Module:
-    """`network`, which in training runs on this process's share of a batch and returns the outputs
-    of all.
+    """`network`, which trains on this process's share of a batch and returns the outputs of all.
 
     Its parameters and their names stay. with_features: also gather `Output.features`, which are
     large.
     """
     if world() == 1:
         return network
-    network.gathers_features = with_features
     if hasattr(network, "decode"):
-        _become(network.encoder, _SharedEncoder)
-        _become(network, _SharedDecoder)
+        _become(network.get_submodule("encoder"), _SharedEncoder, with_features)
+        _become(network, _SharedDecoder, with_features)
     else:
-        _become(network, _SharedWhole)
+        _become(network, _SharedWhole, with_features)
     return network
 
 
-def _become(module: nn.Module, part: type) -> None:
-    """A subclass, not a wrapper: the names in the state_dict stay, and copies (teachers) are
-    shared as well.
+def _become(module: nn.Module, part: type, with_features: bool) -> None:
+    """Make a module one of a subclass with `part` in front.
+
+    Not a wrapper: the names in the state_dict stay, and copies (teachers) are shared as well.
     """
-    module.__class__ = type(f"{part.__name__}{type(module).__name__}", (part, type(module)), {})
+    content = {"gathers_features": with_features}
+    module.__class__ = type(
+        f"{part.__name__}{type(module).__name__}", (part, type(module)), content
+    )
 
 
-class _SharedEncoder:
+class _Shared(nn.Module):
+    gathers_features: bool
+
+
+class _SharedEncoder(_Shared):
     def forward(self, image: Tensor) -> Any:
         return super().forward(share(image) if self.training else image)
 
 
-class _SharedDecoder:
+class _SharedDecoder(_Shared):
     def decode(self, image: Tensor, features: Any) -> Output:
-        if not self.training:
-            return super().decode(image, features)
-        return gather(super().decode(share(image), features), self.gathers_features)
+        decode = cast("Any", super()).decode  # the network's own
+        output: Output = decode(share(image) if self.training else image, features)
+        return gather(output, self.gathers_features) if self.training else output
 
 
-class _SharedWhole:
+class _SharedWhole(_Shared):
     def forward(self, image: Tensor) -> Output:
-        return (
-            gather(super().forward(share(image)), self.gathers_features)
-            if self.training
-            else super().forward(image)
-        )
+        output: Output = super().forward(share(image) if self.training else image)
+        return gather(output, self.gathers_features) if self.training else output
 
 
 def share(batch: Tensor) -> Tensor:
@@ -247,39 +252,37 @@ def share(batch: Tensor) -> Tensor:
     if len(batch) % world():
         raise UserError(
             f"a batch of {len(batch)} patches cannot be shared by {world()} processes alike: "
-            "choose "
-            "train.labelled_batch and train.unlabelled_batch as multiples of their number"
+            "choose train.labelled_batch and train.unlabelled_batch as multiples of their number"
         )
     return batch.chunk(world())[rank()]
 
 
 def gather(output: Output, with_features: bool) -> Output:
     """The outputs of all processes, in the order of the batch."""
-    parts = [
-        output.logits,
-        output.group_prob,
-        output.features if with_features else None,
-        *output.layer_group_prob,
-    ]
+    features = output.features if with_features else None
+    parts = [output.logits, output.group_prob, features, *output.layer_group_prob]
     there = [part for part in parts if part is not None]
-    flat = _Gather.apply(torch.cat([part.flatten(1).float() for part in there], dim=1))
-    pieces = iter(flat.split([part[0].numel() for part in there], dim=1))
+    flat = cast("Tensor", _Gather.apply(torch.cat([p.flatten(1).float() for p in there], dim=1)))  # type: ignore[no-untyped-call]  # torch's
+    pieces = iter(torch.split(flat, [part[0].numel() for part in there], dim=1))
     logits, group_prob, features, *layers = (
-        None if part is None else next(pieces).unflatten(1, part.shape[1:]) for part in parts
+        None if part is None else next(pieces).reshape(-1, *part.shape[1:]) for part in parts
     )
-    return Output(logits, group_prob, tuple(layers), features)
+    if logits is None:
+        raise RuntimeError("an output has logits")
+    return Output(logits, group_prob, tuple(p for p in layers if p is not None), features)
 
 
 class _Gather(torch.autograd.Function):
     """(b, L) of each process -> (B, L), whose gradient each process takes for its own part."""
 
     @staticmethod
-    def forward(ctx, part: Tensor) -> Tensor:
+    def forward(ctx: Any, part: Tensor) -> Tensor:
         ctx.rows = len(part)
         parts = [torch.empty_like(part) for _ in range(world())]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        mine: Tensor = grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        return mine

@@ -3,30 +3,51 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dkuxnet.core.errors import UserError, disk_reason
 
 
-def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and move it to its name.
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file beside `path`, flush it to the disk, and move it to its name.
 
-    Raises UserError where the disk does not take it: what was there before stays.
+    The new file's name ends as that of `path`, is not to be guessed, and is made here with the
+    rights that the umask leaves. Raises UserError where the disk does not take it: what was there
+    before stays.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.{path.name[-100:]}")
     try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = os.fstat(descriptor).st_mode
+        os.close(descriptor)
         try:
             write(part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+            part.chmod(mode)  # some writers put a private file of their own in its place
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
         raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file of these bytes. Raises UserError as `atomically` does."""
+    atomically(path, lambda part: part.write_bytes(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of this text in UTF-8. Raises UserError as `atomically` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Indented JSON; NaN is refused, since no other program reads it."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 def append(path: Path, content: bytes) -> None:
@@ -44,21 +65,14 @@ def append(path: Path, content: bytes) -> None:
         raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, atomically; NaN is refused, since no other program reads it."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    atomically(Path(path), lambda part: part.write_text(text, "utf-8"))
-
-
 def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(folder: Path) -> None:
-    """Bring the names in a folder to the disk itself, so that a power failure cannot undo a
-    rename.
-    """
+    """Bring the names in a folder to the disk, so that a power failure cannot undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

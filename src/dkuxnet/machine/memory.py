@@ -1,16 +1,14 @@
-"""How much memory there is left: of the machine, of the container, of what this process may have,
-of a GPU.
-"""
+"""Memory: how much is left to this process or on a GPU, and how freed memory is given back."""
 
 import ctypes
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dkuxnet.core.errors import UserError
 
@@ -20,10 +18,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 SMALL = 2**26  # is always there, and asking takes time
 MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1  # of glibc's malloc.h
-LARGE = 2**23  # a block of memory that is better given back than kept, once it is free
-RESERVED = (
-    2**28
-)  # addresses that libraries and threads take once a training begins, beside what its tensors take
+# Addresses that libraries and threads take once a training begins, beside those of its tensors.
+RESERVED = 2**28
 # limit, use and details of a container, version 2 and 1 of Linux's control groups
 GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -43,19 +39,14 @@ def free_bytes(device: "torch.device | None" = None) -> int | None:
 
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    return min(
-        (
-            free
-            for free in (_of_machine(), _of_process(), *map(_of_group, GROUPS))
-            if free is not None
-        ),
-        default=None,
-    )
+    found = (_of_machine(), _of_process(), *map(_of_group, GROUPS))
+    return min((free for free in found if free is not None), default=None)
 
 
 def check_memory(needed: int, what: str = "this scan") -> None:
-    """Raises UserError where `needed` bytes for `what` are more than there are free: asked before
-    they are taken, since a system that has none left may end the program, or another.
+    """Raises UserError where `needed` bytes for `what` are more than there are free.
+
+    Asked before they are taken: a system that has none left may end the program, or another.
     """
     free = None if needed < SMALL else free_bytes()
     if free is not None and needed > free:
@@ -70,36 +61,58 @@ def keeping_freed_memory() -> Iterator[None]:
     """What is freed in this block is kept for what is asked for next, and given back at the end.
 
     glibc gives every tensor of more than 32 MiB back to the system at once, which fills the next
-    one with zeros, page by page: a third of the time of a window of 112 x 112 x 80. Without glibc
-    nothing happens.
+    one with zeros, page by page. Without glibc nothing happens.
     """
-    mallopt, trim = _malloc_controls()
-    if mallopt is None or trim is None:
+    with _malloc_limits(0, _limits.threshold, 2**31 - 1):  # no block comes from the system alone
         yield
-        return
-    mallopt(MMAP_MAX, 0)  # no block comes from the system alone, so that none has to go back alone
-    mallopt(TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        mallopt(MMAP_MAX, 65536)  # as glibc begins
-        give_back_large_blocks()
+    _, trim = _malloc_controls()
+    if trim is not None:
         trim(0)
 
 
-def give_back_large_blocks() -> None:
-    """From now on blocks of 8 MiB or more go back to the system as soon as they are free, and 64
-    MiB of smaller ones are kept.
+def giving_back_large_blocks() -> AbstractContextManager[None]:
+    """In this block 8 MiB or more go back to the system as soon as they are free.
 
-    By itself glibc raises the first limit to 32 MiB when it sees large blocks freed, and keeps what
-    is below as holes between others: three training steps of dk-uxnet at 64 cubed then take 3.5
-    GiB, and 3.2 so. The second keeps the blocks of a small network from coming as new pages in
-    every step, 3 to 4 % of its time. Without glibc nothing happens.
+    By itself glibc raises that limit to 32 MiB when it sees large blocks freed, and keeps what is
+    below as holes between others. 64 MiB of smaller ones are kept: those of a small network then
+    come not as new pages in every step. Without glibc nothing happens.
     """
-    mallopt, _ = _malloc_controls()
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, LARGE)
-        mallopt(TRIM_THRESHOLD, 2**26)
+    return _malloc_limits(65536, 2**23, 2**26)
+
+
+class _Limits(NamedTuple):
+    """glibc's: blocks that come from the system alone, from which size on, and what stays free."""
+
+    blocks: int
+    threshold: int
+    kept: int
+
+
+# Where glibc arrives by itself once large blocks were freed; it moves its limits no more once they
+# were set, so that there is no way back to where it begins.
+_limits = _Limits(65536, 2**25, 2**26)
+
+
+@contextmanager
+def _malloc_limits(*limits: int) -> Iterator[None]:
+    """Set glibc's limits for the block; afterwards those from before count."""
+    global _limits
+    before, mallopt = _limits, _malloc_controls()[0]
+
+    def take(wanted: _Limits) -> None:
+        if mallopt is not None:
+            for option, value in zip(
+                (MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD), wanted, strict=True
+            ):
+                mallopt(option, value)
+
+    _limits = _Limits(*limits)
+    take(_limits)
+    try:
+        yield
+    finally:
+        _limits = before
+        take(before)
 
 
 @cache
@@ -155,8 +168,9 @@ def forget_peak_memory(device: "torch.device") -> None:
 
 
 def peak_memory_gib(device: "torch.device") -> float | None:
-    """The most memory held: on a GPU by tensors since `forget_peak_memory`, else by this process
-    so far, with whatever it did before. None where no one says.
+    """The most memory held, in GiB; None where the system does not say.
+
+    On a GPU by tensors since `forget_peak_memory`, else by this process since it began.
     """
     import torch
 

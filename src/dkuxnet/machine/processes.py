@@ -1,6 +1,4 @@
-"""Work in processes of its own, side by side: a map, and jobs that stop together, where one that
-dies harms no other.
-"""
+"""Work in other processes: a map, and jobs side by side where one that dies harms no other."""
 
 import multiprocessing
 import os
@@ -9,32 +7,30 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
-Work = Callable[
-    ..., Any
-]  # (tell, *arguments) -> outcome; importable by name, since a new process calls it
+# (tell, *arguments) -> outcome; importable by name, since a new process calls it
+Work = Callable[..., Any]
 
 
 def side_by_side(
     work: Work,
     jobs: dict[str, Sequence[Any]],
     processes: int,
-    died: Callable[[int], Any],
+    died: Callable[[int | None], Any],
     tell: Callable[..., None],
 ) -> Iterator[tuple[str, Any]]:
-    """Call `work(tell, *arguments)` for every job, `processes` at once; yields (job, outcome) as
-    they end.
+    """Call `work(tell, *arguments)` for every job, `processes` at once.
 
-    tell: called here with (job, *what the job told). died: exit code -> outcome of a job whose
-    process ended without a word. Where the caller stops (an exception, Ctrl-C), every process gets
-    one SIGTERM and is waited for; a second Ctrl-C kills.
+    Yields (job, outcome) as they end. tell: called here with (job, *what the job told). died: exit
+    code -> outcome of a job whose process ended without a word. Where the caller stops (an
+    exception, Ctrl-C), every process gets one SIGTERM and is waited for; a second Ctrl-C kills.
     """
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy locks that threads of torch hold
-    waiting, running = list(jobs.items()), {}
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks of torch's threads
+    waiting = list(jobs.items())
+    running: dict[Any, SpawnProcess] = {}  # by the pipe to each
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -46,7 +42,8 @@ def side_by_side(
                 running[ours] = process
                 process.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
-            for pipe in wait(list(running)):
+            ready: list[Any] = wait(list(running))
+            for pipe in ready:
                 process = running[pipe]
                 try:
                     ended, message = pipe.recv()
@@ -64,7 +61,7 @@ def side_by_side(
         _stop(running)
 
 
-def _stop(running: dict[Connection, Any]) -> None:
+def _stop(running: dict[Any, SpawnProcess]) -> None:
     for pipe, process in running.items():
         pipe.close()  # a process that tells something meanwhile must not wait for us to listen
         if process.pid is not None:
@@ -78,7 +75,7 @@ def _stop(running: dict[Connection, Any]) -> None:
         raise
 
 
-def _child(pipe: Connection, work: Work, arguments: Sequence[Any]) -> None:
+def _child(pipe: Any, work: Work, arguments: Sequence[Any]) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the parent alone, which tells each process once
     threading.Thread(target=_stop_with_parent, daemon=True).start()
@@ -98,8 +95,9 @@ def _child(pipe: Connection, work: Work, arguments: Sequence[Any]) -> None:
 
 @contextmanager
 def workers(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a `map` by processes that last for the block, so that each loads its libraries once;
-    with one, plain `map`. Ctrl-C ends them, whatever they do.
+    """Gives a `map` by processes that last for the block; with one, plain `map`.
+
+    Each loads its libraries once. Ctrl-C ends them, whatever they do.
     """
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, initializer=end_with_parent) if processes > 1 else None
@@ -115,9 +113,7 @@ def workers(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 def end_with_parent() -> None:
-    """Have this process ended with the one that started it, however that ends, and else by it
-    alone: not by Ctrl-C.
-    """
+    """Have this process ended with the one that started it, or by that one, but not by Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_stop_with_parent, daemon=True).start()

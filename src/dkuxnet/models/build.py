@@ -3,8 +3,6 @@
 The only module that brings networks and methods together.
 """
 
-from typing import Any
-
 import torch
 
 from dkuxnet.core.config import Settings
@@ -18,21 +16,22 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.models.networks import NETWORKS
 
 
-def build_method(settings: Settings, shape: NetworkShape, plan: dict[str, Any]) -> Method:
-    """The method with its freshly initialised networks; the same seed gives the same weights."""
+def build_method(settings: Settings, shape: NetworkShape, network: str) -> Method:
+    """The method with its freshly initialised networks; the same seed gives the same weights.
+
+    network: by name, where the settings leave that to the plan of the data set.
+    """
     method = lookup(METHODS, settings.method.name, "method")
-    name = settings.network.name or plan["network"]
+    name = settings.network.name or network
     builder = lookup(NETWORKS, name, "network")
     options = parse_options(
-        method.Options, settings.method.model_extra, f"method.{settings.method.name}"
+        method.Options, settings.method.options, f"method.{settings.method.name}"
     )
     networks = []
     try:
         for branch in range(method.branches):
             torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
-            networks.append(
-                shared(builder(shape, settings.network.model_extra), method.uses_features)
-            )
+            networks.append(shared(builder(shape, settings.network.options), method.uses_features))
         return method(networks, options, shape)
     except (
         ValueError,

@@ -2,22 +2,22 @@
 
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import torch
 from torch import nn
 
-from dkuxnet.core.config import Settings, validate
+from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.machine.devices import choose_device, to_device
 from dkuxnet.models.build import build_method
-from dkuxnet.runs.folder import RunFolder, described_network
+from dkuxnet.runs.folder import RunFolder
 
 
 def load_predictor(
     run: Path, weights: str = "final", device: str = "auto"
-) -> tuple[nn.Module, Settings, dict[str, Any]]:
+) -> tuple[nn.Module, Settings, Manifest]:
     """The trained predictor of a run in eval mode, its settings and its manifest.
 
     weights: "final" or "best". Raises UserError where the run has none, or they are of another
@@ -26,15 +26,14 @@ def load_predictor(
     if weights not in ("final", "best"):
         raise unknown("weights", weights, ("final", "best"))
     folder = RunFolder.open(run)
-    settings, manifest = validate(folder.settings), folder.manifest
-    shape, _ = described_network(manifest, run)
+    settings, manifest = folder.settings, folder.manifest
     tensors = folder.load_weights(weights)
+    shape, network = manifest.shape, manifest.plan.network
     try:
-        with torch.device(
-            "meta"
-        ):  # holds no weights: settings from a stranger may describe more than there is memory for
-            build_method(settings, shape, manifest["plan"]).load_state_dict(tensors, assign=True)
-        method = build_method(settings, shape, manifest["plan"])
+        # holds no weights: a stranger's settings may describe more than there is memory for
+        with torch.device("meta"):
+            build_method(settings, shape, network).load_state_dict(tensors, assign=True)
+        method = build_method(settings, shape, network)
         method.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(

@@ -75,9 +75,9 @@ class Segmenter:
         if not 0 <= margin_mm < math.inf:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)
-        self.labels: dict[str, int] = manifest["labels"]
-        self.channels: list[str] = manifest["channels"]
-        self.plan, self.patch = manifest["plan"], manifest["patch"]
+        self.labels: dict[str, int] = manifest.labels
+        self.channels: list[str] = manifest.channels
+        self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
 
@@ -192,7 +192,7 @@ class Segmenter:
                     f"segments {ours}; train "
                     "both on the same scans"
                 )
-        ours, theirs = (math.prod(each.plan["spacing_mm"]) ** (1 / 3) for each in (self, coarse))
+        ours, theirs = (math.prod(each.plan.spacing_mm) ** (1 / 3) for each in (self, coarse))
         if theirs < 0.999 * ours:
             raise UserError(
                 f"{run} cannot localise: its voxels of {theirs:.3g} mm are finer than the "

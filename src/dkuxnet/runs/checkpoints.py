@@ -8,7 +8,6 @@ held pickled data; it is not read any more.
 """
 
 import hashlib
-import os
 import re
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from dkuxnet.core.documents import reason
 from dkuxnet.core.errors import DataWarning, UserError, disk_reason
-from dkuxnet.machine.files import checksum, flush
+from dkuxnet.machine.files import checksum, flush, write_bytes
 
 VERSION = 2
 KEPT = 2
@@ -31,19 +30,11 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     """
     from dkuxnet.runs.state_file import state_bytes
 
-    part = folder / "new.part"
+    content = state_bytes(state, VERSION)
+    path = folder / f"{state['step']:08d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     try:
         folder.mkdir(exist_ok=True)
-        content = state_bytes(state, VERSION)
-        path = folder / f"{state['step']:08d}-{hashlib.sha256(content).hexdigest()}.safetensors"
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_bytes(path, content)
         flush(folder)
         for old in listed(folder):
             if old != path and old not in listed(folder)[:KEPT]:

@@ -2,10 +2,13 @@
 
 Every file appears whole or not at all.
 
-RUN/settings.json        the settings as used             RUN/metrics.jsonl      one JSON object a logged step
-RUN/manifest.json        data, split, versions, machine   RUN/tensorboard/       the same, for TensorBoard
-RUN/checkpoints/         the last two states to resume    RUN/final.safetensors  weights; best.safetensors where validated
-RUN/evaluation/          test cases: summary.json, cases.csv, predictions/, maps/ (uncertainty, groups)
+RUN/settings.json        the settings as used
+RUN/manifest.json        data, split, versions, machine
+RUN/metrics.jsonl        one JSON object a logged step
+RUN/tensorboard/         the same, for TensorBoard
+RUN/checkpoints/         the last two states to resume
+RUN/final.safetensors    weights; best.safetensors where validated
+RUN/evaluation/          test cases: summary.json, cases.csv, predictions/, maps/ of the network
 """
 
 import json
@@ -16,11 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
-from dkuxnet.core.schemas import Manifest, SettingsOfRun, check_described
-from dkuxnet.core.types import Group, NetworkShape
-from dkuxnet.machine.files import append, atomically, write_json
+from dkuxnet.core.schemas import Machine, Manifest, read_document
+from dkuxnet.machine.files import append, atomically, write_json, write_text
 from dkuxnet.runs import checkpoints
 from dkuxnet.runs.events import EventFile
 
@@ -39,9 +42,7 @@ class RunFolder:
         self._events: EventFile | None = None
 
     @classmethod
-    def create(
-        cls, folder: Path, settings: dict[str, Any], manifest: dict[str, Any]
-    ) -> "RunFolder":
+    def create(cls, folder: Path, settings: Settings, manifest: Manifest) -> "RunFolder":
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -50,8 +51,8 @@ class RunFolder:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "settings.json", settings)
-            write_json(folder / "manifest.json", manifest)
+            write_json(folder / "settings.json", settings.model_dump(mode="json"))
+            write_json(folder / "manifest.json", manifest.to_json())
         except OSError as error:
             raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
         return cls(folder)
@@ -67,34 +68,43 @@ class RunFolder:
         return run
 
     def check_own(self) -> None:
-        """Before a run goes on: raises UserError where something in its folder is a link, through
-        which it would write somewhere else.
+        """Raises UserError where something in the folder is a link.
+
+        A run that goes on would write through it, somewhere else.
         """
         for path in self.folder.rglob("*"):
             if path.is_symlink():
                 raise UserError(
                     f"{path} is a link, and a run that goes on writes into its own folder alone; "
-                    "replace it by "
-                    "what it points to"
+                    "replace it by what it points to"
                 )
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
+        """The settings as used; `model_dump(exclude_unset=True)` has those of the file alone."""
         path = self.folder / "settings.json"
-        return check_described(read_json(path), SettingsOfRun, path, DAMAGED)
+        content = read_json(path)
+        try:
+            if not isinstance(content, dict):
+                raise UserError("expected a JSON object")
+            return validate(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {DAMAGED}") from error
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        path = self.folder / "manifest.json"
-        return check_described(read_json(path), Manifest, path, DAMAGED)
+    def manifest(self) -> Manifest:
+        """What the run says of itself. Raises UserError where it is missing or damaged."""
+        return read_document(self.folder / "manifest.json", Manifest, DAMAGED)
 
     def discard_unless_saved(self) -> None:
-        """Remove the folder of a run that ended before it saved anything: its name is free again."""
+        """Remove the folder of a run that ended before it saved anything, and free its name."""
         if not self.has_checkpoint:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def update_manifest(self, **entries: Any) -> None:
-        write_json(self.folder / "manifest.json", self.manifest | entries)
+        """Add to the manifest, or replace what stands there."""
+        updated = Manifest.model_validate(self.manifest.to_json() | entries)
+        write_json(self.folder / "manifest.json", updated.to_json())
 
     # --- metrics ---
 
@@ -129,12 +139,8 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 row = parse_json(line)
-                rows.append(
-                    {
-                        "step": int(row["step"]),
-                        **{key: float(value) for key, value in row.items() if key != "step"},
-                    }
-                )
+                figures = {key: float(value) for key, value in row.items() if key != "step"}
+                rows.append({"step": int(row["step"]), **figures})
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if number < len(lines):
                     raise UserError(
@@ -144,15 +150,13 @@ class RunFolder:
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged at `step` and after: a resumed run logs it again."""
-        kept = [json.dumps(row) for row in self.metrics() if row["step"] < step]
-        atomically(
-            self.folder / "metrics.jsonl",
-            lambda path: path.write_text("".join(r + "\n" for r in kept), "utf-8"),
-        )
+        kept = [f"{json.dumps(row)}\n" for row in self.metrics() if row["step"] < step]
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     # --- state and weights ---
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Save the state of a training, see `checkpoints.save`."""
         checkpoints.save(self.folder / "checkpoints", state)
 
     def load_checkpoint(self) -> dict[str, Any]:
@@ -161,12 +165,14 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
+        """Whether a state was saved."""
         return bool(checkpoints.listed(self.folder / "checkpoints"))
 
     def forget_checkpoints(self) -> None:
+        """Remove all saved states."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
-    def save_weights(self, name: str, state_dict: dict[str, Any]) -> Path:
+    def save_weights(self, name: str, state_dict: dict[str, Any]) -> None:
         """Write `name`.safetensors."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -178,9 +184,7 @@ class RunFolder:
                 raise OSError(str(error)) from error
 
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
-        path = self.folder / f"{name}.safetensors"
-        atomically(path, write)
-        return path
+        atomically(self.folder / f"{name}.safetensors", write)
 
     def load_weights(self, name: str) -> dict[str, Any]:
         """Read `name`.safetensors onto the CPU. Raises UserError where it is missing or damaged."""
@@ -190,8 +194,7 @@ class RunFolder:
         if not path.is_file():
             raise UserError(
                 f"{path} is missing: `final` comes at the end of a training (dkuxnet train ... "
-                "--resume goes on), "
-                "`best` from a training with validation cases"
+                "--resume goes on), `best` from a training with validation cases"
             )
         try:
             return load_file(str(path))
@@ -200,9 +203,7 @@ class RunFolder:
 
 
 class MutedRun(RunFolder):
-    """What the other processes of a distributed training have in the place of a run folder: they
-    read, and write nothing.
-    """
+    """The run folder of the other processes of a distributed training: they write nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -217,41 +218,16 @@ class MutedRun(RunFolder):
     def discard_unless_saved(self) -> None: ...
 
 
-def machine(device: "torch.device") -> dict[str, Any]:
+def machine(device: "torch.device") -> Machine:
     """Versions and the hardware that is used, for the manifest."""
     import torch
 
-    return {
-        "dkuxnet": metadata.version("dkuxnet"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def described_network(
-    manifest: dict[str, Any], run: Path
-) -> tuple[NetworkShape, tuple[int, int, int]]:
-    """What a manifest says of the network: its shape and its patch.
-
-    Raises UserError where it does not.
-    """
-    try:
-        described, patch = manifest["network_shape"], tuple(map(int, manifest["patch"]))
-        groups = tuple(
-            Group(g["name"], tuple(g["classes"]), g["queries"]) for g in described["groups"]
-        )
-        (
-            manifest["plan"]["normalisation"],
-            manifest["labels"],
-            manifest["channels"],
-            manifest["split"],
-        )
-        return NetworkShape(described["in_channels"], described["classes"], groups), patch
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{run}/manifest.json is damaged: {type(error).__name__} {error}"
-        ) from error
+    return Machine(
+        dkuxnet=metadata.version("dkuxnet"),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )

@@ -8,21 +8,21 @@ Everything that has a mechanism is somewhere else; here is only what follows wha
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import telling_disk_errors
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
 from dkuxnet.core.types import Batch
 from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
-from dkuxnet.machine.distributed import by_the_first, joined, rank
+from dkuxnet.machine.distributed import joined, on_rank_zero, rank
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import (
     forget_peak_memory,
     free_bytes,
-    give_back_large_blocks,
+    giving_back_large_blocks,
     peak_memory_gib,
 )
 from dkuxnet.models.build import build_method
@@ -45,7 +45,7 @@ def run_training(
     settings: Settings,
     resume: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Train on a prepared data set in a new run folder, then evaluate the test list; returns the
     manifest.
 
@@ -58,20 +58,17 @@ def run_training(
         job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
-        give_back_large_blocks()
-        method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+        open_run.enter_context(giving_back_large_blocks())
+        method = to_device(
+            build_method(job.settings, job.shape, job.data.meta.plan.network), job.device
+        )
         state = make_state(method, job.settings.train)
         if not resume:
-            by_the_first(
-                lambda: (
-                    RunFolder.create(
-                        run, job.settings.model_dump(mode="json"), describe(job, method)
-                    )
-                    and None
-                )
+            on_rank_zero(
+                lambda: RunFolder.create(run, job.settings, describe(job, method)) and None
             )
         folder = MutedRun(run) if rank() else RunFolder.open(run)
-        by_the_first(lambda: open_run.enter_context(locked(folder.folder, "training")))
+        on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
             if resume:
                 state.restore(folder.load_checkpoint())
@@ -146,9 +143,7 @@ def make_batch(job: Job, step: int, patches: list) -> Batch:
             for part in (image, label)
         )
         views.append(
-            make_views(
-                image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"]
-            )
+            make_views(image, label, job.settings.augment, generator, job.data.meta.plan.spacing_mm)
         )
     return Batch(*views)
 

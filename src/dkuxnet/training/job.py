@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from dkuxnet.core.config import MethodSettings, Settings, validate
+from dkuxnet.core.config import MethodSettings, Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup, parse_options
+from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
 from dkuxnet.core.types import Group, NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.data.splits import Split, make_split
+from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
 from dkuxnet.models.networks.grouping import default_groups
-from dkuxnet.runs.folder import RunFolder, described_network, machine
+from dkuxnet.runs.folder import RunFolder, machine
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.split,
     )
     check_held_back(data, split)
-    patch = tuple(settings.train.patch or data.meta["plan"]["patch"])
+    patch = settings.train.patch or data.meta.plan.patch
     return Job(
         settings,
         *views(data, split),
@@ -70,7 +71,7 @@ def check_held_back(data: PreparedSet, split: Split) -> None:
     """Raises UserError where the split takes a case for anything but a test that `prepare` was
     told to hold back for it.
     """
-    held_back = set(data.meta.get("held_back", ()))
+    held_back = set(data.meta.held_back)
     if taken := [
         name
         for name in (*split.labelled, *split.unlabelled, *split.validation)
@@ -107,31 +108,33 @@ def resumed_job(prepared: Path, run: Path) -> Job:
     folder.check_own()
     settings, manifest = settings_of(folder), folder.manifest
     data = PreparedSet(prepared, settings.data.cache_gib)
-    shape, patch = described_network(manifest, run)
     for key, now in data_identity(data).items():
-        if manifest.get(key) != now:
+        if getattr(manifest, key) != now:
             raise UserError(
                 f"{run} was trained on another data set than {prepared} (its {key} differ); resume "
-                "it with "
-                f"{manifest.get('prepared')}"
+                f"it with {manifest.prepared}"
             )
-    split = Split(**{name: tuple(cases) for name, cases in manifest["split"].items()})
+    split = manifest.split
     check_in(data, split, run)
-    here = arrays_sha256(data, split)
-    if manifest.get("arrays_sha256", here) != here:  # it is not in older manifests
+    if manifest.arrays_sha256 not in (None, arrays_sha256(data, split)):
         raise UserError(
             f"{run} was trained on other scans or labels than those of the same names in "
             f"{prepared}; resume it "
             "with the set as it was, or train a new run"
         )
     return Job(
-        settings, *views(data, split), split, shape, patch, choose_device(settings.train.device)
+        settings,
+        *views(data, split),
+        split,
+        manifest.shape,
+        manifest.patch,
+        choose_device(settings.train.device),
     )
 
 
 def check_in(data: PreparedSet, split: Split, run: Path) -> None:
     """Raises UserError where the split of a manifest is none of this data set."""
-    lists, labelled = split.to_json(), set(data.names_with_label)
+    lists, labelled = split.lists(), set(data.names_with_label)
     names = [name for cases in lists.values() for name in cases]
     needed = {name for key in ("labelled", "validation", "test") for name in lists[key]}
     if (
@@ -165,7 +168,7 @@ def write_out_options(settings: Settings) -> Settings:
     """
     method = lookup(METHODS, settings.method.name, "method")
     options = parse_options(
-        method.Options, settings.method.model_extra, f"method.{settings.method.name}"
+        method.Options, settings.method.options, f"method.{settings.method.name}"
     )
     return settings.model_copy(
         update={"method": MethodSettings(name=settings.method.name, **dataclasses.asdict(options))}
@@ -177,38 +180,42 @@ def settings_of(run: RunFolder) -> Settings:
 
     An option of its method that is newer than the run is as things were before it.
     """
-    settings = validate(run.settings)
+    settings = run.settings
     options = dataclasses.fields(lookup(METHODS, settings.method.name, "method").Options)
     before = {
         option.name: option.metadata["before"] for option in options if "before" in option.metadata
     }
-    method = MethodSettings(name=settings.method.name, **(before | settings.method.model_extra))
+    method = MethodSettings(name=settings.method.name, **(before | settings.method.options))
     return settings.model_copy(update={"method": method})
 
 
-def describe(job: Job, method: Method) -> dict[str, Any]:
+def describe(job: Job, method: Method) -> Manifest:
     """The manifest: what a machine needs to know to use this run without the prepared set."""
-    return {
-        "prepared": str(job.data.folder.resolve()),
+    return Manifest(
+        prepared=str(job.data.folder.resolve()),
         **data_identity(job.data),
-        "arrays_sha256": arrays_sha256(job.data, job.split),
-        "fingerprint": job.data.meta["fingerprint"],
-        "split": job.split.to_json(),
-        "network_shape": dataclasses.asdict(job.shape),
-        "network": job.settings.network.name or job.data.meta["plan"]["network"],
-        "method": job.settings.method.name,
-        "uses_unlabelled": unlabelled_patches(job) > 0,
-        "patch": list(job.patch),
-        "parameters": sum(p.numel() for p in method.parameters()),
-        "machine": machine(job.device),
-    }
+        arrays_sha256=arrays_sha256(job.data, job.split),
+        fingerprint=job.data.meta.fingerprint,
+        split=job.split,
+        network_shape=ShapeOfNetwork.model_validate(dataclasses.asdict(job.shape)),
+        network=job.settings.network.name or job.data.meta.plan.network,
+        method=job.settings.method.name,
+        uses_unlabelled=unlabelled_patches(job) > 0,
+        patch=job.patch,
+        parameters=sum(p.numel() for p in method.parameters()),
+        machine=machine(job.device),
+    )
 
 
 def data_identity(data: PreparedSet) -> dict[str, Any]:
-    """By what a resumed run knows its data set again, before it is sure of the split; then by
-    `arrays_sha256`.
-    """
-    return {"cases": data.names} | {key: data.meta[key] for key in ("labels", "channels", "plan")}
+    """What a resumed run must find unchanged in its data set, beside `arrays_sha256`."""
+    meta = data.meta
+    return {
+        "cases": data.names,
+        "labels": meta.labels,
+        "channels": meta.channels,
+        "plan": meta.plan,
+    }
 
 
 def arrays_sha256(data: PreparedSet, split: Split) -> str:
@@ -248,4 +255,4 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
             Group(g.name, tuple(names.index(name) for name in g.classes), g.queries)
             for g in settings.network.groups
         )
-    return NetworkShape(len(data.meta["channels"]), len(names), groups)
+    return NetworkShape(len(data.meta.channels), len(names), groups)

@@ -19,7 +19,7 @@ from dkuxnet.core.config import TrainSettings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.seeds import DROPOUT, step_seed
 from dkuxnet.core.types import Batch
-from dkuxnet.machine.distributed import any_of, sum_gradients
+from dkuxnet.machine.distributed import any_rank, sum_gradients
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
@@ -144,7 +144,7 @@ def train(
                 if score > state.best:
                     state.best = score
                     run.save_weights("best", state.predicting().state_dict())
-            stop.asked = any_of(stop.asked, device)
+            stop.asked = any_rank(stop.asked, device)
             due = (
                 state.step % settings.save_every == 0
                 or time.monotonic() - saved >= 60 * settings.save_minutes

@@ -11,7 +11,7 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
 from dkuxnet.evaluation.metrics import dice
-from dkuxnet.machine.distributed import by_the_first, of_all, rank, world
+from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import write_json
 from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume, sliding_window
 from dkuxnet.runs.folder import RunFolder
@@ -28,7 +28,7 @@ def validation_dice(predictor: nn.Module, job: Job) -> float:
         ).prob
         label = prob.argmax(axis=0)
         scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
-    return float(np.mean(of_all(scores)))
+    return float(np.mean(all_gather(scores)))
 
 
 def evaluate_test(
@@ -40,17 +40,17 @@ def evaluate_test(
     progress: told how many cases are done, of how many.
     """
     target, infer = folder.folder / "evaluation", job.settings.infer
-    labels = job.data.meta["labels"]
+    labels = job.data.meta.labels
 
     def prepare_folder() -> None:
         (target / "predictions").mkdir(parents=True, exist_ok=True)
         write_json(target / "predictions" / "dataset.json", {"labels": labels})
 
-    by_the_first(prepare_folder)
+    on_rank_zero(prepare_folder)
     started, rows, files = time.monotonic(), [], []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         info = job.data.info(name)
-        affine = np.array(info["affine"])
+        affine = np.array(info.affine)
         grid = sliding_window(
             predictor,
             job.test.array(name, "image"),
@@ -61,11 +61,11 @@ def evaluate_test(
             with_uncertainty=True,
             groups=len(job.shape.groups),
         )
-        label = label_on_scan(grid.prob, info["shape"], affine, infer.largest_component)
+        label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
-        write_maps(target / "maps", name, grid, np.array(info["prepared_affine"]))
+        write_maps(target / "maps", name, grid, np.array(info.prepared_affine))
         truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
         files.append(
@@ -73,10 +73,12 @@ def evaluate_test(
         )
         progress(min(done * world(), len(job.split.test)), len(job.split.test))
     order = list(job.split.test)
-    rows = sorted(of_all(rows), key=lambda row: order.index(row["case"]))
-    result = Evaluation(rows, dict(sorted(of_all(files), key=lambda file: order.index(file[0]))))
-    by_the_first(lambda: result.write_json(target / "summary.json"))
-    by_the_first(lambda: result.write_csv(target / "cases.csv"))
+    rows = sorted(all_gather(rows), key=lambda row: order.index(row["case"]))
+    result = Evaluation(
+        rows, dict(sorted(all_gather(files), key=lambda file: order.index(file[0])))
+    )
+    on_rank_zero(lambda: result.write_json(target / "summary.json"))
+    on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     folder.update_manifest(
         evaluate_seconds=round(time.monotonic() - started, 1), test=result.summary()
     )
