@@ -73,7 +73,7 @@ def waiting(prepared: Path, rounds: int, steps: int) -> float:
     """Print the table of the waiting; the seconds of a step without it."""
     job = job_of(prepared, 0)
     state = make_state(
-        to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device),
+        to_device(build_method(job.settings, job.shape, job.data.meta.plan.network), job.device),
         job.settings.train,
     )
     sources = {

@@ -115,7 +115,7 @@ def kill_and_compare(
             done = result["kills"] = result["kills"] + 1
             # a kill before the next save leaves the part of an earlier one: that is counted once
             result["inside a save"] += any(
-                part.stat().st_mtime >= began for part in broken.rglob("*.part")
+                part.stat().st_mtime >= began for part in broken.rglob(".part-*")
             )
             result["before the first save"] += not any(
                 (broken / "checkpoints").glob("*-*.safetensors")

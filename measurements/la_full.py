@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dkuxnet import load_settings, prepare_scans, run_training
 from dkuxnet.core.config import Settings
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.runs.folder import RunFolder, read_json
 
 FULL = {"spacing_mm": 0.625, "settings": {}}
@@ -72,21 +73,21 @@ def run_name(settings: Settings, toy: bool) -> str:
 def train_once(prepared: Path, run: Path, settings: Settings) -> dict:
     """The manifest of a finished run, which is made or gone on with where it is not there yet."""
     if (run / "manifest.json").exists() and "test" in read_json(run / "manifest.json"):
-        return read_json(run / "manifest.json")
+        return RunFolder(run).manifest
     return run_training(prepared, run, settings, resume=RunFolder(run).has_checkpoint)
 
 
-def row(manifest: dict) -> str:
-    test, seconds = manifest["test"]["LA"], manifest["train_seconds"]
+def row(manifest: Manifest) -> str:
+    test, seconds = manifest.test["LA"], manifest.train_seconds
     cells = [
-        manifest["method"],
-        len(manifest["split"]["labelled"]),
-        f"{test['dice']['mean']:.4f}",
-        f"{test['hd95_voxels']['mean']:.2f}",
+        manifest.method,
+        len(manifest.split.labelled),
+        f"{test['dice'].mean:.4f}",
+        f"{test['hd95_voxels'].mean:.2f}",
         f"{seconds / 60:.1f}",
-        f"{seconds / manifest['steps_done']:.3f}",
-        manifest["peak_memory_gib"],
-        manifest["machine"]["gpu"] or f"{manifest['machine']['cpu_threads']} CPU threads",
+        f"{seconds / manifest.steps_done:.3f}",
+        manifest.peak_memory_gib,
+        manifest.machine.gpu or f"{manifest.machine.cpu_threads} CPU threads",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

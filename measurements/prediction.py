@@ -147,10 +147,7 @@ def agreement(chosen: argparse.Namespace) -> None:
     from dkuxnet.prediction.windows import label_on_scan
 
     predictor, settings, manifest = load_predictor(chosen.run, device=chosen.device)
-    predictor, window = (
-        InPrecision(predictor, chosen.device, chosen.precision),
-        tuple(manifest["patch"]),
-    )
+    predictor, window = (InPrecision(predictor, chosen.device, chosen.precision), manifest.patch)
     data, infer, device = PreparedSet(chosen.prepared), settings.infer, torch.device(chosen.device)
     loops = {
         "ours": lambda image: sliding_window(predictor, image, window, 2, infer, device).prob,
@@ -167,11 +164,11 @@ def agreement(chosen: argparse.Namespace) -> None:
             sliding_window(predictor, image, window, 2, o, device).prob
         )
     found: dict[str, list[float]] = {name: [] for name in loops}
-    for name in manifest["split"]["test"][: chosen.cases]:
+    for name in manifest.split.test[: chosen.cases]:
         info, image = data.info(name), np.asarray(data.array(name, "image"))
         for loop, predict in loops.items():
             label = label_on_scan(
-                predict(image), info["shape"], np.array(info["affine"]), infer.largest_component
+                predict(image), info.shape, np.array(info.affine), infer.largest_component
             )
             found[loop].append(dice(label == 1, np.asarray(data.array(name, "truth")) == 1))
     print(

@@ -196,7 +196,9 @@ def step_parts(job, half: int, steps: int = 7) -> dict[str, list[float]]:
         update={"labelled_batch": half, "unlabelled_batch": half, "steps": steps}
     )
     job = replace(job, settings=job.settings.model_copy(update={"train": train}))
-    method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+    method = to_device(
+        build_method(job.settings, job.shape, job.data.meta.plan.network), job.device
+    )
     state = step_parts.state = make_state(method, train)
     spent: dict[str, list[float]] = {"augment": [], "step": [], "losses": [], "optimiser": []}
     batches = experiment.batches(job, 0)

@@ -87,10 +87,10 @@ def alone(which: str) -> dict[str, float]:
 def measured(chosen) -> dict[str, float]:
     import torch
 
-    from dkuxnet.machine.memory import give_back_large_blocks
+    from dkuxnet.machine.memory import giving_back_large_blocks
 
     if chosen.only == "ours":
-        give_back_large_blocks()  # as every training does
+        giving_back_large_blocks().__enter__()  # as every training does
     step = make_step(chosen)
     step([32, 32, 32])
     seconds = [step(chosen.patch) for _ in range(chosen.steps)]

@@ -154,7 +154,9 @@ def parts(prepared: Path, settings: dict, steps: int = 8) -> dict[str, float]:
 
     torch.set_num_threads(1)
     job = new_job(prepared, load_settings(overrides=settings | {"train.steps": steps}))
-    method = to_device(build_method(job.settings, job.shape, job.data.meta["plan"]), job.device)
+    method = to_device(
+        build_method(job.settings, job.shape, job.data.meta.plan.network), job.device
+    )
     state = make_state(method, job.settings.train)
     spent = {"draw and augment": [], "losses": [], "optimiser and averages": [], "step": []}
     batches = experiment.batches(job, 0)

@@ -82,7 +82,10 @@ def test_every_folder_is_a_wing_and_the_table_has_no_circle():
     folders = {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()}
     assert folders == set(WINGS) - {""}
     below: set[str] = set()
-    for wing, allowed in WINGS.items():  # the table itself is in order, so a circle cannot be written down
+    for (
+        wing,
+        allowed,
+    ) in WINGS.items():  # the table itself is in order, so a circle cannot be written down
         assert allowed <= below, f"{wing} may import {allowed - below}, which stands above it"
         below.add(wing)
 

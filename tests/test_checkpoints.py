@@ -58,10 +58,11 @@ def test_a_broken_newest_falls_back_to_the_one_before_and_says_so(folder, damage
 
 def test_what_a_kill_left_behind_is_not_taken_for_a_checkpoint(folder):
     newest = checkpoints.listed(folder)[0]
-    (folder / "new.part").write_bytes(newest.read_bytes()[:1000])
+    left = folder / f".part-0123-{newest.name}"
+    left.write_bytes(newest.read_bytes()[:1000])
     assert checkpoints.load(folder)["step"] == 30
     checkpoints.save(folder, {"step": 40})
-    assert steps(folder) == [40, 30] and not (folder / "new.part").exists()
+    assert steps(folder) == [40, 30] and not left.exists()
 
 
 def named(folder, content: bytes):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from described import FINGERPRINT
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.prepared_set import VERSION, PreparedSet, write_array
@@ -44,7 +45,7 @@ def write_set(folder: Path, shapes: dict = SHAPES) -> Path:
             "patch": [16, 16, 16],
             "network": "none",
         },
-        "fingerprint": {},
+        "fingerprint": FINGERPRINT,
     }
     (folder / "dataset.json").write_text(json.dumps(meta))
     return folder

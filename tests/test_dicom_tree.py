@@ -325,12 +325,11 @@ def test_prepare_takes_dicom_as_it_takes_nifti(tmp_path):
         for form in ("dicom", "nifti")
     ]
     for meta in metas:
-        for case in meta["cases"]:
-            del case["sha256"]["json"]  # it names the scan's file
-    assert [case["name"] for case in metas[0]["cases"]] == ["a", "b", "c"] and metas[0][
-        "cases"
-    ] == metas[1]["cases"]
-    assert metas[0]["fingerprint"]["label_share"] == metas[1]["fingerprint"]["label_share"]
+        for case in meta.cases:
+            del case.sha256["json"]  # it names the scan's file
+    assert [case.name for case in metas[0].cases] == ["a", "b", "c"]
+    assert metas[0].cases == metas[1].cases
+    assert metas[0].fingerprint.label_share == metas[1].fingerprint.label_share
     for name in "abc":
         first, second = (
             json.loads((tmp_path / f"prepared-{form}" / "cases" / f"{name}.json").read_text())
@@ -352,10 +351,7 @@ def test_prepare_takes_a_tree_of_patients_and_calls_the_channel_by_its_modality(
         tmp_path / "ct" / "labels" / "b.nii.gz",
     )
     meta = prepare_scans(tmp_path / "ct", tmp_path / "prepared", processes=1)
-    assert meta["channels"] == ["CT"] and [case["labelled"] for case in meta["cases"]] == [
-        False,
-        True,
-    ]
+    assert meta.channels == ["CT"] and [case.labelled for case in meta.cases] == [False, True]
     (tmp_path / "ct" / "labels" / "b.nii.gz").rename(tmp_path / "ct" / "labels" / "z.nii.gz")
     refused(lambda: find_source(tmp_path / "ct"), "z.nii.gz", "'z'", "a, b")
 

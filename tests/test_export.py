@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import described
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup
@@ -31,14 +32,14 @@ from dkuxnet.prediction.predictor import load_predictor
 SHAPE = NetworkShape(1, 3, default_groups(("background", "organ", "tumour"), 8))
 PATCH = (32, 16, 16)
 SMALL = {"depths": (1, 0, 0, 0), "layer_scale": 1.0}
-MANIFEST = {
-    "network": "a network",
-    "method": "a method",
-    "channels": ["MRI"],
-    "patch": list(PATCH),
-    "labels": {"background": 0, "organ": 1, "tumour": 2},
-    "plan": {"spacing_mm": [1, 1, 2], "normalisation": [{"kind": "z-score"}]},
-}
+MANIFEST = described.manifest(
+    network="a network",
+    method="a method",
+    patch=list(PATCH),
+    labels={"background": 0, "organ": 1, "tumour": 2},
+    network_shape=described.MANIFEST["network_shape"] | {"classes": 3},
+    plan=described.PLAN | {"spacing_mm": [1, 1, 2]},
+)
 
 
 def export_to(predictor: nn.Module, output: Path, any_size: bool = False) -> Export:
@@ -73,7 +74,7 @@ def probabilities(predictor: nn.Module, image: torch.Tensor) -> torch.Tensor:
 def images(scans) -> list[torch.Tensor]:
     """Noise, and patches of a scan as the network sees it; one and three at a time."""
     scan = formats.read(scans / "imagesTr" / "phantom_000_0000.nii.gz")
-    plan = {"spacing_mm": [1.2, 1.2, 1.2], "normalisation": [{"kind": "z-score"}]}
+    plan = described.plan(spacing_mm=[1.2, 1.2, 1.2])
     grid = to_network_grid(Volume(scan.array[None].astype(np.float32), scan.affine), plan).array
     starts = [(0, 0, 0), (4, 9, 2), (1, 20, 17)]
     real = [grid[:, x : x + PATCH[0], y : y + PATCH[1], z : z + PATCH[2]] for x, y, z in starts]
@@ -93,7 +94,7 @@ def test_torchscript_of_a_run_equals_torch_at_any_size(dual_run, images, tmp_pat
         ):  # by the operations that the graph holds, to the last bit
             patch.setattr(predicting, "applies", lambda x: False)
             assert torch.equal(graph(image), probabilities(predictor, image))
-    assert json.loads(extra["dkuxnet.json"])["labels"] == manifest["labels"]
+    assert json.loads(extra["dkuxnet.json"])["labels"] == manifest.labels
 
 
 # --- every network ---
@@ -114,11 +115,13 @@ def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch)
         (prob,) = session.run(None, {"image": image.numpy()})
         assert np.abs(prob - probabilities(predictor, image).numpy()).max() < 1e-5
     told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["labels"]) == manifest["labels"] and json.loads(told["patch"]) == list(
+    assert json.loads(told["labels"]) == manifest.labels and json.loads(told["patch"]) == list(
         PATCH
     )
-    assert json.loads(told["spacing_mm"]) == manifest["plan"]["spacing_mm"]
-    assert json.loads(told["normalisation"]) == manifest["plan"]["normalisation"]
+    assert json.loads(told["spacing_mm"]) == list(manifest.plan.spacing_mm)
+    assert json.loads(told["normalisation"]) == [
+        how.to_json() for how in manifest.plan.normalisation
+    ]
     assert told["orientation"] == "RAS+" and told["dkuxnet_version"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 

@@ -286,7 +286,7 @@ def test_batches_are_lowered_before_patches_and_a_half_is_advised_where_nothing_
     from dkuxnet.training.job import new_job
 
     job = new_job(prepared, settings(train__labelled_batch=4, train__patch=[32, 32, 32]))
-    method = build_method(job.settings, job.shape, job.data.meta["plan"])
+    method = build_method(job.settings, job.shape, job.data.meta.plan.network)
     needed = advice.step_bytes_per_voxel(method, job, 0) * 32**3
     line = advice.memory_advice(method, job, int(0.7 * needed))
     assert (
@@ -345,7 +345,7 @@ def test_a_clock_that_jumps_changes_no_duration_and_no_save(prepared, tmp_path, 
     )
     seconds = [row["seconds"] for row in RunFolder(tmp_path / "run").metrics()]
     assert saves == [4, 6] and seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 600
-    assert 0 < manifest["train_seconds"] < 600
+    assert 0 < manifest.train_seconds < 600
 
 
 def test_no_duration_is_taken_from_a_clock_that_can_be_set():
@@ -406,7 +406,7 @@ def test_what_stands_in_the_way_of_the_evaluation_is_one_line_and_the_state_is_k
     with pytest.raises(UserError, match=r"run/evaluation.*(File exists|Not a directory)"):
         run_training(prepared, run, settings(data__test_cases=1), False, block)
     (run / "evaluation").unlink()
-    assert "test" in run_training(prepared, run, settings(), resume=True)
+    assert run_training(prepared, run, settings(), resume=True).test
 
 
 # --- signals ---
@@ -423,7 +423,7 @@ def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatc
     real, sent = getattr(module, name), []
 
     def interrupted(*args, **more):
-        saving = packing or any((tmp_path / "run" / "checkpoints").glob("*.part"))
+        saving = packing or any((tmp_path / "run" / "checkpoints").glob(".part-*"))
         if saving and not sent:
             sent.append(True)
             if packing:  # from another thread, so that it comes in the midst of the writing
@@ -438,7 +438,7 @@ def test_a_signal_inside_a_save_does_not_break_it(prepared, tmp_path, monkeypatc
     monkeypatch.setattr(module, name, interrupted)
     with pytest.raises(Interrupted, match=r"stopped at step \d of 6; the state is saved"):
         run_training(prepared, tmp_path / "run", settings())
-    assert sent and not list((tmp_path / "run").rglob("*.part"))
+    assert sent and not list((tmp_path / "run").rglob(".part-*"))
     assert RunFolder(tmp_path / "run").load_checkpoint()["step"] in (2, 3)
     run_training(prepared, tmp_path / "run", settings(), resume=True)
 
@@ -447,7 +447,7 @@ def test_a_second_signal_that_breaks_a_save_leaves_what_was_saved(prepared, tmp_
     flush, calls = os.fsync, []
 
     def broken(descriptor):
-        calls.extend((tmp_path / "run" / "checkpoints").glob("*.part"))
+        calls.extend((tmp_path / "run" / "checkpoints").glob(".part-*"))
         if len(calls) == 2:
             os.ftruncate(descriptor, 1000)  # half of it
             raise KeyboardInterrupt

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import described
+from described import FINGERPRINT, MANIFEST
 from dkuxnet.cli import console
 from dkuxnet.cli.commands import main
 from dkuxnet.core.config import load_settings
@@ -103,7 +105,7 @@ def read_array(path: Path) -> np.ndarray:
                 "channels": ["MRI"],
                 "labels": {"background": 0, "organ": 1},
                 "plan": plan,
-                "fingerprint": {},
+                "fingerprint": FINGERPRINT,
                 "cases": [{"name": "a", "labelled": False, "shape": NOISE.shape}],
             }
         )
@@ -170,18 +172,20 @@ def test_the_file_of_before_stays_where_the_new_one_does_not_fit(disk):
     for step in (2, 4):
         run.save_checkpoint({"step": step, "w": torch.full((50,), float(step))})
     run.save_weights("best", {"w": torch.ones(3)})
-    write_json(disk.folder / "manifest.json", {"a": 1})
+    write_json(disk.folder / "manifest.json", MANIFEST)
     before = disk.files()
     with disk.full(BLOCK):
         for write in (
             lambda: run.save_checkpoint(STATE | {"step": 6}),
             lambda: run.save_weights("best", {"w": STATE["w"]}),
-            lambda: run.update_manifest(b=NOISE[0].tolist()),
+            lambda: run.update_manifest(cases=[f"case {value}" for value in NOISE.ravel()]),
         ):
             with pytest.raises(UserError, match=FULL):
                 write()
     assert (
-        disk.files() == before and run.manifest == {"a": 1} and run.load_checkpoint()["step"] == 4
+        disk.files() == before
+        and run.manifest == described.manifest()
+        and run.load_checkpoint()["step"] == 4
     )
     assert load_file(disk.folder / "best.safetensors")["w"].tolist() == [1, 1, 1]
 
@@ -282,7 +286,7 @@ def test_train_and_resume(best_disk, prepared, dkuxnet, when, undisturbed, momen
     unsaved = moment[0] == "train" and moment[1] == 1
     assert told(outcome, where), outcome
     assert [
-        name for name in disk.files() if name.endswith(".part")
+        name for name in disk.files() if "/.part-" in f"/{name}"
     ] == [] and run.exists() != unsaved
     disk.make_room()
     when(("train", 0), lambda: None)

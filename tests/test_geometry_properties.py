@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import nn
 
+import described
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.config import validate
 from dkuxnet.core.errors import DataWarning, UserError
@@ -52,12 +53,7 @@ class Threshold(nn.Module):
 @pytest.fixture(scope="module", autouse=True)
 def run():
     """A run whose predictor is Threshold, on a grid of 2 mm."""
-    manifest = {
-        "labels": {"background": 0, "organ": 1},
-        "channels": ["MRI"],
-        "patch": [16, 16, 16],
-        "plan": {"spacing_mm": [2.0] * 3, "normalisation": [{"kind": "z-score"}]},
-    }
+    manifest = described.manifest(plan=described.PLAN | {"spacing_mm": [2.0] * 3})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "dkuxnet.prediction.segment.load_predictor",

@@ -206,7 +206,9 @@ def settings_text(folder: Path, variant: bytes) -> None:
     load_with(folder, variant)
 
 
-@stranger("settings.json: all of it", list=b"[]", long=b"[" + b"[]," * 5_000_000 + b"[]]")
+@stranger(
+    "settings.json: expected a JSON object", list=b"[]", long=b"[" + b"[]," * 5_000_000 + b"[]]"
+)
 def settings_list(folder: Path, variant: bytes) -> None:
     load_with(folder, variant)
 

@@ -14,6 +14,7 @@ import torch
 
 from dkuxnet import load_settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import ZScore
 from dkuxnet.core.seeds import VIEWS, step_seed
 from dkuxnet.data import network_grid, plan
 from dkuxnet.data.arrays import read_box
@@ -43,7 +44,7 @@ def fresh_python(program: str, *arguments: object) -> str:
 def test_figures_of_a_scan_are_those_of_the_plain_formulas_to_the_last_bit(lay):
     rng = np.random.default_rng(0)
     scan = lay(rng.normal(300, 50, (19, 23, 17)).astype(np.float32))
-    [scaled] = network_grid.normalise(scan[None], [{"kind": "z-score"}])
+    [scaled] = network_grid.normalise(scan[None], [ZScore(kind="z-score")])
     expected = (scan - scan.mean(dtype=np.float64)) / scan.std(dtype=np.float64)
     np.testing.assert_array_equal(scaled, expected.astype(np.float32))
     for step in (0, 1, 7, 10**6):
@@ -182,7 +183,7 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
                 None if part is None else torch.from_numpy(part) for part in stream.at(step)
             )
             expected = make_views(
-                image, label, job.settings.augment, generator, job.data.meta["plan"]["spacing_mm"]
+                image, label, job.settings.augment, generator, job.data.meta.plan.spacing_mm
             )
             assert torch.equal(got.weak, expected.weak) and torch.equal(got.strong, expected.strong)
             assert (got.label is None) == (label is None)

@@ -70,7 +70,7 @@ def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(
     watch = Watch(prepared / "cases", run)
     more = {"method.name": method, "data.cache_gib": cache_gib}
     manifest = run_training(prepared, run, load_settings(overrides=TINY | more))
-    assert manifest["split"] == SPLIT
+    assert manifest.to_json()["split"] == SPLIT
     names = watch.names()
     watch.close()
     end = names.index("final.safetensors")
@@ -144,9 +144,9 @@ def test_what_is_held_back_for_testing_has_no_say_in_the_plan_nor_in_any_other_c
     how = {"test_cases": 1} if named == "number" else {"split": split}
     meta = prepare_scans(odd, tmp_path / "prepared", processes=1, **how)
     one, two = PreparedSet(prepared), PreparedSet(tmp_path / "prepared")
-    assert meta["held_back"] == [*TEST] and meta["fingerprint"]["cases"] == 6
+    assert meta.held_back == (*TEST,) and meta.fingerprint.cases == 6
     for key in ("fingerprint", "plan", "labels"):
-        assert one.meta[key] == two.meta[key]
+        assert getattr(one.meta, key) == getattr(two.meta, key)
     for name in (*LABELLED, *VALIDATION, *UNLABELLED):
         assert np.array_equal(one.array(name, "image"), two.array(name, "image"))
     assert one.shape(TEST[0]) != two.shape(TEST[0])
@@ -154,8 +154,8 @@ def test_what_is_held_back_for_testing_has_no_say_in_the_plan_nor_in_any_other_c
 
 def test_without_a_word_on_test_cases_all_images_are_measured(prepared, odd, tmp_path):
     meta = prepare_scans(odd, tmp_path / "prepared", processes=1)
-    assert meta["held_back"] == [] and meta["fingerprint"]["cases"] == 7
-    assert meta["fingerprint"]["mean"] != PreparedSet(prepared).meta["fingerprint"]["mean"]
+    assert meta.held_back == () and meta.fingerprint.cases == 7
+    assert meta.fingerprint.mean != PreparedSet(prepared).meta.fingerprint.mean
 
 
 def test_a_case_held_back_for_testing_is_taken_for_nothing_else(prepared):

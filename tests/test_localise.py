@@ -15,8 +15,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+import described
 from dkuxnet.core.config import load_settings, validate
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.schemas import Hounsfield
 from dkuxnet.core.types import Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import Region, reach_of, resample, resample_from, resample_region
@@ -36,9 +38,9 @@ RNG = np.random.default_rng(0)
 SHAPE = (70, 60, 50)  # voxels of a scan, axes along left, superior, posterior
 AFFINE = np.array([[-1.2, 0, 0, 40], [0, 0, -1.5, -20], [0, 1.0, 0, 300], [0, 0, 0, 1]])
 LABELS = {"background": 0, "organ": 1, "other": 2}
-PLAN = {"spacing_mm": [1.1, 1.3, 1.2], "normalisation": [{"kind": "z-score"}]}
-COARSE = PLAN | {"spacing_mm": [5.0] * 3}
-CT = [{"kind": "ct", "low": -100.0, "high": 300.0, "mean": 40.0, "std": 60.0}]
+PLAN = described.plan(spacing_mm=[1.1, 1.3, 1.2])
+COARSE = described.plan(spacing_mm=[5.0] * 3)
+CT = [Hounsfield(kind="ct", low=-100.0, high=300.0, mean=40.0, std=60.0)]
 
 
 # --- the region by hand ---
@@ -136,7 +138,7 @@ def test_a_region_comes_back_as_if_it_lay_in_zeros_and_its_reach_holds_all_of_it
 @pytest.mark.parametrize("kind", ["z-score", "ct"])
 def test_a_region_is_normalised_by_the_figures_of_the_whole_scan(kind, monkeypatch):
     monkeypatch.setattr("dkuxnet.data.network_grid.SLAB_VOXELS", 20_000)  # several slabs
-    plan = PLAN if kind == "z-score" else PLAN | {"normalisation": CT}
+    plan = PLAN if kind == "z-score" else PLAN.model_copy(update={"normalisation": CT})
     scan = large_scan()
     whole = to_network_grid(scan, plan)
     assert whole.array.shape[1:] == network_shape_of(scan, plan) == (76, 58, 50)
@@ -152,17 +154,16 @@ def test_a_constant_scan_s_region_is_0():
         scan, PLAN, Region(network_shape_of(scan, PLAN), (0, 0, 0), (4, 4, 4))
     ).any()
     np.testing.assert_allclose(
-        normalise(np.ones((1, 2, 2, 2), np.float32), PLAN["normalisation"], [(3.0, 2.0)]), -1
+        normalise(np.ones((1, 2, 2, 2), np.float32), PLAN.normalisation, [(3.0, 2.0)]), -1
     )
 
 
 @pytest.mark.parametrize("kind", ["z-score", "ct"])
 def test_only_the_region_is_held_in_memory(kind, monkeypatch):
     monkeypatch.setattr("dkuxnet.data.network_grid.SLAB_VOXELS", 200_000)
-    plan = {
-        "spacing_mm": [0.5] * 3,
-        "normalisation": PLAN["normalisation"] if kind == "z-score" else CT,
-    }
+    plan = described.plan(spacing_mm=[0.5] * 3)
+    if kind == "ct":
+        plan = plan.model_copy(update={"normalisation": CT})
     scan, grid = large_scan(), (168, 150, 120)  # 0.8 MiB, on the network's grid 11.5
     region = Region(grid, (50, 60, 70), (70, 80, 90))
 
@@ -211,17 +212,23 @@ def segmenters(monkeypatch):
     """(one pass, two passes) of the run "fine"; the runs "coarse", "labels", "channels", "finer"
     are there to localise.
     """
-    manifest = {"labels": LABELS, "channels": ["MRI"], "plan": PLAN, "patch": [16, 16, 16]}
+    manifest = described.manifest(
+        labels=LABELS, plan=PLAN, network_shape=described.MANIFEST["network_shape"] | {"classes": 3}
+    )
     changes = {
         "fine": {},
         "coarse": {"plan": COARSE},
         "labels": {"plan": COARSE, "labels": {"background": 0, "other": 1}},
         "channels": {"plan": COARSE, "channels": ["CT"]},
-        "finer": {"plan": PLAN | {"spacing_mm": [1.0] * 3}},
+        "finer": {"plan": described.plan(spacing_mm=[1.0] * 3)},
     }
     monkeypatch.setattr(
         "dkuxnet.prediction.segment.load_predictor",
-        lambda run, weights, device: (Threshold(), validate({}), manifest | changes[str(run)]),
+        lambda run, weights, device: (
+            Threshold(),
+            validate({}),
+            manifest.model_copy(update=changes[str(run)]),
+        ),
     )
     return Segmenter("fine"), Segmenter("fine", localiser="coarse", margin_mm=8)
 

@@ -17,7 +17,7 @@ COUNTING = """
 import ctypes, json, resource
 from pathlib import Path
 import torch
-from dkuxnet.machine.memory import give_back_large_blocks, keeping_freed_memory
+from dkuxnet.machine.memory import giving_back_large_blocks, keeping_freed_memory
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd a b c d e".split()]
 state = ctypes.CDLL(None).mallinfo2
@@ -59,6 +59,10 @@ print(json.dumps([outside, inside, before, within, after, own_within, own_after]
     assert (own_within, own_after) == (0, 1)
 
 
-def test_large_blocks_go_back_at_once():
+def test_large_blocks_go_back_at_once_and_only_within():
     assert told("print(json.dumps([from_the_system(2**22)]))") == [0]
-    assert told("give_back_large_blocks(); print(json.dumps([from_the_system(2**22)]))") == [1]
+    within = "with giving_back_large_blocks(): pass\n"
+    assert told(within + "print(json.dumps([from_the_system(2**22)]))") == [0]
+    assert told("with giving_back_large_blocks(): print(json.dumps([from_the_system(2**22)]))") == [
+        1
+    ]

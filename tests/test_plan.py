@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+import described
+from dkuxnet.core.schemas import ZScore
 from dkuxnet.data import network_grid, plan
 
 
@@ -20,25 +22,29 @@ from dkuxnet.data import network_grid, plan
 )
 def test_patches_fit_into_the_case_and_the_memory(size, voxels, expected):
     patch = plan.plan_patch(size, voxels)
-    assert patch == expected and math.prod(patch) <= voxels and all(n % 16 == 0 for n in patch)
+    assert (
+        list(patch) == expected and math.prod(patch) <= voxels and all(n % 16 == 0 for n in patch)
+    )
 
 
 def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
-    fingerprint = {"percentiles_median": [[-100.0, 0.0, 300.0]], "mean": [20.0], "std": [40.0]}
-    assert plan.plan_channel("MRI", 0, fingerprint) == {"kind": "z-score"}
-    assert plan.plan_channel("contrast", 0, fingerprint) == {
-        "kind": "z-score"
-    }  # holds the letters CT, is none
-    ct = plan.plan_channel("CT", 0, fingerprint)
+    figures = described.fingerprint(
+        percentiles_median=[[-100.0, 0.0, 300.0]], mean=[20.0], std=[40.0]
+    )
+    assert plan.plan_channel("MRI", 0, figures) == ZScore(kind="z-score")
+    # holds the letters CT, is none
+    assert plan.plan_channel("contrast", 0, figures) == ZScore(kind="z-score")
+    ct = plan.plan_channel("CT", 0, figures)
     scan = np.array([[[[-2000.0, 20.0, 60.0, 3000.0]]]], np.float32)
-    np.testing.assert_allclose(network_grid.normalise(scan, [ct]).ravel(), [-25.5, 0, 1, 24.5], atol=1e-5)
-    raw = plan.plan_channel(
-        "CT", 0, fingerprint | {"percentiles_median": [[0.0, 1000.0, 1600.0]]}
-    )  # stored with an offset
-    assert (raw["low"], raw["high"]) == (-1000, 1600)
+    np.testing.assert_allclose(
+        network_grid.normalise(scan, [ct]).ravel(), [-25.5, 0, 1, 24.5], atol=1e-5
+    )
+    offset = described.fingerprint(percentiles_median=[[0.0, 1000.0, 1600.0]])
+    raw = plan.plan_channel("CT", 0, offset)
+    assert (raw.low, raw.high) == (-1000, 1600)
     z = network_grid.normalise(
         np.random.default_rng(0).normal(5, 3, (2, 8, 8, 8)).astype(np.float32),
-        [{"kind": "z-score"}] * 2,
+        [ZScore(kind="z-score")] * 2,
     )
     np.testing.assert_allclose(
         [z.mean(axis=(1, 2, 3)), z.std(axis=(1, 2, 3))], [[0, 0], [1, 1]], atol=1e-4

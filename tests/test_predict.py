@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from typer.testing import CliRunner
 
+import described
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.config import validate
 from dkuxnet.core.errors import UserError
@@ -51,14 +52,13 @@ def run(monkeypatch) -> Path:
 
 
 def fake_run(monkeypatch, channels: int = 1) -> Path:
-    plan = {"spacing_mm": [1.8] * 3, "normalisation": [{"kind": "z-score"}] * channels}
-    labels = {"background": 0, "LA": 255}
-    manifest = {
-        "labels": labels,
-        "channels": ["MRI"] * channels,
-        "plan": plan,
-        "patch": [16, 16, 16],
-    }
+    z_scores = [{"kind": "z-score"}] * channels
+    manifest = described.manifest(
+        labels={"background": 0, "LA": 255},
+        channels=["MRI"] * channels,
+        plan=described.PLAN | {"spacing_mm": [1.8] * 3, "normalisation": z_scores},
+        network_shape=described.MANIFEST["network_shape"] | {"in_channels": channels},
+    )
     monkeypatch.setattr(
         "dkuxnet.prediction.segment.load_predictor",
         lambda run, weights, device: (Threshold(), validate({}), manifest),

@@ -96,10 +96,10 @@ def rewrite(path: Path, array=None, affine=None) -> None:
 
 
 def test_cases_come_out_in_ras_order_at_the_spacing_of_the_plan_and_normalised(oblique):
-    assert oblique.meta["plan"]["spacing_mm"] == pytest.approx(
+    assert oblique.meta.plan.spacing_mm == pytest.approx(
         [1.5, 2.0, 4.0]
     )  # the array's axes, sorted to RAS
-    assert [case["labelled"] for case in oblique.meta["cases"]] == [True, True, False]
+    assert [case.labelled for case in oblique.meta.cases] == [True, True, False]
     for name in oblique.names:
         image = oblique.array(name, "image")
         assert image.dtype == np.float32 and image.shape == (1, 30, 22, 12) == (
@@ -110,9 +110,9 @@ def test_cases_come_out_in_ras_order_at_the_spacing_of_the_plan_and_normalised(o
             1, abs=1e-5
         )
         info = oblique.info(name)
-        assert info["shape"] == list(SHAPE)
-        np.testing.assert_allclose(info["affine"], OBLIQUE, atol=1e-4)
-        np.testing.assert_allclose(info["spacing_mm"], (2.0, 1.5, 4.0), rtol=1e-6)
+        assert info.shape == SHAPE
+        np.testing.assert_allclose(info.affine, OBLIQUE, atol=1e-4)
+        np.testing.assert_allclose(info.spacing_mm, (2.0, 1.5, 4.0), rtol=1e-6)
 
 
 def test_a_label_has_the_image_s_grid_and_class_indices_for_the_values_of_its_file(oblique):
@@ -140,7 +140,7 @@ def test_a_case_without_label_has_no_label_file(oblique):
 
 
 def test_the_prepared_affine_puts_every_voxel_where_it_was(oblique):
-    affine = np.array(oblique.info("c0")["prepared_affine"])
+    affine = np.array(oblique.info("c0").prepared_affine)
     image, original = oblique.array("c0", "image")[0], scan(0)[0].array
     flat = normalise(original[None].astype(np.float32), [{"kind": "z-score"}])[0]
     for voxel in np.random.default_rng(0).integers(0, image.shape, (20, 3)):
@@ -153,11 +153,11 @@ def test_the_prepared_affine_puts_every_voxel_where_it_was(oblique):
 def test_the_truth_survives_the_way_to_another_spacing_and_back(source, tmp_path):
     prepare_scans(source, tmp_path / "prepared", spacing_mm=2.0, processes=1)
     data = PreparedSet(tmp_path / "prepared")
-    assert data.meta["plan"]["spacing_mm"] == [2.0] * 3
+    assert data.meta.plan.spacing_mm == (2.0, 2.0, 2.0)
     assert data.shape("c0") == (22, 22, 24) == data.array("c0", "label").shape
     one_hot = np.stack([data.array("c0", "label") == k for k in range(3)]).astype(np.float32)
     back = label_volume(
-        label_on_scan(one_hot, SHAPE, OBLIQUE), OBLIQUE, list(data.meta["labels"].values())
+        label_on_scan(one_hot, SHAPE, OBLIQUE), OBLIQUE, list(data.meta.labels.values())
     )
     original = formats.read(source / "labelsTr" / "c0.nii.gz", kind="label")
     assert dice(back.array == 255, original.array == 255) > 0.95
@@ -168,7 +168,7 @@ def test_channels_keep_their_order_and_their_own_normalisation(tmp_path):
     prepare_scans(write_source(tmp_path / "source", channels=2), tmp_path / "prepared", processes=1)
     data = PreparedSet(tmp_path / "prepared")
     image = data.array("c0", "image")
-    assert image.shape == (2, 30, 22, 12) and data.meta["channels"] == ["MRI", "MRI"]
+    assert image.shape == (2, 30, 22, 12) and data.meta.channels == ["MRI", "MRI"]
     np.testing.assert_allclose(
         image[0], image[1], atol=1e-4
     )  # they differ by an offset, which normalising takes away
@@ -186,12 +186,12 @@ def test_a_small_bright_organ_in_ct_is_neither_clipped_nor_drowned_by_the_air(so
         scan[16:18, 10:14, 5:8] = 180
         scan[0, 0, 0] = 3071  # metal
         rewrite(file, array=scan)
-    how = prepare_scans(source, tmp_path / "prepared", processes=1)["plan"]["normalisation"][0]
+    how = prepare_scans(source, tmp_path / "prepared", processes=1).plan.normalisation[0]
     image = PreparedSet(tmp_path / "prepared").array("c0", "image")
-    assert how["kind"] == "ct" and 30 < how["mean"] < 60 and 20 < how["std"] < 120
-    assert image.max() == pytest.approx((1000 - how["mean"]) / how["std"], rel=1e-5)
-    assert image.min() == pytest.approx((-1000 - how["mean"]) / how["std"], rel=1e-2)
-    organ, other = ((value - how["mean"]) / how["std"] for value in (350, 180))
+    assert how.kind == "ct" and 30 < how.mean < 60 and 20 < how.std < 120
+    assert image.max() == pytest.approx((1000 - how.mean) / how.std, rel=1e-5)
+    assert image.min() == pytest.approx((-1000 - how.mean) / how.std, rel=1e-2)
+    organ, other = ((value - how.mean) / how.std for value in (350, 180))
     assert (
         (np.abs(image - organ) < 0.05).any()
         and (np.abs(image - other) < 0.05).any()
@@ -207,12 +207,12 @@ def test_a_constant_scan_becomes_zero_at_any_spacing(source, tmp_path):
 
 
 def test_labels_have_no_say_in_the_plan(source, tmp_path):
-    plan = prepare_scans(source, tmp_path / "first", processes=1)["plan"]
+    plan = prepare_scans(source, tmp_path / "first", processes=1).plan
     rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 7, np.uint8))
     (source / "labelsTr" / "c1.nii.gz").unlink()
     again = prepare_scans(source, tmp_path / "second", processes=1)
-    assert again["plan"] == plan
-    assert again["fingerprint"]["label_share"] == {"7": 1.0}
+    assert again.plan == plan
+    assert again.fingerprint.label_share == {"7": 1.0}
 
 
 def test_the_number_of_processes_changes_nothing(scans, prepared, tmp_path):
@@ -237,7 +237,7 @@ def test_labels_without_a_map_take_the_values_that_occur(source, tmp_path):
         path.rename(path.with_name(path.name.replace("_0000", "")))
     shutil.copytree(source / "labelsTr", folder / "labels")
     meta = prepare_scans(folder, tmp_path / "prepared", processes=1)
-    assert meta["labels"] == {"background": 0, "class_7": 7, "class_255": 255}
+    assert meta.labels == {"background": 0, "class_7": 7, "class_255": 255}
 
 
 # --- the synthetic scans ---
@@ -426,6 +426,10 @@ def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried(source, tm
     assert "choose a coarser --spacing-mm" in refused(
         source, tmp_path / "prepared", spacing_mm=spacing_mm
     )
+
+
+def test_a_spacing_beyond_all_scans_is_refused_as_it_is_read_again_by_nobody(source, tmp_path):
+    assert "choose a finer --spacing-mm" in refused(source, tmp_path / "prepared", spacing_mm=2e3)
 
 
 def test_too_little_memory_is_one_clear_line(source, tmp_path, monkeypatch):

@@ -5,26 +5,30 @@ import json
 import pytest
 import torch
 
+import described
+from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.errors import UserError
 from dkuxnet.machine.files import atomically, write_json
 from dkuxnet.runs.folder import RunFolder
 
+SETTINGS = validate({"train": {"steps": 7}})
+
 
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
-    return RunFolder.create(tmp_path / "run", {"a": 1}, {"b": 2})
+    return RunFolder.create(tmp_path / "run", SETTINGS, described.manifest())
 
 
 def test_create_open_and_update(run):
     again = RunFolder.open(run.folder)
-    again.update_manifest(c=3)
-    assert again.settings == {"a": 1} and again.manifest == {"b": 2, "c": 3}
+    again.update_manifest(steps_done=3)
+    assert again.settings == SETTINGS and again.manifest == described.manifest(steps_done=3)
 
 
 def test_an_existing_folder_is_refused_and_left_alone(run):
     with pytest.raises(UserError, match="exists already"):
-        RunFolder.create(run.folder, {"a": 9}, {})
-    assert run.settings == {"a": 1}
+        RunFolder.create(run.folder, Settings(), described.manifest())
+    assert run.settings == SETTINGS
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -35,7 +39,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_file_in_the_way_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
-        RunFolder.create(tmp_path / "file" / "run", {}, {})
+        RunFolder.create(tmp_path / "file" / "run", SETTINGS, described.manifest())
 
 
 def test_metrics_rewind_to_the_step_of_the_checkpoint(run):
@@ -58,7 +62,7 @@ def test_a_last_line_that_a_kill_cut_off_is_ignored_and_damage_elsewhere_is_not(
 
 
 def test_a_run_that_saved_nothing_leaves_its_name_free(run):
-    kept = RunFolder.create(run.folder.with_name("kept"), {}, {})
+    kept = RunFolder.create(run.folder.with_name("kept"), SETTINGS, described.manifest())
     kept.save_checkpoint({"step": 1})
     for folder in (run, kept):
         folder.discard_unless_saved()

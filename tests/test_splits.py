@@ -8,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.data.splits import Split, make_split
+from dkuxnet.core.schemas import Split
+from dkuxnet.data.splits import make_split
 
 CASES = tuple("abcdefgh")
+
+
+def split(labelled, unlabelled, validation=(), test=()) -> Split:
+    return Split(labelled=labelled, unlabelled=unlabelled, validation=validation, test=test)
 
 
 def split_file(folder, **lists):
@@ -21,25 +26,25 @@ def split_file(folder, **lists):
 
 def test_the_first_cases_keep_their_labels_in_the_order_of_the_data_set():
     cases = ("d", "a", "c", "b")
-    assert make_split(cases, cases, labelled=2) == Split(("d", "a"), ("c", "b"))
+    assert make_split(cases, cases, labelled=2) == split(("d", "a"), ("c", "b"))
 
 
 def test_all_labels_are_kept_where_no_number_is_given():
-    assert make_split(CASES, "bdf") == Split(tuple("bdf"), tuple("acegh"))
+    assert make_split(CASES, "bdf") == split(tuple("bdf"), tuple("acegh"))
 
 
 def test_cases_without_a_label_do_not_count_as_labelled():
-    assert make_split(CASES, "bdf", labelled=2) == Split(tuple("bd"), tuple("acefgh"))
+    assert make_split(CASES, "bdf", labelled=2) == split(tuple("bd"), tuple("acefgh"))
 
 
 def test_the_last_cases_test_and_the_last_labelled_ones_validate():
-    assert make_split(CASES, CASES, labelled=4, validation_cases=1, test_cases=2) == Split(
+    assert make_split(CASES, CASES, labelled=4, validation_cases=1, test_cases=2) == split(
         tuple("abc"), tuple("ef"), tuple("d"), tuple("gh")
     )
 
 
 def test_the_last_labelled_cases_test_where_the_unlabelled_come_last():
-    assert make_split(CASES, "abcd", test_cases=1) == Split(tuple("abc"), tuple("efgh"), (), ("d",))
+    assert make_split(CASES, "abcd", test_cases=1) == split(tuple("abc"), tuple("efgh"), (), ("d",))
 
 
 def test_a_test_case_without_a_label_is_refused(tmp_path):
@@ -51,14 +56,14 @@ def test_a_test_case_without_a_label_is_refused(tmp_path):
 
 def test_a_file_names_train_validation_and_test_and_the_others_stay_out(tmp_path):
     file = split_file(tmp_path, train=["h", "a", "c"], validation=["b"], test=["d", "e"])
-    assert make_split(CASES, CASES, labelled=1, test_cases=3, file=file) == Split(
+    assert make_split(CASES, CASES, labelled=1, test_cases=3, file=file) == split(
         ("h",), ("a", "c"), ("b",), ("d", "e")
     )
 
 
 def test_a_file_names_labelled_and_unlabelled_and_the_labels_of_the_latter_stay_closed(tmp_path):
     file = split_file(tmp_path, labelled=["c", "a"], unlabelled=["b", "d"])
-    assert make_split(CASES, CASES, file=file) == Split(("c", "a"), ("b", "d"))
+    assert make_split(CASES, CASES, file=file) == split(("c", "a"), ("b", "d"))
 
 
 @given(st.data())

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.core.config import TrainSettings
+import described
+from dkuxnet.core.config import Settings, TrainSettings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.seeds import step_seed
 from dkuxnet.core.types import Batch, Output, Views
@@ -70,7 +71,7 @@ def make(settings: TrainSettings):
 
 
 def run_folder(path) -> RunFolder:
-    return RunFolder.create(path, {}, {})
+    return RunFolder.create(path, Settings(), described.manifest())
 
 
 def test_the_loop_learns_logs_and_saves(tmp_path):

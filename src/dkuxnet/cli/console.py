@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.benchmark import Watch
     from dkuxnet.benchmark.figures import Comparison
     from dkuxnet.benchmark.grid import WantedRun
+    from dkuxnet.core.schemas import Manifest, Prepared
     from dkuxnet.evaluation.evaluate import Evaluation
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -97,30 +98,26 @@ def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
     return update
 
 
-def show_prepared(meta: dict[str, Any], prepared: Path) -> None:
-    plan, cases, held_back = meta["plan"], meta["cases"], meta["held_back"]
-    spacing = " x ".join(f"{s:.3g}" for s in plan["spacing_mm"])
+def show_prepared(meta: "Prepared", prepared: Path) -> None:
+    plan, labelled = meta.plan, sum(case.labelled for case in meta.cases)
+    spacing = " x ".join(f"{s:.3g}" for s in plan.spacing_mm)
+    held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
     _say(
-        f"{len(cases)} cases prepared in {prepared}, {sum(case['labelled'] for case in cases)} "
-        "with a label"
-        + (f", {len(held_back)} held back for testing" if held_back else "")
-        + "; classes: "
-        + ", ".join(meta["labels"])
+        f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{held_back}; "
+        f"classes: {', '.join(meta.labels)}"
     )
-    _say(
-        f"plan: {spacing} mm, patch {' x '.join(map(str, plan['patch']))} voxels, network "
-        f"{plan['network']}"
-    )
+    patch = " x ".join(map(str, plan.patch))
+    _say(f"plan: {spacing} mm, patch {patch} voxels, network {plan.network}")
     _say(f"next: dkuxnet train {prepared} RUN --labelled N")
 
 
-def show_trained(manifest: dict[str, Any], run: Path) -> None:
+def show_trained(manifest: "Manifest", run: Path) -> None:
     _say(
-        f"{manifest['method']} with {manifest['network']}: {manifest['steps_done']} steps in "
-        f"{manifest['train_seconds']:.0f} s; weights in {run}"
+        f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
+        f"{manifest.train_seconds or 0:.0f} s; weights in {run}"
     )
-    if "test" in manifest:
-        _show_summary(manifest["test"], f"{len(manifest['split']['test'])} test cases")
+    if manifest.test:
+        _show_summary(manifest.to_json()["test"], f"{len(manifest.split.test)} test cases")
     _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
 
 

@@ -52,12 +52,12 @@ def run_demo(
         "folder": folder,
         "summary": result.summary(),
         "test_cases": UNSEEN,
-        "labelled": len(manifest["split"]["labelled"]),
-        "unlabelled": len(manifest["split"]["unlabelled"]),
-        "train_seconds": manifest["train_seconds"],
+        "labelled": len(manifest.split.labelled),
+        "unlabelled": len(manifest.split.unlabelled),
+        "train_seconds": manifest.train_seconds,
         "files": {
-            "scans": f"{meta['fingerprint']['cases']} synthetic scans, "
-            f"{meta['fingerprint']['labelled']} with a label",
+            "scans": f"{meta.fingerprint.cases} synthetic scans, "
+            f"{meta.fingerprint.labelled} with a label",
             "run/report.html": "a page with curves, tables and pictures: open it in a browser",
             "predictions": "label maps and uncertainty of the unseen scans, for any viewer",
             "predictions.json": "their scores",

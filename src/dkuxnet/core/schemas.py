@@ -16,6 +16,8 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Group, NetworkShape
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
+MAX_EDGE = 2**16
+LEAST_MM, MOST_MM = 1e-3, 1e3
 MAX_LABEL = 2**31 - 1
 
 
@@ -32,11 +34,11 @@ def _can_be_held(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 LISTED = Field(strict=False)  # JSON has lists where we have tuples
-Voxels = Annotated[int, Field(ge=1, le=2**16)]
+Voxels = Annotated[int, Field(ge=1, le=MAX_EDGE)]
 Shape = Annotated[tuple[Voxels, Voxels, Voxels], LISTED, AfterValidator(_can_be_held)]
 Edge = Annotated[int, Field(ge=16, le=8192, multiple_of=16)]
 Patch = Annotated[tuple[Edge, Edge, Edge], LISTED]
-Millimetres = Annotated[float, Field(ge=1e-3, le=1e3)]
+Millimetres = Annotated[float, Field(ge=LEAST_MM, le=MOST_MM)]
 Spacing = Annotated[tuple[Millimetres, Millimetres, Millimetres], LISTED]
 Three = Annotated[tuple[float, float, float], LISTED]
 Row = Annotated[tuple[float, float, float, float], LISTED]

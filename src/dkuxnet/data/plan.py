@@ -22,13 +22,14 @@ CT_RANGE = (-1000.0, 1000.0)  # Hounsfield units: air, dense bone
 STEP_BYTES = {"dk-uxnet": 72_000, "dk-uxnet-small": 36_000}
 
 
-def make_plan(fingerprint: Fingerprint, channels: Sequence[str], spacing_mm: float | None) -> Plan:
-    """The plan for a data set; its target spacing is the median, or `spacing_mm` on each axis."""
-    spacing = (spacing_mm,) * 3 if spacing_mm else fingerprint.spacing_mm_median
+def make_plan(
+    fingerprint: Fingerprint, channels: Sequence[str], spacing_mm: tuple[float, float, float]
+) -> Plan:
+    """The plan for a data set at this target spacing (X, Y, Z)."""
     network, voxels = advise_network()
-    size = [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing, strict=True)]
+    size = [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing_mm, strict=True)]
     return Plan(
-        spacing_mm=spacing,
+        spacing_mm=spacing_mm,
         normalisation=[plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
         patch=plan_patch(size, voxels),
         network=network,

@@ -22,7 +22,16 @@ from typing import TypeVar
 import numpy as np
 
 from dkuxnet.core.errors import DataWarning, UserError, data_warnings, disk_reason
-from dkuxnet.core.schemas import Plan, Prepared, PreparedCase, PreparedInfo
+from dkuxnet.core.schemas import (
+    LEAST_MM,
+    MAX_EDGE,
+    MAX_VOXELS,
+    MOST_MM,
+    Plan,
+    Prepared,
+    PreparedCase,
+    PreparedInfo,
+)
 from dkuxnet.core.types import Case, Source, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
@@ -38,7 +47,6 @@ from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]  # what, done, of how many
-MAX_VOXELS = 2**31  # of a prepared case: 8 GiB
 MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
@@ -78,8 +86,9 @@ def prepare_scans(
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
-        plan = make_plan(fingerprint, found.channels, spacing_mm)
-        _check_size(checks, plan.spacing_mm)
+        spacing = (spacing_mm,) * 3 if spacing_mm else fingerprint.spacing_mm_median
+        _check_size(checks, spacing)
+        plan = make_plan(fingerprint, found.channels, spacing)
         store = partial(_store_quietly, found, labels, plan, folder / "cases")
         described = Prepared(
             version=VERSION,
@@ -105,19 +114,23 @@ def _new_folder(prepared: Path) -> Iterator[Path]:
     not take it.
     """
     made = [parent for parent in prepared.absolute().parents if not parent.exists()]
-    partial_folder = None
+    folder = None
     try:
-        prepared.parent.mkdir(parents=True, exist_ok=True)
-        partial_folder = Path(tempfile.mkdtemp(prefix=f".{prepared.name}.", dir=prepared.parent))
-        (partial_folder / "cases").mkdir()
-        partial_folder.chmod((partial_folder / "cases").stat().st_mode)  # mkdtemp makes it private
-        yield partial_folder
-        os.replace(partial_folder, prepared)
+        try:
+            prepared.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{prepared.name}.", dir=prepared.parent))
+            (folder / "cases").mkdir()
+            folder.chmod((folder / "cases").stat().st_mode)  # mkdtemp makes it private
+        except OSError as error:
+            where = f"{prepared}: cannot write there"
+            raise UserError(f"{where}: {disk_reason(error)}") from error
+        yield folder
+        os.replace(folder, prepared)
     except OSError as error:
-        raise UserError(f"{prepared}: cannot write there: {disk_reason(error)}") from error
+        raise UserError(f"{prepared}: cannot write: {disk_reason(error)}") from error
     finally:
-        if partial_folder is not None:
-            shutil.rmtree(partial_folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # the first one that is not empty stays, with all above it
             for parent in made:
                 parent.rmdir()
@@ -236,11 +249,18 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
 
 
 def _check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> None:
+    if not all(LEAST_MM <= edge <= MOST_MM for edge in spacing_mm):
+        other = "coarser" if min(spacing_mm) < LEAST_MM else "finer"
+        raise UserError(
+            f"voxels of {list(spacing_mm)} mm: {LEAST_MM} to {MOST_MM:g} mm are possible; look at "
+            f"the unit of the scans' headers, or choose a {other} --spacing-mm"
+        )
     for check in checks:
         extent = np.multiply(check.shape, check.spacing_mm)
-        voxels = math.prod((extent / spacing_mm).tolist())
-        if voxels > MAX_VOXELS:
+        shape = (extent / spacing_mm).tolist()
+        if math.prod(shape) > MAX_VOXELS or max(*shape, *check.shape) > MAX_EDGE:
             raise UserError(
-                f"case '{check.name}': {voxels:.2g} voxels at {list(spacing_mm)} mm, more than "
-                f"{MAX_VOXELS:.2g}; choose a coarser --spacing-mm"
+                f"case '{check.name}': {math.prod(shape):.2g} voxels at {list(spacing_mm)} mm, at "
+                f"most {MAX_VOXELS:.2g}, and {MAX_EDGE} along an edge, are possible; choose a "
+                "coarser --spacing-mm"
             )

@@ -1,7 +1,9 @@
 """The one way to write a file: whole or not at all, on the disk before it has its name."""
 
+import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -10,29 +12,44 @@ from pathlib import Path
 
 from dkuxnet.core.errors import UserError, disk_reason
 
+PART = ".part-"  # what the name of a file begins with until it is whole
+
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new file beside `path`, flush it to the disk, and move it to its name.
 
     The new file's name ends as that of `path`, is not to be guessed, and is made here with the
     rights that the umask leaves. Raises UserError where the disk does not take it: what was there
-    before stays.
+    before stays. What a killed writer left an hour ago or earlier is removed.
     """
-    part = path.with_name(f".{secrets.token_hex(8)}.{path.name[-100:]}")
+    name = path.name[-100:] if path.suffix else f"{path.name[-95:]}.part"  # torch wants an ending
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}-{name}")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        mode = os.fstat(descriptor).st_mode
-        os.close(descriptor)
         try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            made = os.fstat(descriptor)
+            os.close(descriptor)
+            remove_parts(path.parent, name, made.st_mtime - 3600)
             write(part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            part.chmod(mode)  # some writers put a private file of their own in its place
+            part.chmod(made.st_mode)  # some writers put a private file of their own in its place
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
         raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+
+
+def remove_parts(folder: Path, name: str = "", before: float = math.inf) -> None:
+    """Remove what writers of `name` (any, where empty) that were killed left in a folder.
+
+    before: only what was last changed before this time.
+    """
+    for left in folder.glob(f"{PART}*-{glob.escape(name)}" if name else f"{PART}*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < before:
+                left.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dkuxnet.core.documents import reason
 from dkuxnet.core.errors import DataWarning, UserError, disk_reason
-from dkuxnet.machine.files import checksum, flush, write_bytes
+from dkuxnet.machine.files import checksum, flush, remove_parts, write_bytes
 
 VERSION = 2
 KEPT = 2
@@ -34,6 +34,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     path = folder / f"{state['step']:08d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     try:
         folder.mkdir(exist_ok=True)
+        remove_parts(folder)  # one training at a time saves here
         write_bytes(path, content)
         flush(folder)
         for old in listed(folder):
