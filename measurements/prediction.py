@@ -32,7 +32,7 @@ from dkuxnet.models.methods.base import MeanOf
 from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction.predictor import load_predictor
-from dkuxnet.prediction.windows import sliding_window, window_starts
+from dkuxnet.prediction.windows import Windows, sliding_window, window_starts
 from prediction_peers import STRIDE, field_loop, monai_loop, plainly
 
 CLOCK = (
@@ -102,10 +102,9 @@ def seconds(chosen: argparse.Namespace) -> None:
     ours = InPrecision(networks, chosen.device, chosen.precision).eval()
     image, window = scan_of(chosen.scan), tuple(chosen.window)
     settings = InferSettings(overlap=chosen.overlap, batch=chosen.batch)
+    windows = Windows(window, 2, settings, torch.device(chosen.device))
     work: dict[str, Callable[[], float]] = {
-        "ours": lambda: timed(
-            lambda: sliding_window(ours, image, window, 2, settings, torch.device(chosen.device))
-        ),
+        "ours": lambda: timed(lambda: sliding_window(ours, image, windows)),
         "the field's loop": lambda: field_loop(
             theirs, image, window, chosen.device, STRIDE, chosen.sample, CLOCK
         )[0],
@@ -150,7 +149,9 @@ def agreement(chosen: argparse.Namespace) -> None:
     predictor, window = (InPrecision(predictor, chosen.device, chosen.precision), manifest.patch)
     data, infer, device = PreparedSet(chosen.prepared), settings.infer, torch.device(chosen.device)
     loops = {
-        "ours": lambda image: sliding_window(predictor, image, window, 2, infer, device).prob,
+        "ours": lambda image: (
+            sliding_window(predictor, image, Windows(window, 2, infer, device)).prob
+        ),
         "MONAI": lambda image: monai_loop(
             predictor, image, window, infer.overlap, 1, chosen.device
         ),
@@ -160,8 +161,9 @@ def agreement(chosen: argparse.Namespace) -> None:
     }
     for overlap in chosen.overlaps:
         other = infer.model_copy(update={"overlap": overlap})
-        loops[f"ours, overlap {overlap}"] = lambda image, o=other: (
-            sliding_window(predictor, image, window, 2, o, device).prob
+        windows = Windows(window, 2, other, device)
+        loops[f"ours, overlap {overlap}"] = lambda image, windows=windows: (
+            sliding_window(predictor, image, windows).prob
         )
     found: dict[str, list[float]] = {name: [] for name in loops}
     for name in manifest.split.test[: chosen.cases]:

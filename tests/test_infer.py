@@ -38,10 +38,10 @@ class Voxelwise(nn.Module):
         return Output(logits=torch.cat([torch.zeros_like(x), x, 0.5 * x.square()], dim=1))
 
 
-def window(network, image, patch=(16, 16, 16), overlap=0.5, batch=3, **more):
-    return infer.sliding_window(
-        network, image, patch, 3, InferSettings(overlap=overlap, batch=batch), CPU, **more
-    )
+def window(network, image, patch=(16, 16, 16), overlap=0.5, batch=3, progress=None, **more):
+    settings = InferSettings(overlap=overlap, batch=batch)
+    windows = infer.Windows(patch, 3, settings, CPU, **more)
+    return infer.sliding_window(network, image, windows, progress)
 
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (37, 16, 20), (5, 40, 9)])
@@ -104,9 +104,8 @@ def test_a_network_s_windows_are_blended_as_a_plain_loop_blends_them():
             logits = network(torch.from_numpy(image[(slice(None), *box)])[None]).logits
         prob[(slice(None), *box)] += weight * logits.softmax(dim=1)[0].numpy()
         total[box] += weight
-    result = infer.sliding_window(
-        network, image, (32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU
-    )
+    windows = infer.Windows((32, 32, 32), 2, InferSettings(overlap=0.5, batch=3), CPU)
+    result = infer.sliding_window(network, image, windows)
     np.testing.assert_allclose(result.prob, prob / total, atol=1e-4)
 
 
@@ -188,12 +187,10 @@ def test_memory_is_asked_for_before_it_is_taken():
     with pytest.raises(UserError, match="GiB of memory"):
         infer.check_memory(2**60)
     infer.check_memory(1)
-    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, False) == 4 * 16 * 32 * 32 * (
-        2 + 3 + 1
-    )
-    assert infer.grid_bytes((10, 32, 32), (16, 16, 16), 1, 3, True, 2) == 4 * 16 * 32 * 32 * (
-        2 + 3 + 1 + 2 + 2
-    )
+    few = infer.Windows((16, 16, 16), 3, InferSettings(), CPU)
+    assert few.needed_bytes((10, 32, 32), 1) == 4 * 16 * 32 * 32 * (2 + 3 + 1)
+    more = infer.Windows((16, 16, 16), 3, InferSettings(), CPU, True, 2)
+    assert more.needed_bytes((10, 32, 32), 1) == 4 * 16 * 32 * 32 * (2 + 3 + 1 + 2 + 2)
 
 
 def test_of_each_class_the_largest_piece_stays():

@@ -26,7 +26,7 @@ from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.export.patch_model import PatchModel
 from dkuxnet.machine.devices import to_device
 from dkuxnet.models.build import build_method
-from dkuxnet.prediction.windows import label_on_scan, label_volume, sliding_window
+from dkuxnet.prediction.windows import Windows, label_on_scan, label_volume, sliding_window
 
 
 def build_network(
@@ -133,27 +133,17 @@ class WindowInferer(Inferer):
 
     def __init__(self, patch: Sequence[int], classes: int, overlap: float, batch: int):
         super().__init__()
-        self.patch, self.classes, self.settings = (
-            tuple(patch),
-            classes,
-            InferSettings(overlap=overlap, batch=batch),
-        )
+        self.patch, self.classes = tuple(patch), classes
+        self.settings = InferSettings(overlap=overlap, batch=batch)
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         def predictor(patches: Tensor) -> Output:
             return Output(logits=network(patches, *args, **kwargs))
 
+        windows = Windows(self.patch, self.classes, self.settings, inputs.device)
         scans = torch.as_tensor(inputs).cpu().numpy()
-        return torch.stack(
-            [
-                torch.from_numpy(
-                    sliding_window(
-                        predictor, scan, self.patch, self.classes, self.settings, inputs.device
-                    ).prob
-                )
-                for scan in scans
-            ]
-        )
+        probs = [sliding_window(predictor, scan, windows).prob for scan in scans]
+        return torch.stack([torch.from_numpy(prob) for prob in probs])
 
 
 class LabelOnScand(MapTransform):

@@ -1,6 +1,4 @@
-"""Where in a large scan to look: a coarse segmentation of all of it -> the region that is worth
-the fine grid.
-"""
+"""Where in a large scan to look: a coarse segmentation -> the region worth the fine grid."""
 
 from collections.abc import Sequence
 
@@ -12,9 +10,10 @@ SMALL_SHARE = 0.1  # of a class's largest piece: smaller pieces of the class are
 
 
 def foreground_box(label: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """The box around all that counts in class indices (X, Y, Z): of each class the largest
-    face-connected piece and every one of at least SMALL_SHARE of its voxels, so that both
-    kidneys stay and specks do not. None where all is background.
+    """The box around all that counts in class indices (X, Y, Z); None where all is background.
+
+    Of each class the largest face-connected piece counts, and every piece of at least SMALL_SHARE
+    of its voxels, so that both kidneys stay and specks do not.
     """
     from scipy.ndimage import find_objects
     from scipy.ndimage import label as connected
@@ -27,16 +26,13 @@ def foreground_box(label: np.ndarray) -> tuple[slice, slice, slice] | None:
         sizes = np.bincount(pieces.ravel())[1:]
         for box, size in zip(find_objects(pieces), sizes, strict=True):
             if size >= SMALL_SHARE * sizes.max():
-                boxes.append(
-                    [
-                        (outer.start + inner.start, outer.start + inner.stop)
-                        for outer, inner in zip(around, box, strict=True)
-                    ]
-                )
+                both = zip(around, box, strict=True)
+                boxes.append([(o.start + i.start, o.start + i.stop) for o, i in both])
     if not boxes:
         return None
     ends = np.array(boxes)  # (pieces, 3, 2)
-    return tuple(map(slice, ends[:, :, 0].min(axis=0).tolist(), ends[:, :, 1].max(axis=0).tolist()))
+    x, y, z = map(slice, ends[:, :, 0].min(axis=0).tolist(), ends[:, :, 1].max(axis=0).tolist())
+    return x, y, z
 
 
 def region_around(
@@ -47,8 +43,7 @@ def region_around(
     margin_mm: float,
     smallest: Sequence[int],
 ) -> Region:
-    """The voxels of `grid` that cover `box`, a box of the grid `coarse`, and `margin_mm` around
-    it.
+    """The voxels of `grid` that cover `box`, a box of the grid `coarse`, with a margin around it.
 
     Both grids (X, Y, Z) cover the same scan of `extent_mm`. The region has at least `smallest`
     voxels along each axis, or all that there are, and ends where the scan ends.

@@ -1,6 +1,4 @@
-"""The model of a finished run, loaded once, for scan after scan: a volume in, the segmentation on
-its own grid out.
-"""
+"""The model of a run, loaded once: a volume in, its segmentation on its own grid out."""
 
 import math
 import warnings
@@ -8,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dkuxnet.core.errors import DataWarning, UserError
@@ -24,7 +23,7 @@ from dkuxnet.prediction.localise import foreground_box, region_around
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import (
     GridPrediction,
-    grid_bytes,
+    Windows,
     label_on_scan,
     label_volume,
     map_on_scan,
@@ -37,9 +36,10 @@ Progress = Callable[[int, int], None]  # windows done, of how many
 
 @dataclass(frozen=True)
 class Segmentation:
-    """On the scan's own grid. label: (X, Y, Z), with the label values of the training data.
-    probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where
-    not asked for.
+    """On the scan's own grid: the label (X, Y, Z), with the label values of the training data.
+
+    probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
+    asked for.
     """
 
     label: Volume
@@ -48,9 +48,11 @@ class Segmentation:
 
 
 class Segmenter:
-    """labels: class name -> value in the label maps, background first. channels: names of those
-    that a scan must have. localiser: the Segmenter of the coarse run that chooses where to
-    look, None where the whole scan is looked at.
+    """Segments scan after scan.
+
+    labels: class name -> value in the label maps, background first. channels: names of those that a
+    scan must have. localiser: the Segmenter of the coarse run that chooses where to look, None
+    where the whole scan is looked at.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class Segmenter:
         localiser: Path | None = None,
         margin_mm: float | None = None,
     ):
-        """weights: "final" or "best". localiser: a finished run of the same labels and channels on
-        a grid that is no finer; the region is the box around what it finds, with `margin_mm`
-        (None: MARGIN_MM) on each side. Raises UserError where `run` is no finished run or the
-        device is not there, where the localiser does not fit, and for a margin without one.
+        """weights: "final" or "best".
+
+        localiser: a finished run of the same labels and channels on a grid that is no finer; the
+        region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.
+        Raises UserError where `run` is no finished run or the device is not there, where the
+        localiser does not fit, and for a margin without one.
         """
         if margin_mm is not None and localiser is None:
             raise UserError(
@@ -75,8 +79,7 @@ class Segmenter:
         if not 0 <= margin_mm < math.inf:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)
-        self.labels: dict[str, int] = manifest.labels
-        self.channels: list[str] = manifest.channels
+        self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
@@ -86,9 +89,10 @@ class Segmenter:
         return network_shape_of(scan, self.plan)
 
     def region(self, scan: Volume, name: str = "the scan") -> Region:
-        """Where to look, a region of the network's grid: all of it without a localiser, and, with
-        a DataWarning that begins with `name`, where the localiser finds nothing. Runs the
-        localiser.
+        """Where to look, a region of the network's grid. Runs the localiser.
+
+        All of the grid without a localiser, and, with a DataWarning that begins with `name`, where
+        the localiser finds nothing.
         """
         grid = self.network_shape(scan)
         if self.localiser is None:
@@ -113,10 +117,9 @@ class Segmenter:
     ) -> int:
         """Memory that segmenting `scan` takes, about; of `region` alone where that is given."""
         shape = region.shape if region else self.network_shape(scan)
-        grid = grid_bytes(shape, self.patch, len(self.channels), len(self.labels), uncertainty)
-        return grid + 4 * math.prod(scan.shape) * (
-            1 + 2 * uncertainty + 2 * len(self.labels) * probabilities
-        )
+        grid = self._windows(uncertainty).needed_bytes(shape, len(self.channels))
+        maps = 1 + 2 * uncertainty + 2 * len(self.labels) * probabilities
+        return grid + 4 * math.prod(scan.shape) * maps
 
     def on_network_grid(
         self,
@@ -125,26 +128,16 @@ class Segmenter:
         region: Region | None = None,
         progress: Progress | None = None,
     ) -> GridPrediction:
-        """The prediction on the network's grid, or on a region of it. progress: see
-        `sliding_window`. Raises UserError where the memory does not suffice.
+        """The prediction on the network's grid, or on a region of it.
+
+        progress: see `sliding_window`. Raises UserError where the memory does not suffice.
         """
-        whole = region is None or region.is_whole
         try:
-            image = (
-                to_network_grid(scan, self.plan).array
-                if whole
-                else region_on_network_grid(scan, self.plan, region)
-            )
-            return sliding_window(
-                self.predictor,
-                image,
-                self.patch,
-                len(self.labels),
-                self.settings.infer,
-                self.device,
-                with_uncertainty,
-                progress=progress,
-            )
+            if region is None or region.is_whole:
+                image = to_network_grid(scan, self.plan).array
+            else:
+                image = region_on_network_grid(scan, self.plan, region)
+            return sliding_window(self.predictor, image, self._windows(with_uncertainty), progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
 
@@ -156,28 +149,34 @@ class Segmenter:
         region: Region | None = None,
         progress: Progress | None = None,
     ) -> Segmentation:
-        """scan: (C, X, Y, Z) float32, finite. region: what `self.region` gave for this scan, where
-        it was asked already; around it all is background, of probability 1 and uncertainty 0.
-        progress: see `sliding_window`. Raises UserError where the memory does not suffice.
+        """Segment a scan: (C, X, Y, Z) float32, finite.
+
+        region: what `self.region` gave for this scan, where it was asked already; around it all is
+        background, of probability 1 and uncertainty 0. progress: see `sliding_window`. Raises
+        UserError where the memory does not suffice.
         """
         region = region or self.region(scan)
         check_memory(self.needed_bytes(scan, probabilities, uncertainty, region))
         result = self.on_network_grid(scan, uncertainty, region, progress)
+        shape, affine = scan.shape, scan.affine
         label = label_on_scan(
-            result.prob, scan.shape, scan.affine, self.settings.infer.largest_component, region
+            result.prob, shape, affine, self.settings.infer.largest_component, region
         )
-        maps = {
-            "probabilities": result.prob if probabilities else None,
-            "uncertainty": result.uncertainty,
-        }
+
+        def on_scan(values: np.ndarray | None) -> Volume | None:
+            if values is None:
+                return None
+            return Volume(map_on_scan(values, shape, affine, region), affine)
+
         return Segmentation(
-            label_volume(label, scan.affine, list(self.labels.values())),
-            **{
-                kind: None
-                if values is None
-                else Volume(map_on_scan(values, scan.shape, scan.affine, region), scan.affine)
-                for kind, values in maps.items()
-            },
+            label_volume(label, affine, list(self.labels.values())),
+            on_scan(result.prob if probabilities else None),
+            on_scan(result.uncertainty),
+        )
+
+    def _windows(self, with_uncertainty: bool) -> Windows:
+        return Windows(
+            self.patch, len(self.labels), self.settings.infer, self.device, with_uncertainty
         )
 
     def _load_localiser(self, run: Path | None, device: str) -> "Segmenter | None":
@@ -189,14 +188,13 @@ class Segmenter:
             if ours != theirs:
                 raise UserError(
                     f"{run} cannot localise: its {what} are {theirs}, those of the run that "
-                    f"segments {ours}; train "
-                    "both on the same scans"
+                    f"segments {ours}; train both on the same scans"
                 )
         ours, theirs = (math.prod(each.plan.spacing_mm) ** (1 / 3) for each in (self, coarse))
         if theirs < 0.999 * ours:
             raise UserError(
                 f"{run} cannot localise: its voxels of {theirs:.3g} mm are finer than the "
-                f"{ours:.3g} mm of the run "
-                "that segments; train it on a set prepared at a coarser --spacing-mm"
+                f"{ours:.3g} mm of the run that segments; train it on a set prepared at a coarser "
+                "--spacing-mm"
             )
         return coarse

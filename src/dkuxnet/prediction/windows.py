@@ -1,24 +1,62 @@
 """Prediction: a sliding window over a scan of any size, and the way back to the scan's own grid."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dkuxnet.core.config import InferSettings
-from dkuxnet.core.types import Volume
-from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from
+from dkuxnet.core.types import Output, Volume
+from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from, to_ras
 from dkuxnet.machine.memory import check_memory, keeping_freed_memory
 from dkuxnet.models.components import keep_largest_component
 
 
+@dataclass(frozen=True)
+class Windows:
+    """How windows are laid over a scan and blended.
+
+    shape: (X, Y, Z) voxels of a window. settings: overlap, and windows at once. with_uncertainty:
+    blend the predictor's uncertainty too, or else the entropy of its probabilities. groups: how
+    many query groups to blend likewise, where the predictor has queries.
+    """
+
+    shape: Sequence[int]
+    classes: int
+    settings: InferSettings
+    device: torch.device
+    with_uncertainty: bool = False
+    groups: int = 0
+
+    def needed_bytes(self, shape: Sequence[int], channels: int) -> int:
+        """Bytes that `sliding_window` holds for a scan of `shape` voxels.
+
+        The scan, padded, and the sums of probability, weight, uncertainty and groups.
+        """
+        voxels = math.prod(max(n, w) for n, w in zip(shape, self.shape, strict=True))
+        maps = 2 * channels + self.classes + 1 + 2 * self.with_uncertainty + self.groups
+        return 4 * voxels * maps
+
+    def boxes(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
+        """The windows that cover (X, Y, Z) voxels, none of them smaller than a window."""
+        overlap = self.settings.overlap
+        axes = [window_starts(n, w, overlap) for n, w in zip(size, self.shape, strict=True)]
+        return [
+            tuple(slice(a, a + n) for a, n in zip(start, self.shape, strict=True))
+            for start in itertools.product(*axes)
+        ]
+
+
 @dataclass
 class GridPrediction:
-    """On the network's grid: prob (K, X, Y, Z) float32, uncertainty (X, Y, Z) float32 in [0, 1] or
-    None, groups (G, X, Y, Z) float32, each voxel's spread over the query groups, or None.
+    """On the network's grid: prob (K, X, Y, Z) float32.
+
+    uncertainty: (X, Y, Z) float32 in [0, 1]; groups: (G, X, Y, Z) float32, each voxel's spread over
+    the query groups. None where not asked for.
     """
 
     prob: np.ndarray
@@ -27,16 +65,18 @@ class GridPrediction:
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis: evenly spread, from 0 to the end, neighbours
-    overlapping by `overlap`.
+    """First voxels of the windows along one axis, evenly spread from 0 to the end.
+
+    Neighbours overlap by at least `overlap` of a window.
     """
     count = math.ceil((size - window) / max(window * (1 - overlap), 1)) + 1 if size > window else 1
     return [round(i * (size - window) / max(count - 1, 1)) for i in range(count)]
 
 
 def gaussian_weight(window: Sequence[int]) -> Tensor:
-    """(X, Y, Z) weights that trust a window's centre (sigma an eighth of each edge), never below a
-    thousandth.
+    """(X, Y, Z) weights that trust a window's centre: sigma an eighth of each edge.
+
+    They are never below a thousandth.
     """
     weight = torch.ones(())
     for n in window:
@@ -48,58 +88,45 @@ def gaussian_weight(window: Sequence[int]) -> Tensor:
 @torch.inference_mode()
 @keeping_freed_memory()
 def sliding_window(
-    predictor: nn.Module,
+    predictor: Callable[[Tensor], Output],
     image: np.ndarray,
-    window: Sequence[int],
-    classes: int,
-    settings: InferSettings,
-    device: torch.device,
-    with_uncertainty: bool = False,
-    groups: int = 0,
+    windows: Windows,
     progress: Callable[[int, int], None] | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities.
 
-    A scan smaller than the window is padded.
-
-    groups: how many query groups to blend likewise, where the predictor has queries; 0 for none.
-    progress: told (windows done, of how many); what it raises ends the work. Memory on the CPU is
-    `grid_bytes`; raises UserError where the machine has not that much left.
+    A scan smaller than a window is padded. progress: told (windows done, of how many); what it
+    raises ends the work. Raises UserError where the CPU's memory does not suffice.
     """
-    padded, back = pad_to(image, window, float(image.min()))
+    padded, back = pad_to(image, windows.shape, float(image.min()))
     size = padded.shape[1:]
-    check_memory(grid_bytes(size, window, len(image), classes, with_uncertainty, groups))
-    starts = [
-        (x, y, z)
-        for x in window_starts(size[0], window[0], settings.overlap)
-        for y in window_starts(size[1], window[1], settings.overlap)
-        for z in window_starts(size[2], window[2], settings.overlap)
-    ]
-    weight = gaussian_weight(window)
-    prob = torch.zeros(classes, *size)
-    doubt = torch.zeros(size) if with_uncertainty else None
-    shares = torch.zeros(groups, *size) if groups else None
-    total = torch.zeros(size)
+    check_memory(windows.needed_bytes(size, len(image)))
+    weight = gaussian_weight(windows.shape)
+    prob, total = torch.zeros(windows.classes, *size), torch.zeros(size)
+    doubt = torch.zeros(size) if windows.with_uncertainty else None
+    shares = torch.zeros(windows.groups, *size) if windows.groups else None
     scan = torch.from_numpy(np.ascontiguousarray(padded))
-    for first in range(0, len(starts), settings.batch):
-        boxes = [
-            tuple(slice(a, a + n) for a, n in zip(s, window, strict=True))
-            for s in starts[first : first + settings.batch]
-        ]
-        output = predictor(torch.stack([scan[(slice(None), *box)] for box in boxes]).to(device))
+    boxes, batch = windows.boxes(size), windows.settings.batch
+    for first in range(0, len(boxes), batch):
+        part = boxes[first : first + batch]
+        images = torch.stack([scan[(slice(None), *box)] for box in part])
+        output = predictor(images.to(windows.device))
         probs = output.logits.float().softmax(dim=1).cpu()
-        doubts = uncertainty_of(output.uncertainty, probs) if with_uncertainty else None
         if output.group_prob is None:
             shares = None
-        for i, box in enumerate(boxes):
+        for i, box in enumerate(part):
             prob[(slice(None), *box)].addcmul_(weight, probs[i])
             total[box] += weight
-            if doubt is not None:
+        if doubt is not None:
+            doubts = uncertainty_of(output.uncertainty, probs)
+            for i, box in enumerate(part):
                 doubt[box].addcmul_(weight, doubts[i])
-            if shares is not None:
-                shares[(slice(None), *box)].addcmul_(weight, output.group_prob[i].float().cpu())
+        if shares is not None and output.group_prob is not None:
+            group_prob = output.group_prob.float().cpu()
+            for i, box in enumerate(part):
+                shares[(slice(None), *box)].addcmul_(weight, group_prob[i])
         if progress:
-            progress(first + len(boxes), len(starts))
+            progress(first + len(part), len(boxes))
     prob /= total
     result = GridPrediction(prob.numpy()[(slice(None), *back)])
     if doubt is not None:
@@ -109,25 +136,8 @@ def sliding_window(
     return result
 
 
-def grid_bytes(
-    shape: Sequence[int],
-    window: Sequence[int],
-    channels: int,
-    classes: int,
-    with_uncertainty: bool,
-    groups: int = 0,
-) -> int:
-    """Bytes that `sliding_window` holds for a scan of `shape` voxels: the scan, padded, and the
-    sums of probability, weight, uncertainty and groups.
-    """
-    voxels = math.prod(max(n, w) for n, w in zip(shape, window, strict=True))
-    return 4 * voxels * (2 * channels + classes + 1 + 2 * with_uncertainty + groups)
-
-
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
-    """The predictor's own uncertainty, or else the entropy of its probabilities over log K: (B, X,
-    Y, Z) in [0, 1].
-    """
+    """(B, X, Y, Z) in [0, 1]: `given`, or else the entropy of `probs` (B, K, X, Y, Z) over log K."""
     if given is not None:
         return given.float().cpu()
     entropy = -(probs * probs.clamp_min(1e-12).log()).sum(dim=1)
@@ -141,8 +151,7 @@ def label_on_scan(
     largest_component: bool = False,
     region: Region | None = None,
 ) -> np.ndarray:
-    """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) uint8 on the
-    scan's own grid.
+    """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) on the scan's.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing
     first. Works in slabs, so that classes x scan is never in memory. largest_component: see
@@ -166,10 +175,9 @@ def label_on_scan(
 def map_on_scan(
     values: np.ndarray, shape: Sequence[int], affine: np.ndarray, region: Region | None = None
 ) -> np.ndarray:
-    """A map (..., x, y, z) on the network's grid, or on a region of it -> (..., X, Y, Z) float32
-    on the scan's own grid.
+    """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid.
 
-    Around a region, probabilities (K, x, y, z) are 1 for class 0 and 0 for the others, and any
+    region: the part of the network's grid that the map covers. Around it, probabilities (K, x, y, z) are 1 for class 0 and 0 for the others, and any
     other map is 0.
     """
     ras_shape = _ras_shape(shape, affine)
@@ -195,17 +203,10 @@ def _with_background(prob: np.ndarray, outside: np.ndarray | None) -> np.ndarray
 
 
 def label_volume(indices: np.ndarray, affine: np.ndarray, label_values: Sequence[int]) -> Volume:
-    """Class indices -> the values that the data set's label files use, in the smallest integer
-    type that holds them.
-    """
+    """Class indices -> the values of the data set's label files, in the smallest integer type."""
     values = np.asarray(label_values)
     return Volume(values.astype(np.min_scalar_type(int(values.max())))[indices], affine)
 
 
 def _ras_shape(shape: Sequence[int], affine: np.ndarray) -> tuple[int, int, int]:
-    from nibabel.orientations import io_orientation
-
-    result = [0, 0, 0]
-    for n, (axis, _) in zip(shape, io_orientation(affine), strict=True):
-        result[int(axis)] = int(n)
-    return tuple(result)
+    return to_ras(Volume(np.empty((0, *shape), np.uint8), affine)).shape  # no voxel is moved

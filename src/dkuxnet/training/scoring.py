@@ -13,7 +13,13 @@ from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import write_json
-from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume, sliding_window
+from dkuxnet.prediction.windows import (
+    GridPrediction,
+    Windows,
+    label_on_scan,
+    label_volume,
+    sliding_window,
+)
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.job import Job
 
@@ -21,12 +27,10 @@ from dkuxnet.training.job import Job
 def validation_dice(predictor: nn.Module, job: Job) -> float:
     """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
     scores = []
+    windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
         image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
-        prob = sliding_window(
-            predictor, image, job.patch, job.shape.classes, job.settings.infer, job.device
-        ).prob
-        label = prob.argmax(axis=0)
+        label = sliding_window(predictor, image, windows).prob.argmax(axis=0)
         scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
     return float(np.mean(all_gather(scores)))
 
@@ -34,10 +38,9 @@ def validation_dice(predictor: nn.Module, job: Job) -> float:
 def evaluate_test(
     folder: RunFolder, predictor: nn.Module, job: Job, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """Predict the test cases, score them on their own grids, write RUN/evaluation/; the summary
-    goes to the manifest.
+    """Predict the test cases, score them on their own grids, write RUN/evaluation/.
 
-    progress: told how many cases are done, of how many.
+    The summary goes to the manifest. progress: told how many cases are done, of how many.
     """
     target, infer = folder.folder / "evaluation", job.settings.infer
     labels = job.data.meta.labels
@@ -47,20 +50,19 @@ def evaluate_test(
         write_json(target / "predictions" / "dataset.json", {"labels": labels})
 
     on_rank_zero(prepare_folder)
+    windows = Windows(
+        job.patch,
+        len(labels),
+        infer,
+        job.device,
+        with_uncertainty=True,
+        groups=len(job.shape.groups),
+    )
     started, rows, files = time.monotonic(), [], []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         info = job.data.info(name)
         affine = np.array(info.affine)
-        grid = sliding_window(
-            predictor,
-            job.test.array(name, "image"),
-            job.patch,
-            len(labels),
-            infer,
-            job.device,
-            with_uncertainty=True,
-            groups=len(job.shape.groups),
-        )
+        grid = sliding_window(predictor, job.test.array(name, "image"), windows)
         label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
@@ -86,8 +88,9 @@ def evaluate_test(
 
 
 def write_maps(folder: Path, name: str, grid: GridPrediction, affine: np.ndarray) -> None:
-    """Uncertainty (X, Y, Z) and spread over the query groups (G, X, Y, Z), on the network's grid,
-    as uint8 with 255 for 1: what the report shows beside a prediction.
+    """Uncertainty (X, Y, Z) and query groups (G, X, Y, Z) on the network's grid, for the report.
+
+    As uint8, with 255 for 1.
     """
     for kind, values in (("uncertainty", grid.uncertainty), ("groups", grid.groups)):
         if values is not None:

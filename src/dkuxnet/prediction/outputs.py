@@ -1,0 +1,148 @@
+"""The files of a prediction: what stands in their way before the work, and how they are written."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.lookup import unknown
+from dkuxnet.core.types import Case, Volume
+from dkuxnet.data import formats
+from dkuxnet.data.dicom.series import one_series
+from dkuxnet.machine.files import write_text
+from dkuxnet.prediction.segment import Segmentation
+
+FORMS = ("auto", "dicom-seg")
+DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
+Writer = Callable[[Volume, Path], None]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Label maps in `folder`, and in folders below it the other kinds of maps that were asked for.
+
+    kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
+    "dicom-seg", then of the segmentation_type "binary" or "labelmap".
+    """
+
+    folder: Path
+    cases: Sequence[Case]
+    kinds: tuple[str, ...] = ()
+    form: str = "auto"
+    segmentation_type: str = "binary"
+
+    def target(self, case: Case) -> Path:
+        """The case's label map; its other maps have the same name in folders of their kinds."""
+        ending = ".dcm" if self.form == "dicom-seg" else _ending(case)
+        return self.folder / f"{case.name}{ending}"
+
+    def check(self) -> None:
+        """Before the work: raises UserError where it could not be written, or would do harm."""
+        if self.form not in FORMS:
+            raise unknown("format", self.form, FORMS)
+        targets = [self.target(case) for case in self.cases]
+        _check_no_scan(targets, self.cases)
+        if self.form == "dicom-seg":
+            kinds = ("", *self.kinds)
+            replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
+            _check_dicom(self.cases, replaced, self.segmentation_type)
+        _check_folder(self.folder, targets)
+
+    def check_description(self, labels: dict[str, int]) -> None:
+        """Raises UserError where the folder describes label maps of other classes."""
+        described = self.folder / DESCRIPTION
+        try:
+            foreign = described.exists() and described.read_text("utf-8") != _description(labels)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{described}: cannot be read: {disk_reason(error)}; choose another --output"
+            ) from error
+        if foreign:
+            raise UserError(
+                f"{described} describes other data than these label maps would be; choose another "
+                "--output"
+            )
+
+    def writers(self, case: Case, labels: dict[str, int]) -> dict[str, Writer]:
+        """What writes the "label" of a case, its probabilities and its uncertainty."""
+        if self.form == "auto":
+            return dict.fromkeys(("label", "probabilities", "uncertainty"), formats.write)
+        from dkuxnet.data.dicom.segmentation import writers
+
+        return writers(one_series(case.images[0], case.series_uid), labels, self.segmentation_type)
+
+    def make_folder(self, labels: dict[str, int]) -> None:
+        """The folders, and the description, from which `dkuxnet evaluate` reads the labels."""
+        try:
+            for folder in (self.folder, *(self.folder / kind for kind in self.kinds)):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
+        write_text(self.folder / DESCRIPTION, _description(labels))
+
+    def write(self, case: Case, result: Segmentation, writers: dict[str, Writer]) -> Path:
+        """Write the maps of a case; returns the label map's path."""
+        target = self.target(case)
+        writers["label"](result.label, target)
+        for kind in self.kinds:
+            writers[kind](getattr(result, kind), target.parent / kind / target.name)
+        return target
+
+
+def _ending(case: Case) -> str:
+    """The format of the scan; NIfTI for DICOM, and for h5, which no viewer opens."""
+    if formats.is_dicom(case.images[0]):
+        return ".nii.gz"
+    ending = formats.suffix(case.images[0])
+    return ".nii.gz" if ending == ".h5" else ending
+
+
+def _description(labels: dict[str, int]) -> str:
+    return json.dumps({"labels": labels}, indent=1)
+
+
+def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:
+    scans = {image.resolve() for case in cases for image in case.images}
+    for target in targets:
+        if target.resolve() in scans:
+            raise UserError(
+                f"{target} is a scan, and its label map would replace it; choose another --output"
+            )
+
+
+def _check_folder(output: Path, targets: Sequence[Path]) -> None:
+    """Can the folder be there, and is what it holds already a prediction?
+
+    Labels drawn by hand often have the names of their scans, and nobody draws them twice.
+    """
+    nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(
+            f"{output}: cannot write there: {nearest} is a file; choose another --output"
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{output}: cannot write there: no right to write in {nearest}; choose another --output"
+        )
+    there = [target for target in targets if target.exists()]
+    if there and not (output / DESCRIPTION).exists():
+        raise UserError(
+            f"{there[0]} is there already and was not written by `dkuxnet predict`; choose another "
+            "--output"
+        )
+
+
+def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
+    from dkuxnet.data.dicom.segmentation import check_replaceable, check_type
+
+    check_type(segmentation_type)
+    for case in cases:
+        if not formats.is_dicom(case.images[0]):
+            raise UserError(
+                "--format dicom-seg needs the DICOM series that it belongs to, but "
+                f"{case.images[0]} is not DICOM; leave --format out"
+            )
+    for target in targets:
+        check_replaceable(target)
