@@ -55,7 +55,7 @@ def show_cases(
         ],
         "surface_classes": []
         if some is None
-        else list(zip(some["names"], some["colours"]["truth"], strict=True)),
+        else list(zip(some.names, some.colours[0], strict=True)),
         "oriented": all(case.oriented for case in cases),
     }
 
