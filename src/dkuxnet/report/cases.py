@@ -37,7 +37,7 @@ def show_cases(
             }
         )
     names, cases = list(manifest.get("labels", {})), [case for _, case in loaded]
-    surfaces = [surfaces_of(case, names) for case in cases]
+    surfaces = [surfaces_of(case, len(names) - 1) for case in cases]
     some = next(filter(None, surfaces), None)
     return {
         "pictures": pictures,
@@ -55,7 +55,7 @@ def show_cases(
         ],
         "surface_classes": []
         if some is None
-        else list(zip(some.names, some.colours[0], strict=True)),
+        else list(zip(names[1:], some.colours[0], strict=True)),
         "oriented": all(case.oriented for case in cases),
     }
 

@@ -48,15 +48,16 @@ class Surface:
 
 @dataclass(frozen=True)
 class Surfaces:
-    """The surfaces of a case, its largest class first; of pairs the first is the truth's.
+    """The surfaces of a case; of pairs the first is the truth's.
 
-    sides: a surface a class, None where the side lacks it. colours: hex, a class. azimuth: degrees,
-    of the first view, as NiiVue counts them. radius: mm, of all that is shown.
+    meshes: one a class, None where that side lacks it. colours: hex, one a class. order: indices
+    of classes, the smallest first. azimuth: degrees, of the first view, as NiiVue counts them.
+    radius: mm, of all that is shown.
     """
 
-    names: list[str]
-    sides: tuple[list[Surface | None], list[Surface | None]]
+    meshes: tuple[list[Surface | None], list[Surface | None]]
     colours: tuple[list[str], list[str]]
+    order: list[int]
     azimuth: int
     radius: float
 
@@ -88,47 +89,42 @@ def surface_of(
     return Surface(points.astype(np.float32), normals, faces)
 
 
-def surfaces_of(case: ShownCase, class_names: list[str]) -> Surfaces | None:
+def surfaces_of(case: ShownCase, classes: int) -> Surfaces | None:
     """The surfaces of a case, None where truth and prediction are empty.
 
-    class_names: background first.
+    classes: how many there are besides the background.
     """
     shown = (case.truth > 0) | (case.prediction > 0)
     if not shown.any():
         return None
     [box] = find_objects(shown.view(np.uint8))
     middle_mm = np.array([(part.start + part.stop - 1) / 2 for part in box]) * case.spacing_mm
-    sizes = sum(
-        np.bincount(label.ravel(), minlength=len(class_names))
-        for label in (case.truth, case.prediction)
-    )
-    order = sorted(range(1, len(class_names)), key=lambda k: -sizes[k])
-    edge = EDGE * min(1.0, (MANY / len(order)) ** 0.5)
+    edge = EDGE * min(1.0, (MANY / classes) ** 0.5)
     truth, prediction = (
-        [surface_of(label == k, case, middle_mm, edge) for k in order]
+        [surface_of(label == k + 1, case, middle_mm, edge) for k in range(classes)]
         for label in (case.truth, case.prediction)
     )
-    radius = max(
-        np.linalg.norm(mesh.points, axis=1).max() for mesh in truth + prediction if mesh is not None
-    )
-    many = [LINES[k % len(LINES)] for k in range(len(order))]
+    both = np.concatenate([case.truth.ravel(), case.prediction.ravel()])
+    many = [LINES[k % len(LINES)] for k in range(classes)]
     return Surfaces(
-        names=[class_names[k] for k in order],
-        sides=(truth, prediction),
-        colours=(many, many) if len(order) > 1 else ([TRUTH], [PREDICTION]),
+        meshes=(truth, prediction),
+        colours=([TRUTH], [PREDICTION]) if classes == 1 else (many, many),
+        order=np.argsort(np.bincount(both, minlength=classes + 1)[1:], kind="stable").tolist(),
         azimuth=AZIMUTH + (180 if case.oriented else 0),  # a patient's front is at the last y
-        radius=float(radius),
+        radius=max(
+            float(np.linalg.norm(mesh.points, axis=1).max()) for mesh in truth + prediction if mesh
+        ),
     )
 
 
 def packed(surfaces: Surfaces) -> dict[str, Any]:
     """The same for the page: meshes as gzipped mz3 files in base64."""
     return {
-        "names": surfaces.names,
+        "meshes": [[mesh and _mz3(mesh) for mesh in side] for side in surfaces.meshes],
         "colours": surfaces.colours,
+        "order": surfaces.order,
         "azimuth": surfaces.azimuth,
         "elevation": ELEVATION,
-        "sides": [[mesh and _mz3(mesh) for mesh in side] for side in surfaces.sides],
     }
 
 
@@ -154,14 +150,13 @@ def _draw_side(surfaces: Surfaces, number: int) -> NDArray[Any]:
     """(PICTURE, PICTURE, 3): the smallest structure solid, larger ones see-through over it."""
     size = PICTURE * FINE
     image, nearest = np.ones((size, size, 3)), np.full((size, size), -np.inf)
-    meshes = zip(surfaces.sides[number], surfaces.colours[number], strict=True)
-    present = [(mesh, colour) for mesh, colour in meshes if mesh is not None]
-    for mesh, colour in reversed(present):
+    meshes, colours = surfaces.meshes[number], surfaces.colours[number]
+    present = [(mesh, colours[k]) for k in surfaces.order if (mesh := meshes[k])]
+    for place, (mesh, colour) in enumerate(present):
         shade, depth = _projected(mesh, surfaces, size)
-        solid = mesh is present[-1][0]
-        alpha = np.where(depth > nearest, 1.0 if solid else SEE_THROUGH, 0.0)[..., None]
+        alpha = np.where(depth > nearest, SEE_THROUGH if place else 1.0, 0.0)[..., None]
         image = image * (1 - alpha) + alpha * shade[..., None] * to_rgb(colour)
-        nearest = depth if solid else nearest
+        nearest = nearest if place else depth
     return image.reshape(PICTURE, FINE, PICTURE, FINE, 3).mean(axis=(1, 3))
 
 
@@ -171,7 +166,7 @@ def _projected(mesh: Surface, surfaces: Surfaces, size: int) -> tuple[NDArray[An
     Matplotlib's own 3D axes would show the edges of triangles, and one structure before the other
     whatever lies nearer.
     """
-    turned = _view(surfaces.azimuth)
+    turned = view(surfaces.azimuth, ELEVATION)
     points, normals = mesh.points @ turned.T / surfaces.radius, mesh.normals @ turned.T
     faces = mesh.faces[normals[mesh.faces, 2].max(axis=1) > 0]  # the others look away
     faces = faces[np.argsort(points[faces, 2].mean(axis=1))]  # the nearest is drawn last
@@ -186,7 +181,7 @@ def _projected(mesh: Surface, surfaces: Surfaces, size: int) -> tuple[NDArray[An
     return red, np.where(alpha > 0.5, green, -np.inf)
 
 
-def _view(azimuth: int) -> NDArray[Any]:
-    """(3, 3): from the grid's axes to right, up and towards the viewer, as NiiVue turns them."""
-    (c, s), (d, e) = ((np.cos(a), np.sin(a)) for a in np.deg2rad((azimuth, ELEVATION)))
+def view(azimuth: float, elevation: float) -> NDArray[Any]:
+    """(3, 3): from the grid's axes to right, up and towards the viewer; degrees as in NiiVue."""
+    (c, s), (d, e) = ((np.cos(angle), np.sin(angle)) for angle in np.deg2rad((azimuth, elevation)))
     return np.array([[c, -s, 0], [s * e, c * e, d], [-s * d, -c * d, e]])
