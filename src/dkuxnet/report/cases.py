@@ -14,12 +14,11 @@ from dkuxnet.report.volumes import layers_of_cases
 def show_cases(
     results: Results | None, data: PreparedSet | None, manifest: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the page's part about cases needs, worst case first in each list; lists are empty where
-    there is nothing to show.
+    """What the page's part about cases needs, worst case first in each list.
 
-    pictures: an entry a chosen case, whose `missing` says why one has no picture. The other lists
-    are of those that could be loaded. viewer: `volumes.layers_of`; surfaces: `surfaces.packed`,
-    None where nothing is outlined.
+    pictures: an entry for each chosen case, whose `missing` says why one has no picture. The other
+    lists are of those that could be loaded, and empty where there is nothing to show. viewer:
+    `volumes.layers_of`; surfaces: `surfaces.packed`, None where nothing is outlined.
     """
     pictures, loaded = [], []
     for title, result in [] if results is None else results.chosen():

@@ -82,7 +82,7 @@ def surface_of(
     shape = tuple(int(n) for n in np.maximum(3, np.rint(extent / edge_mm)))
     values = gaussian_filter(np.pad(resample(part, shape), 2), SMOOTH)
     voxel = extent / shape
-    points, faces, normals, _ = marching_cubes(
+    points, faces, normals, _ = marching_cubes(  # type: ignore[no-untyped-call]  # scikit-image's
         values, level=min(0.5, values.max() / 2), spacing=tuple(voxel), gradient_direction="ascent"
     )
     points = points - 1.5 * voxel + (start - 0.5) * spacing - middle_mm
@@ -157,7 +157,8 @@ def _draw_side(surfaces: Surfaces, number: int) -> NDArray[Any]:
         alpha = np.where(depth > nearest, SEE_THROUGH if place else 1.0, 0.0)[..., None]
         image = image * (1 - alpha) + alpha * shade[..., None] * to_rgb(colour)
         nearest = nearest if place else depth
-    return image.reshape(PICTURE, FINE, PICTURE, FINE, 3).mean(axis=(1, 3))
+    averaged: NDArray[Any] = image.reshape(PICTURE, FINE, PICTURE, FINE, 3).mean(axis=(1, 3))
+    return averaged
 
 
 def _projected(mesh: Surface, surfaces: Surfaces, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -173,11 +174,12 @@ def _projected(mesh: Surface, surfaces: Surfaces, size: int) -> tuple[NDArray[An
     places = (0.95 * points + 1) / 2
     shade = 0.32 + 0.68 * np.abs(normals @ LIGHT)
     colours = np.stack([shade, places[:, 2], 0 * shade, np.ones_like(shade)], axis=1)
-    renderer = RendererAgg(size, size, 72)
+    renderer = RendererAgg(size, size, 72)  # type: ignore[no-untyped-call]  # matplotlib's
     renderer.draw_gouraud_triangles(
         renderer.new_gc(), places[faces, :2] * size, colours[faces], IdentityTransform()
     )
-    red, green, _, alpha = np.moveaxis(np.asarray(renderer.buffer_rgba()) / 255, 2, 0)
+    pixels = np.asarray(renderer.buffer_rgba())  # type: ignore[no-untyped-call]  # matplotlib's
+    red, green, _, alpha = np.moveaxis(pixels / 255, 2, 0)
     return red, np.where(alpha > 0.5, green, -np.inf)
 
 
