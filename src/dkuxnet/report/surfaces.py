@@ -22,9 +22,7 @@ from dkuxnet.data.geometry import resample
 from dkuxnet.report.case import ShownCase
 from dkuxnet.report.pictures import LINES, PREDICTION, TRUTH, data_uri
 
-EDGE = (
-    52  # voxels along a structure's longest edge before it becomes a surface of some 10,000 corners
-)
+EDGE = 52  # voxels along a structure's longest edge before it becomes a surface: 10,000 corners
 MANY = 3  # with more classes than this each gets fewer corners, so that a page does not grow
 SMOOTH = 0.8  # sigma of the blur before that, in such voxels
 SEE_THROUGH = 0.55  # opacity, in the picture, of a structure that may hide another
@@ -104,12 +102,14 @@ def surfaces_of(case: ShownCase, classes: int) -> Surfaces | None:
         [surface_of(label == k + 1, case, middle_mm, edge) for k in range(classes)]
         for label in (case.truth, case.prediction)
     )
-    both = np.concatenate([case.truth.ravel(), case.prediction.ravel()])
+    sizes = np.bincount(case.truth.ravel(), minlength=classes + 1) + np.bincount(
+        case.prediction.ravel(), minlength=classes + 1
+    )
     many = [LINES[k % len(LINES)] for k in range(classes)]
     return Surfaces(
         meshes=(truth, prediction),
         colours=([TRUTH], [PREDICTION]) if classes == 1 else (many, many),
-        order=np.argsort(np.bincount(both, minlength=classes + 1)[1:], kind="stable").tolist(),
+        order=np.argsort(sizes[1:], kind="stable").tolist(),
         azimuth=AZIMUTH + (180 if case.oriented else 0),  # a patient's front is at the last y
         radius=max(
             float(np.linalg.norm(mesh.points, axis=1).max()) for mesh in truth + prediction if mesh
@@ -120,7 +120,9 @@ def surfaces_of(case: ShownCase, classes: int) -> Surfaces | None:
 def packed(surfaces: Surfaces) -> dict[str, Any]:
     """The same for the page: meshes as gzipped mz3 files in base64."""
     return {
-        "meshes": [[mesh and _mz3(mesh) for mesh in side] for side in surfaces.meshes],
+        "meshes": [
+            [mesh and _mz3(mesh, surfaces.radius) for mesh in side] for side in surfaces.meshes
+        ],
         "colours": surfaces.colours,
         "order": surfaces.order,
         "azimuth": surfaces.azimuth,
@@ -128,9 +130,10 @@ def packed(surfaces: Surfaces) -> dict[str, Any]:
     }
 
 
-def _mz3(mesh: Surface) -> str:
+def _mz3(mesh: Surface, radius: float) -> str:
     header = struct.pack("<HHIII", 0x5A4D, 3, len(mesh.faces), len(mesh.points), 0)
-    points = np.round(mesh.points * 16) / 16  # 1/16 mm: rounded numbers pack well
+    step = 2.0 ** np.floor(np.log2(radius / 2000))  # rounded numbers pack well
+    points = np.round(mesh.points / step) * step
     content = header + mesh.faces.astype("<i4").tobytes() + points.astype("<f4").tobytes()
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
 
@@ -164,8 +167,8 @@ def _draw_side(surfaces: Surfaces, number: int) -> NDArray[Any]:
 def _projected(mesh: Surface, surfaces: Surfaces, size: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """(shade, depth), each (size, size): of the nearest point, depth -inf where there is none.
 
-    Matplotlib's own 3D axes would show the edges of triangles, and one structure before the other
-    whatever lies nearer.
+    Not by matplotlib's 3D axes: they show the seams of triangles, and draw one structure before
+    another whichever is nearer.
     """
     turned = view(surfaces.azimuth, ELEVATION)
     points, normals = mesh.points @ turned.T / surfaces.radius, mesh.normals @ turned.T
