@@ -6,8 +6,10 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import re
+import struct
 import subprocess
 import sys
 from html import unescape
@@ -17,6 +19,7 @@ import nibabel
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.prepared_set import PreparedSet
@@ -25,7 +28,7 @@ from dkuxnet.report import pictures, slices, volumes
 from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
 from dkuxnet.report.page import write_report
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
-from dkuxnet.report.surfaces import surface_of, surfaces_of
+from dkuxnet.report.surfaces import draw_surfaces, surface_of, surfaces_of, view
 from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
 from made_run import make_run
@@ -221,11 +224,11 @@ def test_a_missed_organ_is_said(tmp_path):
     )
 
 
-def load_good(run: Path) -> ShownCase:
+def load_good(run: Path, name: str = "good") -> ShownCase:
     return load_case(
         PreparedSet(run.parent / "prepared"),
-        "good",
-        run / "evaluation" / "predictions" / "good.nii.gz",
+        name,
+        run / "evaluation" / "predictions" / f"{name}.nii.gz",
         json.loads((run / "manifest.json").read_text("utf-8")),
     )
 
@@ -499,10 +502,7 @@ def test_the_box_is_around_what_is_outlined(finished):
     nothing = dataclasses.replace(
         wide, truth=np.zeros((200, 20, 12)), prediction=np.zeros((200, 20, 12))
     )
-    assert (
-        box_around(nothing)[0] == slice(0, 200)
-        and surfaces_of(nothing, ["background", "organ 1"]) is None
-    )
+    assert box_around(nothing)[0] == slice(0, 200) and surfaces_of(nothing, 1) is None
 
 
 def test_maps_are_told_with_their_scale_and_an_older_run_has_none(mapped, finished, page):
@@ -544,12 +544,12 @@ def test_a_surface_is_where_the_voxels_are(finished):
         and surface.faces.max() == len(surface.points) - 1
     )
     assert ((surface.points * surface.normals).sum(axis=1) > 0).mean() > 0.99
-    away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(
-        axis=0
-    )  # the ball lies to the patient's right of
-    np.testing.assert_allclose(
-        away, [-10, 0, 0], atol=0.3
-    )  # the middle (+x in RAS), that is to the viewer's left
+    first, second, third = (surface.points[surface.faces[:, k]] for k in range(3))
+    inside = (first * np.cross(second, third)).sum() / 6  # mm³, above zero: counter-clockwise
+    assert inside == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.1)
+    away = surface_of(ball, case, np.array([10.0, 21.0, 24.0])).points.mean(axis=0)
+    # The ball lies to the patient's right (+x in RAS), which from the front is the viewer's left.
+    np.testing.assert_allclose(view(180, 0) @ away, [-10, 0, 0], atol=0.3)
     assert surface_of(np.zeros_like(ball), case, np.zeros(3)) is None
     assert 0 < len(surface_of(ball, case, np.zeros(3), edge=10).points) < len(surface.points) / 3
 
@@ -568,17 +568,31 @@ def test_layers_are_coarsened_until_a_page_may_hold_them(mapped, monkeypatch):
 
 def test_the_page_s_surfaces_are_the_cases(mapped):
     [worst, *_] = data_of(read_page(mapped), "surfaces-data")
-    mesh = worst["sides"]["truth"][0]
-    points = (
-        np.frombuffer(base64.b64decode(mesh["points"]), "<i2").reshape(-1, 3)
-        / 32767
-        * worst["radius"]
-    )
-    faces = np.frombuffer(base64.b64decode(mesh["faces"]), "<u2")
+    mesh = gzip.decompress(base64.b64decode(worst["meshes"][0][0]))
+    magic, holds, n_faces, n_points, skipped = struct.unpack_from("<HHIII", mesh)
+    assert (magic, holds, skipped) == (0x5A4D, 3, 0)  # mz3 with faces and points
+    faces = np.frombuffer(mesh, "<i4", 3 * n_faces, 16)
+    points = np.frombuffer(mesh, "<f4", offset=16 + faces.nbytes).reshape(-1, 3)
     np.testing.assert_allclose(
-        np.ptp(points, axis=0), [8, 15, 7.5], atol=2
-    )  # 8 x 5 x 5 voxels of 1 x 1.5 x 3 mm: x, z, y
-    assert faces.max() == len(points) - 1 and len(faces) % 3 == 0
+        np.ptp(points, axis=0), [8, 7.5, 15], atol=2
+    )  # 8 x 5 x 5 voxels of 1 x 1.5 x 3 mm
+    assert faces.max() == len(points) - 1 == n_points - 1
+
+
+def shift_of(case: ShownCase) -> float:
+    """How much further right the prediction lies in its half of the picture than the truth."""
+    uri = draw_surfaces(surfaces_of(case, 1))
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")
+    halves = np.split(np.asarray(picture) < 250, [picture.width // 2], axis=1)
+    return np.subtract(*(np.nonzero(half)[1].mean() for half in halves[::-1]))
+
+
+def test_the_picture_shows_surfaces_as_they_lie(mapped):
+    """Seen from the front, what lies too far to the patient's left is too far to the right."""
+    good, bad = load_good(mapped), load_good(mapped, "bad")
+    assert shift_of(bad) - shift_of(good) > 10
+    elsewhere = dataclasses.replace(bad, oriented=False)  # from the file's first y: x to the right
+    assert shift_of(elsewhere) - shift_of(good) < -10
 
 
 def test_many_logged_steps_are_thinned_and_keep_their_ends():

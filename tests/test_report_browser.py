@@ -116,6 +116,7 @@ def test_another_case_is_another_picture_in_both_views(opened):
     assert before["#surfaces canvas"].std() > 10
     page.locator("input[name=case]").last.check()
     page.wait_for_selector("#viewer[data-shown='2'][aria-busy=false]")
+    page.wait_for_selector("#surfaces[data-shown='2']")
     for selector, picture in before.items():
         assert not np.array_equal(pixels(page, selector), picture)
     page.locator("input[name=case]").first.check()
@@ -165,6 +166,19 @@ def test_surfaces_turn_by_keys_and_by_dragging(opened):
     assert (
         (left < 250).any() and (right < 250).any() and not np.array_equal(left, right)
     )  # truth beside prediction
+
+
+def test_surfaces_lie_as_in_their_picture(opened):
+    """The worst prediction is shifted to the patient's left: from the front, to the right."""
+    page, _ = opened
+    shifts = {}
+    for number in (2, 0):
+        page.locator("input[name=case]").nth(number).check()
+        page.wait_for_selector(f"#surfaces[data-shown='{number}']")
+        drawn = pixels(page, "#surfaces canvas").min(axis=2) < 250
+        middles = [np.nonzero(half)[1].mean() for half in np.array_split(drawn, 2, axis=1)]
+        shifts[number] = middles[1] - middles[0]
+    assert shifts[0] > 3 * shifts[2] > 0
 
 
 def column(page, index: int) -> list[str]:

@@ -1,1 +1,1 @@
-"""One self-contained html page that shows a run: `page.write_report`. Nothing here imports torch."""
+"""One self-contained html page that shows a run: `page.write_report`. No torch in here."""

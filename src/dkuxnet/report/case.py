@@ -1,12 +1,11 @@
-"""One test case, loaded to be shown: scan, truth, prediction and the maps of the evaluation, all
-in RAS order.
-"""
+"""A test case to be shown: scan, truth, prediction and the evaluation's maps, in RAS order."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
@@ -19,10 +18,10 @@ MARGIN_MM = 25.0  # of the scan around what is outlined
 
 @dataclass(frozen=True)
 class ShownCase:
-    """image: (X, Y, Z). truth, prediction: (X, Y, Z) class indices on the same grid. affine: (4,
-    4), of that grid.
+    """A case on one grid.
 
-    uncertainty: (x, y, z) in [0, 1] on a grid over the same box, None where the run has none.
+    image: (X, Y, Z). truth, prediction: (X, Y, Z) class indices. affine: (4, 4), of that grid.
+    uncertainty: (x, y, z) in [0, 1] on another grid over the same box, None where the run has none.
     groups: name of a query group -> its share of each voxel, likewise; empty without queries.
     oriented: False where the file says nothing about the patient's left and right. note: what a
     reader should know.
@@ -39,13 +38,16 @@ class ShownCase:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
+        """Edges of a voxel."""
         return Volume(self.image, self.affine).spacing_mm
 
 
 @dataclass(frozen=True)
 class Map:
-    """Something known of every voxel: `key` is the same in every case, `title` is not. values: (x,
-    y, z) from 0 to 1, where 1 is what the title calls the top.
+    """A value for every voxel.
+
+    key: the same in every case. title: with the range of values. values: (x, y, z) from 0 to 1,
+    where 1 is what the title calls the top.
     """
 
     key: str
@@ -54,8 +56,9 @@ class Map:
 
 
 def maps_of(case: ShownCase) -> list[Map]:
-    """Uncertainty, stretched to its own top since it seldom comes near 1, and the query groups;
-    empty where a run kept none.
+    """Uncertainty, stretched to its own top since it seldom comes near 1, and query groups.
+
+    Empty where a run kept neither.
     """
     found = []
     if case.uncertainty is not None:
@@ -70,7 +73,7 @@ def maps_of(case: ShownCase) -> list[Map]:
 def load_case(
     data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]
 ) -> ShownCase:
-    """A test case on its scan's grid or, where the scan cannot be read any more, on the network's.
+    """Load a test case on its scan's grid or, where the scan cannot be read, on the network's.
 
     manifest: of the run. Raises UserError where a part is missing.
     """
@@ -89,31 +92,28 @@ def load_case(
     more = read_maps(prediction_file, manifest) | {"oriented": info.get("oriented", True)}
     scan = _read_scan(info["images"][0], shape)
     if scan is not None:
-        image, truth = (
-            to_ras(Volume(scan, affine)),
-            to_ras(Volume(data.array(name, "truth"), affine)),
-        )
-        return ShownCase(image.array, truth.array, prediction.array, image.affine, **more)
-    image, truth = data.array(name, "image")[0], data.array(name, "label")
-    shown = resample_label(prediction.array, image.shape, len(labels))
+        volume = to_ras(Volume(scan, affine))
+        truth = to_ras(Volume(data.array(name, "truth"), affine)).array
+        return ShownCase(volume.array, truth, prediction.array, volume.affine, **more)
+    image = data.array(name, "image")[0]
     return ShownCase(
         image,
-        truth,
-        shown,
+        data.array(name, "label"),
+        resample_label(prediction.array, image.shape, len(labels)),
         np.array(info["prepared_affine"], dtype=float),
         **more,
         note="The scan's file cannot be read any more; shown is the scan as the network saw it, "
-        "resampled, while "
-        "Dice was measured on the scan's own voxels.",
+        "resampled, while Dice was measured on the scan's own voxels.",
     )
 
 
 def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The maps that the evaluation kept of a case, as `ShownCase` holds them.
+    """Read the maps that the evaluation kept of a case: arguments of `ShownCase`.
 
-    A run from before it did has none, and a map that cannot be read costs its layer only.
+    Runs of older versions have none, and a map that cannot be read costs its layer only.
     """
-    folder, found = prediction_file.parent.parent / "maps", {}
+    folder = prediction_file.parent.parent / "maps"
+    found: dict[str, Any] = {}
     for kind in ("uncertainty", "groups"):
         try:
             found[kind] = (
@@ -123,16 +123,13 @@ def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]
             continue
     if "groups" in found:
         names = [group["name"] for group in manifest.get("network_shape", {}).get("groups", ())]
-        found["groups"] = (
-            dict(zip(names, found["groups"], strict=False))
-            if len(names) == len(found["groups"])
-            else {}
-        )
+        known = len(names) == len(found["groups"])
+        found["groups"] = dict(zip(names, found["groups"], strict=True)) if known else {}
     return found
 
 
 def _read_scan(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """(X, Y, Z), the first channel; None where the file is gone or another one."""
+    """The first channel (X, Y, Z); None where the file is gone or of another shape."""
     try:
         array = formats.read(path).array
     except UserError:
@@ -142,15 +139,13 @@ def _read_scan(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def box_around(case: ShownCase) -> tuple[slice, ...]:
-    """The part of the scan that holds every outline, with a margin; all of it where there is none."""
+    """The part of the scan around all outlines, with a margin; all of it without outlines."""
     outlined = (case.truth > 0) | (case.prediction > 0)
-    box = []
-    for axis, spacing in enumerate(case.spacing_mm):
-        occupied = np.flatnonzero(outlined.any(axis=tuple(a for a in range(3) if a != axis)))
-        margin, size = round(MARGIN_MM / spacing), outlined.shape[axis]
-        box.append(
-            slice(max(int(occupied[0]) - margin, 0), min(int(occupied[-1]) + 1 + margin, size))
-            if occupied.size
-            else slice(0, size)
-        )
-    return tuple(box)
+    found = find_objects(outlined.view(np.uint8))
+    if not found:
+        return tuple(slice(0, size) for size in outlined.shape)
+    margins = [round(MARGIN_MM / spacing) for spacing in case.spacing_mm]
+    return tuple(
+        slice(max(part.start - margin, 0), min(part.stop + margin, size))
+        for part, margin, size in zip(found[0], margins, outlined.shape, strict=True)
+    )

@@ -14,12 +14,11 @@ from dkuxnet.report.volumes import layers_of_cases
 def show_cases(
     results: Results | None, data: PreparedSet | None, manifest: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the page's part about cases needs, worst case first in each list; lists are empty where
-    there is nothing to show.
+    """What the page's part about cases needs, worst case first in each list.
 
-    pictures: an entry a chosen case, whose `missing` says why one has no picture. The other lists
-    are of those that could be loaded. viewer: `volumes.layers_of`; surfaces: `surfaces.packed`,
-    None where nothing is outlined.
+    pictures: an entry for each chosen case, whose `missing` says why one has no picture. The other
+    lists are of those that could be loaded, and empty where there is nothing to show. viewer:
+    `volumes.layers_of`; surfaces: `surfaces.packed`, None where nothing is outlined.
     """
     pictures, loaded = [], []
     for title, result in [] if results is None else results.chosen():
@@ -37,7 +36,7 @@ def show_cases(
             }
         )
     names, cases = list(manifest.get("labels", {})), [case for _, case in loaded]
-    surfaces = [surfaces_of(case, names) for case in cases]
+    surfaces = [surfaces_of(case, len(names) - 1) for case in cases]
     some = next(filter(None, surfaces), None)
     return {
         "pictures": pictures,
@@ -55,7 +54,7 @@ def show_cases(
         ],
         "surface_classes": []
         if some is None
-        else list(zip(some["names"], some["colours"]["truth"], strict=True)),
+        else list(zip(names[1:], some.colours[0], strict=True)),
         "oriented": all(case.oriented for case in cases),
     }
 

@@ -1,8 +1,6 @@
-"""Dice over cases and training curves, each as an svg; the curves also as figures for the page's
-own drawing.
-"""
+"""Dice over cases and training curves, each as an svg; the curves also as numbers for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,22 +9,22 @@ from matplotlib.figure import Figure
 
 from dkuxnet.report.pictures import INK, LINES, STYLE, WIDTH_IN, data_uri, plain, to_svg
 
-MOST_POINTS = 1500  # of a line in the page: more than a screen shows
+MOST_POINTS = 1500  # of a line in the page: a screen shows no more
 
 
 @rc_context(STYLE)
 def draw_dice(
-    dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Sequence[float] | None]]
+    dice: Mapping[str, Sequence[float]], means: Mapping[str, tuple[float, Sequence[float] | None]]
 ) -> str:
-    """Dice of every case, a row a class, with the mean and its 95 % interval. means: class ->
-    (mean, [low, high] or None).
+    """Draw Dice of every case, a row for each class, with the mean and its 95 % interval.
+
+    means: class -> (mean, [low, high] or None).
     """
     figure = Figure(figsize=(WIDTH_IN, 0.75 + 0.62 * len(dice)), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, values) in enumerate(dice.items()):
-        spread = 0.16 * np.sin(
-            2.4 * np.arange(len(values))
-        )  # keeps neighbours apart; a random jitter would change the page
+        # keeps neighbours apart; a random jitter would change the page
+        spread = 0.16 * np.sin(2.4 * np.arange(len(values)))
         axes.plot(
             values,
             row + 0.12 + spread,
@@ -54,9 +52,10 @@ def draw_dice(
 
 
 def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """What the curves show, a panel each: title, whether its axis is logarithmic, and lines with
-    name, colour and points [step, value]: losses, learning rate and, where a run validated,
-    Dice of the validation cases.
+    """The panels of curves: losses, learning rate and, where a run validated, Dice.
+
+    rows: of metrics.jsonl. A panel has a title, whether its axis is logarithmic (`log`), and lines
+    with name, colour and points [step, value].
     """
     other = {"step", "loss", "lr", "grad_norm", "seconds", "validation_dice"}
     parts = list(dict.fromkeys(key for row in rows for key in row if key not in other))
@@ -66,9 +65,9 @@ def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
         ("Learning rate", ["lr"]),
         ("Dice of the validation cases", ["validation_dice"]),
     ]
-    shown = []
+    shown: list[dict[str, Any]] = []
     for title, keys in panels:
-        lines = []
+        lines: list[dict[str, Any]] = []
         for number, key in enumerate(keys):
             if points := [[int(row["step"]) + 1, row[key]] for row in rows if key in row]:
                 lines.append(
@@ -85,7 +84,7 @@ def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most MOST_POINTS of them, evenly, the first and the last among them."""
+    """At most MOST_POINTS of them, evenly spaced, the first and the last among them."""
     if len(points) <= MOST_POINTS:
         return points
     return [points[i] for i in np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)]
@@ -93,7 +92,7 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
 
 @rc_context(STYLE)
 def draw_curves(panels: list[dict[str, Any]]) -> str:
-    """panels: of `curves_of`."""
+    """Draw the panels of `curves_of` beside each other."""
     figure = Figure(figsize=(WIDTH_IN, 3.1), layout="constrained")
     all_axes = figure.subplots(
         1, len(panels), width_ratios=[1.6] + [1.0] * (len(panels) - 1), squeeze=False

@@ -1,6 +1,4 @@
-"""Slices of a case as an svg: outlines on three planes, and the maps of uncertainty and query
-groups on one.
-"""
+"""Slices of a case as svg: outlines on three planes, and maps on one of them."""
 
 from collections.abc import Sequence
 
@@ -15,49 +13,40 @@ from dkuxnet.report.case import Map, ShownCase, box_around, maps_of
 from dkuxnet.report.pictures import PREDICTION, STYLE, TRUTH, WIDTH_IN, data_uri, plain, to_svg
 
 MOST_HEIGHT_IN, GAP_IN, TITLE_IN = 6.0, 0.12, 0.3  # two tall bodies fit on a printed page
-VIEWS = (
-    (0, 1),
-    (0, 2),
-    (1, 2),
-)  # axial, coronal, sagittal: the axis across the picture and the axis up
-ROW, ROWS, MAP_HEIGHT_IN, HEAT = (
-    4,
-    2,
-    2.9,
-    "inferno",
-)  # maps beside each other; rows; the tallest a map gets; its colours
+# axial, coronal, sagittal: the axis across the picture and the axis up
+VIEWS = ((0, 1), (0, 2), (1, 2))
+ROW, ROWS = 4, 2  # maps beside each other; rows of them
+MAP_HEIGHT_IN, HEAT = 2.9, "inferno"  # the most that a map gets; its colours
 
 
 @rc_context(STYLE)
 def draw_slices(case: ShownCase) -> str:
-    """Three slices through the truth's centre of mass, all at one scale, with the outlines of
-    truth and prediction.
+    """Draw three slices through the truth's centre of mass, with outlines, all at one scale.
 
     Radiological convention: the patient's right is on the picture's left. Scans without orientation
     are shown as their file stores them: x to the right, y downwards, z upwards.
     """
     box = box_around(case)
     centre, window = centre_of(case, box), window_of(case.image[box])
-    size_mm = [
-        n * spacing for n, spacing in zip(case.image[box].shape, case.spacing_mm, strict=True)
-    ]
-    all_axes = _lay_out([(size_mm[across], size_mm[up]) for across, up in VIEWS], MOST_HEIGHT_IN)
-    for view, axes in enumerate(all_axes):
-        planes = [
+    size_mm = np.multiply(case.image[box].shape, case.spacing_mm)
+    figure = _lay_out([(size_mm[across], size_mm[up]) for across, up in VIEWS], MOST_HEIGHT_IN)
+    for view, axes in enumerate(figure.axes):
+        image, truth, prediction = (
             _plane(array[box], view, centre, case.oriented)
             for array in (case.image, case.truth, case.prediction)
-        ]
-        _draw_plane(axes, *planes, _spacing(case, view), window)
+        )
+        _draw_plane(axes, image, truth, prediction, _spacing(case, view), window)
         _name_edges(axes, view, case.oriented)
-    _draw_scale_bar(all_axes[0], *all_axes[0].viewLim.size)
-    return data_uri(to_svg(all_axes[0].figure))
+    _draw_scale_bar(figure.axes[0], *figure.axes[0].viewLim.size)
+    return data_uri(to_svg(figure))
 
 
 @rc_context(STYLE)
 def draw_maps(case: ShownCase) -> list[str]:
-    """On the axial slice of `draw_slices`: uncertainty, and the share of each query group, with
-    the outline of the truth. A picture a row of ROW maps, at most ROWS; none where the run kept
-    neither.
+    """Draw uncertainty and the share of each query group, on the axial slice of `draw_slices`.
+
+    With the outline of the truth; a picture holds ROW maps, and there are at most ROWS. Empty where
+    the run kept no maps.
     """
     maps = maps_of(case)[: ROW * ROWS]  # the viewer has the others
     return [
@@ -67,15 +56,15 @@ def draw_maps(case: ShownCase) -> list[str]:
 
 
 def _draw_row(case: ShownCase, maps: list[Map], places: int) -> str:
-    """places: how many there is room for."""
+    """A picture of these maps, with room for `places`."""
     box, spacing = box_around(case), _spacing(case, 0)
     centre, window = centre_of(case, box), window_of(case.image[box])
     image, truth = (
         _plane(array[box], 0, centre, case.oriented) for array in (case.image, case.truth)
     )
     extent = _extent(image, spacing)
-    all_axes = _lay_out([(extent[1], extent[3])] * max(places, 3), MAP_HEIGHT_IN)
-    for axes, each in zip(all_axes, maps, strict=False):
+    figure = _lay_out([(extent[1], extent[3])] * max(places, 3), MAP_HEIGHT_IN)
+    for axes, each in zip(figure.axes, maps, strict=False):
         shown = _plane(resample(each.values, case.image.shape)[box], 0, centre, case.oriented)
         _draw_scan(axes, image, spacing, window)
         axes.imshow(
@@ -90,60 +79,52 @@ def _draw_row(case: ShownCase, maps: list[Map], places: int) -> str:
         )
         _draw_outlines(axes, truth, TRUTH, "solid", spacing)
         axes.set_title(plain(each.title), loc="left", fontsize=10, pad=5)
-    for axes in all_axes[len(maps) :]:
+    for axes in figure.axes[len(maps) :]:
         axes.set_visible(False)
-    return data_uri(to_svg(all_axes[0].figure))
+    return data_uri(to_svg(figure))
 
 
 def centre_of(case: ShownCase, box: tuple[slice, ...]) -> list[int]:
-    """Where the slices go through the part `box` of the case."""
+    """The index along each axis at which the slices go through the part `box` of the case."""
     truth, prediction = case.truth[box], case.prediction[box]
     return _slices_through(truth if truth.any() else prediction)
 
 
 def window_of(image: np.ndarray) -> list[float]:
-    """The intensities that are black and white."""
-    return np.percentile(image, (0.5, 99.5)).tolist()
+    """The intensities shown as black and as white."""
+    return [float(edge) for edge in np.percentile(image, (0.5, 99.5))]
 
 
 def _plane(array: np.ndarray, view: int, centre: Sequence[int], oriented: bool) -> np.ndarray:
     """The slice through `centre` as it is shown: (rows upwards, columns to the right)."""
     flip_across, flip_up = (-1, 1) if oriented else (1, -1 if view == 0 else 1)
     through = 3 - sum(VIEWS[view])
-    return array.take(centre[through], axis=through).T[::flip_up, ::flip_across]
+    plane: np.ndarray = array.take(centre[through], axis=through).T
+    return plane[::flip_up, ::flip_across]
 
 
 def _spacing(case: ShownCase, view: int) -> tuple[float, float]:
-    return tuple(case.spacing_mm[axis] for axis in VIEWS[view])
+    across, up = VIEWS[view]
+    return case.spacing_mm[across], case.spacing_mm[up]
 
 
-def _lay_out(sizes_mm: list[tuple[float, float]], most_height_in: float) -> list[Axes]:
-    """Axes beside each other in a new figure, all with as many mm to the inch."""
+def _lay_out(sizes_mm: list[tuple[float, float]], most_height_in: float) -> Figure:
+    """A figure with axes of these sizes beside each other, all at one scale."""
     widths_mm, heights_mm = zip(*sizes_mm, strict=True)
     gaps_in = GAP_IN * (len(sizes_mm) - 1)
-    scale = min(
-        (WIDTH_IN - gaps_in) / sum(widths_mm), most_height_in / max(heights_mm)
-    )  # inches a mm
+    scale = min((WIDTH_IN - gaps_in) / sum(widths_mm), most_height_in / max(heights_mm))  # in/mm
     width_in, height_in = sum(widths_mm) * scale + gaps_in, max(heights_mm) * scale + TITLE_IN
     figure, left = Figure(figsize=(width_in, height_in)), 0.0
     for width, height in sizes_mm:
-        bottom = height_in - TITLE_IN - height * scale
-        figure.add_axes(
-            (
-                left / width_in,
-                bottom / height_in,
-                width * scale / width_in,
-                height * scale / height_in,
-            )
-        )
-        left += width * scale + GAP_IN
-    return figure.axes
+        width, height = width * scale, height * scale
+        bottom = height_in - TITLE_IN - height
+        figure.add_axes((left / width_in, bottom / height_in, width / width_in, height / height_in))
+        left += width + GAP_IN
+    return figure
 
 
 def _slices_through(label: np.ndarray) -> list[int]:
-    """Index along each axis of the slice through the centre of mass; where that one holds nothing,
-    of the fullest.
-    """
+    """The index along each axis of the centre of mass, or of the fullest slice if that is empty."""
     chosen = []
     for axis, places in enumerate(np.nonzero(label)):
         occupied = np.bincount(places, minlength=label.shape[axis])
@@ -160,7 +141,7 @@ def _draw_plane(
     spacing_mm: tuple[float, float],
     window: Sequence[float],
 ) -> None:
-    """(rows upwards, columns to the right), in mm."""
+    """Draw a slice (rows upwards, columns to the right) with both outlines, in mm."""
     _draw_scan(axes, image, spacing_mm, window)
     _draw_outlines(axes, truth, TRUTH, "solid", spacing_mm)
     _draw_outlines(axes, prediction, PREDICTION, (0, (4, 1.2)), spacing_mm)
@@ -189,20 +170,15 @@ def _draw_outlines(
     axes: Axes, label: np.ndarray, colour: str, dashes: object, spacing_mm: tuple[float, float]
 ) -> None:
     rows, columns = label.shape
-    x_mm, y_mm = (
-        (np.arange(columns + 2) - 0.5) * spacing_mm[0],
-        (np.arange(rows + 2) - 0.5) * spacing_mm[1],
-    )
+    x_mm = (np.arange(columns + 2) - 0.5) * spacing_mm[0]
+    y_mm = (np.arange(rows + 2) - 0.5) * spacing_mm[1]
+    halo = withStroke(linewidth=2.8, foreground="#1a1a1a")  # for bright tissue
     for k in np.unique(label[label > 0]):
-        inside = np.pad(label == k, 1).astype(
-            float
-        )  # the border closes outlines that leave the picture
+        inside = np.pad(label == k, 1).astype(float)  # closes outlines that leave the picture
         lines = axes.contour(
             x_mm, y_mm, inside, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=[dashes]
         )
-        lines.set_path_effects(
-            [withStroke(linewidth=2.8, foreground="#1a1a1a")]
-        )  # stands out on bright tissue too
+        lines.set_path_effects([halo])
     extent = _extent(label, spacing_mm)
     axes.set(xlim=extent[:2], ylim=extent[2:])
 
@@ -214,10 +190,8 @@ def _extent(
 
 
 def _name_edges(axes: Axes, view: int, oriented: bool) -> None:
-    title = (
-        ("Axial", "Coronal", "Sagittal") if oriented else ("x-y plane", "x-z plane", "y-z plane")
-    )[view]
-    axes.set_title(title, loc="left", fontsize=10, pad=5)
+    known, unknown = ("Axial", "Coronal", "Sagittal"), ("x-y plane", "x-z plane", "y-z plane")
+    axes.set_title((known if oriented else unknown)[view], loc="left", fontsize=10, pad=5)
     if not oriented:
         return
     letters = ("RLAP", "RLSI", "APSI")[view]  # left, right, top, bottom of the picture

@@ -1,6 +1,4 @@
-"""The html templates of the pages, filled; scripts go into them as they are, and a page runs no
-other.
-"""
+"""The pages' html templates, and the scripts that go into them: a page runs no other."""
 
 import base64
 import hashlib
@@ -18,11 +16,9 @@ NIIVUE = "report/vendor/niivue.umd.js"
 def render(template: str, page: dict[str, Any], scripts: Sequence[str] = ()) -> bytes:
     """Fill the template of that name.
 
-    Everything is escaped: names come from outside, and need not be valid Unicode.
-
-    scripts: files of this package that the page runs, in this order; the page's
-    Content-Security-Policy names each by its hash, so that the browser runs nothing else whatever a
-    name holds, and loads nothing from elsewhere.
+    Everything in `page` is escaped: names come from outside, and need not be valid Unicode.
+    scripts: files of this package that the page runs, in this order. Its Content-Security-Policy
+    names each by its hash, so the browser runs no other, whatever a name holds, and loads nothing.
     """
     loader = ChoiceLoader(
         [PackageLoader("dkuxnet", "report"), PackageLoader("dkuxnet", "benchmark")]
@@ -35,10 +31,8 @@ def render(template: str, page: dict[str, Any], scripts: Sequence[str] = ()) -> 
         lstrip_blocks=True,
     )
     texts = [_script(name) for name in scripts]
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-        for text in texts
-    ]
+    digests = [hashlib.sha256(text.encode("utf-8")).digest() for text in texts]
+    hashes = [base64.b64encode(digest).decode("ascii") for digest in digests]
     allowed = " ".join(f"'sha256-{text}'" for text in hashes) or "'none'"
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
@@ -51,15 +45,10 @@ def render(template: str, page: dict[str, Any], scripts: Sequence[str] = ()) -> 
 
 @cache
 def _script(name: str) -> str:
-    """The file as it may stand between script tags; of NiiVue with its licence, which goes
-    wherever it goes.
-    """
+    """The file as it may stand between script tags; NiiVue takes its licence along."""
     text = files("dkuxnet").joinpath(name).read_text("utf-8")
     if name == NIIVUE:
         licence = files("dkuxnet").joinpath("report/vendor/niivue.LICENSE").read_text("utf-8")
         text = f"/* NiiVue\n{licence}*/\n{text}"
-    return (
-        "\n"
-        + text.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--")
-        + "\n"
-    )
+    text = text.replace("\r\n", "\n").replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    return f"\n{text}\n"

@@ -1,6 +1,4 @@
-"""A case as layers for the viewer in the page: 8 bits, one grid for all, cropped and capped, NIfTI
-in base64.
-"""
+"""A case as layers for the viewer in the page: cropped and capped, on one grid, in 8 bits."""
 
 import base64
 import colorsys
@@ -16,20 +14,15 @@ from dkuxnet.report.case import ShownCase, box_around, maps_of
 from dkuxnet.report.pictures import PREDICTION, TRUTH
 from dkuxnet.report.slices import centre_of, window_of
 
-EDGES = (
-    192,
-    144,
-    108,
-    80,
-    60,
-)  # most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
+# most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
+EDGES = (192, 144, 108, 80, 60)
 MOST_CHARACTERS = 10_000_000  # all else on a page takes at most about 14 million
-MAP_STEPS = 32  # in which a map's 0 to 1 is told: fine enough for the eye, and packs well
+MAP_STEPS = 32  # from 0 to 1 of a map: fine enough for the eye, and packs well
 
 
 def layers_of_cases(cases: list[ShownCase], class_names: list[str]) -> list[dict[str, Any]]:
-    """For every case what the viewer needs: see `layers_of`. class_names: background first."""
-    shown = []
+    """What the viewer needs of every case: see `layers_of`. class_names: background first."""
+    shown: list[dict[str, Any]] = []
     for edge in EDGES:
         shown = [layers_of(case, class_names, edge) for case in cases]
         if sum(len(layer["data"]) for case in shown for layer in case["layers"]) <= MOST_CHARACTERS:
@@ -50,7 +43,9 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
     affine = affine_of(case, box, shape)
     low, high = window_of(case.image[box])
     scan = (resample(case.image[box], shape) - low) / max(high - low, 1e-6)
-    layers = [{"kind": "scan", "key": "Scan", "name": "Scan", "data": encode(255 * scan, affine)}]
+    layers: list[dict[str, Any]] = [
+        {"kind": "scan", "key": "Scan", "name": "Scan", "data": encode(255 * scan, affine)}
+    ]
     for name, label, colour in (
         ("Truth", case.truth, TRUTH),
         ("Prediction", case.prediction, PREDICTION),
@@ -75,9 +70,7 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
 
 
 def capped(shape: tuple[int, ...], spacing_mm: tuple[float, ...], edge: int) -> tuple[int, ...]:
-    """Voxels of the grid over the same box whose longest edge has at most `edge`; no axis gets
-    more than it had.
-    """
+    """The shape over the same box with at most `edge` voxels an edge, and no more than before."""
     lengths = [n * spacing for n, spacing in zip(shape, spacing_mm, strict=True)]
     finest = max(lengths) / edge
     return tuple(
@@ -87,9 +80,10 @@ def capped(shape: tuple[int, ...], spacing_mm: tuple[float, ...], edge: int) -> 
 
 
 def affine_of(case: ShownCase, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """(4, 4) of a grid of `shape` voxels over the part `box` of the case.
+    """The affine (4, 4) of a grid of `shape` voxels over the part `box` of the case.
 
-    Where nobody knows how the patient lies, y runs down the axial slice, as in the pictures.
+    Where the file does not say how the patient lies, y runs down the axial slice, as in the
+    pictures.
     """
     moved = case.affine.copy()
     moved[:3, 3] += case.affine[:3, :3] @ [part.start for part in box]
@@ -98,17 +92,17 @@ def affine_of(case: ShownCase, box: tuple[slice, ...], shape: tuple[int, ...]) -
 
 
 def encode(values: np.ndarray, affine: np.ndarray) -> str:
-    """(X, Y, Z), rounded and clipped to 0 .. 255, as gzipped NIfTI in base64; the same voxels give
-    the same text.
+    """Values (X, Y, Z), rounded and clipped to 0 .. 255, as gzipped NIfTI in base64.
+
+    The same voxels give the same text.
     """
-    image = Nifti1Image(np.clip(np.rint(values), 0, 255).astype(np.uint8), affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    voxels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    image = Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]  # nibabel's
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode("ascii")
 
 
 def shades(colour: str, count: int) -> list[str]:
-    """`count` colours of one hue, as hex; the first is `colour` itself."""
+    """`count` colours of one hue as hex, the first of them `colour` itself."""
     hue, light, full = colorsys.rgb_to_hls(*to_rgb(colour))
     places = np.linspace(light, 0.88 if light < 0.6 else 0.3, count + 1)[:count]
     return [to_hex(colorsys.hls_to_rgb(hue, place, full)) for place in places]
