@@ -192,9 +192,8 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_what_a_gpu_fetches_lies_in_pinned_memory(prepared):
-    [(image, label), (_, none)] = pinned(
-        0, [stream.at(0) for stream in patch_streams(job_of(prepared, 1))]
-    )
+    streams = patch_streams(job_of(prepared, 1))
+    (image, label), (_, none) = (pinned(stream.at(0)) for stream in streams)
     assert image.is_pinned() and label.is_pinned() and none is None
 
 

@@ -244,9 +244,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *parts, last = key.split(".")
+    nested = {last: value}
+    for part in reversed(parts):
+        nested = {part: nested}
+    return nested
 
 
 def _lay_over(values: dict[str, Any], layer: dict[str, Any]) -> None:

@@ -67,8 +67,10 @@ def read_text(path: Path, most: int, errors: str = "strict") -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError where `text` is not JSON, or is nested too deeply, or holds a number that
-    is NaN, infinite or over 64 bits, or a text that is not Unicode.
+    """What stands in `text`.
+
+    Raises ValueError where it is not JSON, or is nested too deeply, or holds a number that is NaN,
+    infinite or over 64 bits, or a text that is not Unicode.
     """
     return _bounded(json.loads, text)
 
@@ -77,12 +79,14 @@ def parse_toml(text: str) -> dict[str, Any]:
     """As `parse_json`, for TOML."""
     if TOO_DEEP_KEY.search(text):
         raise ValueError("it is nested too deeply")
-    return _bounded(tomllib.loads, text)
+    content: dict[str, Any] = _bounded(tomllib.loads, text)
+    return content
 
 
 def names_a_file(name: str) -> bool:
-    """Whether `name` can name a file of a folder and nothing outside of it: no separator, drive,
-    control or leading dot.
+    """Whether `name` can name a file of a folder, and nothing outside of it.
+
+    It then has no separator, drive, control character or leading dot.
     """
     return not NOT_A_NAME.search(name)
 

@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NO_ROOM, NO_RIGHT = (
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    (errno.EROFS, errno.EACCES, errno.EPERM),
-)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
 WHAT_TO_DO = dict.fromkeys(NO_ROOM, "make room there and do it again (a training: with --resume)")
 WHAT_TO_DO |= dict.fromkeys(NO_RIGHT, "choose a folder that can be written to")
 MAX_LENGTH = 2000
@@ -41,8 +39,9 @@ class DataWarning(UserWarning):
 
 @contextmanager
 def data_warnings() -> Iterator[list[str]]:
-    """The list that holds, once the block has ended, what its DataWarnings say; nobody else is
-    told.
+    """A list that holds, once the block has ended, what its DataWarnings say.
+
+    Nobody else is told.
     """
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -52,20 +51,19 @@ def data_warnings() -> Iterator[list[str]]:
 
 
 def one_line(message: str) -> str:
-    """The message without line breaks, control characters and halves of characters; a very long
-    one is cut.
-    """
-    text = "".join(
-        c if c.isprintable() else "?" for c in " ".join(message[: 2 * MAX_LENGTH].split())
-    )
+    """The message without line breaks, control and broken characters; a very long one is cut."""
+    words = " ".join(message[: 2 * MAX_LENGTH].split())
+    text = "".join(c if c.isprintable() else "?" for c in words)
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
 
 
 def disk_reason(error: BaseException) -> str:
-    """What the system said of a file, and what to do about it; also where a library put an error
-    of its own in front.
+    """What the system said of a file, and what to do about it.
+
+    Also where a library put an error of its own in front.
     """
-    number, last = None, error
+    number: int | None = None
+    last: BaseException | None = error
     while last is not None and number is None:
         of_rust = re.search(r"\(os error (\d+)\)", str(last))  # how safetensors tells it
         number = getattr(last, "errno", None) or (int(of_rust[1]) if of_rust else None)

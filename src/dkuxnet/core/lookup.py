@@ -1,6 +1,4 @@
-"""Tables of names: a plain dict of name -> "module:attribute", and the error for a name that is
-not there.
-"""
+"""Tables of names, plain dicts of name -> "module:attribute", and the error for other names."""
 
 import difflib
 import importlib
@@ -11,9 +9,7 @@ from dkuxnet.core.errors import UserError
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for `name`, a `what` that is not among `known`: the near match, then the whole
-    list.
-    """
+    """The error for a `what` whose name is not among `known`: the near match, then the list."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ";"

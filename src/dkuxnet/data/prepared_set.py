@@ -66,7 +66,7 @@ class PreparedSet:
         Any other is refused before its file is touched. A view can open no more than the set or
         view that it was made of. Both share what is in memory.
         """
-        kinds = {"image": image, "label": label, "truth": truth}
+        kinds: dict[Kind, Iterable[str]] = {"image": image, "label": label, "truth": truth}
         asked = frozenset((name, kind) for kind, names in kinds.items() for name in names)
         view = copy.copy(self)
         view._open_to = asked if self._open_to is None else asked & self._open_to
@@ -115,7 +115,11 @@ class PreparedSet:
         whole = self._cache.get(name, kind)
         if whole is None and self._grid_bytes(name, kind) <= self._cache.room:
             whole = self.array(name, kind)
-        return whole[(..., *box)] if whole is not None else self._read(name, kind, box)
+        return (
+            self._read(name, kind, box)
+            if whole is None
+            else whole[(slice(None),) * (whole.ndim - 3) + box]
+        )
 
     def foreground(self, name: str) -> np.ndarray:
         """(n,) int32: the voxels of a case that are not background, as places in its flat label.

@@ -1,20 +1,19 @@
-"""What the configuration of an exported MONAI bundle names: the network, and each step of `dkuxnet
-predict` as a MONAI part.
+"""What a MONAI bundle names: the network, and each step of `dkuxnet predict` as a MONAI part.
 
 A bundle's inference.json calls these by their full names, so they are public: their arguments are
 plain JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.inferers import Inferer
-from monai.transforms import MapTransform
-from torch import Tensor, nn
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import Inferer
+from monai.transforms.transform import MapTransform
+from torch import Tensor
 
 from dkuxnet.core.config import InferSettings, validate
 from dkuxnet.core.schemas import NetworkGrid
@@ -59,8 +58,10 @@ def build_network(
 
 
 def find_scans(folder: str) -> list[dict[str, Any]]:
-    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan: {"image": [a
-    file a channel], "name", "series_uid"}, the last empty where the file holds one scan.
+    """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan.
+
+    Each is {"image": [a file a channel], "name", "series_uid"}, the last empty where the file holds
+    one scan.
     """
     return [
         {
@@ -73,15 +74,13 @@ def find_scans(folder: str) -> list[dict[str, Any]]:
 
 
 class LoadScand(MapTransform):
-    """Files (one a channel) -> MetaTensor (C, X, Y, Z) float32 as it lies in the files, with its
-    RAS+ affine; checked.
-    """
+    """Files (one a channel) -> MetaTensor (C, X, Y, Z) float32 with its RAS+ affine; checked."""
 
     def __init__(self, keys: Any, channels: int):
         super().__init__(keys)
         self.channels = channels
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
             case = Case(
@@ -111,7 +110,7 @@ class ToNetworkGridd(MapTransform):
             {"spacing_mm": list(spacing_mm), "normalisation": list(normalisation)}
         )
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
             scan = Volume(result[key].numpy(), np.asarray(result[key].affine, np.float64))
@@ -119,16 +118,15 @@ class ToNetworkGridd(MapTransform):
             result[key] = MetaTensor(
                 torch.from_numpy(grid.array), affine=torch.from_numpy(grid.affine)
             )
-            result["scan_affine"], result["scan_shape"] = (
-                torch.from_numpy(scan.affine.copy()),
-                torch.tensor(scan.shape),
-            )
+            result["scan_affine"] = torch.from_numpy(scan.affine.copy())
+            result["scan_shape"] = torch.tensor(scan.shape)
         return result
 
 
 class WindowInferer(Inferer):
-    """The sliding window of `dkuxnet predict`: scans (B, C, X, Y, Z), network of logits ->
-    probabilities (B, K, X, Y, Z).
+    """The sliding window of `dkuxnet predict`.
+
+    Scans (B, C, X, Y, Z), network of logits -> probabilities (B, K, X, Y, Z).
     """
 
     def __init__(self, patch: Sequence[int], classes: int, overlap: float, batch: int):
@@ -136,7 +134,9 @@ class WindowInferer(Inferer):
         self.patch, self.classes = tuple(patch), classes
         self.settings = InferSettings(overlap=overlap, batch=batch)
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         def predictor(patches: Tensor) -> Output:
             return Output(logits=network(patches, *args, **kwargs))
 
@@ -147,41 +147,33 @@ class WindowInferer(Inferer):
 
 
 class LabelOnScand(MapTransform):
-    """Probabilities on the network's grid -> MetaTensor (1, X, Y, Z) of label values on the scan's
-    own grid.
-    """
+    """Probabilities on the network's grid -> label values (1, X, Y, Z) on the scan's own grid."""
 
     def __init__(self, keys: Any, label_values: Sequence[int], largest_component: bool):
         super().__init__(keys)
         self.label_values, self.largest_component = list(label_values), largest_component
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        affine, shape = (
-            np.asarray(result["scan_affine"], np.float64),
-            [int(n) for n in result["scan_shape"]],
-        )
+        affine = np.asarray(result["scan_affine"], np.float64)
+        shape = [int(n) for n in result["scan_shape"]]
         for key in self.key_iterator(result):
-            indices = label_on_scan(
-                torch.as_tensor(result[key]).cpu().numpy(), shape, affine, self.largest_component
-            )
-            label = label_volume(indices, affine, self.label_values).array.astype(
-                np.int32
-            )  # torch has no uint16 to speak of
+            prob = torch.as_tensor(result[key]).cpu().numpy()
+            indices = label_on_scan(prob, shape, affine, self.largest_component)
+            # torch has no uint16 to speak of
+            label = label_volume(indices, affine, self.label_values).array.astype(np.int32)
             result[key] = MetaTensor(torch.from_numpy(label)[None], affine=torch.from_numpy(affine))
         return result
 
 
 class WriteLabeld(MapTransform):
-    """A label map -> FOLDER/NAME.nii.gz, NAME being the case's, in the smallest integer type that
-    holds `label_values`.
-    """
+    """A label map -> FOLDER/NAME.nii.gz, in the smallest integer type for `label_values`."""
 
     def __init__(self, keys: Any, folder: str, label_values: Sequence[int]):
         super().__init__(keys)
         self.folder, self.type = Path(folder), np.min_scalar_type(max(label_values))
 
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
             label = Volume(
                 data[key][0].numpy().astype(self.type), np.asarray(data[key].affine, np.float64)

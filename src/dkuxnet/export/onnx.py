@@ -5,7 +5,7 @@ metadata.
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +45,10 @@ def write_onnx(export: Export) -> str:
         apart = check_equal(model, _in_onnxruntime(part), "ONNX graph", sizes)
 
     atomically(export.output, write)
-    return f"ONNX opset {OPSET}, any batch, {size_words(export)}; onnxruntime differs from torch by {apart:.1g} at most"
+    return (
+        f"ONNX opset {OPSET}, any batch, {size_words(export)}; onnxruntime differs from torch by "
+        f"{apart:.1g} at most"
+    )
 
 
 def _program(export: Export) -> "ONNXProgram":
@@ -64,12 +67,14 @@ def _program(export: Export) -> "ONNXProgram":
             )
     except Exception as error:  # torch and onnxscript raise many kinds here
         raise UserError(f"the network '{network}' has no ONNX form: {first_line(error)}") from error
+    if program is None:
+        raise UserError(f"the network '{network}' has no ONNX form")
     for key, value in export.constants().items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     return program
 
 
-def _in_onnxruntime(path: Path):
+def _in_onnxruntime(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -84,9 +89,7 @@ def _in_onnxruntime(path: Path):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs what is no concern of a user: libraries that are not there, constants that
-    it does not fold.
-    """
+    """In this block the exporter logs nothing: it tells what is no concern of a user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,5 +1,6 @@
-"""What every target starts from: a module from patches to scores, the constants that belong to it,
-and the proof that a copy in another format computes the same.
+"""What every target starts from: a module from patches to scores, and its constants.
+
+With the proof that a copy in another format computes the same.
 """
 
 import warnings
@@ -21,11 +22,10 @@ TOLERANCE = 1e-3
 
 
 class PatchModel(nn.Module):
-    """(B, C, X, Y, Z) float32 on the network's grid, normalised -> (B, K, X, Y, Z) float32: class
-    probabilities, or logits.
+    """Patches (B, C, X, Y, Z) -> class probabilities, or logits, (B, K, X, Y, Z), all float32.
 
-    Unlike a network, which returns `Output`, it returns a bare tensor: what the graphs and
-    frameworks of others expect.
+    On the network's grid, normalised. Unlike a network, which returns `Output`, it returns a bare
+    tensor: what the graphs and frameworks of others expect.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PatchModel(nn.Module):
         self.channels, self.patch, self.probabilities = channels, tuple(patch), probabilities
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.predictor(image).logits.float()
+        logits: Tensor = self.predictor(image).logits.float()
         return logits.softmax(dim=1) if self.probabilities else logits
 
     def noise(self, batch: int, patch: Sequence[int] | None = None) -> Tensor:
@@ -49,17 +49,19 @@ class PatchModel(nn.Module):
     def traced(self) -> torch.jit.ScriptModule:
         """This module as TorchScript; batch, X, Y and Z stay free."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of TorchScript as a whole: docs/export.md says so
-            warnings.simplefilter(
-                "ignore", torch.jit.TracerWarning
-            )  # comparisons of channel counts, which are fixed
-            return torch.jit.trace(self.eval(), self.noise(2), check_trace=False)
+            # TorchScript as a whole is deprecated, as the documentation says; channel counts, which
+            # the tracer warns of, are fixed
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tracer: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]  # public
+            warnings.simplefilter("ignore", tracer)
+            trace: Any = torch.jit.trace
+            graph: torch.jit.ScriptModule = trace(self.eval(), self.noise(2), check_trace=False)
+            return graph
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script takes in place of this module, since it compiles no `Output`;
-        MONAI's ckpt_export scripts.
+        """What torch.jit.script, and so MONAI's ckpt_export, takes in place of this module.
+
+        It compiles no `Output`.
         """
         return _Around(self.traced())
 
@@ -72,13 +74,15 @@ class _Around(nn.Module):
         self.graph = graph
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.graph(image)
+        answer: Tensor = self.graph(image)
+        return answer
 
 
 @dataclass(frozen=True)
 class Export:
-    """A finished run and where its export goes. any_size: X, Y, Z of a graph are free. licence:
-    file with the terms of the weights.
+    """A finished run and where its export goes.
+
+    any_size: X, Y, Z of a graph are free. licence: file with the terms of the weights.
     """
 
     run: Path
@@ -96,9 +100,7 @@ class Export:
         ).eval()
 
     def constants(self) -> dict[str, Any]:
-        """What a caller of the model must know to prepare a scan and to read the answer; plain
-        JSON.
-        """
+        """What a caller must know to prepare a scan and to read the answer; plain JSON."""
         manifest, infer = self.manifest, self.settings.infer
         return {
             "dkuxnet_version": metadata.version("dkuxnet"),
@@ -119,9 +121,10 @@ class Export:
 def check_equal(
     model: PatchModel, copy: Callable[[Tensor], Tensor], what: str, sizes: Sequence[Sequence[int]]
 ) -> float:
-    """The largest difference of a probability between `model` and its `copy`, on noise of these
-    sizes, one patch and three at a time. Raises UserError where it is above TOLERANCE, or the
-    copy refuses.
+    """The largest difference of a probability between `model` and its `copy`.
+
+    On noise of these sizes, one patch and three at a time. Raises UserError where it is above
+    TOLERANCE, or the copy refuses.
     """
     largest = 0.0
     for size in sizes:
@@ -138,8 +141,7 @@ def check_equal(
             if not apart <= TOLERANCE:  # NaN is not
                 raise UserError(
                     f"the {what} answers otherwise than torch, by {apart:.2g} with {batch} patches "
-                    "of "
-                    f"{list(size)}, where {TOLERANCE:g} is allowed; nothing was written"
+                    f"of {list(size)}, where {TOLERANCE:g} is allowed; nothing was written"
                 )
             largest = max(largest, apart)
     return largest

@@ -1,5 +1,6 @@
 """A finished run in a format of others: what `dkuxnet export` calls."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dkuxnet.core.errors import UserError
@@ -27,15 +28,15 @@ def export_run(
     any_size: bool = False,
     licence: Path | None = None,
 ) -> str:
-    """Write the predictor of a finished run to `output` as a target of TARGETS has it; returns
-    what was written, in words.
+    """Write the predictor of a finished run to `output`; returns what was written, in words.
 
-    weights: "final" or "best". any_size: X, Y, Z of an ONNX or torch.export graph are free, instead
-    of the run's patch. licence: file with the terms of the weights, for a bundle. Raises UserError
-    where `run` is not finished, `output` exists, or the network cannot be exported, and for an
-    option that the target does not have; nothing is left behind then.
+    to: a key of TARGETS. weights: "final" or "best". any_size: X, Y, Z of an ONNX or torch.export
+    graph are free, instead of the run's patch. licence: file with the terms of the weights, for a
+    bundle. Raises UserError where `run` is not finished, `output` exists, or the network cannot be
+    exported, and for an option that the target does not have; nothing is left behind then.
     """
-    write, output = lookup(TARGETS, to, "target"), Path(output)
+    write: Callable[[Export], str] = lookup(TARGETS, to, "target")
+    output = Path(output)
     if licence and to != "monai-bundle":
         raise UserError(
             f"--license is for --to monai-bundle: a file of {to} has no place for it; leave it out"

@@ -1,8 +1,9 @@
-"""Graphs that plain torch loads, without this package: TorchScript (.ts) and torch.export (.pt2)."""
+"""Graphs that plain torch loads without this package: TorchScript (.ts) and torch.export (.pt2)."""
 
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -39,10 +40,14 @@ def write_torchscript(export: Export) -> str:
             torch.jit.save(
                 graph, str(part), _extra_files={CONSTANTS: json.dumps(export.constants())}
             )
-            apart = check_equal(model, torch.jit.load(str(part)), "TorchScript", other_sizes(model))
+            load: Any = torch.jit.load
+            apart = check_equal(model, load(str(part)), "TorchScript", other_sizes(model))
 
     atomically(export.output, write)
-    return f"TorchScript, any batch, any X, Y, Z that the network takes; differs from torch by {apart:.1g} at most"
+    return (
+        "TorchScript, any batch, any X, Y, Z that the network takes; differs from torch by "
+        f"{apart:.1g} at most"
+    )
 
 
 def write_torch_export(export: Export) -> str:

@@ -4,6 +4,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from dkuxnet.core.errors import UserError
 from dkuxnet.machine.distributed import local_rank, world
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # What torch's RuntimeError says on a CPU, where it has no kind of error for a full memory.
 OUT_OF_MEMORY_ON_CPU = ("DefaultCPUAllocator", "std::bad_alloc")
 
@@ -31,7 +33,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def to_device(module: nn.Module, device: torch.device) -> nn.Module:
+def to_device(module: AnyModule, device: torch.device) -> AnyModule:
     """Move a module to a device, its kernels in channels-last memory.
 
     Convolutions are then faster on a CPU, and LayerNorm over channels reads contiguous memory.

@@ -137,7 +137,7 @@ def sliding_window(
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
-    """(B, X, Y, Z) in [0, 1]: `given`, or else the entropy of `probs` (B, K, X, Y, Z) over log K."""
+    """(B, X, Y, Z) in [0, 1]: `given`, or the entropy of `probs` (B, K, X, Y, Z) over log K."""
     if given is not None:
         return given.float().cpu()
     entropy = -(probs * probs.clamp_min(1e-12).log()).sum(dim=1)
@@ -177,8 +177,8 @@ def map_on_scan(
 ) -> np.ndarray:
     """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid.
 
-    region: the part of the network's grid that the map covers. Around it, probabilities (K, x, y, z) are 1 for class 0 and 0 for the others, and any
-    other map is 0.
+    region: the part of the network's grid that the map covers. Around it, probabilities (K, x, y,
+    z) are 1 for class 0 and 0 for the others, and any other map is 0.
     """
     ras_shape = _ras_shape(shape, affine)
     check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))

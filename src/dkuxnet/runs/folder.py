@@ -43,6 +43,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, folder: Path, settings: Settings, manifest: Manifest) -> "RunFolder":
+        """Make a run; see `make`."""
+        cls.make(folder, settings, manifest)
+        return cls(folder)
+
+    @staticmethod
+    def make(folder: Path, settings: Settings, manifest: Manifest) -> None:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -55,7 +61,6 @@ class RunFolder:
             write_json(folder / "manifest.json", manifest.to_json())
         except OSError as error:
             raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
-        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "RunFolder":

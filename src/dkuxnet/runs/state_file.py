@@ -26,7 +26,7 @@ def state_bytes(state: Any, version: int) -> bytes:
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
-    names: dict[tuple, str] = {}  # a tensor that stands in two places is stored once
+    names: dict[tuple[object, ...], str] = {}  # a tensor that stands in two places is stored once
 
     def packed(value: Any, place: str) -> Any:
         if type(value) in PLAIN:

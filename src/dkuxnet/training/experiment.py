@@ -1,15 +1,15 @@
-"""READ FIRST.
+"""READ FIRST: the whole job, from settings to scores, top to bottom.
 
-Settings -> data -> networks -> method -> train -> evaluate: the whole job from top to bottom.
-
-Everything that has a mechanism is somewhere else; here is only what follows what.
+Settings -> data -> networks -> method -> train -> evaluate. Everything that has a mechanism is
+somewhere else; here is only what follows what.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import telling_disk_errors
@@ -30,11 +30,12 @@ from dkuxnet.runs.folder import MutedRun, RunFolder
 from dkuxnet.training.advice import memory_advice
 from dkuxnet.training.job import Job, describe, new_job, resumed_job, unlabelled_patches
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
-from dkuxnet.training.patches import PatchStream, read_ahead
+from dkuxnet.training.patches import Patches, PatchStream, read_ahead
 from dkuxnet.training.scoring import evaluate_test, validation_dice
 from dkuxnet.training.views import make_views
 
 Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
+Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 
 
 @telling_out_of_memory()
@@ -46,27 +47,23 @@ def run_training(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Train on a prepared data set in a new run folder, then evaluate the test list; returns the
-    manifest.
+    """Train on a prepared set in a new run folder, then evaluate the test list; the manifest.
 
     resume: go on with the run as its folder describes it; `settings` is then ignored. Raises
-    UserError for anything wrong with the input, `train.Interrupted` after Ctrl-C. A new run that
-    fails before it saved anything leaves no folder.
+    UserError for anything wrong with the input, `training.loop.Interrupted` after Ctrl-C. A new run
+    that fails before it saved anything leaves no folder.
     """
     with joined(), ExitStack() as open_run:
-        progress = progress if progress and not rank() else lambda what, done, total, figures: None
+        show = progress if progress and not rank() else _silent
         job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
         open_run.enter_context(giving_back_large_blocks())
-        method = to_device(
-            build_method(job.settings, job.shape, job.data.meta.plan.network), job.device
-        )
+        built = build_method(job.settings, job.shape, job.data.meta.plan.network)
+        method = to_device(built, job.device)
         state = make_state(method, job.settings.train)
         if not resume:
-            on_rank_zero(
-                lambda: RunFolder.create(run, job.settings, describe(job, method)) and None
-            )
+            on_rank_zero(lambda: RunFolder.make(run, job.settings, describe(job, method)))
         folder = MutedRun(run) if rank() else RunFolder.open(run)
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
@@ -75,7 +72,7 @@ def run_training(
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             with telling_out_of_memory(lambda: memory_advice(method, job, free)):
-                train_and_evaluate(job, state, folder, progress)
+                train_and_evaluate(job, state, folder, show)
         finally:
             if not resume:
                 folder.discard_unless_saved()
@@ -87,7 +84,14 @@ def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress:
 
     Raises NotFinite with the cases of the step at fault.
     """
-    total = job.settings.train.steps
+    steps = job.settings.train.steps
+
+    def validate(predictor: nn.Module) -> float:
+        return validation_dice(predictor, job)
+
+    def show(step: int, figures: dict[str, float]) -> None:
+        progress("train", step, steps, figures)
+
     try:
         train(
             state,
@@ -95,10 +99,8 @@ def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress:
             job.settings.train,
             folder,
             job.device,
-            validate=(lambda predictor: validation_dice(predictor, job))
-            if job.split.validation
-            else None,
-            progress=lambda step, figures: progress("train", step, total, figures),
+            validate if job.split.validation else None,
+            show,
         )
     except NotFinite as error:
         cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
@@ -118,46 +120,38 @@ def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress:
 def batches(job: Job, first: int) -> Iterator[Batch]:
     """The batches of the steps from `first` on: patches read ahead, views made here.
 
-    (Made in another thread, on a CPU, they take torch's threads from the networks: the steps of a
-    small network then last half as long again.)
+    Made in another thread, on a CPU, views would take torch's threads from the networks.
     """
-    steps = read_ahead(
-        patch_streams(job),
-        first,
-        job.settings.train.steps,
-        job.settings.data.workers,
-        finish=pinned,
-    )
+    last, workers = job.settings.train.steps, job.settings.data.workers
+    steps = read_ahead(patch_streams(job), first, last, workers, pinned)
     return (make_batch(job, step, patches) for step, patches in enumerate(steps, first))
 
 
-def make_batch(job: Job, step: int, patches: list) -> Batch:
+def make_batch(job: Job, step: int, patches: Sequence[Tensors]) -> Batch:
     """The views of the patches of a step, on the device of the job."""
-    generator = torch.Generator(job.device).manual_seed(
-        step_seed(job.settings.train.seed, VIEWS, step)
-    )
+    seed = step_seed(job.settings.train.seed, VIEWS, step)
+    generator = torch.Generator(job.device).manual_seed(seed)
     views = []
     for image, label in patches:
-        image, label = (
-            None if part is None else torch.as_tensor(part).to(job.device, non_blocking=True)
-            for part in (image, label)
-        )
-        views.append(
-            make_views(image, label, job.settings.augment, generator, job.data.meta.plan.spacing_mm)
-        )
+        image = image.to(job.device, non_blocking=True)
+        label = None if label is None else label.to(job.device, non_blocking=True)
+        spacing_mm = job.data.meta.plan.spacing_mm
+        views.append(make_views(image, label, job.settings.augment, generator, spacing_mm))
     return Batch(*views)
 
 
-def pinned(patches: list) -> list:
-    """The patches of a step in memory that a GPU reads by itself: from any other the program would
-    wait for each copy, and so for all that the GPU was told before.
+def pinned(patches: Patches) -> Tensors:
+    """Patches as tensors, where there is a GPU in memory that it reads by itself.
+
+    From any other the program would wait for each copy, and so for all that the GPU was told
+    before.
     """
-    if not torch.cuda.is_available():
-        return patches
-    return [
-        tuple(None if part is None else torch.from_numpy(part).pin_memory() for part in pair)
-        for pair in patches
-    ]
+    image, label = (None if part is None else torch.from_numpy(part) for part in patches)
+    if torch.cuda.is_available():
+        image, label = (None if part is None else part.pin_memory() for part in (image, label))
+    if image is None:
+        raise ValueError("patches without images")
+    return image, label
 
 
 def patch_streams(job: Job) -> list[PatchStream]:
@@ -181,3 +175,7 @@ def patch_streams(job: Job) -> list[PatchStream]:
             PatchStream(job.training, job.split.unlabelled, job.patch, count, chosen.seed, False)
         )
     return streams
+
+
+def _silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    """Progress that nobody follows."""

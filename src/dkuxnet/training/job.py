@@ -14,7 +14,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup, parse_options
 from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
 from dkuxnet.core.types import Group, NetworkShape
-from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.data.prepared_set import Kind, PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
@@ -25,11 +25,10 @@ from dkuxnet.runs.folder import RunFolder, machine
 
 @dataclass(frozen=True)
 class Job:
-    """What a training is about: who trains and judges, what the network must hold, the patch (X,
-    Y, Z) in voxels.
+    """What a training is about: who trains and judges, what the network must hold.
 
-    data describes the set and opens no array. `training`, `validation` and `test` open what the
-    split lets each of them see.
+    patch: (X, Y, Z) in voxels. data describes the set and opens no array. `training`, `validation`
+    and `test` open what the split lets each of them see.
     """
 
     settings: Settings
@@ -68,28 +67,24 @@ def new_job(prepared: Path, settings: Settings) -> Job:
 
 
 def check_held_back(data: PreparedSet, split: Split) -> None:
-    """Raises UserError where the split takes a case for anything but a test that `prepare` was
-    told to hold back for it.
-    """
+    """Raises UserError where the split trains on a case that `prepare` held back for testing."""
     held_back = set(data.meta.held_back)
-    if taken := [
-        name
-        for name in (*split.labelled, *split.unlabelled, *split.validation)
-        if name in held_back
-    ]:
-        raise UserError(
-            f"case '{taken[0]}' was held back for testing when {data.folder} was prepared, and "
-            "this split trains "
-            f"on it: set data.test_cases={len(held_back)}, or data.split as it was then"
-        )
+    for name in (*split.labelled, *split.unlabelled, *split.validation):
+        if name in held_back:
+            raise UserError(
+                f"case '{name}' was held back for testing when {data.folder} was prepared, and "
+                f"this split trains on it: set data.test_cases={len(held_back)}, or data.split as "
+                "it was then"
+            )
 
 
 def views(
     data: PreparedSet, split: Split
 ) -> tuple[PreparedSet, PreparedSet, PreparedSet, PreparedSet]:
-    """The set with all arrays closed; and as training, choosing a checkpoint and the evaluation
-    may open it, each its own cases: a mistake elsewhere can then not train on a label that the
-    split holds back.
+    """The set with all arrays closed, and as training, validation and test may open it.
+
+    Each opens its own cases: a mistake elsewhere can then not train on a label that the split holds
+    back.
     """
     return (
         data.only(),
@@ -119,8 +114,7 @@ def resumed_job(prepared: Path, run: Path) -> Job:
     if manifest.arrays_sha256 not in (None, arrays_sha256(data, split)):
         raise UserError(
             f"{run} was trained on other scans or labels than those of the same names in "
-            f"{prepared}; resume it "
-            "with the set as it was, or train a new run"
+            f"{prepared}; resume it with the set as it was, or train a new run"
         )
     return Job(
         settings,
@@ -150,29 +144,25 @@ def check_in(data: PreparedSet, split: Split, run: Path) -> None:
 
 def uses_unlabelled(settings: Settings) -> bool:
     """Whether the method learns from unlabelled scans, if there are some."""
-    return lookup(METHODS, settings.method.name, "method").uses_unlabelled
+    return bool(lookup(METHODS, settings.method.name, "method").uses_unlabelled)
 
 
 def unlabelled_patches(job: Job) -> int:
     """How many unlabelled patches a step takes."""
-    return (
-        job.settings.train.unlabelled_batch
-        if job.split.unlabelled and uses_unlabelled(job.settings)
-        else 0
-    )
+    used = job.split.unlabelled and uses_unlabelled(job.settings)
+    return job.settings.train.unlabelled_batch if used else 0
 
 
 def write_out_options(settings: Settings) -> Settings:
-    """The settings with every option of the method: a default that changes later then changes no
-    run that is there.
+    """The settings with every option of the method written out.
+
+    A default that changes later then changes no run that is there.
     """
-    method = lookup(METHODS, settings.method.name, "method")
-    options = parse_options(
-        method.Options, settings.method.options, f"method.{settings.method.name}"
-    )
-    return settings.model_copy(
-        update={"method": MethodSettings(name=settings.method.name, **dataclasses.asdict(options))}
-    )
+    name = settings.method.name
+    method = lookup(METHODS, name, "method")
+    options = parse_options(method.Options, settings.method.options, f"method.{name}")
+    written_out = MethodSettings(name=name, **dataclasses.asdict(options))
+    return settings.model_copy(update={"method": written_out})
 
 
 def settings_of(run: RunFolder) -> Settings:
@@ -219,26 +209,23 @@ def data_identity(data: PreparedSet) -> dict[str, Any]:
 
 
 def arrays_sha256(data: PreparedSet, split: Split) -> str:
-    """One checksum over all arrays that a run with this split opens (see `views`), by the
-    checksums that the set keeps. Labels that the split holds back may change.
+    """One checksum over all arrays that a run with this split opens, see `views`.
+
+    By the checksums that the set keeps. Labels that the split holds back may change.
     """
-    opened = [
-        (name, kind)
-        for kind, names in (
-            ("image", (*split.labelled, *split.unlabelled, *split.validation, *split.test)),
-            ("label", (*split.labelled, *split.validation)),
-            ("truth", split.test),
-        )
-        for name in names
-    ]
-    return hashlib.sha256(
-        json.dumps([data.sha256(name, kind) for name, kind in opened]).encode()
-    ).hexdigest()
+    opened: dict[Kind, tuple[str, ...]] = {
+        "image": (*split.labelled, *split.unlabelled, *split.validation, *split.test),
+        "label": (*split.labelled, *split.validation),
+        "truth": split.test,
+    }
+    sums = [data.sha256(name, kind) for kind, names in opened.items() for name in names]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
-    """Channels, classes and query groups for a data set; the groups of the settings, or else those
-    of its classes.
+    """Channels, classes and query groups for a data set.
+
+    The groups are those of the settings, or else follow from the classes.
     """
     names = data.class_names
     if not settings.network.groups:
@@ -252,7 +239,7 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
                         f"has {names}"
                     )
         groups = tuple(
-            Group(g.name, tuple(names.index(name) for name in g.classes), g.queries)
-            for g in settings.network.groups
+            Group(each.name, tuple(map(names.index, each.classes)), each.queries)
+            for each in settings.network.groups
         )
     return NetworkShape(len(data.meta.channels), len(names), groups)

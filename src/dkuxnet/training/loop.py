@@ -4,12 +4,13 @@ It knows batches, losses, an optimiser and a run folder; no method, no network, 
 """
 
 import copy
+import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ class Interrupted(Exception):
 
 
 class NotFinite(UserError):
-    """A loss or gradient is NaN or infinite since `step`: the method, its options or the data are
-    at fault.
+    """A loss or gradient is NaN or infinite since `step`.
+
+    The method, its options or the data are at fault.
     """
 
     def __init__(self, step: int, message: str):
@@ -44,8 +46,9 @@ class NotFinite(UserError):
 
 @dataclass
 class TrainState:
-    """Everything that an exact resume needs: random draws are functions of seed and step, so no
-    generator is in it.
+    """Everything that an exact resume needs.
+
+    Random draws are functions of seed and step, so no generator is in it.
     """
 
     method: Method
@@ -53,9 +56,10 @@ class TrainState:
     average: Method | None = None
     step: int = 0
     best: float = -math.inf
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
 
     def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values, as `restore` takes them."""
         return {
             "step": self.step,
             "best": self.best,
@@ -73,12 +77,8 @@ class TrainState:
             if self.average:
                 self.average.load_state_dict(checkpoint["average"])
             step, best, seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
-            if (
-                type(step) is not int
-                or step < 0
-                or type(best) is not float
-                or not 0 <= seconds < math.inf
-            ):
+            numbers = type(step) is int and type(best) is float
+            if not numbers or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, best {best}, seconds {seconds}")
             self.step, self.best, self.seconds = step, best, seconds
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -124,35 +124,18 @@ def train(
             for name, value in to_log({**losses, "grad_norm": norm}, settings.on_nan).items():
                 window.setdefault(name, []).append(value.detach())
             state.step, state.seconds = step + 1, time.monotonic() - started
+            last = state.step == settings.steps
 
-            if state.step % settings.log_every == 0 or state.step == settings.steps:
-                values = finite_means(window, step)
-                values |= {
-                    "loss": sum(v for k, v in values.items() if k not in ("grad_norm", "skipped")),
-                    "lr": learning_rate(step, settings),
-                    "seconds": state.seconds,
-                }
+            if last or state.step % settings.log_every == 0:
+                log(run, state, finite_means(window, step), learning_rate(step, settings), progress)
                 window = {}
-                run.log(step, values)
-                if progress:
-                    progress(state.step, values)
-            if validate and (
-                state.step % settings.validate_every == 0 or state.step == settings.steps
-            ):
-                score = validate(state.predicting().predictor().eval())
-                run.log(step, {"validation_dice": score})
-                if score > state.best:
-                    state.best = score
-                    run.save_weights("best", state.predicting().state_dict())
+            if validate and (last or state.step % settings.validate_every == 0):
+                keep_best(run, state, validate)
             stop.asked = any_rank(stop.asked, device)
-            due = (
-                state.step % settings.save_every == 0
-                or time.monotonic() - saved >= 60 * settings.save_minutes
-            )
+            minutes = (time.monotonic() - saved) / 60
+            due = state.step % settings.save_every == 0 or minutes >= settings.save_minutes
             if due or stop.asked:
-                finite_means(
-                    window, step
-                )  # weights that a broken loss has spoilt must not replace good ones
+                finite_means(window, step)  # weights that a broken loss spoilt replace no good ones
                 run.save_checkpoint(state.to_checkpoint())
                 saved = time.monotonic()
             if stop.asked:
@@ -164,6 +147,26 @@ def train(
     run.save_weights("final", state.predicting().state_dict())
 
 
+def log(
+    run: RunFolder, state: TrainState, means: dict[str, float], lr: float, progress: Log | None
+) -> None:
+    """Write down the means of the steps since the last time, and tell `progress`."""
+    loss = sum(mean for name, mean in means.items() if name not in ("grad_norm", "skipped"))
+    values = means | {"loss": loss, "lr": lr, "seconds": state.seconds}
+    run.log(state.step - 1, values)
+    if progress:
+        progress(state.step, values)
+
+
+def keep_best(run: RunFolder, state: TrainState, validate: Callable[[nn.Module], float]) -> None:
+    """Score the predictor, and save its weights as `best` where none was better."""
+    score = validate(state.predicting().predictor().eval())
+    run.log(state.step - 1, {"validation_dice": score})
+    if score > state.best:
+        state.best = score
+        run.save_weights("best", state.predicting().state_dict())
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -171,25 +174,24 @@ def train_step(
     device: torch.device,
     precision: torch.dtype,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimiser step; the named losses and the gradient's norm before clipping, as tensors (no
-    host sync).
+    """One optimiser step; the named losses and the gradient's norm before clipping.
+
+    Both are tensors: a GPU is not waited for.
     """
-    torch.manual_seed(
-        step_seed(settings.seed, DROPOUT, state.step)
-    )  # stochastic depth and dropout: functions of seed and step
+    # stochastic depth and dropout are functions of seed and step
+    torch.manual_seed(step_seed(settings.seed, DROPOUT, state.step))
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(state.step, settings)
     state.method.train()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
         losses = state.method.losses(batch, state.step)
     state.optimiser.zero_grad(set_to_none=True)
-    loss = sum(losses.values())
-    loss.backward()
+    loss = functools.reduce(torch.add, losses.values())
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     sum_gradients(state.method)
     norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
-    if settings.on_nan == "skip" and not torch.isfinite(
-        loss + norm
-    ):  # only where asked for: a GPU is waited for here
+    # only where asked for, since a GPU is waited for here
+    if settings.on_nan == "skip" and not torch.isfinite(loss + norm):
         return losses, norm
     state.optimiser.step()
     state.method.after_step(state.step)
@@ -203,9 +205,8 @@ def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
     if on_nan == "stop":
         return figures
     finite = torch.stack([value.detach() for value in figures.values()]).isfinite().all()
-    return {name: torch.where(finite, value.detach(), 0) for name, value in figures.items()} | {
-        "skipped": 1.0 - finite.float()
-    }
+    kept = {name: torch.where(finite, value.detach(), 0) for name, value in figures.items()}
+    return kept | {"skipped": 1.0 - finite.float()}
 
 
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
@@ -216,25 +217,23 @@ def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]
     """
     table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
     for back in range(max(map(len, table.values()), default=0), 0, -1):
-        broken = [
-            f"{name} {values[-back]}"
-            for name, values in table.items()
-            if not math.isfinite(values[-back])
-        ]
+        last = {name: values[-back] for name, values in table.items()}
+        broken = [f"{name} {value}" for name, value in last.items() if not math.isfinite(value)]
         if broken:
             at = step - back + 1
             raise NotFinite(
                 at,
                 f"not finite at step {at}: {', '.join(broken)}; lower train.lr, or look at the "
-                "scans of that "
-                "step (train.on_nan=skip leaves such steps out)",
+                "scans of that step (train.on_nan=skip leaves such steps out)",
             )
     return {name: sum(values) / len(values) for name, values in table.items()}
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """ "auto" takes bfloat16 where the GPU computes in it (torch says yes where it is but emulated, before Ampere); unlike
-    float16 it needs no loss scaling. Raises UserError for a CPU, where gradients in it were now and then not finite.
+    """Whether to compute in bfloat16, which unlike float16 needs no loss scaling.
+
+    "auto" takes it where the GPU computes in it: before Ampere it is emulated, although torch says
+    yes. Raises UserError for a CPU, where gradients in it were now and then not finite.
     """
     if precision == "bfloat16" and device.type == "cpu":
         raise UserError("train.precision=bfloat16 needs a GPU; leave it at auto")
@@ -245,23 +244,24 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
 
 @dataclass
 class Stop:
+    """Whether the training was asked to stop."""
+
     asked: bool = False
 
 
 @contextmanager
-def interruption():
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one acts as
-    usual.
-    """
-    stop, before = Stop(), {}
+def interruption() -> Iterator[Stop]:
+    """The first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
+    stop = Stop()
+    before: dict[int, Any] = {}
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: object) -> None:
         stop.asked = True
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, ask)
     except ValueError:  # not the main thread: signals are somebody else's business
         pass
     try:

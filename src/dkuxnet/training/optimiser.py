@@ -1,9 +1,8 @@
-"""torch's optimisers without torch's compiler.
+"""The optimiser of a training, its learning rate, and what it gathered when a run goes on.
 
 An optimiser of torch loads the whole of torch._dynamo when it is made, for wrappers that matter
-only where an optimiser is compiled: 2 seconds of the 5 from a command to its first step. Here the
-same methods stand without these wrappers; where a later torch wraps them otherwise, a start takes
-longer and nothing else changes.
+only where an optimiser is compiled, which takes seconds. Here the same methods stand without these
+wrappers; where a later torch wraps them otherwise, a start takes longer and nothing else changes.
 """
 
 import inspect
@@ -37,8 +36,9 @@ class SGD(_Light, torch.optim.SGD):
 
 
 def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW or SGD over what has a gradient; only matrices and kernels decay, not norms, biases,
-    gains or queries.
+    """AdamW or SGD over what has a gradient.
+
+    Only matrices and kernels decay, not norms, biases, gains or queries.
     """
     named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
     decays = [p for name, p in named if p.ndim > 1 and not name.endswith(("queries", "scale"))]
@@ -48,40 +48,36 @@ def make_optimiser(method: nn.Module, settings: TrainSettings) -> torch.optim.Op
         {"params": [p for _, p in named if id(p) not in chosen], "weight_decay": 0.0},
     ]
     if settings.optimiser == "sgd":
-        return SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
-        )
+        momentum = settings.momentum
+        return SGD(groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
     return AdamW(groups, lr=settings.lr, fused=True)  # hundreds of small tensors in one pass
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then polynomial decay to 0, a function of the absolute step (a resumed run
-    has no jump).
+    """Linear warm-up, then polynomial decay to 0.
+
+    A function of the absolute step, so that a resumed run has no jump.
     """
     if step < settings.warm_up_steps:
         return settings.lr * (step + 1) / settings.warm_up_steps
     left = 1 - (step - settings.warm_up_steps) / max(settings.steps - settings.warm_up_steps, 1)
-    return settings.lr * max(left, 0.0) ** settings.poly
+    return settings.lr * math.pow(max(left, 0.0), settings.poly)
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take what an optimiser gathered for each parameter; its options remain those of the
-    settings, but for the learning rate.
+    """Take what an optimiser gathered for each parameter, and its learning rate.
 
-    Raises ValueError where that does not fit the parameters: fused steps go through memory without
-    a look at shapes, so that each tensor is also laid out as its parameter is (a file does not keep
-    a memory format).
+    Its other options remain those of the settings. Raises ValueError where that does not fit the
+    parameters: fused steps go through memory without a look at shapes, so that each tensor is also
+    laid out as its parameter is (a file does not keep a memory format).
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     if [len(group["params"]) for group in saved["param_groups"]] != [
         len(group["params"]) for group in optimiser.param_groups
     ]:
         raise ValueError("other groups of parameters")
-    kept = (
-        {"step", "exp_avg", "exp_avg_sq"}
-        if isinstance(optimiser, torch.optim.AdamW)
-        else {"momentum_buffer"}
-    )
+    adam = isinstance(optimiser, torch.optim.AdamW)
+    kept = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     state = {}
     for index, entries in saved["state"].items():
         if index not in range(len(parameters)) or set(entries) != kept:
@@ -93,9 +89,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -
     for group, its in zip(groups, saved["param_groups"], strict=True):
         if type(its["lr"]) is not float or not math.isfinite(its["lr"]):
             raise ValueError(f"learning rate {its['lr']!r}")
-        group["lr"] = its[
-            "lr"
-        ]  # each step sets it anew; a state that is saved again before one is then the same
+        group["lr"] = its["lr"]  # so that a state that is saved again before a step is the same
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -106,8 +100,6 @@ def _laid_out_as(parameter: Tensor, name: str, value: Tensor) -> Tensor:
             f"{name} of shape {tuple(value.shape)} for a parameter of shape "
             f"{tuple(parameter.shape)}"
         )
-    return (
-        value.clone()
-        if name == "step"
-        else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    )
+    if name == "step":
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -6,7 +6,7 @@ one with another number of workers, sees the same patches.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from dkuxnet.data.geometry import pad_to
 from dkuxnet.data.prepared_set import PreparedSet
 
 LABELLED, UNLABELLED = 0, 1  # the streams' numbers, part of the random state
+READY = 3  # steps that are read ahead
+Patches = tuple[np.ndarray, np.ndarray | None]  # images, labels of labelled ones
+Finish = Callable[[Patches], Any]
 
 
 class PatchStream:
@@ -30,29 +33,24 @@ class PatchStream:
         with_label: bool,
         foreground_share: float = 0.0,
     ):
-        """patch: (X, Y, Z) voxels; a smaller case is padded with its lowest value (label:
-        background).
+        """patch: (X, Y, Z) voxels.
+
+        A smaller case is padded, its image with its lowest value and its label with background.
         """
-        self.prepared, self.cases, self.patch, self.batch = (
-            prepared,
-            list(cases),
-            tuple(patch),
-            batch,
-        )
+        self.prepared, self.cases = prepared, list(cases)
+        self.patch, self.batch = tuple(patch), batch
         self.key = (seed, LABELLED if with_label else UNLABELLED)
         self.with_label, self.foreground_share = with_label, foreground_share
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # of the cases, in an epoch
 
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The patches of a step: images (B, C, X, Y, Z) float32, labels (B, X, Y, Z) uint8 or
-        None.
-        """
-        patches = [
-            self._patch(name, np.random.default_rng((*self.key, 1, step, i)))
-            for i, name in enumerate(self.names_at(step))
-        ]
-        images = np.stack([image for image, _ in patches])
-        return images, np.stack([label for _, label in patches]) if self.with_label else None
+    def at(self, step: int) -> Patches:
+        """The patches of a step: images (B, C, X, Y, Z) float32, labels (B, X, Y, Z) uint8."""
+        images, labels = [], []
+        for i, name in enumerate(self.names_at(step)):
+            image, label = self._patch(name, np.random.default_rng((*self.key, 1, step, i)))
+            images.append(image)
+            labels += [] if label is None else [label]
+        return np.stack(images), np.stack(labels) if labels else None
 
     def names_at(self, step: int) -> list[str]:
         """The cases that the patches of a step are of."""
@@ -64,9 +62,9 @@ class PatchStream:
         if known != epoch:  # drawn once an epoch: of 10,000 cases it takes as long as a patch
             order = np.random.default_rng((*self.key, 0, epoch)).permutation(len(self.cases))
             self._order = epoch, order
-        return self.cases[order[place]]
+        return self.cases[int(order[place])]
 
-    def _patch(self, name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    def _patch(self, name: str, rng: np.random.Generator) -> Patches:
         shape = self.prepared.shape(name)
         size = [min(n, p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
@@ -74,19 +72,15 @@ class PatchStream:
             foreground = self.prepared.foreground(name)
             if len(foreground):
                 centre = np.unravel_index(foreground[rng.integers(len(foreground))], shape)
-                start = [
-                    int(np.clip(c - s // 2, 0, n - s))
-                    for c, s, n in zip(centre, size, shape, strict=True)
-                ]
+                fits = zip(centre, size, shape, strict=True)
+                start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in fits]
         image = self.prepared.crop(name, "image", tuple(start), tuple(size))
         if tuple(size) != self.patch:
             image, _ = pad_to(image, self.patch, float(image.min()))
         if not self.with_label:
             return image, None
-        label, _ = pad_to(
-            self.prepared.crop(name, "label", tuple(start), tuple(size)), self.patch, 0
-        )
-        return image, label
+        label = self.prepared.crop(name, "label", tuple(start), tuple(size))
+        return image, pad_to(label, self.patch, 0)[0]
 
 
 def read_ahead(
@@ -94,24 +88,23 @@ def read_ahead(
     first: int,
     last: int,
     workers: int,
-    depth: int = 3,
-    finish: Callable[[list], Any] = lambda patches: patches,
-) -> Iterator[Any]:
-    """The steps first .. last - 1: for each, what `finish` makes of a list of one `PatchStream.at`
-    a stream. `workers` threads keep `depth` steps ready; without any, each step is made when it
-    is asked for.
+    finish: Finish = lambda patches: patches,
+) -> Iterator[list[Any]]:
+    """The steps first .. last - 1: for each, what `finish` makes of each stream's patches.
+
+    `workers` threads keep READY steps; without any, each step is made when it is asked for.
     """
 
-    def make(step: int) -> Any:
-        return finish([stream.at(step) for stream in streams])
+    def make(step: int) -> list[Any]:
+        return [finish(stream.at(step)) for stream in streams]
 
     if workers == 0:
         yield from map(make, range(first, last))
         return
     with ThreadPoolExecutor(workers) as pool:
-        ready: deque = deque()
-        for step in range(first, last + depth):
+        ready: deque[Future[list[Any]]] = deque()
+        for step in range(first, last + READY):
             if step < last:
                 ready.append(pool.submit(make, step))
-            if step - first >= depth:
+            if step - first >= READY:
                 yield ready.popleft().result()

@@ -1,13 +1,11 @@
-"""Weak and strong views of a batch: one geometry for both, each its own intensities.
-
-Batched, on the batch's device.
+"""Weak and strong views of a batch, on its device: one geometry, each its own intensities.
 
 Random parameters are drawn apart from their application, from a generator that is a function of
 seed and step: a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,25 +25,26 @@ def make_views(
     generator: torch.Generator,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Views:
-    """image (B, C, X, Y, Z) normalised, label (B, X, Y, Z) int64 or None -> two views whose voxels
-    are the same places.
+    """Two views of image (B, C, X, Y, Z), label (B, X, Y, Z), whose voxels are the same places.
 
-    With `outline` the organs of labelled patches have another size in both, and in the label.
+    The image is normalised, the label of any integer type, or None. With `outline` the organs of
+    labelled patches have another size in both views, and in the label.
     """
     grid = draw_grid(image, settings, generator, spacing_mm)
     if label is not None and settings.outline:
         outwards = _uniform(generator, image.device)(len(image))
-        displacement = outline_displacement(
-            (label > 0).float()[:, None], outwards, settings.outline
-        )
+        organs = (label > 0).float()[:, None]
+        displacement = outline_displacement(organs, outwards, settings.outline)
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
         grid = grid + in_half_sizes(displacement)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
-        label = F.grid_sample(
-            label[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
-        )[:, 0].long()
+        values = label[:, None].float()
+        values = F.grid_sample(
+            values, grid, mode="nearest", padding_mode="border", align_corners=False
+        )
+        label = values[:, 0].long()
     weak = apply_view(image, draw_view(image, settings.weak, generator))
     strong = apply_view(image, draw_view(image, settings.strong, generator))
     return Views(weak, strong, label)
@@ -57,10 +56,10 @@ def draw_grid(
     generator: torch.Generator,
     spacing_mm: Sequence[float],
 ) -> Tensor:
-    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`: rotation, scale, flips, shift, then a
-    smooth displacement.
+    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`.
 
-    Rotation is of the body, in mm: in voxels of unequal edges it would be a shear.
+    Rotation, scale, flips, shift, then a smooth displacement. Rotation is of the body, in mm: in
+    voxels of unequal edges it would be a shear.
     """
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
@@ -69,9 +68,8 @@ def draw_grid(
     angles = uniform(batch, 3) * math.radians(settings.rotation)
     factor = settings.scale ** uniform(batch, 1, 1)
     spacing = torch.tensor([float(s) for s in spacing_mm], device=device)
-    matrix = (
-        _rotation(angles) * factor * spacing / spacing[:, None]
-    )  # voxels -> voxels, about the centre
+    # voxels -> voxels, about the centre
+    matrix = _rotation(angles) * factor * spacing / spacing[:, None]
     for axis, name in enumerate("xyz"):
         if name in settings.flip:
             sign = 1 - 2 * torch.randint(0, 2, (batch, 1), generator=generator, device=device)
@@ -83,16 +81,17 @@ def draw_grid(
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     if settings.elastic:
         coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
-        grid = grid + in_half_sizes(
-            F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
-        )
+        smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
+        grid = grid + in_half_sizes(smooth)
     return grid
 
 
 @dataclass
 class ViewParameters:
-    """What `apply_view` needs: factors (B, 1, 1, 1, 1), noise and field at full size, a mask of
-    blanked voxels; None is off. reach: voxels that the blur reads to either side.
+    """What `apply_view` needs; None is off.
+
+    Factors (B, 1, 1, 1, 1), noise and field at full size, a mask of blanked voxels. reach: voxels
+    that the blur reads to either side.
     """
 
     contrast: Tensor
@@ -106,7 +105,7 @@ class ViewParameters:
 
 
 def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator) -> ViewParameters:
-    """Draw the intensity changes of one view. Gamma, blur and cutout apply to half of the patches."""
+    """Draw the intensity changes of one view; gamma, blur and cutout for half of the patches."""
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
 
@@ -156,8 +155,8 @@ def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
     return image
 
 
-def _uniform(generator: torch.Generator, device: torch.device):
-    """Draws from [-1, 1)."""
+def _uniform(generator: torch.Generator, device: torch.device) -> Callable[..., Tensor]:
+    """Draws from [-1, 1) of a given shape."""
     return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
 
 
@@ -171,14 +170,13 @@ def _rotation(angles: Tensor) -> Tensor:
     return z @ y @ x
 
 
-def _draw_box(batch: int, size: torch.Size, share: float, uniform) -> Tensor:
+def _draw_box(batch: int, size: torch.Size, share: float, uniform: Callable[..., Tensor]) -> Tensor:
     """A box a patch, (B, 1, X, Y, Z) of 0 and 1, each edge up to `share` of the patch's."""
-    box = None
+    box = torch.ones(())
     for axis, n in enumerate(size):
         centre, half = uniform(batch, 1), uniform(batch, 1).abs() * share
         place = torch.linspace(-1, 1, n, device=centre.device)
         shape = [batch, 1, 1, 1, 1]
         shape[2 + axis] = n
-        inside = ((place - centre).abs() <= half).float().view(shape)
-        box = inside if box is None else box * inside
+        box = box.to(place) * ((place - centre).abs() <= half).float().view(shape)
     return box
