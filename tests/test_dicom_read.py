@@ -130,7 +130,7 @@ def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
         del ds.file_meta
         ds.preamble = None
         ds.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
-        assert not tree.is_dicom(path.read_bytes())
+        assert not tree.has_preamble(path.read_bytes())
     (folder / "starts-like-one").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 20)
     (folder / "notes.txt").write_text("the scan of Monday")
     assert np.array_equal(formats.read(folder).array, scan.voxels.T)

@@ -1,6 +1,4 @@
-"""Class names -> the codes by which DICOM names a segment: SNOMED CT for well-known organs and
-findings, else a private one.
-"""
+"""Class names -> DICOM codes of segments: SNOMED CT for well-known organs and findings, or private."""
 
 import hashlib
 import re
@@ -11,8 +9,8 @@ from pydicom.sr.coding import Code
 
 PRIVATE_SCHEME = "99DKUXNET"
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
-# Names in lower case and letters alone, as the field's data sets write them -> keyword in DICOM's
-# own dictionary of SNOMED CT
+# Class names as data sets of the field have them, in lower case and letters alone -> keyword in
+# DICOM's own dictionary of SNOMED CT
 ORGANS = {
     "la": "LeftAtrium",
     "laendo": "LeftAtrium",
@@ -74,9 +72,10 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class Codes:
-    """What a segment is. category and property: of DICOM's table 7150 and what belongs to it.
-    side: left or right, where the property's code does not say so. region: the organ of a
-    finding, where its name says one.
+    """What a segment is.
+
+    category, property: of DICOM's context group 7150 and of those it refers to. side: left or
+    right, where the code of the property does not say so. region: the organ of a finding, if named.
     """
 
     category: Code
@@ -86,9 +85,9 @@ class Codes:
 
 
 def codes_of(name: str) -> Codes:
-    """The codes of a class by its name: "LA", "left_kidney", "kidneys", "liver tumour". An unknown
-    name is a tissue with a private code, of scheme PRIVATE_SCHEME, that is the same for the
-    same name.
+    """The codes of a class by its name: "LA", "left_kidney", "kidneys", "liver tumour".
+
+    An unknown name is a tissue with a private code (scheme PRIVATE_SCHEME), always the same one.
     """
     letters = re.sub(r"[^a-z]", "", name.lower())
     if organ := _organ(letters):
@@ -115,5 +114,5 @@ def _organ(letters: str) -> Code | None:
 
 
 def _meaning(name: str) -> str:
-    """At most 64 characters without backslash or control characters, as a code's meaning may have."""
+    """At most 64 characters, no backslash or control character: what DICOM allows as meaning."""
     return re.sub(r"[\\\x00-\x1f\x7f]", " ", name).strip()[:64] or "unnamed"
