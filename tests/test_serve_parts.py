@@ -310,12 +310,12 @@ def test_the_warnings_are_those_that_hold(tmp_path):
         "5.0 mm long, much coarser than the 2.0 mm"
         in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
     )
-    assert formats.says_how_it_lies(tmp_path / "scan.h5")
+    assert formats.has_geometry(tmp_path / "scan.h5")
     import h5py
 
     with h5py.File(tmp_path / "scan.h5", "a") as file:
         del file.attrs["affine"]
-    assert not formats.says_how_it_lies(tmp_path / "scan.h5")
+    assert not formats.has_geometry(tmp_path / "scan.h5")
     assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
 
 

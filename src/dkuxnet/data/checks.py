@@ -130,7 +130,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def check_size(path: Path, needed: int, available: int) -> None:
-    """Raise UserError where the voxels need more bytes than the file can hold or memory has left."""
+    """Raise UserError where voxels need more bytes than the file can hold or memory has left."""
     if needed > available:
         raise UserError(
             f"{path}: expected {needed} bytes of voxels by its header, but the file holds at most "

@@ -154,7 +154,7 @@ def store_case(
     info = {
         "name": case.name,
         "images": [str(path) for path in case.images],
-        "oriented": all(map(formats.says_how_it_lies, case.images)),
+        "oriented": all(map(formats.has_geometry, case.images)),
         "shape": list(image.shape),
         "affine": image.affine.tolist(),
         "spacing_mm": list(image.spacing_mm),

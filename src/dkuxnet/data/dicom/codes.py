@@ -1,4 +1,4 @@
-"""Class names -> DICOM codes of segments: SNOMED CT for well-known organs and findings, or private."""
+"""Class names -> DICOM codes of segments: SNOMED CT for well-known ones, private for all others."""
 
 import hashlib
 import re

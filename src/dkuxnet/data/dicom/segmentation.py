@@ -84,7 +84,7 @@ def check_replaceable(path: Path) -> None:
     except Exception:  # not DICOM, or damaged
         kind = None
     if kind not in SEG_CLASSES:
-        raise UserError(f"{path} exists and is not a DICOM SEG; choose another --output")
+        raise UserError(f"{path} is there already and is no DICOM SEG; choose another --output")
 
 
 def writers(
