@@ -1,10 +1,10 @@
-"""What the server takes on, and what it says where something is more."""
+"""The limits of the server, and what it says where they are exceeded."""
 
 from dataclasses import dataclass
 
 
 class Refused(Exception):
-    """A request that is not served: its HTTP status and one clear line."""
+    """A request that is refused: HTTP status and one clear line."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -13,10 +13,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_bytes: of one scan's file. voxels: of one scan, all channels together, and of the
-    grid that the network sees. waiting: scans that are received, queued or worked on, together.
-    kept: finished ones whose results can be fetched. silence_seconds: how long an upload may
-    stand still.
+    """What the server takes at most.
+
+    upload_bytes: of the file of a scan. voxels: of a scan, all channels together, and of the grid
+    that the network sees. waiting: scans that are being received, queued or worked on, together.
+    kept: finished scans whose results can be fetched. silence_seconds: without a byte of an upload.
     """
 
     upload_bytes: int = 1024 * 2**20

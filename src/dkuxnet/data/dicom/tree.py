@@ -5,6 +5,7 @@ anybody, unpacks to. Links are not followed: what lies outside the folder is not
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ MAX_ZIP_BYTES = 16 * 2**30  # unpacked
 # a zip that is small even when unpacked.
 MAX_ZIP_RATIO = 200
 FREE_ZIP_BYTES = 2**29
+BYTES_AN_ENTRY = 1024  # of its list of files
+END_BYTES = 2**17  # in which the records at its end are looked for
 HEAD_BYTES = 1024
 
 
@@ -50,7 +53,7 @@ def opened(path: Path) -> Iterator[Iterator[Entry]]:
     if path.is_dir():
         yield _in_folder(path)
     elif is_zip(path):
-        with _opened_zip(path) as archive:
+        with opened_zip(path) as archive:
             files = _checked_files(path, archive)
             yield (Entry(info.filename, partial(archive.open, info)) for info in files)
     elif path.is_file():
@@ -134,10 +137,20 @@ def _file_opener(file: Path) -> Opener:
 
 
 @contextmanager
-def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: Path, max_files: int = MAX_FILES) -> Iterator[zipfile.ZipFile]:
+    """The zip `path`, of which nothing but the list of its files has been read.
+
+    zipfile never unpacks more of a file than the size in that list. Raises UserError where `path`
+    is no zip, or where its list is far too long for `max_files`.
+    """
     if not path.is_file():
         raise UserError(f"{path}: expected a zip of DICOM files, but there is none; check the path")
     try:
+        if _list_bytes(path) > max_files * BYTES_AN_ENTRY:  # zipfile makes an object of each entry
+            raise UserError(
+                f"{path}: expected at most {max_files} files, but its directory is far longer; zip "
+                "one series alone"
+            )
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(
@@ -145,6 +158,22 @@ def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
     with archive:
         yield archive
+
+
+def _list_bytes(path: Path) -> int:
+    """The size of a zip's list of files by the records at its end; 0 where there are none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_BYTES))
+        tail = file.read()
+    sizes = [int.from_bytes(tail[at + 12 : at + 16], "little") for at in _places(tail, b"PK\5\6")]
+    if sizes and sizes[-1] == 2**32 - 1:  # zip64 states it in a record of its own
+        records = _places(tail, b"PK\6\6")
+        sizes = [int.from_bytes(tail[at + 40 : at + 48], "little") for at in records]
+    return max(sizes, default=0)
+
+
+def _places(tail: bytes, mark: bytes) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(mark), tail)]
 
 
 def _checked_files(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:

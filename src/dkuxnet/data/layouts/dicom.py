@@ -6,7 +6,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.dicom.tree import holds_dicom, is_zip
 from dkuxnet.data.formats import is_dicom
-from dkuxnet.data.layouts.files import described, labels_of
+from dkuxnet.data.layouts.files import channels_and_labels, labels_of
 
 
 def dicom_tree(folder: Path) -> Source:
@@ -25,7 +25,7 @@ def dicom_tree(folder: Path) -> Source:
     )
     modalities = {series.images[0].modality for series in scans.values()}
     channels = tuple(modalities) if len(modalities) == 1 else ("image",)
-    return Source("dicom", folder, cases, *described(folder, channels))
+    return Source("dicom", folder, cases, *channels_and_labels(folder, channels))
 
 
 def dicom_in(folder: Path) -> list[Path]:

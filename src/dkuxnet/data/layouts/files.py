@@ -70,7 +70,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def described(
+def channels_and_labels(
     folder: Path, channels: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, int] | None]:
     """Channel names and labels by a dataset.json that may be there; else `channels` and None."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.formats import has_own_label, is_dicom
 from dkuxnet.data.layouts.dicom import dicom_in
-from dkuxnet.data.layouts.files import by_stem, described, images_in, labels_of
+from dkuxnet.data.layouts.files import by_stem, channels_and_labels, images_in, labels_of
 
 
 def plain_folder(folder: Path) -> Source:
@@ -22,7 +22,7 @@ def plain_folder(folder: Path) -> Source:
         Case(name, (path,), labels.get(name) or _own_label(path))
         for name, path in sorted(images.items())
     )
-    return Source("folder", folder, cases, *described(folder, ("image",)))
+    return Source("folder", folder, cases, *channels_and_labels(folder, ("image",)))
 
 
 def _own_label(path: Path) -> Path | None:
