@@ -90,7 +90,7 @@ def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(held):
     )
 
 
-def test_places_are_limited_and_old_results_make_room(queue, tmp_path):
+def test_places_are_limited_and_old_results_make_room(held, tmp_path):
     queue, work = held
     first = [add(queue, str(i)) for i in range(3)]
     queue.open("a", *NIFTI)
@@ -114,7 +114,7 @@ def test_what_is_being_worked_on_stops_when_nobody_wants_it(held):
     assert other.finished.wait(10) and other.state == "done"
 
 
-def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(queue, tmp_path, caplog):
+def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(held, tmp_path, caplog):
     queue, work = held
     bad, bug, good = add(queue, "bad"), add(queue, "bug"), add(queue, "good")
     work.go.release(3)
