@@ -1,6 +1,4 @@
-"""What all readers of scans share: what a header promises, and the checks before and after voxels
-are read.
-"""
+"""What all readers of scans share: headers, and the checks before and after voxels are read."""
 
 import math
 import os

@@ -32,26 +32,31 @@ class Region:
 
     @classmethod
     def whole(cls, grid: Sequence[int]) -> "Region":
+        """All of a grid."""
         x, y, z = grid
         return cls((x, y, z), (0, 0, 0), (x, y, z))
 
     @classmethod
     def of(cls, grid: Sequence[int], box: Sequence[slice]) -> "Region":
+        """The part `box` of a grid."""
         (x, y, z), (a, b, c) = grid, box
         return cls((x, y, z), (a.start, b.start, c.start), (a.stop, b.stop, c.stop))
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
+        """The region as slices."""
         a, b, c = map(slice, self.start, self.stop)
         return a, b, c
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Voxels (X, Y, Z) of the region."""
         x, y, z = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
         return x, y, z
 
     @property
     def is_whole(self) -> bool:
+        """Whether the region is all of the grid."""
         return self.shape == self.grid
 
 

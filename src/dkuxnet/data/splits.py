@@ -20,6 +20,7 @@ class Split:
     test: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, list[str]]:
+        """The lists by name."""
         return {key: list(names) for key, names in asdict(self).items()}
 
 

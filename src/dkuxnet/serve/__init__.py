@@ -1,6 +1,4 @@
-"""A local web page that segments scans with a finished run, and the part of MONAI Label's protocol
-that 3D Slicer uses.
-"""
+"""A local page that segments scans with a finished run, also by MONAI Label's protocol."""
 
 from dkuxnet.core import extras
 

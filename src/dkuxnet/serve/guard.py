@@ -33,6 +33,7 @@ class Guard:
         self.app, self.bound, self.limits = app, bound, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is refused, and pass on all else with its body limited."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
         try:

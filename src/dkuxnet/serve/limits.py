@@ -27,6 +27,7 @@ class Limits:
     silence_seconds: float = 60.0
 
     def too_large(self) -> Refused:
+        """The refusal of a file that is too large."""
         return Refused(
             413,
             f"The file is larger than {self.upload_bytes / 2**20:.0f} MB, the most that this "
@@ -34,6 +35,7 @@ class Limits:
         )
 
     def full(self) -> Refused:
+        """The refusal of one scan too many."""
         return Refused(
             503,
             f"{self.waiting} scans are being worked on already. Try again when one of them is "

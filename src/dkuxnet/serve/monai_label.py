@@ -35,7 +35,7 @@ LOOK_SECONDS = 0.1  # between two looks at a task, and at whether its sender is 
 
 @dataclass(frozen=True)
 class Session:
-    """A scan that is sent once and may be segmented several times."""
+    """A scan that is sent once and may be segmented several times; `scan` is its file."""
 
     id: str
     name: str
@@ -82,6 +82,7 @@ class Sessions:
         return session
 
     def get(self, token: str) -> Session:
+        """The session of this id. Raises Refused where there is none."""
         if token not in self._sessions:
             raise Refused(
                 404,
@@ -92,6 +93,7 @@ class Sessions:
         return self._sessions[token]
 
     def remove(self, token: str) -> Session:
+        """Forget a session and delete its file. Raises Refused where there is none."""
         session = self.get(token)
         del self._sessions[token]
         shutil.rmtree(session.folder, ignore_errors=True)

@@ -9,63 +9,33 @@ from pydicom.sr.coding import Code
 
 PRIVATE_SCHEME = "99DKUXNET"
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
-# Class names as data sets of the field have them, in lower case and letters alone -> keyword in
-# DICOM's own dictionary of SNOMED CT
-ORGANS = {
+# Keywords of DICOM's own dictionary of SNOMED CT
+ORGAN_KEYWORDS = (
+    *("LeftAtrium", "RightAtrium", "LeftVentricle", "RightVentricle", "LeftVentricleMyocardium"),
+    *("Heart", "Aorta", "InferiorVenaCava", "PortalVein", "HepaticVein", "Liver", "Spleen"),
+    *("Kidney", "Pancreas", "Gallbladder", "Stomach", "Duodenum", "Esophagus", "Colon", "Bladder"),
+    *("AdrenalGland", "Prostate", "Uterus", "Lung", "Thyroid", "Brain", "Hippocampus", "Bone"),
+    *("Vertebra", "Femur", "Organ"),
+)
+FINDING_KEYWORDS = ("Tumor", "Neoplasm", "Lesion", "Mass", "Cyst", "Edema", "Necrosis")
+# Class names as data sets of the field have them, in lower case and letters alone -> keyword
+ORGANS = {keyword.lower(): keyword for keyword in ORGAN_KEYWORDS} | {
     "la": "LeftAtrium",
     "laendo": "LeftAtrium",
-    "leftatrium": "LeftAtrium",
     "leftatrialcavity": "LeftAtrium",
     "ra": "RightAtrium",
-    "rightatrium": "RightAtrium",
     "lv": "LeftVentricle",
-    "leftventricle": "LeftVentricle",
     "rv": "RightVentricle",
-    "rightventricle": "RightVentricle",
     "lvmyocardium": "LeftVentricleMyocardium",
-    "leftventriclemyocardium": "LeftVentricleMyocardium",
-    "heart": "Heart",
-    "aorta": "Aorta",
     "ivc": "InferiorVenaCava",
-    "inferiorvenacava": "InferiorVenaCava",
     "postcava": "InferiorVenaCava",
-    "portalvein": "PortalVein",
-    "hepaticvein": "HepaticVein",
-    "liver": "Liver",
-    "spleen": "Spleen",
-    "kidney": "Kidney",
-    "pancreas": "Pancreas",
-    "gallbladder": "Gallbladder",
-    "stomach": "Stomach",
-    "duodenum": "Duodenum",
-    "esophagus": "Esophagus",
     "oesophagus": "Esophagus",
-    "colon": "Colon",
-    "bladder": "Bladder",
     "urinarybladder": "Bladder",
-    "adrenalgland": "AdrenalGland",
-    "prostate": "Prostate",
-    "uterus": "Uterus",
-    "lung": "Lung",
-    "thyroid": "Thyroid",
-    "brain": "Brain",
-    "hippocampus": "Hippocampus",
-    "bone": "Bone",
-    "vertebra": "Vertebra",
-    "femur": "Femur",
-    "organ": "Organ",
 }
-FINDINGS = {
-    "tumor": "Tumor",
+FINDINGS = {keyword.lower(): keyword for keyword in FINDING_KEYWORDS} | {
     "tumour": "Tumor",
-    "neoplasm": "Neoplasm",
     "cancer": "Neoplasm",
-    "lesion": "Lesion",
-    "mass": "Mass",
-    "cyst": "Cyst",
-    "edema": "Edema",
     "oedema": "Edema",
-    "necrosis": "Necrosis",
     "necroticcore": "Necrosis",
 }
 

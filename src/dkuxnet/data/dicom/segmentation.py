@@ -1,5 +1,4 @@
-"""Segmentations as DICOM SEG, with the patient, study and frame of reference of the series that was
-segmented.
+"""Segmentations as DICOM SEG, with patient, study and frame of reference of the segmented series.
 
 highdicom turns our RAS+ affine into DICOM's axes. It is an optional extra: importing this module
 without it raises UserError.
@@ -175,9 +174,7 @@ def _write(
 
 
 def _volume(segments: NDArray[Any], series: Series) -> hd.Volume:
-    """(X, Y, Z) or (X, Y, Z, segments) on the grid of the series -> highdicom's slices, rows,
-    columns.
-    """
+    """(X, Y, Z) or (X, Y, Z, segments) on the grid of the series -> slices, rows, columns."""
     volume = hd.Volume(
         segments,
         arrange(series).affine,

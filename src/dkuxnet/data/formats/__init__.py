@@ -29,17 +29,16 @@ DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.data.di
 
 
 class Format(Protocol):
-    """What an entry of `FORMATS` offers.
+    """What an entry of `FORMATS` offers."""
 
-    `peek` reads the header and no voxel; `read` relies on it alone. `write` may leave half a file:
-    the `write` below makes it whole or nothing.
-    """
+    def peek(self, path: Path, kind: Kind = "image") -> Header:
+        """Read the header and no voxel."""
 
-    def peek(self, path: Path, kind: Kind = "image") -> Header: ...
+    def read(self, path: Path, kind: Kind = "image") -> Volume:
+        """Read the volume, whose size is that of the header which `peek` gives."""
 
-    def read(self, path: Path, kind: Kind = "image") -> Volume: ...
-
-    def write(self, volume: Volume, path: Path) -> None: ...
+    def write(self, volume: Volume, path: Path) -> None:
+        """Write the volume. Half a file may be left: `write` below makes it whole or nothing."""
 
 
 def longest_suffix(name: str, known: Iterable[str]) -> str | None:

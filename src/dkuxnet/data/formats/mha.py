@@ -38,9 +38,7 @@ class MetaImage:
 
 
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
-    """The fields 'key = value', keys in lower case, and the position of the first voxel, from the
-    first bytes of a file.
-    """
+    """From the first bytes of a file: its fields, keys in lower case, and where voxels begin."""
     fields, start = {}, 0
     for line in head.splitlines(keepends=True):
         start += len(line)

@@ -100,9 +100,7 @@ class Nifti:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
-    """The header of a file, and the unpacked file, from which the voxels can be read inside the
-    block.
-    """
+    """The header of a file, and the unpacked file, whose voxels can be read inside the block."""
     packed = path.name.lower().endswith(".gz")
     require(path, "gzip" if packed else "NIfTI")
     with reading(path, "NIfTI"), _stream(path, packed) as file:

@@ -1,6 +1,4 @@
-"""NRRD with header and voxels in one file: the format of the Atrial Segmentation Challenge and of
-3D Slicer.
-"""
+"""NRRD with header and voxels in one file, as 3D Slicer and the Atrial Segmentation Challenge use."""
 
 import re
 import zlib
@@ -45,9 +43,7 @@ class Nrrd:
 
 
 def _split(head: bytes) -> tuple[bytes, int]:
-    """Header, which ends with an empty line, and position of the first voxel, from the first bytes
-    of a file.
-    """
+    """From the first bytes of a file: its header, up to an empty line, and where voxels begin."""
     end = re.search(rb"\n\r?\n", head)
     return (head[: end.start() + 1], end.end()) if end else (head, len(head))
 
