@@ -54,6 +54,16 @@ def itk_series(folder) -> tuple[np.ndarray, np.ndarray]:
 # --- what is read ---
 
 
+def test_peek_promises_what_read_gives(tmp_path, monkeypatch):
+    folder = Scan(noise()).write(tmp_path / "scan")
+    volume = formats.read(folder)
+    header = formats.peek(folder)
+    assert header.shape == volume.array.shape and header.dtype == volume.array.dtype
+    assert header.nbytes == volume.array.nbytes
+    monkeypatch.setattr("dkuxnet.data.dicom.read.MAX_VOXELS", header.voxels - 1)
+    refused(folder, f"has {header.shape[::-1]} voxels, more than")
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_a_series_in_random_order_is_what_itk_reads(tmp_path, name):
     scan = Scan(noise(), ORIENTATIONS[name])

@@ -44,7 +44,7 @@ TAGS = [
 REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 PIXELS_GROUP = 0x7FE0
 BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
-STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # near its beginning it says what kind it is of
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ MAX_ZIP_BYTES = 16 * 2**30  # unpacked
 # a zip that is small even when unpacked.
 MAX_ZIP_RATIO = 200
 FREE_ZIP_BYTES = 2**29
-BYTES_AN_ENTRY = 1024  # of its list of files
-END_BYTES = 2**17  # in which the records at its end are looked for
+BYTES_AN_ENTRY = 1024  # of the list of files at the end of a zip
+END_BYTES = 2**17  # at the end of a zip, where the records of that list are looked for
 HEAD_BYTES = 1024
 
 

@@ -1,4 +1,4 @@
-"""NRRD with header and voxels in one file, as 3D Slicer and the Atrial Segmentation Challenge use."""
+"""NRRD in one file, the format of 3D Slicer and of the Atrial Segmentation Challenge."""
 
 import re
 import zlib
