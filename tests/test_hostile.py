@@ -541,6 +541,18 @@ def nrrd(folder: Path, variant: tuple[bytes, bytes]) -> None:
     changed(folder, ".nrrd", *variant)
 
 
+@stranger("bytes of voxels by its header")
+def nrrd_channels(folder: Path) -> None:
+    """A billion channels: no pixel of them may be made to see their type."""
+    from dkuxnet.data import formats
+
+    (folder / "x.nrrd").write_bytes(
+        b"NRRD0004\ntype: float\ndimension: 4\nsizes: 1000000000 4 5 3\n"
+        b"kinds: vector domain domain domain\nendian: little\nencoding: raw\n\n" + bytes(480)
+    )
+    formats.read(folder / "x.nrrd")
+
+
 @stranger(
     "x.mha",
     terabytes=(b"DimSize = 4 5 3", b"DimSize = 60000 60000 60000"),

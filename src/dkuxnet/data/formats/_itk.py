@@ -51,7 +51,8 @@ def read_header(path: Path, name: str, image_io: str, start: int, packing: Packi
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         channels = reader.GetNumberOfComponents()
-        voxel = sitk.Image([1, 1], reader.GetPixelID(), channels)
+        # Two components show the type; a header may promise billions.
+        voxel = sitk.Image([1, 1], reader.GetPixelID(), min(channels, 2))
         dtype = sitk.GetArrayViewFromImage(voxel).dtype
         shape = (*reader.GetSize(), *([channels] if channels > 1 else []))
         return ItkHeader(shape, dtype, reader, start, packing)
