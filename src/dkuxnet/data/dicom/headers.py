@@ -20,28 +20,24 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
 from dkuxnet.data.dicom.tree import Entry, has_preamble, head, place
 
+REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 TAGS = [
+    *REQUIRED,
     "SpecificCharacterSet",
     "ImageType",
     "SOPClassUID",
     "Modality",
     "SeriesDescription",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "NumberOfFrames",
-    "Rows",
-    "Columns",
     "PixelSpacing",
-    "BitsAllocated",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 PIXELS_GROUP = 0x7FE0
 BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
 STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
