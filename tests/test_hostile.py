@@ -21,6 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from fuzz_targets import (
+    DECATHLON,
     INFO,
     MANIFEST,
     PREPARED,
@@ -441,6 +442,14 @@ def source(folder: Path, variant: dict) -> None:
 @stranger("expected a case name", above="../x", slash="a/b", dot=".x", line="a\nb")
 def source_name(folder: Path, variant: str) -> None:
     source(folder, {"dataset": {variant: SOURCE["dataset"]["a"]}})
+
+
+@stranger("expected a file that ends with", long="x" * 300, zip="x" * 300 + ".zip")
+def decathlon_name(folder: Path, variant: str) -> None:
+    from dkuxnet.data.layouts import find_source
+
+    (folder / "dataset.json").write_bytes(with_(DECATHLON, training__0__image=variant))
+    find_source(folder)
 
 
 @stranger("expected names of folders", above="../../x", absolute="/etc")

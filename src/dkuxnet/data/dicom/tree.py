@@ -70,7 +70,7 @@ def is_zip(path: Path) -> bool:
 def tree_name(path: Path) -> str:
     """The name of a folder, or of a .zip or .dcm without its suffix."""
     path = path.absolute()
-    return path.name if path.is_dir() else path.stem
+    return path.name if os.path.isdir(path) else path.stem
 
 
 def place(path: Path, name: str) -> Path:

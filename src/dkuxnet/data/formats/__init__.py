@@ -59,10 +59,10 @@ def suffix(path: str | Path) -> str:
 
 def is_dicom(path: str | Path) -> bool:
     """Whether `path` is read as DICOM: a folder, a zip or a .dcm file, by its name alone."""
-    path = Path(path)
-    if longest_suffix(path.name, FORMATS):
+    name = Path(path).name
+    if longest_suffix(name, FORMATS):
         return False
-    return longest_suffix(path.name, DICOM) is not None or path.is_dir()
+    return longest_suffix(name, DICOM) is not None or os.path.isdir(path)  # False for a bad name
 
 
 def has_geometry(path: str | Path) -> bool:
