@@ -4,6 +4,7 @@ one clear line.
 
 import gzip
 import os
+import re
 
 import h5py
 import hypothesis.extra.numpy as hnp
@@ -372,6 +373,17 @@ def test_renamed(tmp_path, ending, other):
         "text": "text",
     }
     refused(path, f"holds {holds.get(other, 'unknown data')}")
+
+
+@pytest.mark.parametrize("said", ["", "CompressedDataSize = 0", "half", "CompressedXataSize = 9"])
+def test_mha_without_the_size_of_its_packed_voxels(tmp_path, said):
+    """MetaIO then returns memory that it has not filled, and no error."""
+    path = tmp_path / "a.mha"
+    formats.write(oblique(shape=(20, 21, 22)), path)
+    before, size, after = re.split(rb"CompressedDataSize = (\d+)\n", path.read_bytes())
+    line = f"CompressedDataSize = {int(size) // 2}" if said == "half" else said
+    path.write_bytes(before + f"{line}\n".encode() * bool(line) + after)
+    refused(path, "expected the size of the packed voxels", size.decode())
 
 
 def test_packed_text(tmp_path):

@@ -137,10 +137,11 @@ def check_size(path: Path, needed: int, available: int) -> None:
     check_memory(needed, str(path))
 
 
-def check_deflated(path: Path, start: int, needed: int) -> None:
+def check_deflated(path: Path, start: int, needed: int) -> int:
     """Inflate the voxels (zlib or gzip) from byte `start` on, to check length and checksum.
 
-    ITK ignores damage in them and returns wrong voxels. Raises UserError or zlib.error.
+    ITK ignores damage in them and returns wrong voxels. Returns the number of their packed bytes.
+    Raises UserError or zlib.error.
     """
     inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
     with path.open("rb") as file:
@@ -152,12 +153,14 @@ def check_deflated(path: Path, start: int, needed: int) -> None:
                     f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to "
                     "far more; export it again"
                 )
+        packed = file.tell() - len(inflater.unused_data) - start
     if not inflater.eof:
         raise UserError(
             f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy "
             "it again"
         )
     check_size(path, needed, count)
+    return packed
 
 
 def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> Volume:

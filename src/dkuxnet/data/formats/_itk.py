@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import (
     MAX_DEFLATE_RATIO,
@@ -31,15 +32,24 @@ class ItkHeader(Header):
     """A header and SimpleITK's reader, which has read nothing else yet.
 
     start: position of the first byte of the voxels. packing: how they are stored from there on,
-    "" where only SimpleITK can judge whether they are complete.
+    "" where only SimpleITK can judge whether they are complete. packed_bytes: their packed size,
+    None in a format that does not state it.
     """
 
     reader: sitk.ImageFileReader
     start: int
     packing: Packing
+    packed_bytes: int | None = None
 
 
-def read_header(path: Path, name: str, image_io: str, start: int, packing: Packing) -> ItkHeader:
+def read_header(
+    path: Path,
+    name: str,
+    image_io: str,
+    start: int,
+    packing: Packing,
+    packed_bytes: int | None = None,
+) -> ItkHeader:
     """Let SimpleITK read the header.
 
     name: of the format, for messages. image_io: SimpleITK's name of it. Raises UserError where it
@@ -55,7 +65,7 @@ def read_header(path: Path, name: str, image_io: str, start: int, packing: Packi
         voxel = sitk.Image([1, 1], reader.GetPixelID(), min(channels, 2))
         dtype = sitk.GetArrayViewFromImage(voxel).dtype
         shape = (*reader.GetSize(), *([channels] if channels > 1 else []))
-        return ItkHeader(shape, dtype, reader, start, packing)
+        return ItkHeader(shape, dtype, reader, start, packing, packed_bytes)
 
 
 def read_voxels(path: Path, name: str, header: ItkHeader, kind: str) -> Volume:
@@ -96,7 +106,12 @@ def _check_voxels(path: Path, header: ItkHeader) -> None:
     size = path.stat().st_size
     check_size(path, header.nbytes, size * MAX_DEFLATE_RATIO)
     if header.packing == "deflate":
-        check_deflated(path, header.start, header.nbytes)
+        packed, stated = check_deflated(path, header.start, header.nbytes), header.packed_bytes
+        if stated is not None and not packed <= stated <= size - header.start:
+            raise UserError(
+                f"{path}: expected the size of the packed voxels, {packed} bytes, in the header, "
+                f"got {stated}; save the scan again"
+            )
     elif header.packing == "raw":
         check_size(path, header.nbytes, size - header.start)
 

@@ -1,5 +1,6 @@
 """MetaImage with header and voxels in one file (.mha)."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from dkuxnet.data.checks import require
 from dkuxnet.data.formats import _itk
 
 DIMENSIONS = ("2", "3", "4")  # MetaIO has room for 10 and writes past its own memory beyond
-ONCE = ("NDims", "ElementDataFile")  # MetaIO takes the first, and reads "NDims: 300" too
+# MetaIO takes the first, and reads "NDims: 300" too
+ONCE = ("NDims", "ElementDataFile", "CompressedDataSize")
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,14 @@ class MetaImage:
         fields, start = _fields(head)
         _check(path, fields, head[:start])
         packing: _itk.Packing = ""
+        packed_bytes = None
         if _true(fields.get("compresseddata", "False")):
-            packing = "deflate"
+            # Where it is wrong, MetaIO leaves voxels unset and says nothing.
+            stated = re.fullmatch(r"[0-9]{1,18}", fields.get("compresseddatasize", ""))
+            packing, packed_bytes = "deflate", int(stated[0]) if stated else 0
         elif _true(fields.get("binarydata", "True")):
             packing = "raw"
-        return _itk.read_header(path, "MetaImage", "MetaImageIO", start, packing)
+        return _itk.read_header(path, "MetaImage", "MetaImageIO", start, packing, packed_bytes)
 
     def read(self, path: Path, kind: str = "image") -> Volume:
         """Read the volume."""
