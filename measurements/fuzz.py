@@ -1,4 +1,6 @@
-"""Coverage-guided fuzzing of whatever reads a stranger's file: pip install -e '.[fuzz]', then
+"""Coverage-guided fuzzing of whatever reads a stranger's file.
+
+After pip install -e '.[fuzz]':
 
     python measurements/fuzz.py --runs 10000 --output fuzz            all targets, one after another
     python measurements/fuzz.py nifti h5 --runs 100000 --output fuzz  some of them
@@ -51,9 +53,7 @@ def main() -> None:
 
 
 def fuzz(name: str, runs: int, output: Path) -> dict[str, float]:
-    """Inputs, seconds, distinct exceptions that should not have come, and ends of the process, of
-    one target.
-    """
+    """Run one target; returns the number of inputs, seconds, findings and ends of the process."""
     output.mkdir(parents=True, exist_ok=True)
     done, ends, started = 0, 0, time.monotonic()
     for start in range(1, MAX_STARTS + 1):
@@ -82,7 +82,7 @@ def fuzz(name: str, runs: int, output: Path) -> dict[str, float]:
 
 
 def executed(log: str) -> int:
-    """The number of inputs that a child ran, by its log."""
+    """The number of inputs that a child process ran, according to its log."""
     numbers = re.findall(
         r"^#(\d+)\s|^Done (\d+) runs|^stat::number_of_executed_units: *(\d+)", log, re.MULTILINE
     )
@@ -129,7 +129,7 @@ def fuzz_here(name: str, runs: int, output: Path, seed: int) -> None:
 
 
 def judge(target: Target, data: bytes, output: Path) -> None:
-    """Read the input; keep it, once a place, where anything but a UserError comes out."""
+    """Read the input; keep it, once for each place, where anything but a UserError comes out."""
     from dkuxnet.core.errors import UserError
 
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))

@@ -1,8 +1,7 @@
-"""What strangers' files reach: for each kind of file a few valid ones to start from, how to spoil
-them, and what reads them.
+"""Targets of fuzzing: for each kind of file a few valid ones, how to spoil them, what reads them.
 
-`fuzz.py` runs these by the hundred thousand, guided by coverage; the tests run a few hundred of
-each.
+`fuzz.py` runs hundreds of thousands of inputs, guided by coverage; the tests run a few hundred for
+each target.
 """
 
 import contextlib
@@ -88,8 +87,10 @@ NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Target:
-    """seeds: makes valid files. read: takes the file's bytes and an empty folder. unpack, pack:
-    around what is worth spoiling. tree: the file is JSON.
+    """A kind of file.
+
+    seeds: makes valid files. read: takes the bytes of a file and an empty folder. unpack, pack:
+    undo and redo what is around the part worth spoiling. tree: the file is JSON.
     """
 
     seeds: Callable[[], list[bytes]]
@@ -466,7 +467,7 @@ def read_benchmark(data: bytes, folder: Path) -> None:
 
 
 def read_run(data: bytes, folder: Path) -> None:
-    """manifest.json and settings.json of a run: the spoilt one is both."""
+    """Read a run whose manifest.json and settings.json are both `data`."""
     from dkuxnet.core.errors import UserError
     from dkuxnet.runs.folder import RunFolder
 

@@ -54,6 +54,16 @@ def itk_series(folder) -> tuple[np.ndarray, np.ndarray]:
 # --- what is read ---
 
 
+def test_peek_promises_what_read_gives(tmp_path, monkeypatch):
+    folder = Scan(noise()).write(tmp_path / "scan")
+    volume = formats.read(folder)
+    header = formats.peek(folder)
+    assert header.shape == volume.array.shape and header.dtype == volume.array.dtype
+    assert header.nbytes == volume.array.nbytes
+    monkeypatch.setattr("dkuxnet.data.dicom.read.MAX_VOXELS", header.voxels - 1)
+    refused(folder, f"has {header.shape[::-1]} voxels, more than")
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_a_series_in_random_order_is_what_itk_reads(tmp_path, name):
     scan = Scan(noise(), ORIENTATIONS[name])
@@ -130,7 +140,7 @@ def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
         del ds.file_meta
         ds.preamble = None
         ds.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
-        assert not tree.is_dicom(path.read_bytes())
+        assert not tree.has_preamble(path.read_bytes())
     (folder / "starts-like-one").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 20)
     (folder / "notes.txt").write_text("the scan of Monday")
     assert np.array_equal(formats.read(folder).array, scan.voxels.T)

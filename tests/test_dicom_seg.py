@@ -2,6 +2,7 @@
 the right codes.
 """
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -288,6 +289,14 @@ def test_names_become_codes(name, code, side, region):
         assert found == codes_of(name) != codes_of(name + "x")
     else:
         assert (found.property.value, found.property.scheme_designator) == (code, "SCT")
+
+
+def test_without_highdicom_one_line_says_what_to_install(monkeypatch):
+    name = "dkuxnet.data.dicom.segmentation"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("dkuxnet.core.extras.find_spec", lambda module: None)
+    with pytest.raises(UserError, match=r"^this needs highdicom: pip install 'dkuxnet\[dicom\]'$"):
+        importlib.import_module(name)
 
 
 # --- by the command ---

@@ -4,6 +4,7 @@ one clear line.
 
 import gzip
 import os
+import re
 
 import h5py
 import hypothesis.extra.numpy as hnp
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
+from dkuxnet.data.checks import Header
 from dkuxnet.data.formats import FORMATS
 
 DTYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
@@ -126,6 +128,41 @@ def test_affines_come_back(tmp_path_factory, ending, quaternion, spacing_mm, ori
     # NIfTI stores float32: relative to the largest number in play
     np.testing.assert_allclose(back.affine, affine, rtol=1e-5, atol=1e-6 * np.abs(affine).max())
     np.testing.assert_allclose(back.spacing_mm, spacing_mm, rtol=1e-5)
+
+
+# Headers
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("shape", [SHAPE, (3, *SHAPE)])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_peek_promises_what_read_gives(tmp_path, ending, shape, dtype):
+    volume, kind = oblique(dtype, shape), kind_of(ending, dtype)
+    if kind == "label" and len(shape) == 4:
+        pytest.skip("a label map has no channels")
+    formats.write(volume, tmp_path / f"a{ending}")
+    header = formats.peek(tmp_path / f"a{ending}", kind)
+    assert sorted(header.shape) == sorted(shape) and header.dtype == volume.array.dtype
+    assert header.voxels == volume.array.size and header.nbytes == volume.array.nbytes
+    assert_same(formats.read(tmp_path / f"a{ending}", kind), volume)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_peek_reads_no_voxel(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    noise = np.random.default_rng(0).random((16, 17, 18)).astype(np.float32)
+    formats.write(Volume(noise, affine_of()), path)
+    os.truncate(path, path.stat().st_size // 2)
+    assert formats.peek(path).shape == noise.shape
+    refused(path, "expected")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_read_goes_by_what_peek_promises(tmp_path, monkeypatch, ending):
+    """Else two readers of a header could disagree, and the sizes that were checked be others."""
+    formats.write(oblique(), tmp_path / f"a{ending}")
+    monkeypatch.setattr(Header, "nbytes", 2**60)
+    refused(tmp_path / f"a{ending}", f"expected {2**60} bytes of voxels")
 
 
 # The formats agree with each other and with the libraries
@@ -336,6 +373,17 @@ def test_renamed(tmp_path, ending, other):
         "text": "text",
     }
     refused(path, f"holds {holds.get(other, 'unknown data')}")
+
+
+@pytest.mark.parametrize("said", ["", "CompressedDataSize = 0", "half", "CompressedXataSize = 9"])
+def test_mha_without_the_size_of_its_packed_voxels(tmp_path, said):
+    """MetaIO then returns memory that it has not filled, and no error."""
+    path = tmp_path / "a.mha"
+    formats.write(oblique(shape=(20, 21, 22)), path)
+    before, size, after = re.split(rb"CompressedDataSize = (\d+)\n", path.read_bytes())
+    line = f"CompressedDataSize = {int(size) // 2}" if said == "half" else said
+    path.write_bytes(before + f"{line}\n".encode() * bool(line) + after)
+    refused(path, "expected the size of the packed voxels", size.decode())
 
 
 def test_packed_text(tmp_path):

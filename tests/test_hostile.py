@@ -21,6 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from fuzz_targets import (
+    DECATHLON,
     INFO,
     MANIFEST,
     PREPARED,
@@ -445,6 +446,14 @@ def source_name(folder: Path, variant: str) -> None:
     source(folder, {"dataset": {variant: SOURCE["dataset"]["a"]}})
 
 
+@stranger("expected a file that ends with", long="x" * 300, zip="x" * 300 + ".zip")
+def decathlon_name(folder: Path, variant: str) -> None:
+    from dkuxnet.data.layouts import find_source
+
+    (folder / "dataset.json").write_bytes(with_(DECATHLON, training__0__image=variant))
+    find_source(folder)
+
+
 @stranger("expected names of folders", above="../../x", absolute="/etc")
 def train_list(folder: Path, variant: str) -> None:
     from dkuxnet.data.layouts import find_source
@@ -541,6 +550,18 @@ def nifti(folder: Path, variant: str) -> None:
 )
 def nrrd(folder: Path, variant: tuple[bytes, bytes]) -> None:
     changed(folder, ".nrrd", *variant)
+
+
+@stranger("bytes of voxels by its header")
+def nrrd_channels(folder: Path) -> None:
+    """A billion channels: no pixel of them may be made to see their type."""
+    from dkuxnet.data import formats
+
+    (folder / "x.nrrd").write_bytes(
+        b"NRRD0004\ntype: float\ndimension: 4\nsizes: 1000000000 4 5 3\n"
+        b"kinds: vector domain domain domain\nendian: little\nencoding: raw\n\n" + bytes(480)
+    )
+    formats.read(folder / "x.nrrd")
 
 
 @stranger(

@@ -20,7 +20,7 @@ from dkuxnet.data import network_grid, plan
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.fingerprint import count_values
 from dkuxnet.data.prepared_set import PreparedSet, write_array
-from dkuxnet.data.values import every
+from dkuxnet.data.values import every_nth
 from dkuxnet.training.experiment import batches, patch_streams, pinned
 from dkuxnet.training.job import new_job
 from dkuxnet.training.optimiser import SGD, AdamW
@@ -48,7 +48,7 @@ def test_figures_of_a_scan_are_those_of_the_plain_formulas_to_the_last_bit(lay):
     expected = (scan - scan.mean(dtype=np.float64)) / scan.std(dtype=np.float64)
     np.testing.assert_array_equal(scaled, expected.astype(np.float32))
     for step in (0, 1, 7, 10**6):
-        np.testing.assert_array_equal(every(scan, step), scan.ravel()[:: max(1, step)])
+        np.testing.assert_array_equal(every_nth(scan, step), scan.ravel()[:: max(1, step)])
     for dtype in (np.uint8, np.int16):
         label = lay(rng.choice([0, 3, 7, 100], scan.shape).astype(dtype))
         values, counts = np.unique(label, return_counts=True)

@@ -121,7 +121,7 @@ def test_a_loader_that_asks_for_a_label_held_back_gets_an_error(prepared):
 
 @pytest.fixture(scope="module")
 def odd(scans, tmp_path_factory):
-    """The same scans; that of the test case has voxels three times as long, and other intensities."""
+    """The same scans; the test case has voxels three times as long, and other intensities."""
     folder = shutil.copytree(scans, tmp_path_factory.mktemp("odd") / "scans")
     for path in (
         folder / "imagesTr" / "phantom_005_0000.nii.gz",

@@ -223,7 +223,10 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 90000 90000 90000\nencoding: raw\n\n"
         + bytes(99)
     )
-    mha = b"ObjectType = Image\nNDims = 3\nDimSize = 90000 90000 90000\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    mha = (
+        b"ObjectType = Image\nNDims = 3\nDimSize = 90000 90000 90000\n"
+        b"ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    )
     secret = tmp_path / "secret.raw"
     secret.write_bytes(bytes(1000))
     return {
@@ -480,7 +483,8 @@ def slicer_form(
     an answer that is read by its length from the bare socket file.
     """
     limit = "----------lImIt_of_THE_fIle_eW_$"
-    body = f'--{limit}\r\nContent-Disposition: form-data; name="params"\r\n\r\n{json.dumps(params)}\r\n'.encode()
+    head = f'--{limit}\r\nContent-Disposition: form-data; name="params"\r\n\r\n'
+    body = f"{head}{json.dumps(params)}\r\n".encode()
     for field, path in (files or {}).items():
         head = f'--{limit}\r\nContent-Disposition: form-data; name="{field}"; filename="{path}"\r\n'
         body += (

@@ -15,17 +15,18 @@ from pydicom.uid import RLELossless
 
 pytest.importorskip("fastapi")
 
+import described
 from dicom_series import Scan
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.serve.guard import Guard, host_is_ours
-from dkuxnet.serve.headers import check_header
-from dkuxnet.serve.jobs import Job, Jobs
+from dkuxnet.serve.headers import check_header, check_zip
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
-from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
+from dkuxnet.serve.segmenting import Work, class_warnings, only_case, scan_warnings
+from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
 
 NIFTI = (".nii", ".nii.gz")
@@ -37,30 +38,30 @@ class Held:
     def __init__(self):
         self.order, self.go = [], threading.Semaphore(0)
 
-    def __call__(self, job):
-        self.order.append(job.name)
+    def __call__(self, task):
+        self.order.append(task.name)
         while not self.go.acquire(timeout=0.01):
-            job.report("held")
-        if job.name == "bad":
-            raise UserError(f"{job.scan}: case 'scan' is bad")
-        if job.name == "bug":
+            task.report("held")
+        if task.name == "bad":
+            raise UserError(f"{task.scan}: case 'scan' is bad")
+        if task.name == "bug":
             raise KeyError("secret")
-        return {"name": job.name}
+        return {"name": task.name}
 
 
 @pytest.fixture
-def queue(tmp_path):
+def held(tmp_path):
     work = Held()
-    jobs = Jobs(tmp_path, Limits(waiting=4, kept=2), work)
-    yield jobs, work
-    jobs.stop()
+    queue = TaskQueue(tmp_path, Limits(waiting=4, kept=2), work)
+    yield queue, work
+    queue.stop()
 
 
-def add(jobs: Jobs, name: str):
-    job = jobs.open(name, *NIFTI)
-    job.scan.write_bytes(b"scan")
-    jobs.submit(job)
-    return job
+def add(queue: TaskQueue, name: str):
+    task = queue.open(name, *NIFTI)
+    task.scan.write_bytes(b"scan")
+    queue.submit(task)
+    return task
 
 
 def until(condition) -> None:
@@ -70,17 +71,17 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(queue):
-    jobs, work = queue
-    slow = jobs.open("slow upload", *NIFTI)
-    first, second = add(jobs, "first"), add(jobs, "second")
+def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(held):
+    queue, work = held
+    slow = queue.open("slow upload", *NIFTI)
+    first, second = add(queue, "first"), add(queue, "second")
     until(lambda: first.state == "working")
     slow.scan.touch()
-    jobs.submit(slow)
-    assert [jobs.ahead(job) for job in (first, second, slow)] == [0, 1, 2]
+    queue.submit(slow)
+    assert [queue.ahead(task) for task in (first, second, slow)] == [0, 1, 2]
     assert (second.state, slow.state, work.order) == ("waiting", "waiting", ["first"])
-    jobs.remove(second)
-    assert jobs.ahead(slow) == 1 and not second.folder.exists()
+    queue.remove(second)
+    assert queue.ahead(slow) == 1 and not second.folder.exists()
     work.go.release(2)
     assert first.finished.wait(10) and slow.finished.wait(10)
     assert (
@@ -90,31 +91,33 @@ def test_scans_come_one_by_one_in_the_order_in_which_they_were_complete(queue):
     )
 
 
-def test_places_are_limited_and_old_results_make_room(queue, tmp_path):
-    jobs, work = queue
-    first = [add(jobs, str(i)) for i in range(3)]
-    jobs.open("a", *NIFTI)
+def test_places_are_limited_and_old_results_make_room(held, tmp_path):
+    queue, work = held
+    first = [add(queue, str(i)) for i in range(3)]
+    queue.open("a", *NIFTI)
     with pytest.raises(Refused, match="4 scans are being worked on"):
-        jobs.open("b", *NIFTI)
+        queue.open("b", *NIFTI)
     work.go.release(3)
-    assert all(job.finished.wait(10) for job in first)
+    assert all(task.finished.wait(10) for task in first)
     until(lambda: not first[0].folder.exists())
-    assert jobs.get(first[0].id) is None and [jobs.get(job.id) for job in first[1:]] == first[1:]
+    assert (
+        queue.get(first[0].id) is None and [queue.get(task.id) for task in first[1:]] == first[1:]
+    )
 
 
-def test_what_is_being_worked_on_stops_when_nobody_wants_it(queue):
-    jobs, work = queue
-    job, other = add(jobs, "a"), add(jobs, "b")
-    until(lambda: job.state == "working")
-    jobs.remove(job)
-    assert job.finished.wait(10) and not job.folder.exists()
+def test_what_is_being_worked_on_stops_when_nobody_wants_it(held):
+    queue, work = held
+    task, other = add(queue, "a"), add(queue, "b")
+    until(lambda: task.state == "working")
+    queue.remove(task)
+    assert task.finished.wait(10) and not task.folder.exists()
     work.go.release()
     assert other.finished.wait(10) and other.state == "done"
 
 
-def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(queue, tmp_path, caplog):
-    jobs, work = queue
-    bad, bug, good = add(jobs, "bad"), add(jobs, "bug"), add(jobs, "good")
+def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(held, tmp_path, caplog):
+    queue, work = held
+    bad, bug, good = add(queue, "bad"), add(queue, "bug"), add(queue, "good")
     work.go.release(3)
     assert good.finished.wait(10)
     assert (bad.state, bad.error) == ("failed", "bad: this scan is bad")
@@ -128,11 +131,11 @@ def test_a_failure_is_one_line_without_folders_and_the_next_scan_goes_on(queue, 
 
 
 def test_the_queue_ends_in_the_middle_of_a_scan(tmp_path):
-    jobs = Jobs(tmp_path, Limits(), Held())
-    job = add(jobs, "a")
-    until(lambda: job.state == "working")
-    jobs.stop()
-    assert not jobs._thread.is_alive() and job.state == "failed"
+    queue = TaskQueue(tmp_path, Limits(), Held())
+    task = add(queue, "a")
+    until(lambda: task.state == "working")
+    queue.stop()
+    assert not queue._thread.is_alive() and task.state == "failed"
 
 
 @pytest.mark.parametrize(
@@ -220,9 +223,9 @@ def test_an_upload_that_stands_still_is_dropped_and_a_whole_one_may_wait_for_its
 def test_every_format_says_its_voxels_before_they_are_read(tmp_path, ending, channels):
     path = tmp_path / f"a{ending}"
     formats.write(Volume(np.zeros((channels, 4, 5, 6), np.float32), np.eye(4)), path)
-    check_header(path, 120 * channels)
+    check_header(only_case(path), 120 * channels)
     with pytest.raises(UserError, match=f"{120 * channels} voxels by its header"):
-        check_header(path, 120 * channels - 1)
+        check_header(only_case(path), 120 * channels - 1)
 
 
 @pytest.mark.parametrize("ending", [".zip", ".dcm"])
@@ -241,10 +244,10 @@ def test_dicom_says_its_voxels_before_they_are_read(tmp_path, ending):
         with zipfile.ZipFile(path, "w") as archive:
             for number in range(len(slices)):
                 archive.write(tmp_path / f"{number}.dcm", f"{number}.dcm")
-    check_header(path, 6000)
+    check_header(only_case(path), 6000)
     assert path.stat().st_size < 8 * 5999
     with pytest.raises(UserError, match=r"has 6,000 voxels by its header"):
-        check_header(path, 5999)
+        check_header(only_case(path), 5999)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,7 @@ def test_a_zip_of_too_many_files_is_refused(tmp_path, monkeypatch, name, said):
         for number in range(3):
             archive.writestr(f"{name}{number}.dcm", b"")
     with pytest.raises(UserError, match=said):
-        check_header(tmp_path / "scan.zip", 1000)
+        check_zip(tmp_path / "scan.zip", 1000)
 
 
 def test_a_large_scan_is_drawn_coarser_where_it_is_finest():
@@ -310,23 +313,20 @@ def test_the_warnings_are_those_that_hold(tmp_path):
         "5.0 mm long, much coarser than the 2.0 mm"
         in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
     )
-    assert formats.says_how_it_lies(tmp_path / "scan.h5")
+    assert formats.has_geometry(tmp_path / "scan.h5")
     import h5py
 
     with h5py.File(tmp_path / "scan.h5", "a") as file:
         del file.attrs["affine"]
-    assert not formats.says_how_it_lies(tmp_path / "scan.h5")
+    assert not formats.has_geometry(tmp_path / "scan.h5")
     assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
 
 
 class Labels:
     """A Segmenter of three classes by turns."""
 
-    labels, channels, plan = (
-        {"background": 0, "wall": 100, "LA": 255},
-        ["MRI"],
-        {"spacing_mm": [1.0] * 3},
-    )
+    labels, channels = {"background": 0, "wall": 100, "LA": 255}, ["MRI"]
+    plan = described.plan(spacing_mm=[1.0] * 3)
 
     def __call__(self, scan, uncertainty, progress):
         label = np.array([0, 100, 255], np.uint8)[
@@ -344,21 +344,21 @@ def segmented(
     qform: np.ndarray | None = None,
     max_voxels: int = 1000,
     network_shape: tuple[int, ...] | None = None,
-) -> Job:
-    """The job of a NIfTI scan, finished."""
+) -> Task:
+    """The task of a NIfTI scan, finished."""
     segmenter = Labels()
     segmenter.network_shape = lambda scan: network_shape or scan.shape
-    jobs = Jobs(folder, Limits(), Work(segmenter, max_voxels))
-    job = jobs.open("a.nii", *NIFTI, as_indices)
-    formats.write(Volume(array, np.eye(4)), job.scan)
+    queue = TaskQueue(folder, Limits(), Work(segmenter, max_voxels))
+    task = queue.open("a.nii", *NIFTI, as_indices)
+    formats.write(Volume(array, np.eye(4)), task.scan)
     if qform is not None:
-        image = nibabel.load(job.scan)
+        image = nibabel.load(task.scan)
         image.set_qform(qform, code="scanner")
-        job.scan.write_bytes(image.to_bytes())
-    jobs.submit(job)
-    assert job.finished.wait(10)
-    jobs.stop()
-    return job
+        task.scan.write_bytes(image.to_bytes())
+    queue.submit(task)
+    assert task.finished.wait(10)
+    queue.stop()
+    return task
 
 
 NOISE = np.random.default_rng(0).normal(size=(6, 6, 6))
@@ -369,10 +369,10 @@ def test_slicer_gets_the_classes_in_their_order_whatever_their_values(tmp_path, 
     """3D Slicer takes the n-th name of `label_names` for the value n; a download has the training
     data's values.
     """
-    job = segmented(tmp_path, NOISE, as_indices)
-    assert job.state == "done", job.error
-    assert set(np.unique(formats.read(job.label).array).tolist()) == values
-    assert [(c["name"], c["index"], c["voxels"]) for c in job.result["classes"]] == [
+    task = segmented(tmp_path, NOISE, as_indices)
+    assert task.state == "done", task.error
+    assert set(np.unique(formats.read(task.label).array).tolist()) == values
+    assert [(c["name"], c["index"], c["voxels"]) for c in task.result["classes"]] == [
         ("wall", 1, 72),
         ("LA", 2, 72),
     ]
@@ -399,16 +399,16 @@ def test_what_is_wrong_with_the_scan_itself_is_told_on_the_page(tmp_path):
 def test_a_scan_of_another_modality_is_told_on_the_page(tmp_path):
     segmenter = Labels()
     segmenter.network_shape = lambda scan: scan.shape
-    jobs = Jobs(tmp_path, Limits(), Work(segmenter, 1000))
-    job = jobs.open("anna.dcm", ".dcm", ".nii.gz")
+    queue = TaskQueue(tmp_path, Limits(), Work(segmenter, 1000))
+    task = queue.open("anna.dcm", ".dcm", ".nii.gz")
     Scan(np.arange(216, dtype=np.int16).reshape(6, 6, 6), modality="CT").enhanced().save_as(
-        job.scan, enforce_file_format=True
+        task.scan, enforce_file_format=True
     )
-    jobs.submit(job)
-    assert job.finished.wait(10)
-    jobs.stop()
+    queue.submit(task)
+    assert task.finished.wait(10)
+    queue.stop()
     assert (
-        job.result["warnings"][0]
+        task.result["warnings"][0]
         == "This scan: DICOM calls it CT, where MR is expected; check that it is the scan."
     )
 
@@ -419,6 +419,6 @@ def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):
     """
     fine = segmented(tmp_path, NOISE, network_shape=(60, 60, 60))
     assert fine.state == "failed" and "has 216,000 voxels at the spacing of the model" in fine.error
-    monkeypatch.setattr("dkuxnet.serve.segmenting.check_header", lambda path, most: None)
+    monkeypatch.setattr("dkuxnet.serve.segmenting.check_header", lambda case, most: None)
     read = segmented(tmp_path, NOISE, max_voxels=215)
     assert read.state == "failed" and "has 216 voxels with all its channels" in read.error

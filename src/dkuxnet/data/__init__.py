@@ -1,3 +1,1 @@
-"""From raw scans to batches: layouts of source folders, geometry, splits, prepared cases,
-augmentation, loading.
-"""
+"""From scan files to a prepared set: formats, layouts, geometry, checks, splits, preparation."""

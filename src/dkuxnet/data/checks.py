@@ -1,15 +1,17 @@
-"""What the formats share: checks before a file is read, after its array is there, and before it is
-written.
-"""
+"""What all readers of scans share: headers, and the checks before and after voxels are read."""
 
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
@@ -23,12 +25,34 @@ MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"PK\x03\x04", "zip"),
 )
-# Deflate cannot do better than this, so a header that asks for more than the file could unpack to
-# is wrong.
+# Deflate cannot compress better than this: a header that promises more than the file could unpack
+# to is wrong.
 MAX_DEFLATE_RATIO = 1032
-MAX_REST_BYTES = (
-    1 << 27
-)  # unpacked behind the voxels that a header promises: some writers pad, a bomb goes on
+# Unpacked bytes after the voxels that a header promises: some writers pad a little, a bomb does not
+# end.
+MAX_REST_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file promises before any voxel is read.
+
+    shape: number of voxels along each axis as the file stores them, channels included.
+    dtype: of the stored voxels.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels of all channels together."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the unpacked voxels take."""
+        return self.voxels * self.dtype.itemsize
 
 
 def reason(error: BaseException) -> str:
@@ -36,16 +60,15 @@ def reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith(
-        "Exception thrown in SimpleITK"
-    ):  # places in C++ files; what went wrong is said last
+    if lines[0].startswith("Exception thrown in SimpleITK"):
+        # A trace of C++ files, whose last line says what went wrong.
         lines = [re.sub(r"^(itk::|sitk::|ITK )ERROR: (\w+\(\w+\): )?", "", lines[-1])]
     text = " ".join(" ".join(lines).split())
     return text if len(text) <= 240 else text[:240] + " ..."
 
 
 def content(head: bytes) -> str:
-    """What a file holds, in words, by its first bytes."""
+    """What a file holds, in words, judged by its first bytes."""
     if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return "NIfTI"
     if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
@@ -61,9 +84,9 @@ def content(head: bytes) -> str:
 
 
 def require(path: Path, expected: str) -> bytes:
-    """The first bytes of `path`.
+    """The first bytes of `path`, which must be a file that starts as `expected` does.
 
-    Raises UserError unless it is a file, not empty, that starts like `expected`.
+    Raises UserError where it is missing, empty or another kind of file.
     """
     if os.path.isdir(path):
         raise UserError(
@@ -105,24 +128,20 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def check_size(path: Path, needed: int, available: int) -> None:
-    """Raise UserError where the header promises more bytes of voxels than the file can hold, or
-    than there is memory for.
-    """
+    """Raise UserError where voxels need more bytes than the file can hold or memory has left."""
     if needed > available:
         raise UserError(
             f"{path}: expected {needed} bytes of voxels by its header, but the file holds at most "
-            f"{available}: "
-            "it is cut short or its header is wrong; copy or export it again"
+            f"{available}: it is cut short or its header is wrong; copy or export it again"
         )
     check_memory(needed, str(path))
 
 
-def check_deflated(path: Path, start: int, needed: int) -> None:
-    """Inflate the voxels (zlib or gzip) that begin at byte `start`, once, for their length and
-    checksum.
+def check_deflated(path: Path, start: int, needed: int) -> int:
+    """Inflate the voxels (zlib or gzip) from byte `start` on, to check length and checksum.
 
-    ITK reads on over damage in them: voxels would come out wrong without a word. Raises UserError
-    or zlib.error.
+    ITK ignores damage in them and returns wrong voxels. Returns the number of their packed bytes.
+    Raises UserError or zlib.error.
     """
     inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
     with path.open("rb") as file:
@@ -132,23 +151,23 @@ def check_deflated(path: Path, start: int, needed: int) -> None:
             if count > needed + MAX_REST_BYTES:
                 raise UserError(
                     f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to "
-                    "far more; "
-                    "export it again"
+                    "far more; export it again"
                 )
+        packed = file.tell() - len(inflater.unused_data) - start
     if not inflater.eof:
         raise UserError(
             f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy "
             "it again"
         )
     check_size(path, needed, count)
+    return packed
 
 
-def finish(path: Path, array: np.ndarray, affine: np.ndarray, kind: str) -> Volume:
-    """The volume of a file: shape, number type and affine checked, channels first, one channel
-    squeezed.
+def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> Volume:
+    """The volume of a file: shape, number type and affine checked, a single channel squeezed.
 
-    array: (X, Y, Z) or (C, X, Y, Z). Raises UserError where it is neither, or no label map where
-    `kind` is "label".
+    array: (X, Y, Z) or (C, X, Y, Z). Raises UserError where it is neither, or not a label map
+    where `kind` is "label".
     """
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
@@ -166,8 +185,8 @@ def finish(path: Path, array: np.ndarray, affine: np.ndarray, kind: str) -> Volu
     return Volume(array, check_affine(path, affine))
 
 
-def check_affine(path: Path, affine: np.ndarray) -> np.ndarray:
-    """`affine` as (4, 4) float64. Raises UserError where it is not finite or squeezes space flat."""
+def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[Any]:
+    """`affine` as (4, 4) float64. Raises UserError where it is not finite or is singular."""
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise UserError(
@@ -183,14 +202,11 @@ def check_affine(path: Path, affine: np.ndarray) -> np.ndarray:
 
 
 def storable(volume: Volume, path: Path) -> Volume:
-    """`volume` as every format can hold it: see `formats.write`.
-
-    Raises UserError where that cannot be.
-    """
+    """`volume` in a form that every format can hold, see `formats.write`; else UserError."""
     return finish(path, np.asarray(volume.array), volume.affine, "image")
 
 
-def _plain(path: Path, array: np.ndarray) -> np.ndarray:
+def _plain(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     """Real numbers in native byte order and in a type that numpy, torch and every format know."""
     if array.dtype.kind not in "biuf":
         raise UserError(
@@ -204,10 +220,8 @@ def _plain(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _integers(path: Path, array: np.ndarray) -> np.ndarray:
-    """`array` in an integer type; floats only where all are whole, cast to the smallest type that
-    holds them.
-    """
+def _integers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
+    """`array` in an integer type: whole floats become the smallest one that holds them."""
     if array.dtype.kind != "f":
         return array
     low, high = array.min(), array.max()

@@ -12,7 +12,7 @@ from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.geometry import to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.plan import is_ct
-from dkuxnet.data.values import check_modality, every
+from dkuxnet.data.values import check_modality, every_nth
 
 SAMPLE = 20_000  # voxels of a channel that its figures are taken from
 AIR = -500  # Hounsfield units: below is air, and most of a lung
@@ -39,7 +39,7 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
     check_modality(f"case '{case.name}'", image.modality, source.channels)
-    sampled = [every(channel, channel.size // SAMPLE) for channel in image.array]
+    sampled = [every_nth(channel, channel.size // SAMPLE) for channel in image.array]
     samples = [
         without_air(values) if is_ct(name) else values
         for name, values in zip(source.channels, sampled, strict=True)

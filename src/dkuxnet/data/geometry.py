@@ -1,25 +1,29 @@
-"""Grids: orientation to RAS, resampling between grids of the same extent, padding. numpy in, numpy
-out.
+# mypy: untyped-calls-exclude=nibabel
+"""Grids: orientation to RAS, resampling between grids of one extent, padding; numpy in, numpy out.
 
 Resampling is separable and antialiased: along each axis a triangle filter as wide as the coarser of
 the two voxels, so that going to 2.5 mm averages the voxels that it merges and coming back
-interpolates linearly. Both grids cover the same box (voxel edges, not centres, coincide), which
-makes the way back exact in shape and place.
+interpolates linearly. Both grids cover the same box (voxel edges, not centres, coincide), so that
+shape and position come back exactly.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkuxnet.core.types import Volume
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of voxels of a grid. grid: (X, Y, Z) voxels of all of it. start, stop: first voxel,
-    and the one after the last.
+    """A box of voxels of a grid.
+
+    grid: voxels (X, Y, Z) of the whole grid. start, stop: the first voxel, and the one after the
+    last.
     """
 
     grid: tuple[int, int, int]
@@ -28,67 +32,68 @@ class Region:
 
     @classmethod
     def whole(cls, grid: Sequence[int]) -> "Region":
-        return cls(tuple(grid), (0, 0, 0), tuple(grid))
+        """All of a grid."""
+        x, y, z = grid
+        return cls((x, y, z), (0, 0, 0), (x, y, z))
 
     @classmethod
     def of(cls, grid: Sequence[int], box: Sequence[slice]) -> "Region":
-        return cls(tuple(grid), tuple(part.start for part in box), tuple(part.stop for part in box))
+        """The part `box` of a grid."""
+        (x, y, z), (a, b, c) = grid, box
+        return cls((x, y, z), (a.start, b.start, c.start), (a.stop, b.stop, c.stop))
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
-        return tuple(map(slice, self.start, self.stop))
+        """The region as slices."""
+        a, b, c = map(slice, self.start, self.stop)
+        return a, b, c
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        """Voxels (X, Y, Z) of the region."""
+        x, y, z = (stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return x, y, z
 
     @property
     def is_whole(self) -> bool:
+        """Whether the region is all of the grid."""
         return self.shape == self.grid
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Flip and permute the array's axes so that they run closest to right, anterior, superior. No
-    interpolation.
-    """
+    """Flip and permute axes, without interpolation, to be closest to right, anterior, superior."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
     orientation = io_orientation(volume.affine)
-    moved = apply_orientation(
-        np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array, orientation
-    )
-    array = np.moveaxis(moved, -1, 0) if volume.array.ndim == 4 else moved
+    channels = volume.array.ndim == 4
+    array = np.moveaxis(volume.array, 0, -1) if channels else volume.array
+    array = apply_orientation(array, orientation)
+    array = np.moveaxis(array, -1, 0) if channels else array
     return Volume(array, volume.affine @ inv_ornt_aff(orientation, volume.shape))
 
 
-def from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Undo `to_ras`: array (..., X', Y', Z') in RAS order -> (..., X, Y, Z) in the order of the
-    scan with `affine`.
-    """
+def from_ras(array: NDArray[Any], affine: NDArray[Any]) -> NDArray[Any]:
+    """Undo `to_ras`: (..., X', Y', Z') in RAS order -> (..., X, Y, Z) in the order of `affine`."""
     from nibabel.orientations import io_orientation
 
     orientation = io_orientation(affine)
     lead = array.ndim - 3
     axes = [*range(lead), *(lead + int(axis) for axis in orientation[:, 0])]
-    array = array.transpose(axes)
-    flips = tuple(slice(None, None, -1 if flip < 0 else 1) for flip in orientation[:, 1])
-    return array[(..., *flips)]
+    flipped = tuple(lead + axis for axis in range(3) if orientation[axis, 1] < 0)
+    return np.flip(array.transpose(axes), flipped)
 
 
 def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
-) -> tuple[int, ...]:
-    """Voxels of the grid over the same box with voxels of about `target_mm`; at least one along
-    each axis.
-    """
-    return tuple(
-        max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True)
-    )
+) -> tuple[int, int, int]:
+    """Number of voxels of about `target_mm` in the same box; at least one along each axis."""
+    x, y, z = (n * s / t for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+    return max(1, round(x)), max(1, round(y)), max(1, round(z))
 
 
 def resampled_affine(
-    affine: np.ndarray, shape: Sequence[int], new_shape: Sequence[int]
-) -> np.ndarray:
+    affine: NDArray[Any], shape: Sequence[int], new_shape: Sequence[int]
+) -> NDArray[Any]:
     """The affine of a grid of `new_shape` voxels over the box of a grid of `shape` voxels."""
     scale = np.asarray(shape, float) / np.asarray(new_shape, float)
     to_old = np.eye(4)
@@ -98,9 +103,10 @@ def resampled_affine(
 
 
 @lru_cache(maxsize=64)
-def resampling_matrix(old: int, new: int) -> np.ndarray:
-    """(new, old) float32 weights of the triangle filter along one axis; rows sum to 1, edges are
-    extended.
+def resampling_matrix(old: int, new: int) -> NDArray[Any]:
+    """Weights (new, old), float32, of the triangle filter along one axis.
+
+    Rows sum to 1. The values at the edges are extended.
     """
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
@@ -110,10 +116,10 @@ def resampling_matrix(old: int, new: int) -> np.ndarray:
     weights = np.clip(1 - np.abs(taps - centres[:, None]) / reach, 0, None)
     matrix = np.zeros((new, old))
     np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 
-def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def resample(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
     """(..., X, Y, Z) -> (..., *shape) float32."""
     return _contract(
         array,
@@ -121,22 +127,19 @@ def resample(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     )
 
 
-def resample_region(array: np.ndarray, region: Region) -> np.ndarray:
-    """The part `region` of resample(array, region.grid), from the voxels of `array` (..., X, Y, Z)
-    that it needs.
-    """
+def resample_region(array: NDArray[Any], region: Region) -> NDArray[Any]:
+    """The part `region` of resample(array, region.grid), from the voxels of `array` it needs."""
     matrices, boxes = [], []
     for old, new, rows in zip(array.shape[-3:], region.grid, region.box, strict=True):
         matrix = resampling_matrix(old, new)[rows]
         boxes.append(_support(matrix, axis=0))
         matrices.append(matrix[:, boxes[-1]])
-    return _contract(array[(..., *boxes)], matrices)
+    x, y, z = boxes
+    return _contract(array[..., x, y, z], matrices)
 
 
 def reach_of(region: Region, shape: Sequence[int]) -> Region:
-    """The box of a grid of `shape` voxels, over the same scan, whose values the voxels of `region`
-    have a share in.
-    """
+    """The part of a grid of `shape` voxels over the same scan that `region` contributes to."""
     return Region.of(
         shape,
         [
@@ -147,13 +150,13 @@ def reach_of(region: Region, shape: Sequence[int]) -> Region:
 
 
 def resample_from(
-    values: np.ndarray, region: Region, target: Region
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values (..., *region.shape) on a part of a grid -> (..., *target.shape), a part of another
-    grid of the same scan.
+    values: NDArray[Any], region: Region, target: Region
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Resample from a part of a grid to a part of another grid of the same scan.
 
-    Where the target reaches beyond the region, the voxels there count as 0; also the weight
-    (*target.shape) that they would have had, None where the region is the whole grid.
+    Values (..., *region.shape) -> (..., *target.shape). Voxels beyond the region count as 0. Also
+    returns the weight (*target.shape) that these would have had; None where the region is the whole
+    grid.
     """
     matrices = [
         resampling_matrix(old, new)[rows, columns]
@@ -173,14 +176,14 @@ def resample_from(
     return result, np.broadcast_to(1 - x * y * z, target.shape)
 
 
-def _support(matrix: np.ndarray, axis: int) -> slice:
+def _support(matrix: NDArray[Any], axis: int) -> slice:
     """From the first to the last column (axis 0) or row (axis 1) that is not all 0."""
     used = np.flatnonzero(matrix.any(axis=axis))
     return slice(int(used[0]), int(used[-1]) + 1)
 
 
-def _contract(array: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply a matrix (new, old) along each of the last three axes; float32."""
+def _contract(array: NDArray[Any], matrices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Apply a matrix (new, old) along each of the last three axes, in float32."""
     array = np.asarray(array, dtype=np.float32)
     for axis, matrix in zip((-3, -2, -1), matrices, strict=True):
         if not _is_identity(matrix):
@@ -188,12 +191,12 @@ def _contract(array: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _is_identity(matrix: np.ndarray) -> bool:
+def _is_identity(matrix: NDArray[Any]) -> bool:
     return matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix)))
 
 
-def resample_label(label: np.ndarray, shape: Sequence[int], classes: int) -> np.ndarray:
-    """(X, Y, Z) class indices -> `shape` uint8: the class with the largest share of each voxel."""
+def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> NDArray[Any]:
+    """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel."""
     if tuple(label.shape) == tuple(shape):
         return label.astype(np.uint8)
     best, chosen = None, np.zeros(shape, np.uint8)
@@ -209,10 +212,11 @@ def resample_label(label: np.ndarray, shape: Sequence[int], classes: int) -> np.
 
 
 def pad_to(
-    array: np.ndarray, shape: Sequence[int], value: float
-) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Pad the last three axes with `value` to at least `shape`, evenly on both sides; also the
-    slices that cut it back.
+    array: NDArray[Any], shape: Sequence[int], value: float
+) -> tuple[NDArray[Any], tuple[slice, ...]]:
+    """Pad the last three axes with `value` to at least `shape`, evenly on both sides.
+
+    Also returns the slices that undo it.
     """
     pads, back = [], []
     for have, want in zip(array.shape[-3:], shape, strict=True):

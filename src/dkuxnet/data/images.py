@@ -1,6 +1,4 @@
-"""The image of a case from its files, verified: what `prepare` stores and what a prediction starts
-from.
-"""
+"""The image of a case, read from its files and verified, for `prepare` and for predictions."""
 
 import numpy as np
 
@@ -12,9 +10,10 @@ from dkuxnet.data.values import check_values
 
 
 def read_image(case: Case, channels: int) -> Volume:
-    """The image of a case as (C, X, Y, Z) float32 in its own order.
+    """The image of a case as (C, X, Y, Z) float32, axes in the order of the file.
 
-    Raises UserError: channels, geometry, NaN, size; a DataWarning where it hardly is a scan.
+    Raises UserError for a wrong number of channels, geometry, NaN or size. Gives a DataWarning
+    where it looks like something other than a scan.
     """
     volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
@@ -26,13 +25,13 @@ def read_image(case: Case, channels: int) -> Volume:
     if len(array) != channels:
         raise UserError(
             f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected "
-            f"{channels}; "
-            "a 4D scan is a series of channels: give one file per case and time point"
+            f"{channels}; a 4D scan is a series of channels: give one file per case and time "
+            "point"
         )
     if min(first.shape) < 2:
         raise UserError(
-            f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels an axis "
-            "are needed"
+            f"case '{case.name}': shape {first.shape} is not a 3D scan; at least 2 voxels along "
+            "each axis are needed"
         )
     check_values(f"case '{case.name}'", str(case.images[0]), array)
     return Volume(array, first.affine, first.modality)

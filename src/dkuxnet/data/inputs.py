@@ -1,4 +1,4 @@
-"""Which cases are meant by what is given to a prediction: scans, folders in any layout, DICOM."""
+"""The cases in the inputs of a prediction: scans, folders in any layout, DICOM."""
 
 import itertools
 import re
@@ -11,17 +11,15 @@ from dkuxnet.data import formats
 from dkuxnet.data.dicom.series import find_scans
 from dkuxnet.data.layouts import find_source
 
-COMMON_NAMES = (
-    "mri_norm2",
-    "lgemri",
-)  # the same in every patient's folder: there the folder names the case
+# File names that every patient's folder has: there the case is named after the folder.
+COMMON_NAMES = ("mri_norm2", "lgemri")
 
 
 def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Case]:
-    """The cases that the inputs name; series_uid: the one series that is meant of a DICOM input.
+    """The cases of the inputs.
 
-    Raises UserError for a missing input, two cases of one name, and a DICOM input of which a series
-    must be chosen.
+    series_uid: the series to take of a DICOM input. Raises UserError for a missing input, two cases
+    of one name, and a DICOM input in which a series must be chosen.
     """
     cases: dict[str, Case] = {}
     for path in map(Path, inputs):
@@ -29,12 +27,11 @@ def find_cases(inputs: Sequence[Path], series_uid: str | None = None) -> list[Ca
             raise UserError(f"{path} does not exist; give a scan or a folder of scans")
         for case in _at(path, series_uid):
             first = cases.setdefault(case.name, case)
-            # the same once more is no fault: it was given twice, or by another of its channels
+            # The same case again is fine: it was given twice, or by another of its channels.
             if (first.images, first.series_uid) != (case.images, case.series_uid):
                 raise UserError(
                     f"two inputs give the case name '{case.name}': {first.images[0]} and "
-                    f"{case.images[0]}; "
-                    "rename one or predict them into different folders"
+                    f"{case.images[0]}; rename one or predict them into different folders"
                 )
     return list(cases.values())
 
@@ -49,19 +46,19 @@ def _at(path: Path, series_uid: str | None) -> list[Case]:
 
 
 def _in_folder(folder: Path) -> list[Case]:
-    """The cases of a folder; the channels of nnU-Net's imagesTs, where no dataset.json lies, come
-    together by name.
+    """The cases of a folder.
+
+    nnU-Net's imagesTs has no dataset.json: its channels are matched by name.
     """
     source = find_source(folder)
     if source.layout != "folder":
         return list(source.cases)
-    return list(
-        {case.name: case for case in (_single(case.images[0]) for case in source.cases)}.values()
-    )
+    singles = [_single(case.images[0]) for case in source.cases]
+    return list({case.name: case for case in singles}.values())
 
 
 def _single(path: Path) -> Case:
-    """A file as a case; nnU-Net's NAME_0000 brings its sibling channels along."""
+    """The case of a file; nnU-Net's NAME_0000 takes the files of its other channels with it."""
     stem = formats.stem(path)
     ending = path.name[len(stem) :]
     if match := re.fullmatch(r"(.+)_\d{4}", stem):

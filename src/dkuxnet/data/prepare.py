@@ -165,7 +165,7 @@ def store_case(
     info = PreparedInfo(
         name=case.name,
         images=[str(path) for path in case.images],
-        oriented=all(map(formats.says_how_it_lies, case.images)),
+        oriented=all(map(formats.has_geometry, case.images)),
         shape=image.shape,
         affine=image.affine.tolist(),
         spacing_mm=image.spacing_mm,

@@ -1,11 +1,25 @@
-"""Who trains, who judges: labelled, unlabelled, validation and test cases, disjoint or refused."""
+"""Which cases train and which evaluate: labelled, unlabelled, validation and test, disjoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Split
+
+
+class _Lists(BaseModel):
+    """What the file of a split may hold."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    train: list[str] = []
+    labelled: list[str] = []
+    unlabelled: list[str] = []
+    validation: list[str] = []
+    test: list[str] = []
 
 
 def make_split(
@@ -16,30 +30,31 @@ def make_split(
     test_cases: int = 0,
     file: Path | None = None,
 ) -> Split:
-    """Split `cases` (the data set's order); `with_label` names those that have a label.
+    """Split `cases`, in the order of the data set, of which `with_label` have a label.
 
-    The test list is the file's, or else the last `test_cases` that have a label. Of the others, the
-    first `labelled` that have a label keep it (all, where None); the last `validation_cases` of
-    these validate. A file is JSON: {"train": [..], "validation": [..], "test": [..]}, or "labelled"
-    and "unlabelled" in place of "train"; cases that it does not name stay out. Raises UserError for
-    a name twice, a name that is not in the data set, or too few labels.
+    The test cases are those of the file, or else the last `test_cases` that have a label. Of the
+    others, the first `labelled` that have a label keep it (all of them where None), and the last
+    `validation_cases` of these validate.
+
+    file: JSON, {"train": [..], "validation": [..], "test": [..]}, or "labelled" and "unlabelled"
+    instead of "train". Cases that it does not name are left out. Raises UserError for a name that
+    occurs twice or is not in the data set, and for too few labels.
     """
-    lists = _read_split(file) if file else {}
-    pool = [*lists.get("labelled", ()), *lists.get("unlabelled", ()), *lists.get("train", ())]
-    test = lists.get("test", () if file else _last(with_label, test_cases))
-    if not file:
-        pool = [name for name in cases if name not in set(test)]
-    validation = list(lists.get("validation", ()))
-    _check_names([*pool, *validation, *test], cases, file)
+    if file:
+        lists = _read_split(file)
+    else:
+        test = _last(with_label, test_cases)
+        lists = _Lists(train=[name for name in cases if name not in set(test)], test=test)
+    pool, validation = [*lists.labelled, *lists.unlabelled, *lists.train], lists.validation
+    _check_names([*pool, *validation, *lists.test], cases, file)
 
-    may_label = set(with_label) - set(lists.get("unlabelled", ()))
+    may_label = set(with_label) - set(lists.unlabelled)
     candidates = [name for name in pool if name in may_label]
     count = len(candidates) if labelled is None else labelled
     if count > len(candidates):
         raise UserError(
             f"--labelled {count}: the training pool has {len(candidates)} labelled cases of "
-            f"{len(pool)}; "
-            "ask for fewer, or add labels and prepare again"
+            f"{len(pool)}; ask for fewer, or add labels and prepare again"
         )
     chosen = candidates[:count]
     if validation_cases:
@@ -54,19 +69,19 @@ def make_split(
     if not chosen:
         raise UserError("no labelled case is left to train on; at least one is needed")
     _check_labels(
-        (*validation, *test), with_label, "validation or test list but has no label to compare with"
+        (*validation, *lists.test),
+        with_label,
+        "validation or test list but has no label to compare with",
     )
     _check_labels(
-        lists.get("labelled", ()),
-        with_label,
-        "labelled list but has no label; add it and prepare again",
+        lists.labelled, with_label, "labelled list but has no label; add it and prepare again"
     )
     taken = {*chosen, *validation}
     return Split(
         labelled=tuple(chosen),
         unlabelled=tuple(name for name in pool if name not in taken),
         validation=tuple(validation),
-        test=tuple(test),
+        test=tuple(lists.test),
     )
 
 
@@ -78,21 +93,15 @@ def _last(with_label: Sequence[str], count: int) -> list[str]:
     return list(with_label[len(with_label) - count :])
 
 
-def _read_split(file: Path) -> dict[str, list[str]]:
-    known = ("train", "labelled", "unlabelled", "validation", "test")
-    lists = read_json(file, f"{file}: cannot read the split")
-    if (
-        not isinstance(lists, dict)
-        or not set(lists) <= set(known)
-        or not all(
-            isinstance(names, list) and all(isinstance(name, str) for name in names)
-            for names in lists.values()
-        )
-    ):
+def _read_split(file: Path) -> _Lists:
+    content = read_json(file, f"{file}: cannot read the split")
+    try:
+        return _Lists.model_validate(content)
+    except ValidationError as error:
         raise UserError(
-            f"{file}: a split is a JSON object of lists of case names; keys: {', '.join(known)}"
-        )
-    return lists
+            f"{file}: a split is a JSON object of lists of case names; keys: "
+            f"{', '.join(_Lists.model_fields)}"
+        ) from error
 
 
 def _check_labels(names: Sequence[str], with_label: Sequence[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""The server's addresses. Each handler reads the request, makes one call and answers."""
+"""The addresses of the server. Each handler reads the request, makes one call and answers."""
 
 from importlib import resources
 from importlib.metadata import version
@@ -13,37 +13,33 @@ from starlette.staticfiles import StaticFiles
 
 from dkuxnet.serve import monai_label
 from dkuxnet.serve.guard import Guard
-from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import ACCEPTED, label_ending, label_name, scan_suffix, shown
 from dkuxnet.serve.segmenting import Work
+from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.uploads import receive_body
 from dkuxnet.serve.view import VIEWS, view_path
 
 STATIC = Path(str(resources.files("dkuxnet.serve"))) / "static"
 NIIVUE = Path(str(resources.files("dkuxnet.report"))) / "vendor" / "niivue.umd.js"
-JOB = "/jobs/{token}"
+TASK = "/jobs/{token}"
 
 
 def create_app(
     model: Model, folder: Path, bound: str, limits: Limits, keep: Path | None = None
 ) -> FastAPI:
-    """The server of one model. folder: private, for what is in work; bound: the address that it
-    listens on.
+    """The server of one model.
+
+    folder: private, for scans and results. bound: the address that it listens on. keep: see `Work`.
     """
-    app = FastAPI(
-        title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None
-    )  # their pages load from outside
-    jobs = app.state.jobs = Jobs(folder, limits, Work(model.segmenter, limits.voxels, keep))
+    # FastAPI's own pages load scripts from elsewhere.
+    app = FastAPI(title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None)
+    queue = app.state.queue = TaskQueue(folder, limits, Work(model.segmenter, limits.voxels, keep))
     _add_page(app, model, limits, keep)
-    _add_jobs(app, jobs, limits)
-    app.include_router(monai_label.router(model, jobs, folder, limits))
-    app.add_exception_handler(
-        Refused, lambda _, refused: JSONResponse({"detail": str(refused)}, refused.status)
-    )
-    app.add_exception_handler(ClientDisconnect, lambda _, gone: Response(status_code=400))
-    app.add_exception_handler(HTTPException, _plain_error)
+    _add_tasks(app, queue, limits)
+    app.include_router(monai_label.router(model, queue, folder, limits))
+    _add_error_handlers(app)
     app.add_middleware(Guard, bound=bound, limits=limits)
     return app
 
@@ -74,65 +70,75 @@ def _add_page(app: FastAPI, model: Model, limits: Limits, keep: Path | None) -> 
     app.mount("/static", StaticFiles(directory=STATIC))
 
 
-def _add_jobs(app: FastAPI, jobs: Jobs, limits: Limits) -> None:
-    def known(token: str) -> Job:
-        if job := jobs.get(token):
-            return job
-        raise Refused(404, "This scan is not here any more. Send it again.")
+def _add_tasks(app: FastAPI, queue: TaskQueue, limits: Limits) -> None:
+    def known(token: str) -> Task:
+        if task := queue.get(token):
+            return task
+        raise Refused(404, "This scan is no longer here. Send it again.")
 
-    def finished(token: str) -> Job:
-        if (job := known(token)).state == "done":
-            return job
+    def finished(token: str) -> Task:
+        if (task := known(token)).state == "done":
+            return task
         raise Refused(409, "This scan has no result.")
 
     @app.post("/jobs", status_code=201)
     async def add(request: Request, name: str) -> dict[str, Any]:
         """The body is the file itself."""
         suffix = scan_suffix(name)
-        with jobs.receiving(name, suffix, label_ending(suffix)) as job:
-            await receive_body(request, job.scan, limits)
-        return status(jobs, job)
+        with queue.receiving(name, suffix, label_ending(suffix)) as task:
+            await receive_body(request, task.scan, limits)
+        return status(queue, task)
 
-    @app.get(JOB)
+    @app.get(TASK)
     def look(token: str) -> dict[str, Any]:
-        return status(jobs, known(token))
+        return status(queue, known(token))
 
-    @app.delete(JOB, status_code=204)
+    @app.delete(TASK, status_code=204)
     def remove(token: str) -> None:
-        jobs.remove(known(token))
+        queue.remove(known(token))
 
-    @app.get(JOB + "/label")
+    @app.get(TASK + "/label")
     def label(token: str) -> FileResponse:
-        job = finished(token)
+        task = finished(token)
         return FileResponse(
-            job.label,
+            task.label,
             media_type="application/octet-stream",
-            filename=label_name(job.name, job.ending),
+            filename=label_name(task.name, task.ending),
         )
 
-    @app.get(JOB + "/view/{name}.nii.gz")
+    @app.get(TASK + "/view/{name}.nii.gz")
     def view(token: str, name: str) -> FileResponse:
-        job = finished(token)
+        task = finished(token)
         if name not in VIEWS:
             raise Refused(404, "There is no such view.")
-        return FileResponse(view_path(job.folder, name), media_type="application/octet-stream")
+        return FileResponse(view_path(task.folder, name), media_type="application/octet-stream")
 
 
-def status(jobs: Jobs, job: Job) -> dict[str, Any]:
-    """A job as the page sees it."""
+def status(queue: TaskQueue, task: Task) -> dict[str, Any]:
+    """A task as the page sees it."""
     return {
-        "id": job.id,
-        "name": shown(job.name),
-        "state": job.state,
-        "stage": job.stage,
-        "done": job.done,
-        "total": job.total,
-        "ahead": jobs.ahead(job),
-        "error": job.error,
-        "result": job.result or None,
-        "download": label_name(job.name, job.ending),
+        "id": task.id,
+        "name": shown(task.name),
+        "state": task.state,
+        "stage": task.stage,
+        "done": task.done,
+        "total": task.total,
+        "ahead": queue.ahead(task),
+        "error": task.error,
+        "result": task.result or None,
+        "download": label_name(task.name, task.ending),
     }
 
 
-async def _plain_error(request: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    def refuse(request: Request, refused: Refused) -> JSONResponse:
+        return JSONResponse({"detail": str(refused)}, refused.status)
+
+    @app.exception_handler(ClientDisconnect)
+    def end(request: Request, gone: ClientDisconnect) -> Response:
+        return Response(status_code=400)
+
+    @app.exception_handler(HTTPException)
+    def explain(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)

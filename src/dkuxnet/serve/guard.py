@@ -1,6 +1,4 @@
-"""What every request passes before it reaches a handler: who asks, from where, and how much it
-sends.
-"""
+"""The check of every request before it reaches a handler: who asks, from where, and how much."""
 
 import asyncio
 import ipaddress
@@ -13,12 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dkuxnet.serve.limits import Limits, Refused
 
-EVERYWHERE = ("", "0.0.0.0", "::")  # bound to every address of the machine
+EVERYWHERE = ("", "0.0.0.0", "::")  # bind to every address of the machine
 FORM_BYTES = 2**20  # what a form may hold besides the scan
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
-    "'self' data: blob:; "
-    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self' data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -35,6 +33,7 @@ class Guard:
         self.app, self.bound, self.limits = app, bound, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is refused, and pass on all else with its body limited."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send) if scope["type"] == "lifespan" else None
         try:
@@ -45,9 +44,7 @@ class Guard:
         await self.app(scope, self._limited(receive), _with_headers(send))
 
     def _check(self, method: str, headers: Headers) -> None:
-        """Raises Refused for a name that is not ours (DNS rebinding), another site's page, and an
-        upload too large.
-        """
+        """Raise Refused for a foreign host name (DNS rebinding) or page, and for a large body."""
         if not host_is_ours(headers.get("host", ""), self.bound):
             raise Refused(403, "This server answers under its own address only.")
         if method not in ("GET", "HEAD") and from_another_site(headers):
@@ -57,7 +54,7 @@ class Guard:
             raise self.limits.too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        """The body, counted as it comes, and not waited for longer than the limit."""
+        """Receive the body, within the limits of size and of silence."""
         count, whole = 0, False
 
         async def limited() -> Message:
@@ -78,9 +75,10 @@ class Guard:
 
 
 def host_is_ours(host: str, bound: str) -> bool:
-    """Whether a Host header names this machine: localhost, the bound address, and, where bound to
-    all of them, any address in numbers or the machine's own name. A page that points its own
-    name at this machine cannot pass.
+    """Whether a Host header names this machine.
+
+    It may be localhost or the bound address; where bound to all addresses, also any numeric address
+    or the machine's own name. A page that points its own name at this machine is refused.
     """
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
@@ -99,7 +97,7 @@ def host_is_ours(host: str, bound: str) -> bool:
 def from_another_site(headers: Headers) -> bool:
     """Whether a browser says that another site's page sent the request.
 
-    Programs such as 3D Slicer say nothing.
+    Programs such as 3D Slicer send no such headers.
     """
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return True

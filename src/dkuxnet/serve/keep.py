@@ -1,4 +1,4 @@
-"""`--keep FOLDER`: what stays of a scan after the session, where its owner asks for it."""
+"""`--keep FOLDER`: scans and results that remain after the session, on request."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.serve.jobs import Job
 from dkuxnet.serve.names import shown
+from dkuxnet.serve.tasks import Task
 
 
 def check_keep(folder: Path) -> None:
-    """Make `folder` where it is missing. Raises UserError where nothing can be written there."""
+    """Create `folder` if missing. Raises UserError where nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -22,20 +22,19 @@ def check_keep(folder: Path) -> None:
         raise UserError(f"--keep {folder}: cannot write there; choose another folder")
 
 
-def keep_result(folder: Path, job: Job, results: dict[str, Any]) -> None:
-    """Copy scan, label map and figures into FOLDER/TIME_TOKEN, which appears only when it is
-    whole.
+def keep_result(folder: Path, task: Task, results: dict[str, Any]) -> None:
+    """Copy scan, label map and results into FOLDER/TIME_TOKEN, which appears only once complete.
 
-    The sender's name for the scan stands in result.json and names no file. Raises UserError where
-    the disk is full.
+    The sender's name for the scan is in result.json and names no file. Raises UserError where the
+    disk is full.
     """
-    whole = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{job.id[:8]}"
-    part = folder / f".{job.id}"
+    whole = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{task.id[:8]}"
+    part = folder / f".{task.id}"
     try:
         part.mkdir(mode=0o700)
-        shutil.copyfile(job.scan, part / job.scan.name)
-        shutil.copyfile(job.label, part / job.label.name)
-        text = json.dumps({"name": shown(job.name), **results}, indent=1, ensure_ascii=False)
+        shutil.copyfile(task.scan, part / task.scan.name)
+        shutil.copyfile(task.label, part / task.label.name)
+        text = json.dumps({"name": shown(task.name), **results}, indent=1, ensure_ascii=False)
         (part / "result.json").write_text(text, "utf-8")
         os.replace(part, whole)
     except OSError as error:

@@ -1,10 +1,10 @@
-"""What the server takes on, and what it says where something is more."""
+"""The limits of the server, and what it says where they are exceeded."""
 
 from dataclasses import dataclass
 
 
 class Refused(Exception):
-    """A request that is not served: its HTTP status and one clear line."""
+    """A request that is refused: HTTP status and one clear line."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -13,10 +13,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """upload_bytes: of one scan's file. voxels: of one scan, all channels together, and of the
-    grid that the network sees. waiting: scans that are received, queued or worked on, together.
-    kept: finished ones whose results can be fetched. silence_seconds: how long an upload may
-    stand still.
+    """What the server takes at most.
+
+    upload_bytes: of the file of a scan. voxels: of a scan, all channels together, and of the grid
+    that the network sees. waiting: scans that are being received, queued or worked on, together.
+    kept: finished scans whose results can be fetched. silence_seconds: without a byte of an upload.
     """
 
     upload_bytes: int = 1024 * 2**20
@@ -26,6 +27,7 @@ class Limits:
     silence_seconds: float = 60.0
 
     def too_large(self) -> Refused:
+        """The refusal of a file that is too large."""
         return Refused(
             413,
             f"The file is larger than {self.upload_bytes / 2**20:.0f} MB, the most that this "
@@ -33,6 +35,7 @@ class Limits:
         )
 
     def full(self) -> Refused:
+        """The refusal of one scan too many."""
         return Refused(
             503,
             f"{self.waiting} scans are being worked on already. Try again when one of them is "

@@ -1,11 +1,10 @@
-"""The part of MONAI Label's REST protocol that 3D Slicer's plugin uses to segment the scan that it
-shows.
+"""The part of MONAI Label's REST protocol with which 3D Slicer's plugin segments a scan.
 
 A conversation: GET /info/ (models and labels), PUT /session/ (the scan), GET /session/ID (still
 there?), POST /infer/MODEL?session_id=ID (a form with `params`; the answer is a form with `params`
-and the label map's file). The plugin asks GET /train/ too and takes anything but 200 for "no
-training is running"; there is none here. Source: MONAI Label's `monailabel/endpoints` and its
-plugin `plugins/slicer`, Apache 2.0.
+and the file of the label map). The plugin also sends GET /train/, and takes any status except 200
+for "no training is running", which is true here. Source: MONAI Label's `monailabel/endpoints` and
+its plugin `plugins/slicer`, Apache 2.0.
 """
 
 import asyncio
@@ -24,19 +23,19 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import FormData
 
 from dkuxnet.core.documents import parse_json
-from dkuxnet.serve.jobs import Job, Jobs
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import FILE, label_ending, scan_suffix, shown
+from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.uploads import file_of, received_form, store
 
 RESULT_ENDINGS = (".nrrd", ".nii.gz", ".nii", ".mha")
-LOOK_SECONDS = 0.1  # between two looks at a job, and at whether its sender is still there
+LOOK_SECONDS = 0.1  # between two looks at a task, and at whether its sender is still there
 
 
 @dataclass(frozen=True)
 class Session:
-    """A scan that was sent once and may be segmented more than once."""
+    """A scan that is sent once and may be segmented several times; `scan` is its file."""
 
     id: str
     name: str
@@ -48,11 +47,12 @@ class Session:
         return self.folder / f"{FILE}{self.suffix}"
 
     def described(self) -> dict[str, Any]:
+        """What the protocol says of a session."""
         return {"name": shown(self.name), "image": shown(self.name), "meta": {}}
 
 
 class Sessions:
-    """The latest scans; the oldest goes where one too many comes. Two are received at a time."""
+    """The latest scans: a new one replaces the oldest. Two are received at a time."""
 
     def __init__(self, folder: Path, limits: Limits):
         self.folder, self.limits = folder, limits
@@ -82,23 +82,25 @@ class Sessions:
         return session
 
     def get(self, token: str) -> Session:
+        """The session of this id. Raises Refused where there is none."""
         if token not in self._sessions:
             raise Refused(
                 404,
-                "Session not found: it is over, or the server was started anew. Send the scan "
+                "Session not found: it has ended, or the server was restarted. Send the scan "
                 "again.",
             )
         self._sessions.move_to_end(token)
         return self._sessions[token]
 
     def remove(self, token: str) -> Session:
+        """Forget a session and delete its file. Raises Refused where there is none."""
         session = self.get(token)
         del self._sessions[token]
         shutil.rmtree(session.folder, ignore_errors=True)
         return session
 
 
-def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
+def router(model: Model, queue: TaskQueue, folder: Path, limits: Limits) -> APIRouter:
     """The protocol's addresses."""
     routes, sessions = APIRouter(), Sessions(folder, limits)
 
@@ -108,7 +110,7 @@ def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
 
     @routes.get("/datastore/")
     def datastore(output: str = "stats") -> dict[str, Any]:
-        """Nothing is stored: the plugin's own scans are segmented."""
+        """Nothing is stored here: the plugin sends the scans."""
         return {"objects": {}} if output == "all" else {"total": 0, "completed": 0}
 
     @routes.put("/session/")
@@ -135,22 +137,22 @@ def router(model: Model, jobs: Jobs, folder: Path, limits: Limits) -> APIRouter:
         if output not in ("all", "image", "json"):
             raise Refused(400, "Expected output=all, image or json.")
         async with received_form(request) as form:
-            job = await _job_of(
-                form, sessions.get(session_id) if session_id else None, jobs, limits
+            task = await _task_of(
+                form, sessions.get(session_id) if session_id else None, queue, limits
             )
         try:
-            await _wait(request, job)
-            return answer(job, output)
+            await _wait(request, task)
+            return answer(task, output)
         finally:
-            jobs.remove(job)
+            queue.remove(task)
 
     return routes
 
 
 def described(model: Model) -> dict[str, Any]:
     """What the plugin shows of the server: models by name, and the labels that become segments.
-    `labels` counts 1, 2, ..., as the label maps of `infer` do: the plugin takes the n-th name
-    for the value n.
+
+    Labels are 1, 2, ... as in the label maps of `infer`: for the plugin the n-th name is value n.
     """
     labels = {name: index for index, name in enumerate(model.classes, 1)}
     text = f"dkuxnet: {', '.join(model.classes)} in {', '.join(model.segmenter.channels)}"
@@ -176,27 +178,28 @@ def described(model: Model) -> dict[str, Any]:
     }
 
 
-async def _job_of(form: FormData, session: Session | None, jobs: Jobs, limits: Limits) -> Job:
-    """A job for the scan of a session, or for the one in the form's field `file`.
+async def _task_of(
+    form: FormData, session: Session | None, queue: TaskQueue, limits: Limits
+) -> Task:
+    """A task for the scan of a session, or for the one in the form's field `file`.
 
     Raises Refused where there is neither.
     """
-    upload = file_of(form, "file")
-    if not (session or upload):
+    source = session or file_of(form, "file")
+    if source is None:
         raise Refused(
             404,
             "This server keeps no images of its own: send the scan in a session (PUT /session/), "
-            "or in the "
-            "field `file`.",
+            "or in the field `file`.",
         )
-    name = session.name if session else upload.filename or ""
+    name = (source.name if isinstance(source, Session) else source.filename) or ""
     suffix = scan_suffix(name)
-    with jobs.receiving(name, suffix, _ending(form, suffix), as_indices=True) as job:
-        if session:
-            os.link(session.scan, job.scan)  # the session may end while the job waits
+    with queue.receiving(name, suffix, _ending(form, suffix), as_indices=True) as task:
+        if isinstance(source, Session):
+            os.link(source.scan, task.scan)  # the session may end while the task waits
         else:
-            await store(upload, job.scan, limits)
-    return job
+            await store(source, task.scan, limits)
+    return task
 
 
 def _ending(form: FormData, suffix: str) -> str:
@@ -208,30 +211,30 @@ def _ending(form: FormData, suffix: str) -> str:
     return asked if asked in RESULT_ENDINGS else label_ending(suffix)
 
 
-async def _wait(request: Request, job: Job) -> None:
-    while not job.finished.is_set():
+async def _wait(request: Request, task: Task) -> None:
+    while not task.finished.is_set():
         if await request.is_disconnected():
-            job.unwanted.set()
+            task.unwanted.set()
             return
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def answer(job: Job, output: str) -> Response:
-    """The label map, its figures, or a form of both.
+def answer(task: Task, output: str) -> Response:
+    """The label map, the results, or a form of both.
 
-    Its length is stated: the plugin cannot read a body in chunks.
+    The response states its length: the plugin cannot read a chunked body.
     """
-    if job.state != "done":
-        raise Refused(500, job.error or "Cancelled.")
+    if task.state != "done":
+        raise Refused(500, task.error or "Cancelled.")
     params = {
-        "label_names": {c["name"]: c["index"] for c in job.result["classes"]},
-        "volumes_ml": {c["name"]: c["volume_ml"] for c in job.result["classes"]},
-        "warnings": job.result["warnings"],
-        "seconds": job.result["seconds"],
+        "label_names": {c["name"]: c["index"] for c in task.result["classes"]},
+        "volumes_ml": {c["name"]: c["volume_ml"] for c in task.result["classes"]},
+        "warnings": task.result["warnings"],
+        "seconds": task.result["seconds"],
     }
     if output == "json":
         return JSONResponse(params)
-    image, name = job.label.read_bytes(), f"{job.id}{job.ending}"
+    image, name = task.label.read_bytes(), f"{task.id}{task.ending}"
     if output == "image":
         return Response(
             image,

@@ -1,29 +1,26 @@
-"""Names from outside: what they say of a format, how they are shown, and how paths stay out of
-messages.
-"""
+"""Names from outside: the format they name, how they are shown, and no paths in messages."""
 
 import re
 from pathlib import Path
 
-from dkuxnet.data.formats import FORMATS
+from dkuxnet.data.formats import DICOM, FORMATS, longest_suffix
 from dkuxnet.serve.limits import Refused
 
-PACKED = (".zip", ".dcm")  # DICOM: a zip of a series, or one file
-ACCEPTED = (*FORMATS, *PACKED)
+ACCEPTED = (*FORMATS, *DICOM)
 FILE = "scan"  # every scan is stored under this name, in a folder named by a token
 NO_NAME = "scan"
 
 
 def scan_suffix(name: str) -> str:
-    """The ending that a file of this name is stored with. Raises Refused where no format has it."""
-    fits = [known for known in ACCEPTED if name.lower().endswith(known)]
-    if not fits:
+    """The suffix under which a file of this name is stored. Raises Refused where none is known."""
+    found = longest_suffix(name, ACCEPTED)
+    if found is None:
         raise Refused(
             415,
             f"“{shown(name)}” does not end with {', '.join(ACCEPTED)}. Export the scan as one of "
             "these.",
         )
-    return max(fits, key=len)
+    return found
 
 
 def shown(name: str) -> str:
@@ -38,20 +35,18 @@ def shown(name: str) -> str:
 def label_name(name: str, ending: str) -> str:
     """The name under which the label map of scan `name` is offered."""
     stem = shown(name)
-    stem = stem[: -len(scan_suffix(stem))] if stem.lower().endswith(ACCEPTED) else stem
+    stem = stem[: len(stem) - len(longest_suffix(stem, ACCEPTED) or "")]
     stem = re.sub(r"[^\w .()+=-]", "_", stem).strip(" .")
     return f"{stem or NO_NAME}_segmentation{ending}"
 
 
 def label_ending(suffix: str) -> str:
-    """The format of the scan; NIfTI for those that no viewer of label maps opens."""
+    """The suffix of the scan, or NIfTI's where viewers open no label maps of that format."""
     return suffix if suffix in FORMATS and suffix != ".h5" else ".nii.gz"
 
 
 def without_paths(message: str, stored: Path, name: str) -> str:
-    """An error's text on one line, with the user's name for the scan and no folder of this machine
-    in it.
-    """
+    """A message on one line, with the user's name for the scan and no folder of this machine."""
     text = " ".join(message.split()).replace(str(stored), shown(name))
     text = re.sub(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/", "", text)
     text = text.replace(stored.name, shown(name))

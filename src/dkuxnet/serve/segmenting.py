@@ -1,14 +1,14 @@
-"""What is done with a scan: checked, segmented, measured, and written for the download and for the
-page.
-"""
+"""What is done with a scan: check, segment, measure, write the label map and the page's views."""
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkuxnet.core.errors import UserError, data_warnings
 from dkuxnet.core.types import Case, Volume
@@ -17,37 +17,39 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.segment import Segmentation, Segmenter
-from dkuxnet.serve.headers import check_header, check_voxels
-from dkuxnet.serve.jobs import Job
+from dkuxnet.serve.headers import check_header, check_voxels, check_zip
 from dkuxnet.serve.keep import keep_result
 from dkuxnet.serve.names import without_paths
+from dkuxnet.serve.tasks import Task
 from dkuxnet.serve.view import focus, write_views
 
-UNSURE = 0.5  # of an uncertainty in [0, 1]
-MUCH_UNSURE = 0.25  # of a class's voxels
-COARSE = 2.0  # times the model's own spacing
+UNSURE = 0.5  # uncertainty, in [0, 1], from which a voxel is unsure
+MUCH_UNSURE = 0.25  # share of unsure voxels of a class that is worth a warning
+COARSE = 2.0  # times the model's spacing
 
 
 @dataclass(frozen=True)
 class Work:
-    """Segments one scan after another. max_voxels: see `Limits`. keep: folder for a copy of every
-    scan and its result.
+    """Segments one scan after another.
+
+    max_voxels: see `Limits`. keep: folder for a copy of every scan and its result.
     """
 
     segmenter: Segmenter
     max_voxels: int
     keep: Path | None = None
 
-    def __call__(self, job: Job) -> dict[str, Any]:
-        """Results as JSON; job.folder then holds the label map and the page's views.
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """Segment the scan of `task`; returns the results as JSON.
 
-        Raises UserError.
+        task.folder then holds the label map and the page's views. Raises UserError.
         """
         started = time.monotonic()
-        job.report("reading")
-        check_header(job.scan, self.max_voxels)
-        with data_warnings() as told:  # the page shows them, and not the terminal
-            case = only_case(job.scan)
+        task.report("reading")
+        check_zip(task.scan, self.max_voxels)
+        with data_warnings() as told:  # shown on the page instead of the terminal
+            case = only_case(task.scan)
+            check_header(case, self.max_voxels)
             scan = read_image(case, len(self.segmenter.channels))
             check_modality(f"case '{case.name}'", scan.modality, self.segmenter.channels)
         check_voxels(scan.array.size, self.max_voxels, "with all its channels")
@@ -56,42 +58,41 @@ class Work:
             self.max_voxels,
             "at the spacing of the model",
         )
-        job.report("segmenting")
+        task.report("segmenting")
         result = self.segmenter(
             scan,
             uncertainty=True,
-            progress=lambda done, total: job.report("segmenting", done, total),
+            progress=lambda done, total: task.report("segmenting", done, total),
         )
-        job.report("writing")
-        told = [without_paths(text, job.scan, job.name) for text in told]
-        results = self._results(job, scan, result, told) | {
-            "seconds": round(time.monotonic() - started, 1)
-        }
+        task.report("writing")
+        told = [without_paths(text, task.scan, task.name) for text in told]
+        results = self._results(task, scan, result, told)
+        results["seconds"] = round(time.monotonic() - started, 1)
         if self.keep:
-            keep_result(self.keep, job, results)
+            keep_result(self.keep, task, results)
         return results
 
     def _results(
-        self, job: Job, scan: Volume, result: Segmentation, told: list[str]
+        self, task: Task, scan: Volume, result: Segmentation, told: list[str]
     ) -> dict[str, Any]:
-        """told: warnings that reading the scan gave."""
-        values = list(self.segmenter.labels.values())
+        """Write what task.folder is to hold. told: warnings from reading the scan."""
+        names, uncertainty = list(self.segmenter.labels), cast(Volume, result.uncertainty).array
         indices = np.zeros(scan.shape, np.uint8)
-        for index, value in enumerate(values):
+        for index, value in enumerate(self.segmenter.labels.values()):
             indices[result.label.array == value] = index
-        formats.write(Volume(indices, scan.affine) if job.as_indices else result.label, job.label)
-        step = write_views(scan, indices, result.uncertainty.array, job.folder)
+        formats.write(Volume(indices, scan.affine) if task.as_indices else result.label, task.label)
+        step = write_views(scan, indices, uncertainty, task.folder)
         return {
             "shape": list(scan.shape),
-            "oriented": formats.says_how_it_lies(job.scan),
+            "oriented": formats.has_geometry(task.scan),
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
             "focus": focus(indices, step),
-            "classes": measured(list(self.segmenter.labels), indices, scan),
+            "classes": measured(names, indices, scan),
             "warnings": [
                 *(f"{text[0].upper()}{text[1:]}." for text in told),
-                *scan_warnings(job.scan, scan, self.segmenter.plan["spacing_mm"]),
-                *class_warnings(list(self.segmenter.labels), indices, result.uncertainty.array),
+                *scan_warnings(task.scan, scan, self.segmenter.plan.spacing_mm),
+                *class_warnings(names, indices, uncertainty),
             ],
         }
 
@@ -106,8 +107,8 @@ def only_case(path: Path) -> Case:
     return cases[0]
 
 
-def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[str, Any]]:
-    """Voxels and volume in ml of each class but the background."""
+def measured(names: list[str], indices: NDArray[Any], scan: Volume) -> list[dict[str, Any]]:
+    """Voxels and volume in ml of each class except the background."""
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     counts = np.bincount(indices.ravel(), minlength=len(names))
     return [
@@ -117,37 +118,33 @@ def measured(names: list[str], indices: np.ndarray, scan: Volume) -> list[dict[s
             "voxels": int(counts[i]),
             "volume_ml": round(float(counts[i] * voxel_ml), 3),
         }
-        for i, name in enumerate(names)
-        if i
+        for i, name in enumerate(names[1:], 1)
     ]
 
 
-def scan_warnings(path: Path, scan: Volume, model_spacing_mm: list[float]) -> list[str]:
-    """What about the scan itself makes the result doubtful, in plain words."""
+def scan_warnings(path: Path, scan: Volume, model_spacing_mm: Sequence[float]) -> list[str]:
+    """What about the scan itself makes the result doubtful, in words for the page."""
     found = []
-    if not formats.says_how_it_lies(path):
+    if not formats.has_geometry(path):
         found.append(
             "This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 "
-            "mm was assumed. If "
-            "that is wrong, so are the volumes, and the segmentation may be poor."
+            "mm was assumed. If that is wrong, so are the volumes, and the segmentation may be "
+            "poor."
         )
     if max(scan.spacing_mm) > COARSE * max(model_spacing_mm):
         found.append(
             f"The voxels of this scan are up to {max(scan.spacing_mm):.1f} mm long, much coarser "
-            "than the "
-            f"{max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer result."
+            f"than the {max(model_spacing_mm):.1f} mm that the model works with. Expect a poorer "
+            "result."
         )
     return found
 
 
-def class_warnings(names: list[str], indices: np.ndarray, uncertainty: np.ndarray) -> list[str]:
-    """What about the segmentation should be looked at, in plain words."""
+def class_warnings(names: list[str], indices: NDArray[Any], uncertainty: NDArray[Any]) -> list[str]:
+    """What about the segmentation should be looked at, in words for the page."""
     found = []
-    faces = [indices[edge] for edge in np.s_[0, -1]] + [indices[:, edge] for edge in np.s_[0, -1]]
-    faces += [indices[:, :, edge] for edge in np.s_[0, -1]]
-    for i, name in enumerate(names):
-        if not i:
-            continue
+    faces = [indices.take(edge, axis) for axis in range(3) for edge in (0, -1)]
+    for i, name in enumerate(names[1:], 1):
         voxels = indices == i
         if not voxels.any():
             found.append(f"No {name} was found in this scan.")

@@ -1,6 +1,4 @@
-"""The server from start to end: the port, the model, the private folder, and nothing of it left
-behind.
-"""
+"""The server from start to end: port, model and private folder, of which nothing is left behind."""
 
 import contextlib
 import shutil
@@ -31,10 +29,10 @@ def serve_run(
     keep: Path | None,
     announce: Callable[[str], None],
 ) -> None:
-    """Serve the model of `run` until Ctrl-C or SIGTERM. announce: told the address as soon as it
-    answers.
+    """Serve the model of `run` until Ctrl-C or SIGTERM.
 
-    Raises UserError where the run is none, or the address cannot be listened on.
+    announce: called with the URL once it can be opened. Raises UserError where `run` is not a run
+    folder or the address cannot be listened on.
     """
     if keep:
         check_keep(keep)
@@ -56,12 +54,12 @@ def serve_run(
                 with contextlib.suppress(KeyboardInterrupt):
                     server.run(sockets=[sock])
             finally:
-                app.state.jobs.stop()
+                app.state.queue.stop()
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that takes connections from now on. Raises UserError where it cannot be had."""
+    """A socket that already takes connections. Raises UserError where there cannot be one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.create_server((host, port), family=family, backlog=128)
@@ -75,15 +73,14 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def address(host: str, sock: socket.socket) -> str:
+    """The URL of the page."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{sock.getsockname()[1]}/"
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that only this user can open, for all that the process writes; it goes with the
-    server.
-    """
+    """A folder that only this user can open, for all that the process writes; deleted after."""
     folder = Path(tempfile.mkdtemp(prefix="dkuxnet-serve-"))
     before, tempfile.tempdir = tempfile.tempdir, str(folder)  # forms and readers write there too
     try:
@@ -95,9 +92,7 @@ def private_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the process as Ctrl-C does, by an exception, so that it
-    tidies up.
-    """
+    """SIGTERM and a closed terminal raise KeyboardInterrupt, so that the server tidies up."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Scans on their way in, from a request to a file, never whole in memory."""
+"""Uploads: from a request to a file, never whole in memory."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from dkuxnet.serve.limits import Limits, Refused
 async def receive_body(request: Request, path: Path, limits: Limits) -> None:
     """Write the body of a request to `path`.
 
-    Raises Refused where it is too large; starlette's ClientDisconnect where it is cut off.
+    Raises Refused where it is too large, starlette's ClientDisconnect where it is cut off.
     """
     count = 0
     with path.open("xb") as file:
@@ -28,9 +28,9 @@ async def receive_body(request: Request, path: Path, limits: Limits) -> None:
 
 @asynccontextmanager
 async def received_form(request: Request) -> AsyncIterator[FormData]:
-    """The form of a request; its files lie on the disk until the block ends.
+    """The form of a request; its files are on the disk until the block ends.
 
-    Raises Refused where it is none.
+    Raises Refused where the request has no form.
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Refused(415, "Expected a multipart form (multipart/form-data).")
@@ -39,7 +39,7 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
 
 
 def file_of(form: FormData, field: str) -> UploadFile | None:
-    """The file of a form's field, None where there is none. Raises Refused for several."""
+    """The file in a field of a form; None where there is none. Raises Refused for several."""
     files = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
     if len(files) > 1:
         raise Refused(400, "Send one file; a series of DICOM files as one zip.")

@@ -1,28 +1,27 @@
-"""What the page draws: the scan, the classes and the uncertainty as bytes, on one grid that a
-browser can hold.
-"""
+"""What the page draws: scan, classes and uncertainty as bytes, on a grid that a browser holds."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 
 VIEWS = ("scan", "classes", "uncertainty")
-MAX_VIEW_VOXELS = 2**25  # NiiVue holds a scan and each layer over it as four bytes a voxel
+MAX_VIEW_VOXELS = 2**25  # NiiVue takes four bytes for each voxel of the scan and of each layer
 WINDOW_PERCENTILES = (0.5, 99.5)
 
 
 def write_views(
-    scan: Volume, indices: np.ndarray, uncertainty: np.ndarray, folder: Path
+    scan: Volume, indices: NDArray[Any], uncertainty: NDArray[Any], folder: Path
 ) -> tuple[int, int, int]:
-    """Write FOLDER/view_NAME.nii.gz for every name of VIEWS; returns every how many voxels along
-    X, Y, Z were taken.
+    """Write FOLDER/view_NAME.nii.gz for each name of VIEWS; returns the step along X, Y, Z.
 
-    scan: (C, X, Y, Z), of which the first channel is drawn, between its percentiles. indices,
-    uncertainty: (X, Y, Z).
+    Every step-th voxel is taken. scan: (C, X, Y, Z), of which the first channel is drawn, between
+    its percentiles. indices, uncertainty: (X, Y, Z).
     """
     step = view_step(scan.shape, scan.spacing_mm)
     taken = tuple(slice(None, None, s) for s in step)
@@ -35,11 +34,12 @@ def write_views(
     return step
 
 
-def focus(indices: np.ndarray, step: tuple[int, int, int]) -> list[int]:
-    """The voxel (x, y, z) of the drawn grid in the middle of all classes; the grid's own middle
-    where there are none.
+def focus(indices: NDArray[Any], step: tuple[int, int, int]) -> list[int]:
+    """The voxel (x, y, z) of the drawn grid in the middle of all classes.
+
+    The middle of the grid where no class was found.
     """
-    places = [np.flatnonzero(indices.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    places = [np.flatnonzero(indices.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     middle = [
         int(p[0] + p[-1]) // 2 if len(p) else n // 2
         for p, n in zip(places, indices.shape, strict=True)
@@ -48,14 +48,16 @@ def focus(indices: np.ndarray, step: tuple[int, int, int]) -> list[int]:
 
 
 def view_path(folder: Path, name: str) -> Path:
+    """Where `write_views` writes the view `name`."""
     return folder / f"view_{name}.nii.gz"
 
 
 def view_step(
     shape: tuple[int, ...], spacing_mm: tuple[float, ...], most: int = MAX_VIEW_VOXELS
 ) -> tuple[int, int, int]:
-    """The axis with the shortest steps is thinned first, until no more than `most` voxels are
-    left.
+    """The step along X, Y, Z with which at most `most` voxels are left.
+
+    The axis with the shortest step in mm is thinned first.
     """
     step = [1, 1, 1]
     while math.prod(-(-n // s) for n, s in zip(shape, step, strict=True)) > most:
@@ -63,9 +65,10 @@ def view_step(
             s * mm if n > s else math.inf for n, s, mm in zip(shape, step, spacing_mm, strict=True)
         ]
         step[int(np.argmin(lengths))] += 1
-    return tuple(step)
+    x, y, z = step
+    return x, y, z
 
 
-def _window(values: np.ndarray) -> np.ndarray:
+def _window(values: NDArray[Any]) -> NDArray[Any]:
     low, high = np.percentile(values.ravel()[:: max(1, values.size // 2**21)], WINDOW_PERCENTILES)
-    return np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)
+    return np.asarray(np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255))

@@ -1,6 +1,4 @@
-"""Class names -> the codes by which DICOM names a segment: SNOMED CT for well-known organs and
-findings, else a private one.
-"""
+"""Class names -> DICOM codes of segments: SNOMED CT for well-known ones, private for all others."""
 
 import hashlib
 import re
@@ -11,72 +9,43 @@ from pydicom.sr.coding import Code
 
 PRIVATE_SCHEME = "99DKUXNET"
 SIDES = {"left": codes.SCT.Left, "right": codes.SCT.Right}
-# Names in lower case and letters alone, as the field's data sets write them -> keyword in DICOM's
-# own dictionary of SNOMED CT
-ORGANS = {
+# Keywords of DICOM's own dictionary of SNOMED CT
+ORGAN_KEYWORDS = (
+    *("LeftAtrium", "RightAtrium", "LeftVentricle", "RightVentricle", "LeftVentricleMyocardium"),
+    *("Heart", "Aorta", "InferiorVenaCava", "PortalVein", "HepaticVein", "Liver", "Spleen"),
+    *("Kidney", "Pancreas", "Gallbladder", "Stomach", "Duodenum", "Esophagus", "Colon", "Bladder"),
+    *("AdrenalGland", "Prostate", "Uterus", "Lung", "Thyroid", "Brain", "Hippocampus", "Bone"),
+    *("Vertebra", "Femur", "Organ"),
+)
+FINDING_KEYWORDS = ("Tumor", "Neoplasm", "Lesion", "Mass", "Cyst", "Edema", "Necrosis")
+# Class names as data sets of the field have them, in lower case and letters alone -> keyword
+ORGANS = {keyword.lower(): keyword for keyword in ORGAN_KEYWORDS} | {
     "la": "LeftAtrium",
     "laendo": "LeftAtrium",
-    "leftatrium": "LeftAtrium",
     "leftatrialcavity": "LeftAtrium",
     "ra": "RightAtrium",
-    "rightatrium": "RightAtrium",
     "lv": "LeftVentricle",
-    "leftventricle": "LeftVentricle",
     "rv": "RightVentricle",
-    "rightventricle": "RightVentricle",
     "lvmyocardium": "LeftVentricleMyocardium",
-    "leftventriclemyocardium": "LeftVentricleMyocardium",
-    "heart": "Heart",
-    "aorta": "Aorta",
     "ivc": "InferiorVenaCava",
-    "inferiorvenacava": "InferiorVenaCava",
     "postcava": "InferiorVenaCava",
-    "portalvein": "PortalVein",
-    "hepaticvein": "HepaticVein",
-    "liver": "Liver",
-    "spleen": "Spleen",
-    "kidney": "Kidney",
-    "pancreas": "Pancreas",
-    "gallbladder": "Gallbladder",
-    "stomach": "Stomach",
-    "duodenum": "Duodenum",
-    "esophagus": "Esophagus",
     "oesophagus": "Esophagus",
-    "colon": "Colon",
-    "bladder": "Bladder",
     "urinarybladder": "Bladder",
-    "adrenalgland": "AdrenalGland",
-    "prostate": "Prostate",
-    "uterus": "Uterus",
-    "lung": "Lung",
-    "thyroid": "Thyroid",
-    "brain": "Brain",
-    "hippocampus": "Hippocampus",
-    "bone": "Bone",
-    "vertebra": "Vertebra",
-    "femur": "Femur",
-    "organ": "Organ",
 }
-FINDINGS = {
-    "tumor": "Tumor",
+FINDINGS = {keyword.lower(): keyword for keyword in FINDING_KEYWORDS} | {
     "tumour": "Tumor",
-    "neoplasm": "Neoplasm",
     "cancer": "Neoplasm",
-    "lesion": "Lesion",
-    "mass": "Mass",
-    "cyst": "Cyst",
-    "edema": "Edema",
     "oedema": "Edema",
-    "necrosis": "Necrosis",
     "necroticcore": "Necrosis",
 }
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What a segment is. category and property: of DICOM's table 7150 and what belongs to it.
-    side: left or right, where the property's code does not say so. region: the organ of a
-    finding, where its name says one.
+    """What a segment is.
+
+    category, property: of DICOM's context group 7150 and of those it refers to. side: left or
+    right, where the code of the property does not say so. region: the organ of a finding, if named.
     """
 
     category: Code
@@ -86,9 +55,9 @@ class Codes:
 
 
 def codes_of(name: str) -> Codes:
-    """The codes of a class by its name: "LA", "left_kidney", "kidneys", "liver tumour". An unknown
-    name is a tissue with a private code, of scheme PRIVATE_SCHEME, that is the same for the
-    same name.
+    """The codes of a class by its name: "LA", "left_kidney", "kidneys", "liver tumour".
+
+    An unknown name is a tissue with a private code (scheme PRIVATE_SCHEME), always the same one.
     """
     letters = re.sub(r"[^a-z]", "", name.lower())
     if organ := _organ(letters):
@@ -115,5 +84,5 @@ def _organ(letters: str) -> Code | None:
 
 
 def _meaning(name: str) -> str:
-    """At most 64 characters without backslash or control characters, as a code's meaning may have."""
+    """At most 64 characters, no backslash or control character: what DICOM allows as meaning."""
     return re.sub(r"[\\\x00-\x1f\x7f]", " ", name).strip()[:64] or "unnamed"

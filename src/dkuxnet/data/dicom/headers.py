@@ -1,13 +1,11 @@
-"""The header of one DICOM file: is it an image, of which series, and where does each of its frames
-lie.
-"""
+"""The header of a DICOM file: whether it is an image, of which series, where its frames lie."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset
 from pydicom.filereader import read_partial
@@ -20,39 +18,37 @@ from pydicom.uid import (
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
-from dkuxnet.data.dicom.tree import Entry, head, is_dicom, place
+from dkuxnet.data.dicom.tree import Entry, has_preamble, head, place
 
+REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 TAGS = [
+    *REQUIRED,
     "SpecificCharacterSet",
     "ImageType",
     "SOPClassUID",
     "Modality",
     "SeriesDescription",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "FrameOfReferenceUID",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "NumberOfFrames",
-    "Rows",
-    "Columns",
     "PixelSpacing",
-    "BitsAllocated",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 PIXELS_GROUP = 0x7FE0
 BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
-STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # what it says of its kind, near its beginning
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a frame lies, as DICOM says it: LPS mm. orientation: directions along a row and down a
-    column; position: centre of the first voxel; spacing_mm: between rows, between columns.
+    """Where a frame lies, in DICOM's terms (LPS, mm).
+
+    position: centre of the first voxel. orientation: directions along a row and down a column.
+    spacing_mm: between rows, between columns.
     """
 
     position: tuple[float, ...]
@@ -62,7 +58,10 @@ class Plane:
 
 @dataclass(frozen=True)
 class Image:
-    """A file. planes: one a frame, None where the file does not say where the frame lies."""
+    """A file of one or more frames.
+
+    planes: one for each frame, None where the file does not say where the frame lies.
+    """
 
     name: str
     series_uid: str
@@ -78,8 +77,7 @@ class Image:
 
 
 def read_header(path: Path, entry: Entry) -> Image | None:
-    """What file `entry` of the tree `path` says of itself; None where it is no image, or a
-    localizer.
+    """The header of file `entry` of the tree `path`; None where it is no image, or a localizer.
 
     A file without preamble is DICOM where it reads as such and names its SOP class. Raises
     UserError for a DICOM file that is cut short or damaged.
@@ -87,20 +85,16 @@ def read_header(path: Path, entry: Entry) -> Image | None:
     where = place(path, entry.name)
     with reading(where, "DICOM"), quiet():
         first = head(entry)
-        if not is_dicom(first):
-            return (
-                _bare(where, entry)
-                if first.startswith(BARE_START) and STORAGE_CLASS in first
-                else None
-            )
+        if not has_preamble(first):
+            bare = first.startswith(BARE_START) and STORAGE_CLASS in first
+            return _bare(where, entry) if bare else None
         if _first_group(first) == b"\0\0":
             raise UserError(
                 f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "
                 "copy it again"
             )
-        if (
-            DeflatedExplicitVRLittleEndian.encode() + b"\0" in first
-        ):  # its size is known only when all is unpacked
+        # The size of a deflated file is known only once all of it is unpacked.
+        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:
             raise UserError(
                 f"{where}: is deflated as a whole, which is not supported; export it without "
                 "compression"
@@ -112,8 +106,9 @@ def read_header(path: Path, entry: Entry) -> Image | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom warns of values that are not quite to the standard, many for each file: nothing that
-    a user can mend.
+    """Silence pydicom's warnings of values that are not quite to the standard.
+
+    There are many in each file, and a user can do nothing about them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,8 +116,9 @@ def quiet() -> Iterator[None]:
 
 
 def group(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """The functional group `name` of a frame of a multi-frame file, its own or the shared one;
-    empty where there is none.
+    """The functional group `name` of a frame of a multi-frame file, its own or the shared one.
+
+    Empty where there is none.
     """
     for level, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
@@ -130,28 +126,27 @@ def group(dataset: Dataset, frame: int, name: str) -> Dataset:
     ):
         items = dataset.get(level) or ()
         if index < len(items) and items[index].get(name):
-            return items[index][name].value[0]
+            return cast(Dataset, items[index][name].value[0])
     return Dataset()
 
 
 def read_dataset(
-    stream: BinaryIO, voxels: bool = False, tags: Sequence[str] | None = None
+    stream: IO[bytes], voxels: bool = False, tags: Sequence[str] | None = None
 ) -> FileDataset:
-    """The data set of a file, with or without preamble: of `tags` alone, or all, or all and its
-    voxels.
+    """The data set of a file, with or without preamble.
 
-    It ends where group 0 comes, which no file holds: a gigabyte of zeros would be read as a hundred
-    million elements. (At its very beginning pydicom reads on over that group: see `_first_group`.)
+    tags: read these alone, None for all. voxels: whether to read them too.
+
+    Reading ends at group 0, which no valid file holds: a gigabyte of zeros would be read as a
+    hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.)
     """
     dataset = read_partial(
-        stream,
+        cast(BinaryIO, stream),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
     )
-    if (
-        "TransferSyntaxUID" not in dataset.file_meta
-    ):  # a bare data set: as it was found to be encoded
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: what pydicom found
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -160,9 +155,7 @@ def read_dataset(
 
 
 def _first_group(first: bytes) -> bytes:
-    """The group, two bytes, with which the data set begins behind preamble and file meta
-    information.
-    """
+    """The group, two bytes, with which the data set after the file meta information begins."""
     start = 132
     if first[start : start + 6] == b"\2\0\0\0UL":  # the length of the file meta information
         start += 12 + int.from_bytes(first[140:144], "little")

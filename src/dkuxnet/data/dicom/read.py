@@ -1,14 +1,15 @@
-"""A DICOM series -> Volume: voxels in the units of the modality (Hounsfield units in CT), on a
-right-handed RAS+ grid.
-"""
+"""A DICOM series -> Volume: voxels in the units of its modality (Hounsfield units in CT)."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from dkuxnet.core.errors import UserError
@@ -25,37 +26,35 @@ JPEG, JPEG_2000 = "pylibjpeg pylibjpeg-libjpeg", "pylibjpeg pylibjpeg-openjpeg"
 
 
 def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
-    """The series of a folder, tree, zip or multi-frame file as (X, Y, Z) float32: columns, rows,
-    slices along the normal.
+    """The series of a folder, tree, zip or multi-frame file as (X, Y, Z) float32.
 
-    Rescale slope and intercept, or the modality's table, are applied to every slice. Raises
-    UserError where there is not one series (`series_uid` chooses), where it is no even and upright
-    stack, or where a file is damaged.
+    The axes are columns, rows, and slices along their normal. Rescale slope and intercept, or the
+    modality's table, are applied to every slice. Raises UserError where there is not one series
+    (`series_uid` chooses), where it is not an even, upright stack, or where a file is damaged.
     """
     series = one_series(path, series_uid)
     stack = arrange(series)
     _check_decoders(series)
-    first = stack.frames[0][0]
-    shape = (len(stack.frames), first.rows, first.columns)
-    if math.prod(shape) > MAX_VOXELS:
+    header = series.header
+    if header.voxels > MAX_VOXELS:
         raise UserError(
-            f"{series.path}: series {series.uid} has {shape} voxels, more than {MAX_VOXELS:.2g}; "
-            "crop it"
+            f"{series.path}: series {series.uid} has {header.shape[::-1]} voxels, more than "
+            f"{MAX_VOXELS:.2g}; crop it"
         )
-    check_memory(4 * math.prod(shape), str(series.path))
+    check_memory(header.nbytes, str(series.path))
     with reading(series.path, "DICOM"):
-        array = np.empty(shape, np.float32)
+        array = np.empty(header.shape[::-1], header.dtype)
     _fill(array, series, stack)
     return replace(
         finish(series.path, array.T, stack.affine, "image"), modality=series.images[0].modality
     )
 
 
-def _fill(array: np.ndarray, series: Series, stack: Stack) -> None:
+def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
     """Read the voxels file by file, each once. array: (slices, rows, columns)."""
     slices: dict[str, list[tuple[int, int]]] = {}
-    for place_in_stack, (image, frame) in enumerate(stack.frames):
-        slices.setdefault(image.name, []).append((place_in_stack, frame))
+    for index, (image, frame) in enumerate(stack.frames):
+        slices.setdefault(image.name, []).append((index, frame))
     with opened(series.path) as entries:
         for entry in entries:
             if entry.name not in slices:
@@ -66,11 +65,9 @@ def _fill(array: np.ndarray, series: Series, stack: Stack) -> None:
                     array[index] = _frame(dataset, frame)
 
 
-def _frame(dataset: Dataset, frame: int) -> np.ndarray:
+def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     """(rows, columns) of one frame in the modality's units."""
-    stored = (
-        pixel_array(dataset, index=frame) if "NumberOfFrames" in dataset else pixel_array(dataset)
-    )
+    stored = pixel_array(dataset, index=frame if "NumberOfFrames" in dataset else None)
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         return apply_modality_lut(stored, dataset)
     return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
@@ -81,9 +78,8 @@ def _check_decoders(series: Series) -> None:
         syntax = UID(uid)
         if not syntax.is_valid or not syntax.is_transfer_syntax:
             raise UserError(
-                f"{series.path}: series {series.uid} has the transfer syntax {uid}, which is none "
-                "that DICOM "
-                "knows; export it uncompressed"
+                f"{series.path}: series {series.uid} has the transfer syntax {uid}, which DICOM "
+                "does not know; export it uncompressed"
             )
         if not syntax.is_compressed:
             continue
@@ -95,6 +91,5 @@ def _check_decoders(series: Series) -> None:
             package = JPEG_2000 if "2000" in syntax.name else JPEG
             raise UserError(
                 f"{series.path}: series {series.uid} is compressed ({syntax.name}), and the "
-                "decoder for it is not "
-                f"installed; pip install {package}, or export it uncompressed"
+                f"decoder for it is not installed; pip install {package}, or export it uncompressed"
             )

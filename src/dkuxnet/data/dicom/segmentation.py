@@ -1,21 +1,20 @@
-"""Segmentations as DICOM SEG of the series that was segmented: its patient, study and frame of
-reference, its slices cited.
+"""Segmentations as DICOM SEG, with patient, study and frame of reference of the segmented series.
 
-Where a voxel lies is highdicom's business: our affine goes in as RAS+, its geometry says what that
-is in DICOM's axes.
+highdicom turns our RAS+ affine into DICOM's axes. It is an optional extra: importing this module
+without it raises UserError.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import highdicom as hd
 import numpy as np
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 
+from dkuxnet.core import extras
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.types import Volume
@@ -27,20 +26,24 @@ from dkuxnet.data.dicom.stack import arrange
 from dkuxnet.data.dicom.tree import opened, place
 from dkuxnet.machine.files import atomically
 
+extras.require("dicom", "highdicom")
+
+import highdicom as hd  # noqa: E402  # behind the line that says how to install it
+from highdicom.seg import (  # noqa: E402
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentDescription,
+)
+
 Writer = Callable[[Volume, Path], None]
 SEGMENTATION_TYPES = ("binary", "labelmap")
-SEG_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.66.4",
-    "1.2.840.10008.5.1.4.1.1.66.7",
-)  # Segmentation and Label Map Segmentation
-SERIES_NUMBERS = {
-    "label": 9001,
-    "probabilities": 9002,
-    "uncertainty": 9003,
-}  # apart from those that scanners give
+# Segmentation Storage and Label Map Segmentation Storage
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# Higher than the numbers that scanners give
+SERIES_NUMBERS = {"label": 9001, "probabilities": 9002, "uncertainty": 9003}
 FRACTION_STEPS = 255
-# Type 2 attributes of patient and study: they must be there, and may be empty. Anonymisers take
-# them away altogether.
+# Type 2 attributes of patient and study: they must be present but may be empty. Anonymisers remove
+# them altogether.
 MAY_BE_EMPTY = (
     "StudyDate",
     "StudyTime",
@@ -52,7 +55,7 @@ MAY_BE_EMPTY = (
     "PatientBirthDate",
     "PatientSex",
 )
-# Qualitative colours that are told apart by the colour-blind too (Okabe and Ito), red to start with
+# Qualitative colours that colour-blind people can tell apart (Okabe and Ito), red first
 COLOURS = (
     (213, 94, 0),
     (0, 114, 178),
@@ -65,22 +68,19 @@ COLOURS = (
 
 
 def check_type(segmentation_type: str) -> None:
-    """Raises UserError where it is not one of SEGMENTATION_TYPES."""
+    """Raise UserError where it is not one of SEGMENTATION_TYPES."""
     if segmentation_type not in SEGMENTATION_TYPES:
         raise unknown("segmentation type", segmentation_type, SEGMENTATION_TYPES)
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises UserError where `path` is a file and not a DICOM SEG: a slice of the scan may have
-    that name.
-    """
+    """Raise UserError where `path` is a file but not a DICOM SEG: it may be a slice of the scan."""
     if not path.is_file():
         return
     try:
-        kind = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).get(
-            "SOPClassUID"
-        )
-    except Exception:  # no DICOM, or a damaged one
+        header = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
+        kind = header.get("SOPClassUID")
+    except Exception:  # not DICOM, or damaged
         kind = None
     if kind not in SEG_CLASSES:
         raise UserError(f"{path} is there already and is no DICOM SEG; choose another --output")
@@ -89,8 +89,7 @@ def check_replaceable(path: Path) -> None:
 def writers(
     series: Series, labels: dict[str, int], segmentation_type: str = "binary"
 ) -> dict[str, Writer]:
-    """For "label", "probabilities" and "uncertainty" the function that writes such a volume of
-    `series` to a path.
+    """The functions that write "label", "probabilities" and "uncertainty" of `series` to a path.
 
     Raises UserError where the series has no frame of reference.
     """
@@ -109,64 +108,41 @@ def write_label(
     path: Path,
     segmentation_type: str = "binary",
 ) -> None:
-    """Write a label map (X, Y, Z) on the grid of `series` as SEG: a segment a class, in the order
-    of `labels`.
+    """Write a label map (X, Y, Z) on the grid of `series`: a segment for each class of `labels`.
 
-    labels: class name -> value in the map, background first. Every class is described, those
-    without a voxel too. Raises UserError where the series has no frame of reference, or `path`
-    cannot be written.
+    labels: class name -> value in the map, background first. Classes without a voxel are described
+    too. Raises UserError where the series has no frame of reference, or `path` cannot be written.
     """
     check_type(segmentation_type)
     names = list(labels)[1:]
     segments = np.zeros(label.shape, np.uint8 if len(names) < 256 else np.uint16)
     for number, name in enumerate(names, 1):
         segments[label.array == labels[name]] = number
-    _write(
-        _volume(segments, series),
-        [_described(i, name, codes_of(name)) for i, name in enumerate(names, 1)],
-        series,
-        path,
-        segmentation_type.upper(),
-        "label",
-    )
+    _write(segments, _described(names), series, path, segmentation_type.upper(), "label")
 
 
 def write_probabilities(
     probabilities: Volume, labels: dict[str, int], series: Series, path: Path
 ) -> None:
-    """Write (K, X, Y, Z) in [0, 1] as fractional SEG, in steps of 1/255: a segment a class but the
-    background.
+    """Write (K, X, Y, Z) in [0, 1] as fractional SEG in steps of 1/255.
+
+    There is a segment for each class except the background.
     """
-    names = list(labels)[1:]
-    described = [_described(i, name, codes_of(name)) for i, name in enumerate(names, 1)]
-    _write(
-        _volume(np.moveaxis(probabilities.array[1:], 0, -1), series),
-        described,
-        series,
-        path,
-        "FRACTIONAL",
-        "probabilities",
-    )
+    segments = np.moveaxis(probabilities.array[1:], 0, -1)
+    _write(segments, _described(list(labels)[1:]), series, path, "FRACTIONAL", "probabilities")
 
 
 def write_uncertainty(uncertainty: Volume, series: Series, path: Path) -> None:
-    """Write (X, Y, Z) in [0, 1] as fractional SEG, in steps of 1/255: one segment that is called
-    uncertainty.
-    """
+    """Write (X, Y, Z) in [0, 1] as fractional SEG in steps of 1/255: one segment, "uncertainty"."""
     meaning = codes_of("uncertainty of the segmentation")
-    _write(
-        _volume(uncertainty.array[..., None], series),
-        [_described(1, "uncertainty", meaning)],
-        series,
-        path,
-        "FRACTIONAL",
-        "uncertainty",
-    )
+    segments = uncertainty.array[..., None]
+    described = [_segment(1, "uncertainty", meaning)]
+    _write(segments, described, series, path, "FRACTIONAL", "uncertainty")
 
 
 def _write(
-    volume: hd.Volume,
-    described: list[SegmentDescription],
+    segments: NDArray[Any],
+    described: Sequence[SegmentDescription],
     series: Series,
     path: Path,
     kind: str,
@@ -176,7 +152,7 @@ def _write(
     with quiet():
         segmentation = Segmentation(
             source_images=_sources(series),
-            pixel_array=volume,
+            pixel_array=_volume(segments, series),
             segmentation_type=kind,
             segment_descriptions=described,
             series_instance_uid=hd.UID(),
@@ -192,25 +168,22 @@ def _write(
             content_description=f"{what} by dkuxnet"[:64],
             series_description=f"dkuxnet {what}"[:64],
         )
-        if "ContentCreatorName" not in segmentation:  # may be empty, but must be there
+        if "ContentCreatorName" not in segmentation:  # must be present, but may be empty
             segmentation.ContentCreatorName = None
         atomically(path, segmentation.save_as)
 
 
-def _volume(array: np.ndarray, series: Series) -> hd.Volume:
-    """array: (X, Y, Z) or (X, Y, Z, segments) on the grid of the series -> slices, rows, columns
-    in highdicom's order.
-    """
-    stack = arrange(series)
-    channels = {"SegmentNumber": list(range(1, array.shape[3] + 1))} if array.ndim == 4 else None
-    return hd.Volume(
-        array,
-        stack.affine,
+def _volume(segments: NDArray[Any], series: Series) -> hd.Volume:
+    """(X, Y, Z) or (X, Y, Z, segments) on the grid of the series -> slices, rows, columns."""
+    volume = hd.Volume(
+        segments,
+        arrange(series).affine,
         "PATIENT",
         frame_of_reference_uid=_frame_of_reference(series),
-        channels=channels,
+        channels={"SegmentNumber": range(1, segments.shape[3] + 1)} if segments.ndim == 4 else None,
         from_reference_convention="RAS",
-    ).permute_spatial_axes([2, 1, 0])
+    )
+    return volume.permute_spatial_axes([2, 1, 0])
 
 
 def _frame_of_reference(series: Series) -> str:
@@ -218,15 +191,15 @@ def _frame_of_reference(series: Series) -> str:
     if not uid:
         raise UserError(
             f"{series.path}: series {series.uid} names no frame of reference, without which a "
-            "DICOM SEG cannot "
-            "say where it lies; leave out --format dicom-seg"
+            "DICOM SEG cannot say where it lies; leave out --format dicom-seg"
         )
     return uid
 
 
 def _sources(series: Series) -> list[Dataset]:
-    """The headers of the series' files, whole but for the voxels."""
-    names, found = {image.name for image in series.images}, []
+    """All that the files of the series hold, except voxels."""
+    names = {image.name for image in series.images}
+    found: list[Dataset] = []
     with opened(series.path) as entries:
         for entry in entries:
             if entry.name not in names:
@@ -240,7 +213,11 @@ def _sources(series: Series) -> list[Dataset]:
     return found
 
 
-def _described(number: int, name: str, meaning: Codes) -> SegmentDescription:
+def _described(names: Sequence[str]) -> list[SegmentDescription]:
+    return [_segment(number, name, codes_of(name)) for number, name in enumerate(names, 1)]
+
+
+def _segment(number: int, name: str, meaning: Codes) -> SegmentDescription:
     description = SegmentDescription(
         segment_number=number,
         segment_label=name[:64],
@@ -254,11 +231,7 @@ def _described(number: int, name: str, meaning: Codes) -> SegmentDescription:
         display_color=hd.color.CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]),
     )
     if meaning.side:
-        description.SegmentedPropertyTypeCodeSequence[
-            0
-        ].SegmentedPropertyTypeModifierCodeSequence = [_coded(meaning.side)]
+        (property_code,) = description.SegmentedPropertyTypeCodeSequence
+        side = hd.sr.CodedConcept.from_code(meaning.side)
+        property_code.SegmentedPropertyTypeModifierCodeSequence = [side]
     return description
-
-
-def _coded(code: Code) -> hd.sr.CodedConcept:
-    return hd.sr.CodedConcept.from_code(code)

@@ -1,13 +1,16 @@
-"""The series of a DICOM input, the one that is meant, and which of them are cases."""
+"""The series of a DICOM input, the one that is asked for, and which of them are cases."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from dkuxnet.core.errors import UserError
+from dkuxnet.data.checks import Header
 from dkuxnet.data.dicom.headers import Image, read_header
-from dkuxnet.data.dicom.tree import opened
+from dkuxnet.data.dicom.tree import opened, printable, tree_name
 
 MAX_LISTED = 6
 
@@ -21,10 +24,20 @@ class Series:
     images: tuple[Image, ...]
 
     @property
+    def frames(self) -> int:
+        """Number of frames of all images."""
+        return sum(len(image.planes) for image in self.images)
+
+    @property
+    def header(self) -> Header:
+        """What reading the series will give: columns, rows and frames, of the largest size."""
+        columns = max(image.columns for image in self.images)
+        rows = max(image.rows for image in self.images)
+        return Header((columns, rows, self.frames), np.dtype(np.float32))
+
+    @property
     def home(self) -> Path:
-        """The smallest folder that holds all of its images; the zip or file itself where that is
-        the tree.
-        """
+        """The smallest folder that holds all images; the tree itself if that is a zip or file."""
         if not self.path.is_dir():
             return self.path
         return self.path / os.path.commonpath(
@@ -33,28 +46,25 @@ class Series:
 
     @property
     def description(self) -> str:
-        """As the scanner names it, the UID and the number of frames with it: one item of a list."""
-        name = "".join(c if c.isprintable() else "?" for c in self.images[0].description)[:40]
-        count = sum(len(image.planes) for image in self.images)
-        return f"{self.uid} ({f'{name}, ' if name else ''}{count} images)"
+        """UID, the scanner's name for it and number of frames: one item of a list."""
+        name = printable(self.images[0].description)[:40]
+        return f"{self.uid} ({f'{name}, ' if name else ''}{self.frames} images)"
 
 
 def find_series(path: str | Path) -> list[Series]:
-    """All series of images with a place in space, by the name of their first file.
+    """All series of images with a position in space, in the order of their first files.
 
-    No voxel is read.
-
-    Localizers, segmentations, reports and whatever else is in the tree are left out. Raises
-    UserError where nothing remains, and for a damaged DICOM file.
+    Localizers, segmentations, reports and whatever else is in the tree are left out. No voxel is
+    read. Raises UserError where nothing remains, and for a damaged DICOM file.
     """
-    found, damaged = _looked_through(Path(path))
+    found, damaged = _search(Path(path))
     for error in damaged.values():
         raise error
     return found
 
 
-def _looked_through(path: Path) -> tuple[list[Series], dict[str, UserError]]:
-    """All series, and what is wrong with each damaged file, by its name.
+def _search(path: Path) -> tuple[list[Series], dict[str, UserError]]:
+    """All series, and for each damaged file, by name, what is wrong with it.
 
     Raises UserError where there is no series.
     """
@@ -82,14 +92,12 @@ def _looked_through(path: Path) -> tuple[list[Series], dict[str, UserError]]:
     if not found:
         raise UserError(
             f"{path}: expected DICOM images, but none of its {skipped} files is one (localizers, "
-            "reports and "
-            "segmentations do not count); give the folder of a scan"
+            "reports and segmentations do not count); give the folder of a scan"
         )
     if not placed:
         raise UserError(
             f"{path}: its DICOM images do not say where they lie (position, orientation and pixel "
-            "spacing); give a "
-            "CT, MR or PET scan as the scanner wrote it"
+            "spacing); give a CT, MR or PET scan as the scanner wrote it"
         )
     return [Series(path, uid, tuple(images)) for uid, images in placed.items()], damaged
 
@@ -112,17 +120,19 @@ def one_series(path: str | Path, series_uid: str | None = None) -> Series:
 
 
 def find_scans(path: str | Path, series_uid: str | None = None) -> dict[str, Series]:
-    """Name of a case -> its series: the only series is named after `path`; several studies, one
-    series in a subfolder (or a multi-frame file) each, are named after the subfolders.
+    """The series that are cases, by the name of the case.
 
-    Raises UserError with a list where several series of one study, or of one folder, ask for a
-    choice; and for a damaged DICOM file, but where it lies in the subfolder of one case: whoever
-    reads that case is told of it, and the others are well.
+    A single series is named after `path`. Several studies, of one series each and each in its own
+    subfolder or multi-frame file, are named after the subfolders or files.
+
+    Raises UserError, with a list, where one must be chosen of several series of a study or folder.
+    Also for a damaged DICOM file, unless it lies in the subfolder of one case: then reading that
+    case raises, and the other cases can be used.
     """
     path = Path(path)
     if series_uid is not None:
         return {tree_name(path): one_series(path, series_uid)}
-    found, damaged = _looked_through(path)
+    found, damaged = _search(path)
     homes = [series.home for series in found if series.home != path]
     for name, error in damaged.items():
         if not any(homes.count(folder) == 1 for folder in (path / name).parents):
@@ -138,23 +148,16 @@ def find_scans(path: str | Path, series_uid: str | None = None) -> dict[str, Ser
 
 
 def is_multi_frame(path: Path) -> bool:
-    """Whether a file is a DICOM image of several frames: a scan by itself, where a single slice is
-    not.
-    """
+    """Whether a file is a DICOM image of several frames: a scan, which a single slice is not."""
     with opened(path) as entries:
         image = read_header(path, next(entries))
     return image is not None and len(image.planes) > 1
 
 
-def tree_name(path: Path) -> str:
-    """The name of a folder, or of a .zip or .dcm without its suffix."""
-    path = path.absolute()
-    return path.name if path.is_dir() else path.stem
-
-
 def _by_place(found: Sequence[Series]) -> dict[str, Series]:
-    """Series by the subfolder, below the folder that they share, or by the file that holds them;
-    fewer where two share it.
+    """Series by the subfolder of their common folder, or by the file, that holds each alone.
+
+    Fewer than `found` where two share one.
     """
     folders = [[PurePosixPath(image.name).parent for image in series.images] for series in found]
     shared = PurePosixPath(

@@ -1,66 +1,89 @@
-"""The files of a DICOM input: a folder's, those of a zip that is never unpacked, or the one file
-itself.
+"""The files of a DICOM input: a folder, a zip that is never unpacked, or a single file.
 
-Bounded, because a folder may be a whole disk and a zip may come from anybody: a number of files,
-and for a zip how much it may unpack to. No link is followed: what lies outside the folder is not
-the user's input.
+Their number is limited, since a folder may be a whole disk; so is what a zip, which may come from
+anybody, unpacks to. Links are not followed: what lies outside the folder is not the user's input.
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
 
+Opener = Callable[[], IO[bytes]]
+
 MAX_FILES = 100_000
 MAX_ZIP_BYTES = 16 * 2**30  # unpacked
-# Voxels of a scan shrink by 2 to 10, empty slices by up to 1000. A zip may shrink a lot where it is
-# small even when unpacked.
+# Voxels of a scan shrink by a factor of 2 to 10, empty slices of up to 1000. Any factor will do for
+# a zip that is small even when unpacked.
 MAX_ZIP_RATIO = 200
 FREE_ZIP_BYTES = 2**29
+BYTES_AN_ENTRY = 1024  # of the list of files at the end of a zip
+END_BYTES = 2**17  # at the end of a zip, where the records of that list are looked for
 HEAD_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the tree. name: its path in the tree, with slashes. open: a new stream of its
-    bytes.
+    """A file of the tree.
+
+    name: its path in the tree, with slashes. open: gives a new stream of its bytes.
     """
 
     name: str
-    open: Callable[[], BinaryIO]
+    open: Opener
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Iterator[Entry]]:
-    """The files of the folder, zip or single file `path`, in a fixed order; their streams can be
-    had inside the block.
+    """The files of the folder, zip or single file `path`, in a fixed order.
+
+    They can be opened inside the block only.
 
     Raises UserError where there is nothing at `path`, or where it is a zip that is damaged,
     encrypted or too large.
     """
     if path.is_dir():
         yield _in_folder(path)
-    elif path.suffix.lower() == ".zip":
-        with _opened_zip(path) as archive:
-            yield (Entry(info.filename, _opener(archive, info)) for info in _checked(path, archive))
+    elif is_zip(path):
+        with opened_zip(path) as archive:
+            files = _checked_files(path, archive)
+            yield (Entry(info.filename, partial(archive.open, info)) for info in files)
     elif path.is_file():
         yield iter([Entry(path.name, lambda: path.open("rb"))])
     else:
         raise UserError(f"{path}: expected DICOM files, but there is nothing; check the path")
 
 
+def is_zip(path: Path) -> bool:
+    """Whether `path` is a zip, by its name alone."""
+    return path.suffix.lower() == ".zip"
+
+
+def tree_name(path: Path) -> str:
+    """The name of a folder, or of a .zip or .dcm without its suffix."""
+    path = path.absolute()
+    return path.name if os.path.isdir(path) else path.stem
+
+
 def place(path: Path, name: str) -> Path:
-    """Where the file `name` of the tree `path` is, for messages: control characters of a
-    stranger's zip are left out.
+    """Where the file `name` of the tree `path` is, for messages.
+
+    The name may be a stranger's: control characters are replaced.
     """
-    inside = "".join(c if c.isprintable() else "?" for c in name)
-    return path / inside if path.is_dir() or path.suffix.lower() == ".zip" else path
+    return path / printable(name) if path.is_dir() or is_zip(path) else path
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for each character that cannot be printed."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def head(entry: Entry) -> bytes:
@@ -69,9 +92,10 @@ def head(entry: Entry) -> bytes:
         return stream.read(HEAD_BYTES)
 
 
-def is_dicom(first: bytes) -> bool:
-    """Whether a file that starts with these bytes says that it is DICOM: four letters behind a
-    preamble of 128 bytes.
+def has_preamble(first: bytes) -> bool:
+    """Whether a file that starts with these bytes says that it is DICOM.
+
+    It then has four letters after a preamble of 128 bytes.
     """
     return first[128:132] == b"DICM"
 
@@ -81,15 +105,13 @@ def holds_dicom(path: Path) -> bool:
     with opened(path) as entries:
         for entry in entries:
             with reading(place(path, entry.name), "DICOM"):
-                if is_dicom(head(entry)):
+                if has_preamble(head(entry)):
                     return True
     return False
 
 
 def _in_folder(root: Path) -> Iterator[Entry]:
-    """Regular files, those of a folder before those of its subfolders, each in the order of their
-    names.
-    """
+    """Regular files, sorted by name, those of a folder before those of its subfolders."""
     folders, count = [root], 0
     while folders:
         folder = folders.pop()
@@ -110,15 +132,25 @@ def _in_folder(root: Path) -> Iterator[Entry]:
                 yield Entry(file.relative_to(root).as_posix(), _file_opener(file))
 
 
-def _file_opener(file: Path) -> Callable[[], BinaryIO]:
+def _file_opener(file: Path) -> Opener:
     return lambda: file.open("rb")
 
 
 @contextmanager
-def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: Path, max_files: int = MAX_FILES) -> Iterator[zipfile.ZipFile]:
+    """The zip `path`, of which nothing but the list of its files has been read.
+
+    zipfile never unpacks more of a file than the size in that list. Raises UserError where `path`
+    is no zip, or where its list is far too long for `max_files`.
+    """
     if not path.is_file():
         raise UserError(f"{path}: expected a zip of DICOM files, but there is none; check the path")
     try:
+        if _list_bytes(path) > max_files * BYTES_AN_ENTRY:  # zipfile makes an object of each entry
+            raise UserError(
+                f"{path}: expected at most {max_files} files, but its directory is far longer; zip "
+                "one series alone"
+            )
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(
@@ -128,9 +160,26 @@ def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files of a zip in the order of their names, all of it judged by its list before one is
-    opened.
+def _list_bytes(path: Path) -> int:
+    """The size of a zip's list of files by the records at its end; 0 where there are none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_BYTES))
+        tail = file.read()
+    sizes = [int.from_bytes(tail[at + 12 : at + 16], "little") for at in _places(tail, b"PK\5\6")]
+    if sizes and sizes[-1] == 2**32 - 1:  # zip64 states it in a record of its own
+        records = _places(tail, b"PK\6\6")
+        sizes = [int.from_bytes(tail[at + 40 : at + 48], "little") for at in records]
+    return max(sizes, default=0)
+
+
+def _places(tail: bytes, mark: bytes) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(mark), tail)]
+
+
+def _checked_files(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files of a zip, sorted by name.
+
+    Its list of files is checked as a whole before any of them is opened.
     """
     files = [info for info in archive.infolist() if not info.filename.endswith("/")]
     _check_count(path, len(files))
@@ -152,19 +201,14 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     if unpacked > MAX_ZIP_BYTES:
         raise UserError(
             f"{path}: unpacks to {unpacked / 2**30:.1f} GiB, at most {MAX_ZIP_BYTES / 2**30:.0f} "
-            "GiB are read; "
-            "zip one scan alone, or give a folder"
+            "GiB are read; zip one scan alone, or give a folder"
         )
     if unpacked > FREE_ZIP_BYTES and unpacked > MAX_ZIP_RATIO * packed:
         raise UserError(
-            f"{path}: unpacks to {unpacked / packed:.0f} times its size, no scan does; give the "
-            "folder instead"
+            f"{path}: unpacks to {unpacked / packed:.0f} times its size, which no scan does; "
+            "give the folder instead"
         )
     return sorted(files, key=lambda info: info.filename)
-
-
-def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
-    return lambda: archive.open(info)
 
 
 def _check_count(path: Path, count: int) -> None:

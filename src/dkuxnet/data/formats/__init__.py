@@ -1,18 +1,20 @@
-"""Scans and label maps in files: one module per format behind `read` and `write`.
+"""Scans and label maps in files: one module per format behind `peek`, `read` and `write`.
 
-To add a format: its module, with an object that has the two methods of `Format`, and its line in
+To add a format: its module, with an object that has the three methods of `Format`, and its line in
 `FORMATS`.
 """
 
 import os
-import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import reason, storable
+from dkuxnet.data.checks import Header, reason, storable
+from dkuxnet.data.dicom.tree import tree_name
+from dkuxnet.machine.files import atomically
 
 Kind = Literal["image", "label"]
 
@@ -23,45 +25,50 @@ FORMATS: dict[str, str] = {
     ".mha": "dkuxnet.data.formats.mha:MHA",
     ".h5": "dkuxnet.data.formats.h5:H5",
 }
-DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.export writes DICOM
+DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.data.dicom writes DICOM SEG
 
 
 class Format(Protocol):
-    """What an entry of `FORMATS` offers.
+    """What an entry of `FORMATS` offers."""
 
-    `write` may leave half a file: the `write` below makes it whole or nothing.
-    """
+    def peek(self, path: Path, kind: Kind = "image") -> Header:
+        """Read the header and no voxel."""
 
-    def read(self, path: Path, kind: Kind = "image") -> Volume: ...
+    def read(self, path: Path, kind: Kind = "image") -> Volume:
+        """Read the volume, whose size is that of the header which `peek` gives."""
 
-    def write(self, volume: Volume, path: Path) -> None: ...
+    def write(self, volume: Volume, path: Path) -> None:
+        """Write the volume. Half a file may be left: `write` below makes it whole or nothing."""
+
+
+def longest_suffix(name: str, known: Iterable[str]) -> str | None:
+    """The longest of the `known` suffixes that `name` ends with, in any case; None without one."""
+    return max((each for each in known if name.lower().endswith(each)), key=len, default=None)
 
 
 def suffix(path: str | Path) -> str:
-    """The key of `FORMATS` that `path` ends with, the longest that fits, in any case.
-
-    Raises UserError where none.
-    """
-    name = Path(path).name.lower()
-    fits = [known for known in FORMATS if name.endswith(known)]
-    if not fits:
+    """The key of `FORMATS` that `path` ends with. Raises UserError where it ends with none."""
+    found = longest_suffix(Path(path).name, FORMATS)
+    if found is None:
         raise UserError(
             f"{path}: expected a file that ends with {', '.join(FORMATS)}; convert it to one of "
             "these"
         )
-    return max(fits, key=len)
+    return found
 
 
 def is_dicom(path: str | Path) -> bool:
     """Whether `path` is read as DICOM: a folder, a zip or a .dcm file, by its name alone."""
-    path, name = Path(path), Path(path).name.lower()
-    return not name.endswith(tuple(FORMATS)) and (name.endswith(DICOM) or path.is_dir())
+    name = Path(path).name
+    if longest_suffix(name, FORMATS):
+        return False
+    return longest_suffix(name, DICOM) is not None or os.path.isdir(path)  # False for a bad name
 
 
-def says_how_it_lies(path: str | Path) -> bool:
+def has_geometry(path: str | Path) -> bool:
     """Whether a scan's file says how large its voxels are and how the patient lies.
 
-    All formats do, but of h5 only files with an affine. Raises UserError for a broken h5.
+    All formats do, except h5 without an affine. Raises UserError for a broken h5.
     """
     if not str(path).lower().endswith(".h5"):
         return True
@@ -70,19 +77,41 @@ def says_how_it_lies(path: str | Path) -> bool:
     return H5.has_affine(Path(path))
 
 
+def has_own_label(path: str | Path) -> bool:
+    """Whether the file of a scan holds its label map too, as h5 may.
+
+    Raises UserError for a broken h5.
+    """
+    if not str(path).lower().endswith(".h5"):
+        return False
+    from dkuxnet.data.formats.h5 import H5
+
+    return H5.has_label(Path(path))
+
+
 def stem(path: str | Path) -> str:
-    """The name of the file without its folder and format suffix: 'a/b.nii.gz' -> 'b'; a DICOM
-    folder keeps its whole name.
+    """The name of the file without folder and format suffix: 'a/b.nii.gz' -> 'b'.
+
+    A DICOM folder keeps its whole name.
     """
     path = Path(path)
+    return tree_name(path) if is_dicom(path) else path.name[: -len(suffix(path))]
+
+
+def peek(path: str | Path, kind: Kind = "image", series_uid: str | None = None) -> Header:
+    """What the header of a scan promises; no voxel is read. Arguments and errors as for `read`."""
+    path = Path(path)
     if is_dicom(path):
-        return path.absolute().name if path.is_dir() else path.stem
-    return path.name[: -len(suffix(path))]
+        from dkuxnet.data.dicom.series import one_series  # importing pydicom is slow
+
+        return one_series(path, series_uid).header
+    return _format_of(path).peek(path, kind)
 
 
 def read(path: str | Path, kind: Kind = "image", series_uid: str | None = None) -> Volume:
-    """Read a scan or, with `kind="label"`, a label map. series_uid: which one, in a DICOM folder
-    or zip of several series.
+    """Read a scan or, with `kind="label"`, a label map.
+
+    series_uid: which series, in a DICOM folder or zip of several.
 
     Returns the array in the file's own axis order, (X, Y, Z) or (C, X, Y, Z), in the file's own
     number type (in native byte order), and the affine to RAS+ mm. A label map is (X, Y, Z) of
@@ -93,19 +122,18 @@ def read(path: str | Path, kind: Kind = "image", series_uid: str | None = None) 
     """
     path = Path(path)
     if is_dicom(path):
-        from dkuxnet.data.dicom.read import read_scan  # pydicom takes its time to import
+        from dkuxnet.data.dicom.read import read_scan  # importing pydicom is slow
 
         if kind == "label":
             raise UserError(
                 f"{path}: expected a label map in {', '.join(FORMATS)}, but it is DICOM; convert it"
             )
         return read_scan(path, series_uid)
-    return lookup(FORMATS, suffix(path), "format").read(path, kind)
+    return _format_of(path).read(path, kind)
 
 
 def write(volume: Volume, path: str | Path) -> None:
-    """Write `volume` in the format that the suffix of `path` names: the whole file or, on any
-    error, no file.
+    """Write `volume` in the format that the suffix of `path` names: the whole file or no file.
 
     The array keeps its number type (uint16 too), but bool becomes uint8 and float16 float32: not
     all formats have them. One channel, (1, X, Y, Z), is written as (X, Y, Z). The folder must
@@ -114,20 +142,22 @@ def write(volume: Volume, path: str | Path) -> None:
     Raises UserError where the folder cannot be written or the format cannot hold the volume.
     """
     path = Path(path)
-    ending = suffix(path)
+    form = _format_of(path)
     volume = storable(volume, path)
     if not path.parent.is_dir():
         raise UserError(
             f"{path}: cannot be written: expected the folder {path.parent} to exist; create it"
         )
-    beside = path.with_name(f".{uuid.uuid4().hex}{ending}")
-    form = lookup(FORMATS, ending, "format")
     try:
-        form.write(volume, beside)
-        os.replace(beside, path)
+        atomically(path, lambda part: form.write(volume, part))
+    except UserError:
+        raise
     except Exception as error:  # each library raises types of its own
         raise UserError(
             f"{path}: cannot be written: {reason(error)}; check the folder's rights and space"
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def _format_of(path: Path) -> Format:
+    form: Format = lookup(FORMATS, suffix(path), "format")
+    return form

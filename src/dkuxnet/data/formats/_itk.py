@@ -1,49 +1,84 @@
-"""What NRRD and MetaImage share: SimpleITK's arrays are (Z, Y, X) and its world is LPS, ours are
-(X, Y, Z) and RAS.
+# mypy: untyped-calls-exclude=SimpleITK
+"""What NRRD and MetaImage share: both are read and written by SimpleITK.
+
+SimpleITK's arrays are (Z, Y, X) in LPS coordinates, ours are (X, Y, Z) in RAS.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import MAX_DEFLATE_RATIO, check_size, finish, reading
+from dkuxnet.data.checks import (
+    MAX_DEFLATE_RATIO,
+    Header,
+    check_deflated,
+    check_size,
+    finish,
+    reading,
+)
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+Packing = Literal["deflate", "raw", ""]
 
 
-def open_header(path: Path, image_io: str) -> sitk.ImageFileReader:
-    """A reader that has read the header only.
+@dataclass(frozen=True)
+class ItkHeader(Header):
+    """A header and SimpleITK's reader, which has read nothing else yet.
 
-    Raises UserError where the file cannot hold the voxels it promises.
+    start: position of the first byte of the voxels. packing: how they are stored from there on,
+    "" where only SimpleITK can judge whether they are complete. packed_bytes: their packed size,
+    None in a format that does not state it.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    check_size(path, voxel_bytes(reader), path.stat().st_size * MAX_DEFLATE_RATIO)
-    return reader
+
+    reader: sitk.ImageFileReader
+    start: int
+    packing: Packing
+    packed_bytes: int | None = None
 
 
-def voxel_bytes(reader: sitk.ImageFileReader) -> int:
-    """Size of the uncompressed voxels by the header."""
-    bytes_each = sitk.Image(
-        [1, 1], reader.GetPixelID(), reader.GetNumberOfComponents()
-    ).GetSizeOfPixelComponent()
-    return (
-        int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents() * bytes_each
-    )
+def read_header(
+    path: Path,
+    name: str,
+    image_io: str,
+    start: int,
+    packing: Packing,
+    packed_bytes: int | None = None,
+) -> ItkHeader:
+    """Let SimpleITK read the header.
+
+    name: of the format, for messages. image_io: SimpleITK's name of it. Raises UserError where it
+    cannot.
+    """
+    with reading(path, name):
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(image_io)
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        channels = reader.GetNumberOfComponents()
+        # Two components show the type; a header may promise billions.
+        voxel = sitk.Image([1, 1], reader.GetPixelID(), min(channels, 2))
+        dtype = sitk.GetArrayViewFromImage(voxel).dtype
+        shape = (*reader.GetSize(), *([channels] if channels > 1 else []))
+        return ItkHeader(shape, dtype, reader, start, packing, packed_bytes)
 
 
-def read_voxels(path: Path, reader: sitk.ImageFileReader, expected: str, kind: str) -> Volume:
-    """Channels are the components of a vector image or, as in NIfTI, the fourth axis of a 4D one."""
-    with reading(path, expected):
-        image = reader.Execute()
+def read_voxels(path: Path, name: str, header: ItkHeader, kind: str) -> Volume:
+    """The volume of a file.
+
+    Channels are the components of a vector image or, as in NIfTI, the fourth axis of a 4D one.
+    """
+    with reading(path, name):
+        _check_voxels(path, header)
+        image = header.reader.Execute()
         vector = image.GetNumberOfComponentsPerPixel() > 1
         array = sitk.GetArrayFromImage(image)
-        # (Z, Y, X, C) -> (C, X, Y, Z) and (C, Z, Y, X) -> (C, X, Y, Z): the spatial axes turn
-        # round, the channels lead
+        # (Z, Y, X, C) -> (C, Z, Y, X) -> (C, X, Y, Z): channels first, spatial axes reversed
         array = np.moveaxis(array, -1, 0) if vector else array
         array = array.transpose(0, 3, 2, 1) if array.ndim == 4 else array.T
         affine = _affine(image)
@@ -51,9 +86,7 @@ def read_voxels(path: Path, reader: sitk.ImageFileReader, expected: str, kind: s
 
 
 def write_image(volume: Volume, path: Path) -> None:
-    """Write the array with its own type, compressed, and the affine as spacing, direction and
-    origin.
-    """
+    """Write the array in its own type, compressed, the affine as spacing, direction and origin."""
     vector = volume.array.ndim == 4
     array = volume.array.transpose(3, 2, 1, 0) if vector else volume.array.T
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=vector)
@@ -65,9 +98,28 @@ def write_image(volume: Volume, path: Path) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _affine(image: sitk.Image) -> np.ndarray:
-    """(4, 4) RAS+ mm of the first three axes; the unit matrix for a 2D image, which `finish`
-    refuses anyway.
+def _check_voxels(path: Path, header: ItkHeader) -> None:
+    """Check that the file can hold what its header promises.
+
+    SimpleITK reads on where voxels are damaged, and of short data MetaIO prints lines of its own.
+    """
+    size = path.stat().st_size
+    check_size(path, header.nbytes, size * MAX_DEFLATE_RATIO)
+    if header.packing == "deflate":
+        packed, stated = check_deflated(path, header.start, header.nbytes), header.packed_bytes
+        if stated is not None and not packed <= stated <= size - header.start:
+            raise UserError(
+                f"{path}: expected the size of the packed voxels, {packed} bytes, in the header, "
+                f"got {stated}; save the scan again"
+            )
+    elif header.packing == "raw":
+        check_size(path, header.nbytes, size - header.start)
+
+
+def _affine(image: sitk.Image) -> NDArray[np.float64]:
+    """The affine (4, 4) to RAS+ mm of the first three axes.
+
+    The unit matrix for a 2D image, which `finish` refuses anyway.
     """
     affine = np.eye(4)
     dimension = image.GetDimension()

@@ -1,49 +1,49 @@
-"""MetaImage with the header in the file of its data (.mha)."""
+"""MetaImage with header and voxels in one file (.mha)."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import check_deflated, check_size, reading, require
+from dkuxnet.data.checks import require
 from dkuxnet.data.formats import _itk
+
+DIMENSIONS = ("2", "3", "4")  # MetaIO has room for 10 and writes past its own memory beyond
+# MetaIO takes the first, and reads "NDims: 300" too
+ONCE = ("NDims", "ElementDataFile", "CompressedDataSize")
 
 
 @dataclass(frozen=True)
 class MetaImage:
     """Vector images are volumes with channels first."""
 
-    def read(self, path: Path, kind: str = "image") -> Volume:
+    def peek(self, path: Path, kind: str = "image") -> _itk.ItkHeader:
+        """Read the header. Raises UserError where it is none or its voxels lie in another file."""
         head = require(path, "MetaImage")
-        fields, start = _header(head)
-        _check_header(path, fields)
-        for key in (
-            "NDims",
-            "ElementDataFile",
-        ):  # MetaIO goes by the first, and reads "NDims: 300" too
-            if head[:start].lower().count(key.lower().encode()) > 1:
-                raise UserError(
-                    f"{path}: expected {key} once in the header, but it stands there again; save "
-                    "it again"
-                )
-        with reading(path, "MetaImage"):
-            reader = _itk.open_header(path, "MetaImageIO")
-            # Checked here because MetaIO prints lines of its own about short data and then blames a
-            # missing file.
-            if _true(fields.get("compresseddata", "False")):
-                check_deflated(path, start, _itk.voxel_bytes(reader))
-            elif _true(fields.get("binarydata", "True")):
-                check_size(path, _itk.voxel_bytes(reader), path.stat().st_size - start)
-        return _itk.read_voxels(path, reader, "MetaImage", kind)
+        fields, start = _fields(head)
+        _check(path, fields, head[:start])
+        packing: _itk.Packing = ""
+        packed_bytes = None
+        if _true(fields.get("compresseddata", "False")):
+            # Where it is wrong, MetaIO leaves voxels unset and says nothing.
+            stated = re.fullmatch(r"[0-9]{1,18}", fields.get("compresseddatasize", ""))
+            packing, packed_bytes = "deflate", int(stated[0]) if stated else 0
+        elif _true(fields.get("binarydata", "True")):
+            packing = "raw"
+        return _itk.read_header(path, "MetaImage", "MetaImageIO", start, packing, packed_bytes)
+
+    def read(self, path: Path, kind: str = "image") -> Volume:
+        """Read the volume."""
+        return _itk.read_voxels(path, "MetaImage", self.peek(path), kind)
 
     def write(self, volume: Volume, path: Path) -> None:
+        """Write the volume."""
         _itk.write_image(volume, path)
 
 
-def _header(head: bytes) -> tuple[dict[str, str], int]:
-    """The fields 'key = value' (keys in lower case) and the position of the first voxel, from a
-    file's first bytes.
-    """
+def _fields(head: bytes) -> tuple[dict[str, str], int]:
+    """From the first bytes of a file: its fields, keys in lower case, and where voxels begin."""
     fields, start = {}, 0
     for line in head.splitlines(keepends=True):
         start += len(line)
@@ -54,7 +54,7 @@ def _header(head: bytes) -> tuple[dict[str, str], int]:
     return fields, start
 
 
-def _check_header(path: Path, fields: dict[str, str]) -> None:
+def _check(path: Path, fields: dict[str, str], header: bytes) -> None:
     if "elementdatafile" not in fields:
         raise UserError(
             f"{path}: expected a header up to ElementDataFile, but it is cut short; copy it again"
@@ -63,14 +63,16 @@ def _check_header(path: Path, fields: dict[str, str]) -> None:
         raise UserError(
             f"{path}: expected header and voxels in one file, but they are in two; save it as one"
         )
-    if fields.get("ndims") not in (
-        "2",
-        "3",
-        "4",
-    ):  # MetaIO has room for 10 and overruns its memory beyond
+    if fields.get("ndims") not in DIMENSIONS:
         raise UserError(
             f"{path}: expected NDims = 3 in the header, got {fields.get('ndims')!r}; give a 3D scan"
         )
+    for key in ONCE:
+        if header.lower().count(key.lower().encode()) > 1:
+            raise UserError(
+                f"{path}: expected {key} once in the header, but it is there again; save the scan "
+                "again"
+            )
 
 
 def _true(value: str) -> bool:

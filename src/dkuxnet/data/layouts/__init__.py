@@ -1,4 +1,4 @@
-"""Which files in a folder are a case: the layouts that the field's data sets come in."""
+"""Which files of a folder belong to which case: the layouts that the field's data sets have."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from dkuxnet.core.types import Case, Source
 from dkuxnet.data.dicom.tree import holds_dicom
 from dkuxnet.data.layouts.atrial import BENCHMARK_FOLDER
 from dkuxnet.data.layouts.dicom import dicom_in
-from dkuxnet.data.layouts.files import images_in, read_dataset_json
+from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
 
 LAYOUTS: dict[str, str] = {
     "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
@@ -23,12 +23,11 @@ LAYOUTS: dict[str, str] = {
 
 
 def find_source(folder: str | Path, layout: str = "auto") -> Source:
-    """The cases of `folder`, laid out as `layout` (a key of `LAYOUTS`, or "auto": decide by what
-    is there).
+    """The cases of `folder`; no voxel is read.
 
-    No voxel is read. Names of cases are unique and fit to name files. Raises UserError where the
-    folder, the layout or a file that the folder's own lists name is not there or not as the layout
-    has it.
+    layout: a key of `LAYOUTS`, or "auto" to decide by what is there. The names of cases are unique
+    and can name files. Raises UserError where the folder, the layout or a file that the folder's
+    own lists name is missing or not as the layout has it.
     """
     folder = Path(folder)
     if layout != "auto" and layout not in LAYOUTS:
@@ -40,8 +39,13 @@ def find_source(folder: str | Path, layout: str = "auto") -> Source:
             f"{folder}: expected a folder of scans, but this is a file; give the folder that holds "
             "it"
         )
-    source = lookup(LAYOUTS, _detect(folder) if layout == "auto" else layout, "layout")(folder)
-    _check_cases(source)
+    name = _detect(folder) if layout == "auto" else layout
+    source: Source = lookup(LAYOUTS, name, "layout")(folder)
+    if not source.cases:
+        raise UserError(
+            f"{folder}: expected scans in the layout {source.layout}, but it holds none; add scans"
+        )
+    _check_names(folder, source.cases)
     return source
 
 
@@ -64,31 +68,15 @@ def _detect(folder: Path) -> str:
         return "dicom"
     if images.is_dir():
         return "folder"
+    found = short_list(path.name for path in folder.iterdir())
     raise UserError(
         f"{folder}: expected scans in one of the layouts {', '.join(LAYOUTS)}, but it holds "
-        f"{_glimpse(folder)}; "
-        "give the folder of the data set itself"
+        f"{found}; give the folder of the data set itself"
     )
 
 
-def _glimpse(folder: Path, most: int = 5) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return (", ".join(names[:most]) + (", ..." if len(names) > most else "")) or "nothing"
-
-
-def _check_cases(source: Source) -> None:
-    if not source.cases:
-        raise UserError(
-            f"{source.folder}: expected scans in the layout {source.layout}, but it holds none; "
-            "add scans"
-        )
-    _check_names(source.folder, source.cases)
-
-
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:
-    """Prepared cases and predictions are named after the case: one name, one case, and no way out
-    of a folder.
-    """
+    """Check that each name is used once and can name a file: outputs are named after the case."""
     seen: dict[str, Case] = {}
     for case in cases:
         if not names_a_file(case.name):

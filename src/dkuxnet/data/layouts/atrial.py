@@ -1,26 +1,22 @@
-"""The two forms of the 2018 Atrial Segmentation Challenge: the field's h5 benchmark and the
-challenge's own files.
-"""
+"""The 2018 Atrial Segmentation Challenge: the field's h5 benchmark, and the challenge's files."""
 
 import os
 from pathlib import Path
 
 from dkuxnet.core.documents import MAX_BYTES, names_a_file, read_text
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.lookup import lookup
 from dkuxnet.core.types import Case, Source
-from dkuxnet.data.formats import FORMATS
+from dkuxnet.data.formats import has_own_label
 
 BENCHMARK_FOLDER = "2018LA_Seg_Training Set"
 CHANNELS = ("MRI",)
 
 
 def la_h5(folder: Path) -> Source:
-    """`2018LA_Seg_Training Set/NAME/mri_norm2.h5`, in the order of train.list; `folder` may be
-    that folder itself.
+    """`2018LA_Seg_Training Set/NAME/mri_norm2.h5` in the order of train.list.
 
-    The cases of test.list are the benchmark's test set and are left out. Without train.list: all
-    others, sorted.
+    `folder` holds that folder or is it. Cases of test.list, the benchmark's test set, are left out.
+    Without train.list all others are taken, sorted.
     """
     inside = (folder / BENCHMARK_FOLDER).is_dir()
     scans = folder / BENCHMARK_FOLDER if inside else folder
@@ -38,17 +34,12 @@ def la_h5(folder: Path) -> Source:
 
 
 def la_challenge(folder: Path) -> Source:
-    """A folder a patient with lgemri.nrrd and, where it is labelled, laendo.nrrd (0 and 255);
-    sorted by patient.
+    """A folder for each patient with lgemri.nrrd and, if labelled, laendo.nrrd (0 and 255).
+
+    Cases are sorted by patient.
     """
-    patients = sorted(
-        {
-            path.parent
-            for name in ("lgemri.nrrd", "laendo.nrrd")
-            for path in folder.glob(f"*/{name}")
-        }
-    )
-    cases = tuple(_challenge_case(patient) for patient in patients)
+    files = [*folder.glob("*/lgemri.nrrd"), *folder.glob("*/laendo.nrrd")]
+    cases = tuple(_challenge_case(patient) for patient in sorted({path.parent for path in files}))
     return Source("la-challenge", folder, cases, CHANNELS, {"background": 0, "LA": 255})
 
 
@@ -72,9 +63,9 @@ def _h5_case(scans: Path, name: str) -> Case:
     if not os.path.isfile(path):
         raise UserError(
             f"{scans}: expected '{name}/mri_norm2.h5' by train.list, but there is none; add it or "
-            "take it off"
+            "remove the name"
         )
-    return Case(name, (path,), path if lookup(FORMATS, ".h5", "format").has_label(path) else None)
+    return Case(name, (path,), path if has_own_label(path) else None)
 
 
 def _challenge_case(patient: Path) -> Case:

@@ -19,8 +19,7 @@ from dkuxnet.data.layouts.files import (
 
 
 def nnunet(folder: Path) -> Source:
-    """imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz; or the cases of `dataset` in dataset.json,
-    in its order.
+    """imagesTr/CASE_0000.nii.gz and labelsTr/CASE.nii.gz, or the cases of `dataset` in its order.
 
     nnU-Net has no place for unlabelled scans. Here they are the cases without a label file and
     those of imagesUn.
@@ -40,17 +39,17 @@ def nnunet(folder: Path) -> Source:
 
 
 def msd(folder: Path) -> Source:
-    """`training` in dataset.json, [{"image": .., "label": ..}], and MONAI's `unlabeled`; a file
-    holds all channels.
+    """`training` of dataset.json, [{"image": .., "label": ..}], and MONAI's `unlabeled`.
+
+    A file holds all channels.
     """
     fields = read_dataset_json(folder)
     channels = channel_names(folder, fields, "modality")
     labels = label_values(folder, fields)
     entries = field(folder, fields, "training", list)
     if "unlabeled" in fields:
-        entries = entries + [
-            _image_only(entry) for entry in field(folder, fields, "unlabeled", list)
-        ]
+        unlabelled = field(folder, fields, "unlabeled", list)
+        entries = entries + [_image_only(entry) for entry in unlabelled]
     cases = [_msd_case(folder, entry) for entry in entries if not _is_shadow(entry)]
     return Source("msd", folder, tuple(cases), channels, labels)
 
@@ -62,26 +61,25 @@ def _listed_cases(folder: Path, listed: dict[str, Any], channels: int) -> list[C
         if not isinstance(images, list) or len(images) not in (1, channels):
             raise UserError(
                 f"{folder / 'dataset.json'}: case '{name}' in 'dataset': expected \"images\" to "
-                f"list {channels} files, "
-                "one a channel, or one file of all channels; correct it"
+                f"list {channels} files, one for each channel, or one file of all channels; "
+                "correct it"
             )
-        label = entry.get("label")
-        cases.append(
-            Case(
-                name,
-                tuple(listed_file(folder, name, image) for image in images),
-                None if label is None else listed_file(folder, name, label),
-            )
-        )
+        cases.append(_listed_case(folder, name, images, entry.get("label")))
     return cases
+
+
+def _listed_case(folder: Path, name: str, images: list[Any], label: Any) -> Case:
+    return Case(
+        name,
+        tuple(listed_file(folder, name, image) for image in images),
+        None if label is None else listed_file(folder, name, label),
+    )
 
 
 def _found_cases(
     folder: Path, images: str, labels: str | None, ending: str, channels: int
 ) -> list[Case]:
-    """Cases of the folder `images`, sorted by name; those without a file in `labels` are
-    unlabelled.
-    """
+    """Cases of the folder `images`, sorted by name; unlabelled where `labels` holds no file."""
     groups = _group_channels(folder / images, ending, channels)
     found = by_stem(_with_suffix(folder / labels, ending)) if labels else {}
     for name in found:
@@ -94,7 +92,7 @@ def _found_cases(
 
 
 def _group_channels(folder: Path, ending: str, channels: int) -> dict[str, tuple[Path, ...]]:
-    """CASE_0000.nii.gz, CASE_0001.nii.gz, ... of `folder` as case name -> files in channel order."""
+    """CASE_0000.nii.gz, CASE_0001.nii.gz, ... as name of the case -> files in channel order."""
     groups: dict[str, dict[int, Path]] = {}
     for path in _with_suffix(folder, ending):
         match = re.fullmatch(r"(.+)_(\d{4})", stem(path))
@@ -127,21 +125,12 @@ def _msd_case(folder: Path, entry: Any) -> Case:
             '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, '
             f"got {entry!r}; correct it"
         )
-    name = stem(entry["image"])
-    label = entry.get("label")
-    return Case(
-        name,
-        (listed_file(folder, name, entry["image"]),),
-        None if label is None else listed_file(folder, name, label),
-    )
+    return _listed_case(folder, stem(entry["image"]), [entry["image"]], entry.get("label"))
 
 
 def _image_only(entry: Any) -> Any:
-    """An entry of `unlabeled`, a path or {"image": path}, as one of `training`; a label there is
-    left out.
-    """
-    image = entry.get("image") if isinstance(entry, dict) else entry
-    return {"image": image}
+    """An entry of `unlabeled`, a path or {"image": path}, as one of `training` without a label."""
+    return {"image": entry.get("image") if isinstance(entry, dict) else entry}
 
 
 def _is_shadow(entry: Any) -> bool:

@@ -1,30 +1,43 @@
-"""What the layouts share: listing scans, reading dataset.json field by field, and paths that stay
-in the folder.
-"""
+"""What layouts share: listing scans, fields of dataset.json, paths that stay in the folder."""
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.data.formats import FORMATS, stem, suffix
+from dkuxnet.data.formats import FORMATS, longest_suffix, stem, suffix
 
 MAX_LABEL = 2**31 - 1
+Form = TypeVar("Form", dict[str, Any], list[Any], str)
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The files of `folder` in a known format, sorted by name; hidden ones ("._scan.nii.gz" of
-    macOS) are left out.
+    """The files of `folder` in a known format, sorted by name.
+
+    Hidden ones, such as "._scan.nii.gz" of macOS, are left out.
     """
     if not folder.is_dir():
         return []
-    files = (path for path in folder.iterdir() if path.name.lower().endswith(tuple(FORMATS)))
+    files = (path for path in folder.iterdir() if longest_suffix(path.name, FORMATS))
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
-def by_stem(files: list[Path]) -> dict[str, Path]:
+def labels_of(names: Collection[str], folder: Path) -> dict[str, Path]:
+    """The label maps in `folder` by the name of their scan, which must be one of `names`."""
+    labels = by_stem(images_in(folder))
+    for name, path in labels.items():
+        if name not in names:
+            raise UserError(
+                f"{path}: expected a scan of the same name, '{name}', but found "
+                f"{short_list(names)}; add or rename it"
+            )
+    return labels
+
+
+def by_stem(files: Iterable[Path]) -> dict[str, Path]:
     """File name without suffix -> file.
 
     Raises UserError where two files (a.nii.gz, a.nrrd) come to one name.
@@ -57,9 +70,19 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def field(folder: Path, fields: dict[str, Any], key: str, form: type) -> Any:
+def channels_and_labels(
+    folder: Path, channels: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, int] | None]:
+    """Channel names and labels by a dataset.json that may be there; else `channels` and None."""
+    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
+    if "channel_names" in fields:
+        channels = channel_names(folder, fields, "channel_names")
+    return channels, label_values(folder, fields) if "labels" in fields else None
+
+
+def field(folder: Path, fields: dict[str, Any], key: str, form: type[Form]) -> Form:
     """fields[key]. Raises UserError naming file and key where it is missing or not a `form`."""
-    what = {dict: "an object", list: "a list", str: "a text"}[form]
+    what = {"dict": "an object", "list": "a list", "str": "a text"}[form.__name__]
     if key not in fields:
         raise UserError(
             f"{folder / 'dataset.json'}: expected the key '{key}' ({what}), but there is none; add "
@@ -70,26 +93,27 @@ def field(folder: Path, fields: dict[str, Any], key: str, form: type) -> Any:
             f"{folder / 'dataset.json'}: expected '{key}' to be {what}, got {_short(fields[key])}; "
             "fix it"
         )
-    return fields[key]
+    value: Form = fields[key]
+    return value
 
 
 def channel_names(folder: Path, fields: dict[str, Any], key: str) -> tuple[str, ...]:
     """{"0": "MRI", "1": "CT"} under `key` as ("MRI", "CT")."""
     table = field(folder, fields, key, dict)
     names = [table.get(str(index)) for index in range(len(table))]
-    if not names or not all(isinstance(name, str) for name in names):
+    texts = tuple(name for name in names if isinstance(name, str))
+    if not texts or len(texts) < len(table):
         raise UserError(
             f"{folder / 'dataset.json'}: expected '{key}' to count channels from '0', as in "
-            '{"0": "MRI"}, '
-            f"got {_short(table)}; correct it"
+            f'{{"0": "MRI"}}, got {_short(table)}; correct it'
         )
-    return tuple(names)
+    return texts
 
 
 def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
-    """`labels` as name -> value by value, background (0) first.
+    """`labels` as name -> value, sorted by value, background (0) first.
 
-    Understands {"LA": 1} and MSD's {"1": "LA"}.
+    Reads {"LA": 1} as well as MSD's {"1": "LA"}.
     """
     path, table = folder / "dataset.json", field(folder, fields, "labels", dict)
     if any(isinstance(value, list) for value in table.values()):
@@ -100,19 +124,19 @@ def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
         raise UserError(
             f"{path}: 'labels' has an 'ignore' label: not supported; leave such cases unlabelled"
         )
-    labels = dict(_label(name, value) for name, value in table.items())
+    found = dict(_label(name, value) for name, value in table.items())
+    labels = {name: value for name, value in found.items() if value is not None}
     values = set(labels.values())
-    if None in values or min(values, default=None) != 0 or len(values) < len(table):
+    if len(values) < len(table) or min(values, default=None) != 0:
         raise UserError(
             f"{path}: expected 'labels' to give each class its own whole number, background 0, as "
-            "in "
-            f'{{"background": 0, "LA": 1}}, got {_short(table)}; correct it'
+            f'in {{"background": 0, "LA": 1}}, got {_short(table)}; correct it'
         )
     return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
 def _label(name: str, value: Any) -> tuple[str, int | None]:
-    """(class name, value), the value None where there is no whole number in either place."""
+    """Class name and value; the value is None where neither is a whole number."""
     if isinstance(value, str) and name.isdecimal():
         return value, int(name) if len(name) < 10 else None
     return name, value if type(value) is int and abs(value) <= MAX_LABEL else None
@@ -127,7 +151,7 @@ def listed_file(folder: Path, case: str, entry: Any) -> Path:
     if not isinstance(entry, str) or not entry:
         raise UserError(f"{where}: expected the path of a file, got {_short(entry)}; correct it")
     relative = os.path.normpath(entry)
-    # Links are followed, as people link to their data; a path that climbs out of the folder is a
+    # Links are followed, since people link to their data. A path that leads out of the folder is a
     # mistake or an attack.
     if os.path.isabs(entry) or relative.split(os.sep)[0] == "..":
         raise UserError(
@@ -141,6 +165,12 @@ def listed_file(folder: Path, case: str, entry: Any) -> Path:
             f"{where}: expected the file {path}, but there is none; add it or take it off the list"
         )
     return path
+
+
+def short_list(names: Iterable[str], most: int = 5) -> str:
+    """The first names in alphabetical order, for messages."""
+    names = sorted(names)
+    return (", ".join(names[:most]) + (", ..." if len(names) > most else "")) or "nothing"
 
 
 def _short(value: Any, most: int = 80) -> str:
