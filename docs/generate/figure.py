@@ -170,7 +170,7 @@ def arrow(
 ) -> str:
     """From box to box: down in a column, across in a row, else round the corner."""
     ax, ay, aw, ah = a
-    bx, by, bw, bh = b
+    bx, by, _, bh = b
     label = ""
     if ax == bx:
         middle = ax + aw / 2

@@ -344,8 +344,31 @@ def signature(found: Callable[..., Any]) -> str:
 
 
 def doc(found: Any) -> str:
-    return inspect.getdoc(found) or ""
+    """A docstring with what it says of each parameter or field as a list."""
+    names = [] if isinstance(found, property) else list(inspect.signature(found).parameters)
+    if dataclasses.is_dataclass(found):
+        names = [field.name for field in dataclasses.fields(found)]
+    return "\n\n".join(
+        itemised(each, names) for each in (inspect.getdoc(found) or "").split("\n\n")
+    )
+
+
+def itemised(text: str, names: list[str]) -> str:
+    """A paragraph with "name: what it is." as items; as it stands where it has none."""
+    name = r"(?:" + "|".join(map(re.escape, names)) + ")"
+    flat = " ".join(text.split())
+    before, *parts = (
+        re.split(rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): ", flat) if names else [flat]
+    )
+    if not parts:
+        return text
+    items, after = [], ""
+    for heads, said in zip(parts[::2], parts[1::2], strict=True):
+        said, *more = re.split(r"(?<=\. )(?=Raises |Returns )", said, maxsplit=1)
+        after = " ".join([after, *more]).strip()
+        items.append(f"- `{heads.replace(', ', '`, `')}`: {said.strip().rstrip(';')}")
+    return "\n\n".join(each for each in [before.strip(), "\n".join(items), after] if each)
 
 
 def first_line(found: Any) -> str:
-    return doc(found).split("\n")[0]
+    return (inspect.getdoc(found) or "").split("\n")[0]
