@@ -24,7 +24,7 @@ from dkuxnet.core.lookup import lookup
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
 
-# what the docstrings of core/config.py leave unsaid
+# what docstrings leave unsaid, or say by pointing to the code
 MEANINGS = {
     "data.split": "JSON file that names the cases of each part",
     "data.cache_gib": "prepared cases that are kept in memory, in GiB",
@@ -48,6 +48,24 @@ MEANINGS = {
     "train.precision": "`auto` takes bfloat16 where the device is good at it",
     "train.log_every": "steps between two lines of metrics",
     "train.validate_every": "steps between two validations",
+    # options of methods
+    "w_qd": "weight of the query loss; 0 switches it off",
+    "w_segc": "weight of the segmentation consistency; 0 switches it off",
+    "w_qdc": "weight of the query-distribution consistency; 0 switches it off",
+    "ramp_up_steps": "steps until the unlabelled patches count in full",
+    "form": "of both consistencies: mean squared error, symmetric Kullback-Leibler divergence, or "
+    "pseudo labels by cross-entropy, Dice or both",
+    "gradient": "`both` branches learn from the consistencies, or only the one on the strong view",
+    "threshold": "a voxel counts if its target is at least this confident",
+    "outline": "how far the outline of a found organ moves at most, as a share of its radius",
+    "predict": "which network answers",
+    # options of networks
+    "widths": "channels of the encoder's stages, at strides 2, 4, 8, 16",
+    "depths": "blocks in each stage",
+    "heads": "attention heads of a kMaX layer",
+    "drop_rate": "stochastic depth: share of residual branches that are left out",
+    "layer_scale": "initial scale of the residual branches",
+    "recompute": "compute the decoder's blocks again in the backward pass: less memory, more time",
 }
 # beside the public names: what a method, a network, a format or a layout of your own touches
 EXTENSION_POINTS = {
@@ -192,7 +210,7 @@ def kind(annotation: Any, metadata: Any = ()) -> str:
         inner = get_args(annotation)
         if inner[-1] is Ellipsis:
             return f"list of {kind(inner[0])}"
-        return f"{len(inner)} of {kind(inner[0])}"
+        return f"{len(inner)} times {kind(inner[0])}"
     if get_origin(annotation) is list:
         return "list"
     words = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
@@ -213,7 +231,9 @@ def bounds(metadata: Any) -> Iterator[str]:
 def table(rows: list[tuple[str, str, Any, str]]) -> list[str]:
     lines = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for key, values, default, said in rows:
-        meaning = cell(MEANINGS.get(key) or said)
+        points = said.startswith(("see ", "weights", "of the teacher"))
+        meaning = MEANINGS.get(key, said) if points or not said else said
+        meaning = cell(re.sub(r"\bNone\b", "unset", meaning))
         lines.append(f"| `{key}` | {shown(default)} | {cell(values)} | {meaning} |")
     return lines
 
