@@ -19,7 +19,7 @@ lint: $(VENV)/.installed
 # one offline site: open build/docs/index.html
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) $(DEMO) build src/*.egg-info

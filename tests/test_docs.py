@@ -207,7 +207,7 @@ def test_a_command_that_is_none_would_be_noticed(line):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_options_and_settings_within_sentences_exist(page):
-    text, group = page.read_text(), typer.main.get_command(app)
+    text, group = page.read_text().replace("\\\n", " "), typer.main.get_command(app)
     for words in map(str.split, re.findall(r"`dkuxnet ([a-z][^`]+)`", text)):
         known = {flag for option in group.commands[words[0]].params for flag in option.opts}
         assert {word for word in words if word.startswith("--")} <= known | {"--help"}, words

@@ -260,7 +260,7 @@ def cli_page() -> str:
         "# Command line",
         "",
         "Every command ends with exit code 0, or with 1 and one line on stderr that says what is "
-        "wrong and what to do. `dkuxnet COMMAND --help` shows what stands here.",
+        "wrong and what to do. `dkuxnet COMMAND --help` prints the same as this page.",
         "",
     ]
     for name, command in typer.main.get_command(app).commands.items():
@@ -312,9 +312,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "What `import dkuxnet` offers is stable between minor versions. Below it stands what a "
-        "method, a network or a file format of your own touches ([](../extend.md)); these names "
-        "live in their modules.",
+        "First the names that `import dkuxnet` offers. Then what you meet when you "
+        "[add a method, a network or a format](../extend.md); these names live in their modules.",
         "",
         "## dkuxnet",
         "",
