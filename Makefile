@@ -17,7 +17,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests measurements
 
 # one offline site: open build/docs/index.html
-docs: $(VENV)/.installed
+docs:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 
