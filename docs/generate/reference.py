@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer.core
 import typer.main
 from pydantic import BaseModel
 from sphinx.util.inspect import stringify_signature
@@ -107,8 +108,8 @@ def settings_page() -> str:
         "The defaults here are those of the preset `default`.",
         "",
     ]
-    for name, field in Settings.model_fields.items():
-        lines += [f"## {name}", "", *section_table(name, field.annotation), ""]
+    for name, section in Settings():
+        lines += [f"## {name}", "", *section_table(name, section), ""]
     lines += ["## Options of the methods", "", "Set as `--set method.NAME=VALUE`.", ""]
     for name in METHODS:
         lines += [f"### {name}", "", *options_table(lookup(METHODS, name, "method").Options), ""]
@@ -120,29 +121,20 @@ def settings_page() -> str:
     return "\n".join(lines)
 
 
-def section_table(prefix: str, model: type[BaseModel]) -> list[str]:
+def section_table(prefix: str, section: BaseModel) -> list[str]:
     """A table of the settings under `prefix`; those of a section within it follow."""
-    said = meanings(inspect.getdoc(model) or "", list(model.model_fields))
+    fields = type(section).model_fields
+    said = meanings(inspect.getdoc(type(section)) or "", list(fields))
     rows, within = [], []
-    for name, field in model.model_fields.items():
+    for name, value in section:
         key = f"{prefix}.{name}"
-        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-            within += [f"### {key}", "", f"{MEANINGS[key].capitalize()}.", ""]
-            within += section_table_of(key, field.annotation, field.default)
+        if isinstance(value, BaseModel):
+            within += ["", f"### {key}", "", f"{MEANINGS[key].capitalize()}.", ""]
+            within += section_table(key, value)
         else:
-            rows.append((key, kind(field.annotation, field.metadata), field.default, said[name]))
-    return [*table(rows), "", *within]
-
-
-def section_table_of(prefix: str, model: type[BaseModel], values: BaseModel) -> list[str]:
-    """As `section_table`, with the defaults that the section around it gives."""
-    said = meanings(inspect.getdoc(model) or "", list(model.model_fields))
-    fields = model.model_fields.items()
-    rows = [
-        (f"{prefix}.{name}", kind(f.annotation, f.metadata), getattr(values, name), said[name])
-        for name, f in fields
-    ]
-    return [*table(rows), ""]
+            field = fields[name]
+            rows.append((key, kind(field.annotation, field.metadata), value, said[name]))
+    return [*table(rows), *within]
 
 
 def options_table(options: type) -> list[str]:
@@ -263,16 +255,20 @@ def cli_page() -> str:
         "wrong and what to do. `dkuxnet COMMAND --help` prints the same as this page.",
         "",
     ]
-    for name, command in typer.main.get_command(app).commands.items():
-        arguments = [p for p in command.params if not p.opts[0].startswith("-")]
-        options = [p for p in command.params if p.opts[0].startswith("-")]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name, command in group.commands.items():
+        arguments = [p for p in command.params if isinstance(p, typer.core.TyperArgument)]
+        options = [p for p in command.params if isinstance(p, typer.core.TyperOption)]
         words = [argument(each) for each in arguments]
         words += [f"{each.opts[0]} {value_of(each)}" for each in options if each.required]
         usage = " ".join(["dkuxnet", name, *words, *(["[OPTIONS]"] if options else [])])
-        lines += [f"## {name}", "", paragraph(command.help), "", "```text", usage, "```", ""]
+        lines += [f"## {name}", "", paragraph(command.help or ""), "", "```text", usage, "```", ""]
         lines += ["| | default | |", "|---|---|---|"]
         for each in arguments:
-            lines.append(f"| `{argument(each)}` | {shown(each.default)} | {cell(each.help)} |")
+            lines.append(
+                f"| `{argument(each)}` | {shown(each.default)} | {cell(each.help or '')} |"
+            )
         for each in options:
             flags = f"{', '.join(each.opts)} {value_of(each)}".strip()
             default = "" if each.is_flag else shown(each.default)
@@ -281,11 +277,11 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-def argument(parameter: Any) -> str:
-    return parameter.metavar or parameter.name.rstrip("_").upper()
+def argument(parameter: typer.core.TyperArgument) -> str:
+    return str(parameter.metavar or parameter.name.rstrip("_").upper())
 
 
-def value_of(option: Any) -> str:
+def value_of(option: typer.core.TyperOption) -> str:
     """What stands for the value of an option: "PATH", "N"; nothing for a switch."""
     if option.is_flag:
         return ""
@@ -357,9 +353,8 @@ def signature(found: Callable[..., Any]) -> str:
     """As Python writes it, with short names of types, without `self`."""
     shape = inspect.signature(found)
     parameters = [each for name, each in shape.parameters.items() if name != "self"]
-    return stringify_signature(
-        shape.replace(parameters=parameters), unqualified_typehints=True, short_literals=True
-    )
+    shape = shape.replace(parameters=parameters)
+    return str(stringify_signature(shape, unqualified_typehints=True, short_literals=True))
 
 
 def doc(found: Any) -> str:
