@@ -269,10 +269,10 @@ def cli_page() -> str:
             lines.append(
                 f"| `{argument(each)}` | {shown(each.default)} | {cell(each.help or '')} |"
             )
-        for each in options:
-            flags = f"{', '.join(each.opts)} {value_of(each)}".strip()
-            default = "" if each.is_flag else shown(each.default)
-            lines.append(f"| `{flags}` | {default} | {cell(each.help or '')} |")
+        for option in options:
+            flags = f"{', '.join(option.opts)} {value_of(option)}".strip()
+            default = "" if option.is_flag else shown(option.default)
+            lines.append(f"| `{flags}` | {default} | {cell(option.help or '')} |")
         lines.append("")
     return "\n".join(lines)
 
