@@ -164,6 +164,9 @@ def test_files_of_the_repository_that_a_page_names_exist(page):
             "data/formats/npz.py",
         )
         assert new or (ROOT / "src" / "dkuxnet" / name).exists(), name
+    tests = "\n".join(p.name + p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+?(?:\.py)?)(?:_?\.\.)?`", page.read_text()):
+        assert name in tests, name
 
 
 # --- commands and settings ---
