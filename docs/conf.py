@@ -1,4 +1,9 @@
-"""How the documentation is built: `make docs`."""
+"""How the documentation is built: `make docs`.
+
+Sphinx with MyST and furo, because they are kept up (MkDocs has had no release since 2024, Material
+for MkDocs ends in May 2027, its successor is not at 1.0), refuse any reference that leads nowhere,
+and give pages whose search works from the disk, without a server or a network.
+"""
 
 import sys
 from importlib import metadata
