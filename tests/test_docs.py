@@ -223,6 +223,12 @@ def test_the_options_and_settings_within_sentences_exist(page):
             assert f'"{option}"' in source, f"{script} has no {option}"
 
 
+def test_the_slurm_job_finds_the_checkpoints_of_a_run():
+    script = (ROOT / "examples" / "slurm.sh").read_text()
+    (pattern,) = re.findall(r'compgen -G "\$run/checkpoints/(.+?)"', script)
+    assert list((ROOT / "tests" / "data" / "checkpoints").glob(pattern))
+
+
 # --- what is made from the code ---
 
 
