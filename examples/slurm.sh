@@ -12,7 +12,7 @@
 set -euo pipefail
 prepared=$1 run=$2
 shift 2
-if compgen -G "$run/checkpoints/*-*.pt" > /dev/null; then
+if compgen -G "$run/checkpoints/*-*.safetensors" > /dev/null; then
     set -- --resume # its own settings count
 fi
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

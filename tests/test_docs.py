@@ -3,15 +3,22 @@
 import json
 import math
 import re
+import runpy
+import shlex
+import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 
-from dkuxnet.core.config import load_settings
+from dkuxnet.cli.commands import app
+from dkuxnet.core.config import Settings, flatten, load_settings, parse_override
 from dkuxnet.core.types import Batch, Output, Views, Volume
 from dkuxnet.data import formats, phantom
 from dkuxnet.data.prepare import prepare_scans
@@ -20,6 +27,13 @@ from dkuxnet.models.networks import NETWORKS
 from dkuxnet.training.experiment import run_training
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATE = ROOT / "docs" / "generate"
+
+
+def generated(name: str) -> dict[str, Any]:
+    """The names of a script of docs/generate."""
+    return runpy.run_path(str(GENERATE / f"{name}.py"))
 
 
 def blocks(file: str, language: str = "python") -> list[str]:
@@ -97,7 +111,7 @@ def test_the_format_of_the_page_round_trips(modules, monkeypatch, tmp_path):
 
 
 def test_the_readme_s_python_runs(tmp_path, monkeypatch):
-    """The lines of the README, on synthetic scans under the names that they use, with a few steps."""
+    """The lines of the README, on synthetic scans of the names that it uses, with a few steps."""
     monkeypatch.chdir(tmp_path)
     phantom.write_dataset(tmp_path / "scans", cases=4, labelled=3, size=20)
     phantom.write_dataset(tmp_path / "new_scans", cases=1, labelled=0, size=20, seed=9)
@@ -105,27 +119,157 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     few = 'overrides={"train.steps": 2, "train.device": "cpu", "train.patch": [16, 16, 16], '
     code, count = re.subn(r"overrides=\{", few, code)
     assert count == 1
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert list((tmp_path / "predictions").glob("*.nii.gz"))
 
 
 def test_links_between_the_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if "://" not in target:
+    written = {"reference/settings.md", "reference/cli.md", "reference/api.md"}  # by the build
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and target not in written:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_method_network_and_layout_is_documented_or_listed():
-    paper = (ROOT / "docs" / "paper.md").read_text()
-    for path in re.findall(r"`((?:networks|methods|data)/\w+\.py|losses\.py)`", paper):
-        assert (ROOT / "src" / "dkuxnet" / path).is_file(), path
-    for file, names in re.findall(
-        r"\| `((?:networks/|methods/|data/)?\w+\.py)` \| (.+?) \|", paper
-    ):
+def test_every_page_is_in_the_navigation():
+    index = (ROOT / "docs" / "index.md").read_text()
+    listed = "\n".join(re.findall(r"```\{toctree\}\n(.*?)```", index, flags=re.S)).splitlines()
+    pages = {page.stem for page in PAGES if page.name not in ("README.md", "index.md")}
+    assert pages == {name for name in listed if re.fullmatch(r"[a-z-]+", name)}
+
+
+def test_the_page_on_the_paper_names_what_there_is():
+    rows = re.findall(r"\| `([\w/]+\.py)` \| (.+?) \|", (ROOT / "docs" / "paper.md").read_text())
+    assert len(rows) > 15
+    for file, names in rows:
         source = (ROOT / "src" / "dkuxnet" / file).read_text()
         for name in re.findall(r"`([\w.]+)`", names):
-            assert re.search(
-                rf"(def|class) {name.split('.')[-1]}\b|self\.{name.split('.')[-1]} =", source
-            ), (file, name)
+            last = name.split(".")[-1]
+            assert re.search(rf"(def|class) {last}\b|self\.{last} =", source), (file, name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_repository_that_a_page_names_exist(page):
+    for name in re.findall(
+        r"`((?:src|tests|measurements|docs|examples)/[\w./-]+)", page.read_text()
+    ):
+        gone = name == "measurements/la_mini.py"  # of the revision that the page names
+        assert gone or (ROOT / name.rstrip("./")).exists(), name
+    wings = "core|machine|data|models|runs|training|prediction|evaluation|report|benchmark"
+    for name in re.findall(rf"`((?:{wings}|export|serve|cli)/[\w/]+\.py)`", page.read_text()):
+        new = name in (
+            "models/methods/entropy.py",
+            "models/networks/pointwise.py",
+            "data/formats/npz.py",
+        )
+        assert new or (ROOT / "src" / "dkuxnet" / name).exists(), name
+    tests = "\n".join(p.name + p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+?(?:\.py)?)(?:_?\.\.)?`", page.read_text()):
+        assert name in tests, name
+
+
+# --- commands and settings ---
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Every `dkuxnet ...` line of the blocks of a page, as words without `dkuxnet`."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^ *(?:\$ )?(?:[^`\n]*-m )?dkuxnet (.+)$", joined, flags=re.M)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def check_command(words: list[str]) -> None:
+    """Parses a command as the program does, without running it; raises where it would refuse it."""
+    group = typer.main.get_command(app)
+    name, *rest = words
+    if name.startswith("-"):  # of the program itself, as --version
+        return
+    group.commands[name].make_context(name, list(rest))
+    for key in [after for before, after in pairwise(rest) if before == "--set"]:
+        load_settings(overrides=dict([parse_override(key)]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_those_of_the_program(page):
+    for words in commands_of(page.read_text()):
+        try:
+            check_command(words)
+        except Exception as error:
+            raise AssertionError(f"dkuxnet {shlex.join(words)}: {error!r}") from error
+
+
+@pytest.mark.parametrize(
+    "line", ["dkuxnet trian p r", "    dkuxnet train p r --stepps 3", "dkuxnet predict run"]
+)
+def test_a_command_that_is_none_would_be_noticed(line):
+    (words,) = commands_of(line)
+    with pytest.raises(Exception, match=r"trian|stepps|inputs"):
+        check_command(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_and_settings_within_sentences_exist(page):
+    text, group = page.read_text().replace("\\\n", " "), typer.main.get_command(app)
+    for words in map(str.split, re.findall(r"`dkuxnet ([a-z][^`]+)`", text)):
+        known = {flag for option in group.commands[words[0]].params for flag in option.opts}
+        assert {word for word in words if word.startswith("--")} <= known | {"--help"}, words
+    for section, name in re.findall(r"`(data|augment|train|infer)\.(\w+)(?:=[^`]*)?`", text):
+        fields = Settings.model_fields[section].annotation.model_fields
+        assert name in fields or f"{section}.{name}" == "train.list", f"{section}.{name}"
+    for script, options in re.findall(r"python (measurements/\w+\.py)([^`\n]*)", text):
+        source = (ROOT / script).read_text()
+        for option in re.findall(r"(--[a-z][a-z-]*)", options):
+            assert f'"{option}"' in source, f"{script} has no {option}"
+
+
+def test_the_slurm_job_finds_the_checkpoints_of_a_run():
+    script = (ROOT / "examples" / "slurm.sh").read_text()
+    (pattern,) = re.findall(r'compgen -G "\$run/checkpoints/(.+?)"', script)
+    assert list((ROOT / "tests" / "data" / "checkpoints").glob(pattern))
+
+
+# --- what is made from the code ---
+
+
+def test_the_figure_of_the_wings_is_the_table_s():
+    figure = generated("figure")
+    made = figure["draw"](figure["wings_of_the_tests"]())
+    again = "draw it again: python docs/generate/figure.py"
+    assert figure["FIGURE"].read_text("utf-8") == made, again
+
+
+def test_a_wing_without_a_place_in_the_figure_is_noticed():
+    figure = generated("figure")
+    wings = figure["wings_of_the_tests"]()
+    with pytest.raises(KeyError, match="attic"):
+        figure["draw"](wings | {"attic": {"core", "models"}, "cli": wings["cli"] | {"attic"}})
+    fewer = {name: uses - {"serve"} for name, uses in wings.items() if name != "serve"}
+    with pytest.raises(ValueError, match="serve"):
+        figure["draw"](fewer)
+
+
+def test_every_setting_and_option_has_a_default_and_a_meaning():
+    pytest.importorskip("sphinx")
+    page = generated("reference")["settings_page"]()
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \|$", page, flags=re.M)
+    settings = {name for name, *_ in rows if "." in name}
+    known = {key for key, _ in flatten(Settings().model_dump())}
+    assert known <= settings | {key for key, _ in flatten({"network": {}, "method": {}})}
+    assert len(rows) > 100
+    assert [name for name, _, values, said in rows if not said.strip() or not values] == []
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "seen"), str(ROOT / "docs"), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    tags = r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"'](?:https?:)?//[^\"']*"
+    loads = re.compile(tags + r"|url\([\"']?https?:[^)]*|@import[^;]*")
+    for page in [*(tmp_path / "site").rglob("*.html"), *(tmp_path / "site").rglob("*.css")]:
+        assert loads.findall(page.read_text("utf-8")) == [], page.name

@@ -13,7 +13,7 @@ PUBLIC = {
     "prepare_scans": "dkuxnet.data.prepare:prepare_scans",
     "load_settings": "dkuxnet.core.config:load_settings",
     "run_training": "dkuxnet.training.experiment:run_training",
-    "load_predictor": "dkuxnet.training.experiment:load_predictor",
+    "load_predictor": "dkuxnet.prediction.predictor:load_predictor",
     "predict_scans": "dkuxnet.prediction.predict:predict_scans",
     "evaluate_folders": "dkuxnet.evaluation.evaluate:evaluate_folders",
     "write_report": "dkuxnet.report.page:write_report",
