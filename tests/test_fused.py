@@ -63,7 +63,9 @@ def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monk
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_block_of_two_inputs_is_that_of_their_channels_joined(large, monkeypatch):
-    monkeypatch.setattr(winograd, "pays", lambda x, weight: large and not torch.is_grad_enabled())
+    monkeypatch.setattr(
+        winograd, "is_faster", lambda x, weight: large and not torch.is_grad_enabled()
+    )
     torch.manual_seed(0)
     part = to_device(ResidualBlock(6, 3).double(), torch.device("cpu"))
     for parameter in part.parameters():

@@ -21,7 +21,7 @@ from dkuxnet.models.methods.dtc import signed_distance
 from dkuxnet.models.methods.losses import consistency_loss, query_loss_all, segmentation_loss
 from dkuxnet.models.methods.mc_net import sharpen
 from dkuxnet.models.methods.mixing import paste, random_boxes
-from dkuxnet.models.methods.teacher import taught
+from dkuxnet.models.methods.teacher import teacher_targets
 from dkuxnet.models.networks.grouping import default_groups
 from test_methods import SHAPE, make_batch, make_method
 
@@ -165,8 +165,7 @@ def test_an_option_out_of_bounds_is_one_line(name, key, value):
         make_method(name, **{f"method__{key}": value})
 
 
-# --- teachers
-# -------------------------------------------------------------------------------------------------------
+# --- teachers -------------------------------------------------------------------------------------
 
 WITH_TEACHER = ["mean-teacher", "ua-mt", "bcp"]
 
@@ -255,8 +254,7 @@ def test_ua_mt_s_noise_makes_it_less_sure():
     assert not torch.allclose(losses[0], losses[1])
 
 
-# --- pseudo labels
-# --------------------------------------------------------------------------------------------------
+# --- pseudo labels --------------------------------------------------------------------------------
 
 
 def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
@@ -322,8 +320,7 @@ def test_unimatch_drops_feature_channels_of_the_stream_that_learns():
     assert method.losses(batch, 0)["features"].item() == pytest.approx(math.log(2) / 2, abs=1e-3)
 
 
-# --- copy-paste
-# -----------------------------------------------------------------------------------------------------
+# --- copy-paste -----------------------------------------------------------------------------------
 
 
 def test_random_boxes_have_the_asked_size_and_move():
@@ -425,8 +422,7 @@ def test_bcp_s_pseudo_label_is_the_largest_component():
     assert by_hand("bcp", 1.0, largest_component=False).pseudo_label(image).sum() == 6**3 + 2**3
 
 
-# --- several decoders
-# -----------------------------------------------------------------------------------------------
+# --- several decoders -----------------------------------------------------------------------------
 
 
 def test_mc_net_plus_has_one_encoder_and_decoders_that_upsample_differently():
@@ -497,8 +493,7 @@ def test_the_mean_of_three_is_their_mean_and_their_disagreement():
     assert mean_output([*outputs, sure[0]]).group_prob is None  # one has no queries
 
 
-# --- dual task
-# ------------------------------------------------------------------------------------------------------
+# --- dual task ------------------------------------------------------------------------------------
 
 
 def test_signed_distance_by_hand():
@@ -537,8 +532,7 @@ def test_dtc_s_consistency_moves_both_tasks():
     assert method.networks[0].classify[-1].weight.grad.abs().sum() > 0
 
 
-# --- two branches
-# ---------------------------------------------------------------------------------------------------
+# --- two branches ---------------------------------------------------------------------------------
 
 
 def test_the_averages_of_both_branches_teach_both_and_answer():
@@ -664,12 +658,12 @@ def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach
 
 def test_views_and_all_that_the_teacher_says_of_them_move_alike():
     patches = boxes()
-    views, maps = taught(
+    views, maps = teacher_targets(
         patches, lambda weak: {"organ": Grouped()(weak).logits.softmax(dim=1), "same": weak}, 0.4
     )
     assert not torch.equal(views.weak, patches.weak)
     assert torch.equal(views.strong, views.weak) and torch.equal(maps["same"], views.weak)
-    views, maps = taught(patches, lambda weak: {"same": weak}, 0.0)
+    views, maps = teacher_targets(patches, lambda weak: {"same": weak}, 0.0)
     assert torch.equal(views.weak, patches.weak) and torch.equal(maps["same"], patches.weak)
 
 

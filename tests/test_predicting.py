@@ -97,7 +97,7 @@ def test_queries_share_voxels_alike_in_parts_and_at_any_gain(gain, chunk, monkey
             * (voxels.square().sum(1, keepdim=True) + 1e-6).rsqrt()
         )
         expected = torch.einsum("bnt,bnxyz->btxyz", table, cosines.softmax(dim=1))
-        found = predicting.assigned(features, masks, head.weight.flatten(1), head.bias, table)
+        found = predicting.assigned_sums(features, masks, head.weight.flatten(1), head.bias, table)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6 * max(gain, 5))
 
 

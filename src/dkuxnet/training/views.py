@@ -17,7 +17,7 @@ from torch import Tensor
 from dkuxnet.core.config import AugmentSettings, ViewSettings
 from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
-from dkuxnet.models.methods.outline import in_half_sizes, outline_displacement
+from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 
 
 def make_views(
@@ -40,7 +40,7 @@ def make_views(
         )
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
-        grid = grid + in_half_sizes(displacement)
+        grid = grid + grid_offsets(displacement)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         label = F.grid_sample(
@@ -83,7 +83,7 @@ def draw_grid(
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     if settings.elastic:
         coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
-        grid = grid + in_half_sizes(
+        grid = grid + grid_offsets(
             F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
         )
     return grid
