@@ -59,9 +59,8 @@ def test_the_displacement_grows_with_the_organ():
 def test_nothing_folds_and_far_away_nothing_moves():
     displacement = outline_displacement(ball(8), torch.tensor([-1.0]), 3 / 8)[0]
     for axis in range(3):
-        assert (
-            displacement[axis].diff(dim=axis).abs().max() < 0.6
-        )  # under 1 voxels in a row are read in their order
+        # under 1: neighbouring voxels are read in their order
+        assert displacement[axis].diff(dim=axis).abs().max() < 0.6
     assert displacement.norm(dim=0).max() > 2
     assert displacement[:, 0, 0, 0].norm() < 0.05
 
@@ -78,9 +77,8 @@ def test_a_displacement_says_where_a_voxel_is_read_from():
     torch.testing.assert_close(
         result[:, :, 4:-4, 4:-4, 4:-4], values[:, :, 5:-3, 2:-6, 7:-1], rtol=1e-3, atol=1e-4
     )
-    assert torch.equal(
-        result[:, :, -1, 5, 5], result[:, :, -2, 5, 5]
-    )  # beyond the border the last voxel is repeated
+    # beyond the border the last voxel is repeated
+    assert torch.equal(result[:, :, -1, 5, 5], result[:, :, -2, 5, 5])
 
 
 def test_places_stay_exact_under_bfloat16():

@@ -1,6 +1,4 @@
-"""The convolutions with fewer multiplications compute what torch's compute, gradients included,
-and nearly as exactly.
-"""
+"""Winograd's convolutions have torch's results and gradients, nearly as exactly."""
 
 import pytest
 import torch
@@ -32,9 +30,8 @@ def by_us(x, weight, grad, parts):
     return fused.conv3x3x3(inputs, weight), torch.cat(grads, dim=1), grad_weight
 
 
-@pytest.mark.parametrize(
-    "slab", [1, 1 << 12, 1 << 22]
-)  # a tile at once, some of them with a rest, all of them
+# slabs of one tile, of a few with a remainder, of all
+@pytest.mark.parametrize("slab", [1, 1 << 12, 1 << 22])
 @pytest.mark.parametrize(
     "batch, channels, width, size, parts",
     [(2, 4, 3, (8, 5, 6), 1), (1, 2, 5, (4, 3, 1), 1), (3, 6, 4, (12, 4, 5), 2)],
@@ -49,7 +46,9 @@ def test_results_and_gradients_are_those_of_torch(
         ours = by_us(x, weight, grad, parts)
     for mine, its in zip(ours, by_torch(x, weight, grad), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
-    assert ours[0].is_contiguous(memory_format=LAST)  # what follows need not turn it round
+    assert ours[0].is_contiguous(
+        memory_format=LAST
+    )  # the next layer need not change the memory layout
 
 
 def test_rounding_errors_stay_within_ten_times_those_of_the_direct_convolution():
@@ -68,9 +67,8 @@ def test_it_stands_in_for_large_maps_alone_and_where_no_gradient_or_lower_precis
     assert not winograd.is_faster(large, weight)  # its gradient would be recorded
     with torch.no_grad():
         assert winograd.is_faster(large, weight)
-        assert not winograd.is_faster(
-            torch.empty(1, 32, 18, 26, 26), weight
-        )  # 18 slices are no tiles of 4
+        # 18 slices do not split into tiles of 4
+        assert not winograd.is_faster(torch.empty(1, 32, 18, 26, 26), weight)
         assert not winograd.is_faster(torch.empty(4, 8, 48, 32, 16), torch.empty(8, 8, 3, 3, 3))
         assert not winograd.is_faster(large.to("meta"), weight)
         assert not winograd.is_faster(large.bfloat16(), weight.bfloat16())

@@ -186,7 +186,7 @@ def settings_of(run: RunFolder) -> Settings:
     return settings.model_copy(update={"method": method})
 
 
-def describe(job: Job, method: Method) -> dict[str, Any]:
+def describe(job: Job, method: Method[Any]) -> dict[str, Any]:
     """The manifest: what a machine needs to know to use this run without the prepared set."""
     return {
         "prepared": str(job.data.folder.resolve()),

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dkuxnet.core.types import Batch
 from dkuxnet.models.components import keep_largest_component
-from dkuxnet.models.methods.base import Edge, Steps, Weight, probabilities
+from dkuxnet.models.methods.base import probabilities
 from dkuxnet.models.methods.losses import hard_label, segmentation_loss
 from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.options import Edge, Steps, Weight
 from dkuxnet.models.methods.teacher import TeacherMethod, TeacherOptions
 
 

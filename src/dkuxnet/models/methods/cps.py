@@ -9,17 +9,14 @@ from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch
 from dkuxnet.models.methods.base import (
-    Branch,
     Method,
-    MethodOptions,
-    Steps,
-    Weight,
     all_patches,
     branch_predictor,
     probabilities,
     ramp_up,
 )
 from dkuxnet.models.methods.losses import consistency_loss
+from dkuxnet.models.methods.options import Branch, MethodOptions, Steps, Weight
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape
-from dkuxnet.models.methods.base import (
-    Method,
-    MethodOptions,
-    Positive,
-    Steps,
-    Weight,
-    all_patches,
-    probabilities,
-    ramp_up,
-)
+from dkuxnet.models.methods.base import Method, all_patches, probabilities, ramp_up
 from dkuxnet.models.methods.losses import one_hot
+from dkuxnet.models.methods.options import MethodOptions, Positive, Steps, Weight
 
 
 @dataclass(frozen=True)

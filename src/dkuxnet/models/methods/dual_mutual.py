@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from dkuxnet.core.types import Batch, NetworkShape
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import (
-    Branch,
-    Decay,
     Method,
-    MethodOptions,
-    Outline,
-    Share,
-    Steps,
-    Weight,
     all_patches,
     branch_predictor,
     probabilities,
     ramp_up,
 )
 from dkuxnet.models.methods.losses import consistency_loss, group_probabilities
+from dkuxnet.models.methods.options import (
+    Branch,
+    Decay,
+    MethodOptions,
+    Outline,
+    Share,
+    Steps,
+    Weight,
+)
 from dkuxnet.models.methods.teacher import teacher_targets
 
 # the distributions, (B, K or G, X, Y, Z), that each consistency compares

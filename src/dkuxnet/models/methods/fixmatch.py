@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from dkuxnet.core.types import Batch
-from dkuxnet.models.methods.base import (
-    Method,
-    MethodOptions,
-    Share,
-    Weight,
-    all_patches,
-    probabilities,
-)
+from dkuxnet.models.methods.base import Method, all_patches, probabilities
 from dkuxnet.models.methods.losses import consistency_loss
+from dkuxnet.models.methods.options import MethodOptions, Share, Weight
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,13 @@ from dkuxnet.core.types import Batch, NetworkShape, Output
 from dkuxnet.models.methods.base import (
     EncoderDecoder,
     Method,
-    MethodOptions,
-    Positive,
-    Steps,
-    Weight,
     all_patches,
     mean_output,
     probabilities,
     ramp_up,
 )
 from dkuxnet.models.methods.losses import total
+from dkuxnet.models.methods.options import MethodOptions, Positive, Steps, Weight
 
 
 @dataclass(frozen=True)

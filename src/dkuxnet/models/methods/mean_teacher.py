@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dkuxnet.core.types import Batch
-from dkuxnet.models.methods.base import Outline, Steps, Weight, all_patches, probabilities, ramp_up
+from dkuxnet.models.methods.base import all_patches, probabilities, ramp_up
 from dkuxnet.models.methods.losses import masked_mean
+from dkuxnet.models.methods.options import Outline, Steps, Weight
 from dkuxnet.models.methods.teacher import TeacherMethod, TeacherOptions, teacher_targets
 
 

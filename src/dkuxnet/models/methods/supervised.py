@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from dkuxnet.core.types import Batch
-from dkuxnet.models.methods.base import Method, MethodOptions
+from dkuxnet.models.methods.base import Method
+from dkuxnet.models.methods.options import MethodOptions
 
 
 class Supervised(Method[MethodOptions]):

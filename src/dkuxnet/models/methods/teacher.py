@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dkuxnet.core.types import NetworkShape, Views
 from dkuxnet.models.methods.average import update_average
-from dkuxnet.models.methods.base import Decay, Method, MethodOptions
+from dkuxnet.models.methods.base import Method
+from dkuxnet.models.methods.options import Decay, MethodOptions
 from dkuxnet.models.methods.outline import outline_displacement, warp
 
 

@@ -10,9 +10,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from dkuxnet.models.methods.base import Steps, Weight, probabilities, ramp_up
+from dkuxnet.models.methods.base import probabilities, ramp_up
 from dkuxnet.models.methods.losses import FLOOR
 from dkuxnet.models.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
+from dkuxnet.models.methods.options import Steps, Weight
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape
-from dkuxnet.models.methods.base import (
-    Edge,
-    EncoderDecoder,
-    Method,
-    MethodOptions,
-    Share,
-    Weight,
-    probabilities,
-)
+from dkuxnet.models.methods.base import EncoderDecoder, Method, probabilities
 from dkuxnet.models.methods.losses import consistency_loss
 from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.options import Edge, MethodOptions, Share, Weight
 
 
 @dataclass(frozen=True)

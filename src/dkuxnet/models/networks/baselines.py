@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dkuxnet.core.extras import require
 from dkuxnet.core.lookup import parse_options
 from dkuxnet.core.types import NetworkShape, Output
-from dkuxnet.models.networks.backbone import Depth, Width
+from dkuxnet.models.networks.uxnet import Depth, Width
 
 
 @dataclass(frozen=True)

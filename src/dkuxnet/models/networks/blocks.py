@@ -13,39 +13,32 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-class ChannelLayerNorm(nn.Module):
+class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of every voxel, (B, C, X, Y, Z) -> same.
 
     Independent of batch mates and patch size.
     """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         # in channels-last memory this permutation is a view, and the norm reads contiguous channels
-        x = F.layer_norm(
-            x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.bias, eps=1e-6
-        )
-        return x.permute(0, 4, 1, 2, 3)
+        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(nn.GroupNorm):
     """Instance norm with gain and bias, (B, C, X, Y, Z) -> same.
 
-    It works at batch 1, and no device needs another's batch. Unlike `nn.InstanceNorm3d` it accepts
-    a single voxel (a patch of 16 voxels at stride 16), which it maps to the bias.
+    It works at batch 1, and no device needs another's batch. Unlike torch's it accepts a single
+    voxel (a patch of 16 voxels at stride 16), which it maps to the bias.
     """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, channels, fused.EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, x.shape[1], self.weight, self.bias, fused.EPSILON)
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class DepthwiseConv3d(nn.Conv3d):

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from dkuxnet.core.lookup import parse_options
 from dkuxnet.core.types import NetworkShape, Output
-from dkuxnet.models.networks.backbone import Depth, UXNetBackbone, UXNetOptions, Width
+from dkuxnet.models.networks.backbone import UXNetBackbone
 from dkuxnet.models.networks.blocks import weight_and_bias
 from dkuxnet.models.networks.cpu import predicting
 from dkuxnet.models.networks.grouping import check_groups, grouped_assignment
 from dkuxnet.models.networks.kmax import KMaxDecoder, MaskLogits
+from dkuxnet.models.networks.uxnet import Depth, UXNetOptions, Width
 
 
 @dataclass(frozen=True)

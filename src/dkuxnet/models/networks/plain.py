@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dkuxnet.core.lookup import parse_options
 from dkuxnet.core.types import NetworkShape, Output
-from dkuxnet.models.networks.backbone import UXNetBackbone, UXNetOptions
+from dkuxnet.models.networks.backbone import UXNetBackbone
+from dkuxnet.models.networks.uxnet import UXNetOptions
 
 
 class UXNet(UXNetBackbone):

@@ -135,9 +135,8 @@ class _PointwiseExpansion(Function):
             grad_hidden = torch.ops.aten.gelu_backward(grad * back, hidden)
             grad_x.addcmul_(grad_hidden, weight)
             sums.append((_sum_rows(grad_hidden * rows), _sum_rows(grad_hidden), grad_back))
-        weights, biases, backs = (
-            torch.stack(parts, dim=1) for parts in zip(*sums, strict=True)
-        )  # (C, E) each
+        # (C, E) each
+        weights, biases, backs = (torch.stack(parts, dim=1) for parts in zip(*sums, strict=True))
         return (
             grad_x.permute(0, 4, 1, 2, 3),
             weights.reshape(expand.shape),

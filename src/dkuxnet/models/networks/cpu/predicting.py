@@ -86,9 +86,8 @@ def _pair_kernel(weight: Tensor) -> Tensor:
     out, wide = weight.shape[:2]
     taps = weight.new_zeros(2, out, wide, 3, 3, 4)
     taps[0, ..., :3], taps[1, ..., 1:] = weight, weight
-    kernel = torch.unflatten(taps, -1, (2, 2)).permute(
-        0, 1, 6, 2, 3, 4, 5
-    )  # (2, C', 2, C, 3, 3, 2)
+    # (2, C', 2, C, 3, 3, 2)
+    kernel = torch.unflatten(taps, -1, (2, 2)).permute(0, 1, 6, 2, 3, 4, 5)
     return kernel.reshape(2 * out, 2 * wide, 3, 3, 2).contiguous(
         memory_format=torch.channels_last_3d
     )
