@@ -74,8 +74,9 @@ def test_merging_groups_leaves_the_label_alone_and_refuses_a_class_outside():
 
 
 def test_an_output_without_queries_has_no_query_loss():
+    label = torch.zeros(1, 1, 1, 1, dtype=torch.long)
     with pytest.raises(ValueError, match="no queries"):
-        losses.query_loss_all(Output(torch.zeros(1, 2, 1, 1, 1)), torch.zeros(1, 1, 1, 1), GROUPS)
+        losses.query_loss_all(Output(torch.zeros(1, 2, 1, 1, 1)), label, GROUPS)
 
 
 def test_layers_count_in_the_query_loss():

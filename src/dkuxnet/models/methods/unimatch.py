@@ -70,15 +70,15 @@ class UniMatch(Method[UniMatchOptions]):
         losses = self.supervision([output], batch.label)
         perturbed = [F.dropout3d(each, options.dropout) for each in features]
 
-        def follow(prob: Tensor, target: Tensor) -> Tensor:
+        def pseudo_label_loss(prob: Tensor, target: Tensor) -> Tensor:
             return consistency_loss(prob, target, "pseudo", "strong", options.threshold)
 
         probs = torch.split(probabilities(output)[len(batch.label) :], count)
         one, two = (
-            follow(prob, paste(target.roll(1, 0), target, box))
+            pseudo_label_loss(prob, paste(target.roll(1, 0), target, box))
             for prob, box in zip(probs, boxes, strict=True)
         )
-        of_features = follow(probabilities(halves.decode(weak, perturbed)), target)
+        of_features = pseudo_label_loss(probabilities(halves.decode(weak, perturbed)), target)
         losses["strong"] = options.w * (one + two) / 4
         losses["features"] = options.w * of_features / 2
         return losses

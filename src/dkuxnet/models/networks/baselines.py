@@ -86,6 +86,7 @@ class VNet(nn.Module):
         return self.decode(image, self.encoder(image))
 
     def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:
+        """The image, which is not read, and the encoder's five maps -> Output."""
         *skips, x = features
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)

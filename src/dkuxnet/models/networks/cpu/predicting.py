@@ -139,8 +139,8 @@ def _add_single_channel_skip(
     factor = weight.flatten()
     slope = gain * factor * torch.rsqrt(variance[:, None] * factor.square() + EPSILON)  # (B, C)
     rows = by_voxel(result)
-    for row, single, its, m in zip(rows, by_voxel(x), slope, mean, strict=True):
-        row.addmm_(single.reshape(-1, 1), its[None]).add_(bias - m * its)
+    for row, single, factors, m in zip(rows, by_voxel(x), slope, mean, strict=True):
+        row.addmm_(single.reshape(-1, 1), factors[None]).add_(bias - m * factors)
 
 
 def ux_block_tail(
