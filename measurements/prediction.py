@@ -28,7 +28,7 @@ from torch import nn
 
 from dkuxnet.core.config import InferSettings
 from dkuxnet.core.types import NetworkShape, Output
-from dkuxnet.models.methods.base import MeanOf
+from dkuxnet.models.methods.base import Ensemble
 from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction.predictor import load_predictor
@@ -192,13 +192,13 @@ def timed(work: Callable[[], object]) -> float:
     return CLOCK() - started
 
 
-def fresh(device: str) -> MeanOf:
+def fresh(device: str) -> Ensemble:
     from dkuxnet.machine.devices import to_device
 
     torch.manual_seed(0)
     shape = NetworkShape(1, 2, default_groups(["background", "LA"], 16))
     return to_device(
-        MeanOf([dk_uxnet_tiny(shape, {}) for _ in range(2)]), torch.device(device)
+        Ensemble([dk_uxnet_tiny(shape, {}) for _ in range(2)]), torch.device(device)
     ).eval()
 
 

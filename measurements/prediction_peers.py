@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dkuxnet.models.methods.base import MeanOf
+from dkuxnet.models.methods.base import Ensemble
 
 STRIDE = (18, 18, 4)
 
@@ -89,7 +89,7 @@ def padded(image: np.ndarray, window: tuple[int, ...]) -> tuple[np.ndarray, tupl
     return pad_to(image, window, float(image.min()))
 
 
-def plainly(networks: MeanOf) -> MeanOf:
+def plainly(networks: Ensemble) -> Ensemble:
     """The same networks and weights, composed of MONAI's blocks and torch's layers, in torch's
     usual memory order.
     """
@@ -104,4 +104,4 @@ def plainly(networks: MeanOf) -> MeanOf:
     device = next(networks.parameters()).device
     for parameter in (parameter for network in plain for parameter in network.parameters()):
         parameter.data = parameter.data.contiguous()
-    return MeanOf(plain).to(device).eval()
+    return Ensemble(plain).to(device).eval()

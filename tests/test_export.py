@@ -23,7 +23,7 @@ from dkuxnet.export.patch_model import Export, PatchModel, check_equal
 from dkuxnet.export.targets import export_run
 from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
 from dkuxnet.models.build import build_method
-from dkuxnet.models.methods.base import MeanOf
+from dkuxnet.models.methods.base import Ensemble
 from dkuxnet.models.networks import NETWORKS
 from dkuxnet.models.networks.cpu import predicting
 from dkuxnet.models.networks.grouping import default_groups
@@ -105,7 +105,7 @@ def test_every_network_has_an_onnx_form(dual_run, images, tmp_path, monkeypatch)
     export proves them all.
     """
     _, settings, manifest = load_predictor(dual_run, device="cpu")
-    predictor = MeanOf(
+    predictor = Ensemble(
         [build(name) for name in ("dk-uxnet-tiny", "uxnet-tiny", "vnet", "unet", "segresnet")]
     ).eval()
     said = write_onnx(Export(dual_run, predictor, settings, manifest, tmp_path / "model.onnx"))

@@ -1,6 +1,4 @@
-"""The parts written out by hand compute what torch's operations compute, and so do their
-gradients; they keep less.
-"""
+"""The parts that are written out have torch's results and gradients, and keep less."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +23,7 @@ PARTS = {
 
 
 def gradients(part: Callable, x: torch.Tensor) -> list[torch.Tensor]:
-    """The result of `part`, and the gradients of a sum over it by `x` and by every parameter."""
+    """The result of `part`, and the gradients of a weighted sum of it by `x` and each parameter."""
     x = x.clone().requires_grad_()
     result = part(x)
     (
@@ -63,7 +61,9 @@ def test_each_part_computes_what_torch_s_operations_do(name, shape, layout, monk
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_block_of_two_inputs_is_that_of_their_channels_joined(large, monkeypatch):
-    monkeypatch.setattr(winograd, "pays", lambda x, weight: large and not torch.is_grad_enabled())
+    monkeypatch.setattr(
+        winograd, "is_faster", lambda x, weight: large and not torch.is_grad_enabled()
+    )
     torch.manual_seed(0)
     part = to_device(ResidualBlock(6, 3).double(), torch.device("cpu"))
     for parameter in part.parameters():
@@ -94,17 +94,17 @@ def test_a_pointwise_convolution_is_torch_s():
         memory_format=torch.channels_last_3d
     )
     torch.testing.assert_close(part(x), nn.functional.conv3d(x, part.weight, part.bias))
-    assert part(x).is_contiguous(
-        memory_format=torch.channels_last_3d
-    )  # what follows need not turn it round
+    # the next layer need not change the memory layout
+    assert part(x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize(
     "name, ours, plain", [("residual", 4, 5), ("residual, wider", 3.5, 5.5), ("ux", 4, 12)]
 )
 def test_so_many_maps_are_kept_for_the_backward_pass(name, ours, plain, monkeypatch):
-    """Of the width of the result, the input among them; a UX block's depthwise convolution and
-    norm keep three.
+    """In maps as large as the result; the input is one of them.
+
+    Of a UX block's four, the depthwise convolution and the norm keep three.
     """
     part = to_device(PARTS[name](), torch.device("cpu"))
     assert maps_kept(part) == ours

@@ -73,6 +73,12 @@ def test_merging_groups_leaves_the_label_alone_and_refuses_a_class_outside():
         losses.merge_label(label + 1, GROUPS)
 
 
+def test_an_output_without_queries_has_no_query_loss():
+    label = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="no queries"):
+        losses.query_loss_all(Output(torch.zeros(1, 2, 1, 1, 1)), label, GROUPS)
+
+
 def test_layers_count_in_the_query_loss():
     label = torch.zeros(1, 4, 4, 4, dtype=torch.long)
     good, bad = as_prob(0.9, 0.1).expand(1, 2, 4, 4, 4), as_prob(0.1, 0.9).expand(1, 2, 2, 2, 2)

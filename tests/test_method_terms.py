@@ -21,7 +21,7 @@ from dkuxnet.models.methods.dtc import signed_distance
 from dkuxnet.models.methods.losses import consistency_loss, query_loss_all, segmentation_loss
 from dkuxnet.models.methods.mc_net import sharpen
 from dkuxnet.models.methods.mixing import paste, random_boxes
-from dkuxnet.models.methods.teacher import taught
+from dkuxnet.models.methods.teacher import teacher_targets
 from dkuxnet.models.networks.grouping import default_groups
 from test_methods import SHAPE, make_batch, make_method
 
@@ -110,9 +110,9 @@ def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
     parts = [batch.labelled] if name == "supervised" else [batch.labelled, batch.unlabelled]
     (learns,) = [image for learning, image in seen if learning]
     assert torch.equal(learns, torch.cat([part.strong for part in parts]))
-    taught = [image for learning, image in seen if not learning]
-    assert len(taught) == {"mean-teacher": 1, "fixmatch": 1, "ua-mt": 9}.get(name, 0)
-    assert not taught or torch.equal(taught[0], batch.unlabelled.weak)
+    targets = [image for learning, image in seen if not learning]
+    assert len(targets) == {"mean-teacher": 1, "fixmatch": 1, "ua-mt": 9}.get(name, 0)
+    assert not targets or torch.equal(targets[0], batch.unlabelled.weak)
 
 
 @pytest.mark.parametrize("labelled, unlabelled", [(1, 3), (3, 1)])
@@ -165,8 +165,7 @@ def test_an_option_out_of_bounds_is_one_line(name, key, value):
         make_method(name, **{f"method__{key}": value})
 
 
-# --- teachers
-# -------------------------------------------------------------------------------------------------------
+# --- teachers -------------------------------------------------------------------------------------
 
 WITH_TEACHER = ["mean-teacher", "ua-mt", "bcp"]
 
@@ -229,9 +228,8 @@ def test_ua_mt_counts_only_voxels_where_the_teacher_is_sure():
     everywhere = squared_error(
         organ_probability(batch.unlabelled.strong, 1.0), organ_probability(weak, 1.0)
     )
-    torch.testing.assert_close(
-        method.losses(batch, 10_000)["consistency"], everywhere
-    )  # the last threshold lets all in
+    # the last threshold lets all in
+    torch.testing.assert_close(method.losses(batch, 10_000)["consistency"], everywhere)
 
 
 def test_ua_mt_s_noise_makes_it_less_sure():
@@ -255,8 +253,7 @@ def test_ua_mt_s_noise_makes_it_less_sure():
     assert not torch.allclose(losses[0], losses[1])
 
 
-# --- pseudo labels
-# --------------------------------------------------------------------------------------------------
+# --- pseudo-labels --------------------------------------------------------------------------------
 
 
 def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
@@ -266,9 +263,8 @@ def test_cps_is_the_cross_entropy_of_each_against_the_other_s_decision():
     # opposite signs: each is told by the other to be where it is not
     torch.testing.assert_close(loss, 2 * 2 * F.softplus(images.abs()).mean(), rtol=1e-4, atol=1e-4)
     loss.backward()
-    assert (
-        method.networks[0].slope.grad * method.networks[1].slope.grad < 0
-    )  # both move towards the other
+    # both move towards the other
+    assert method.networks[0].slope.grad * method.networks[1].slope.grad < 0
 
 
 def test_fixmatch_learns_from_sure_voxels_of_the_strong_view_alone():
@@ -300,9 +296,8 @@ def test_unimatch_by_hand():
     expected, boxes = 0, []
     for stream in mixed[2:].split(2):
         box = stream != strong
-        assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(
-            0.5**3
-        )  # half of each edge
+        # half of each edge
+        assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(0.5**3)
         sign = torch.where(torch.where(box, weak.roll(1, 0), weak) > 0, -1, 1)
         expected += 3 * F.softplus(sign * stream).mean() / 4
         boxes.append(box)
@@ -322,8 +317,7 @@ def test_unimatch_drops_feature_channels_of_the_stream_that_learns():
     assert method.losses(batch, 0)["features"].item() == pytest.approx(math.log(2) / 2, abs=1e-3)
 
 
-# --- copy-paste
-# -----------------------------------------------------------------------------------------------------
+# --- copy-paste -----------------------------------------------------------------------------------
 
 
 def test_random_boxes_have_the_asked_size_and_move():
@@ -355,9 +349,8 @@ def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     image, logits = seen[0]
     inside = [(patch == -1).float().mean().item() for patch in image]
     box = round(32 * 2 / 3) ** 2 * round(16 * 2 / 3) / (32 * 32 * 16)
-    assert inside == pytest.approx(
-        [box, box, 1 - box, 1 - box]
-    )  # unlabelled into labelled, labelled into unlabelled
+    # unlabelled into labelled, labelled into unlabelled
+    assert inside == pytest.approx([box, box, 1 - box, 1 - box])
     labelled = (image[:, 0] == 1).float()
     label = labelled.long()  # the teacher calls intensity -1 background
     torch.testing.assert_close(losses["labelled"], segmentation_loss(logits, label, labelled))
@@ -377,9 +370,8 @@ def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_la
     losses = method.losses(batch, 4)
     image, logits = seen[0]
     shares = [(patch == 1).float().mean().item() for patch in image]
-    assert (
-        all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()
-    )  # nothing unlabelled, both in each
+    # nothing unlabelled, both in each
+    assert all(0 < share < 1 for share in shares) and ((image == 1) | (image == 2)).all()
     label = (image[:, 0] == 1).long()
     assert list(losses) == ["seg"]  # every label is true
     torch.testing.assert_close(losses["seg"], segmentation_loss(logits, label))
@@ -401,7 +393,7 @@ def test_bcp_s_pretraining_has_the_query_loss_of_the_whole_patch():
 
 
 def test_bcp_s_query_loss_reads_true_labels_alone():
-    """Other pseudo labels change what is taught on the pasted part, and not the query loss."""
+    """Other pseudo-labels change the loss on the pasted part, and not the query loss."""
     method, batch = make_method("bcp", method__pretrain_steps=0), make_batch()
     results = []
     for class_index in (0, 1):
@@ -425,8 +417,7 @@ def test_bcp_s_pseudo_label_is_the_largest_component():
     assert by_hand("bcp", 1.0, largest_component=False).pseudo_label(image).sum() == 6**3 + 2**3
 
 
-# --- several decoders
-# -----------------------------------------------------------------------------------------------
+# --- several decoders -----------------------------------------------------------------------------
 
 
 def test_mc_net_plus_has_one_encoder_and_decoders_that_upsample_differently():
@@ -497,8 +488,7 @@ def test_the_mean_of_three_is_their_mean_and_their_disagreement():
     assert mean_output([*outputs, sure[0]]).group_prob is None  # one has no queries
 
 
-# --- dual task
-# ------------------------------------------------------------------------------------------------------
+# --- dual task ------------------------------------------------------------------------------------
 
 
 def test_signed_distance_by_hand():
@@ -524,9 +514,8 @@ def test_dtc_s_level_set_is_compared_with_the_distance_and_with_the_segmentation
         level = method.level_set(output.features).tanh()
     expected = 0.5 * (level[:2] - signed_distance(batch.labelled.label, 2)).square().mean()
     torch.testing.assert_close(losses["level"], expected)
-    expected = 2 * squared_error(
-        output.logits.softmax(1)[:, 1:], (level < 0).float()
-    )  # so steep is the way back
+    # so steep is the way back
+    expected = 2 * squared_error(output.logits.softmax(1)[:, 1:], (level < 0).float())
     torch.testing.assert_close(losses["dual"], expected, rtol=0.02, atol=0.01)
 
 
@@ -537,8 +526,7 @@ def test_dtc_s_consistency_moves_both_tasks():
     assert method.networks[0].classify[-1].weight.grad.abs().sum() > 0
 
 
-# --- two branches
-# ---------------------------------------------------------------------------------------------------
+# --- two branches ---------------------------------------------------------------------------------
 
 
 def test_the_averages_of_both_branches_teach_both_and_answer():
@@ -604,9 +592,7 @@ def test_branch_b_sees_the_view_that_it_is_given():
 
 
 def boxes() -> Views:
-    """Two unlabelled patches with the same box of 4 in -4, which voxel-wise networks of slope 1
-    take for the organ.
-    """
+    """Two unlabelled patches with a box of 4 in -4: voxel-wise networks see an organ there."""
     image = torch.full((2, 1, 24, 20, 16), -4.0)
     image[:, :, 6:18, 5:15, 4:12] = 4
     return Views(image, image.clone())
@@ -651,10 +637,9 @@ def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach
             dim=(1, 2, 3, 4)
         )
         assert larger > 300 and smaller < -300
-    # a hard decision moves as the image does: the students, who are their teachers, agree with it
-    # except along the outline,
-    # where interpolation leaves them unsure; with targets left where they were they would be wrong
-    # in whole layers of voxels
+    # a hard label moves as the image does: the students, who are equal to their teachers, agree
+    # with it except at the outline, where interpolation leaves them unsure; with targets left where
+    # they were, they would be wrong in whole layers of voxels
     still = Grouped()(batch.unlabelled.weak).logits.softmax(dim=1).detach()
     students = Grouped()(seen["student", 0][2:]).logits.softmax(dim=1)
     left = consistency_loss(students, still, "pseudo-both", "strong", 0.0).item()
@@ -664,12 +649,12 @@ def test_what_the_averages_found_has_moved_in_the_patches_and_in_what_they_teach
 
 def test_views_and_all_that_the_teacher_says_of_them_move_alike():
     patches = boxes()
-    views, maps = taught(
+    views, maps = teacher_targets(
         patches, lambda weak: {"organ": Grouped()(weak).logits.softmax(dim=1), "same": weak}, 0.4
     )
     assert not torch.equal(views.weak, patches.weak)
     assert torch.equal(views.strong, views.weak) and torch.equal(maps["same"], views.weak)
-    views, maps = taught(patches, lambda weak: {"same": weak}, 0.0)
+    views, maps = teacher_targets(patches, lambda weak: {"same": weak}, 0.0)
     assert torch.equal(views.weak, patches.weak) and torch.equal(maps["same"], patches.weak)
 
 
@@ -677,8 +662,9 @@ def test_views_and_all_that_the_teacher_says_of_them_move_alike():
     "name, options", [("mean-teacher", {}), ("ua-mt", {"noise": 0.0, "passes": 1})]
 )
 def test_a_mean_teacher_can_move_outlines_too(name, options):
-    """Its student, which is like it, agrees with it on the moved patches but along the outline;
-    with the target left behind it would not.
+    """A student equal to its teacher agrees with it on the moved patches except at the outline.
+
+    With targets left where they were it would not.
     """
     batch, seen, losses = Batch(labelled_patches(), boxes()), [], []
     for outline in (0.0, 0.4):

@@ -1,6 +1,7 @@
 """Every method of the table keeps the contract; the paper's terms, each by its switch."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -54,9 +55,8 @@ def make_batch(seed: int = 0, unlabelled: bool = True) -> Batch:
 def gradients(method: nn.Module, losses) -> dict[str, torch.Tensor | None]:
     method.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
-    return {
-        name: p.grad for name, p in method.named_parameters() if p.requires_grad
-    }  # a teacher's are frozen
+    # a teacher's are frozen
+    return {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,6 +64,19 @@ def test_every_parameter_of_every_network_receives_a_gradient(name):
     method = make_method(name)
     grads = gradients(method, method.losses(make_batch(), step=10))
     assert [key for key, g in grads.items() if g is None or not g.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_options_are_those_that_the_type_checker_sees(name):
+    method = lookup(METHODS, name, "method")
+    own = method.__annotations__.get("options")  # of a method that extends another one
+    assert method.Options is (own or get_args(method.__orig_bases__[0])[0])
+
+
+def test_a_batch_without_label_says_so():
+    image = torch.zeros(1, 1, 2, 2, 2)
+    with pytest.raises(ValueError, match="no label"):
+        _ = Batch(Views(image, image)).label
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -77,6 +77,13 @@ def test_baselines_take_any_number_of_channels(name):
     assert network(torch.randn(1, 3, 32, 32, 32)).logits.shape == (1, 3, 32, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["vnet", "unet", "segresnet"])
+def test_without_monai_a_baseline_says_in_one_line_what_to_install(name, monkeypatch):
+    monkeypatch.setattr("dkuxnet.core.extras.find_spec", lambda module: None)
+    with pytest.raises(UserError, match=r"^this needs monai: pip install 'dkuxnet\[baselines\]'$"):
+        build(name)
+
+
 def test_the_paper_s_widths():
     with torch.device("meta"):
         network, _ = lookup(NETWORKS, "dk-uxnet", "network"), None
@@ -91,9 +98,8 @@ def test_the_paper_s_widths():
     assert [len(stage) for stage in built.encoder.stages] == [2, 2, 2, 2]
     assert [len(layers) for layers in built.kmax.scales] == [2, 2, 2]
     block = built.encoder.stages[0][0]
-    assert (
-        block.expand.groups == 48 and block.expand.out_channels == 192
-    )  # depthwise pointwise expansion x4
+    # depthwise pointwise expansion x4
+    assert block.expand.groups == 48 and block.expand.out_channels == 192
 
 
 def test_the_output_is_the_equations():
@@ -136,9 +142,8 @@ def test_the_k_means_update_by_hand():
     torch.nn.init.zeros_(layer.attention.out_proj.weight)
     torch.nn.init.zeros_(layer.attention.out_proj.bias)
     torch.nn.init.zeros_(layer.feed_forward[-1].weight)
-    torch.nn.init.zeros_(
-        layer.feed_forward[-1].bias
-    )  # what is left is C + norm(sum of assigned values)
+    # what is left is C + norm(sum of assigned values)
+    torch.nn.init.zeros_(layer.feed_forward[-1].bias)
     features, queries = torch.randn(1, 4, 2, 3, 2), torch.randn(1, 3, 8)
     updated, logits = layer(features, queries)
     values, scores = layer.value(features)[0].flatten(1), logits[0].flatten(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dkuxnet.models.methods.outline import displaced, outline_displacement
+from dkuxnet.models.methods.outline import outline_displacement, warp
 
 SIZE = (24, 32, 40)
 
@@ -23,7 +23,7 @@ def radius_of(organ: torch.Tensor) -> torch.Tensor:
 
 
 def moved(organ: torch.Tensor, outwards: list[float], share: float) -> torch.Tensor:
-    return displaced(organ, outline_displacement(organ, torch.tensor(outwards), share))
+    return warp(organ, outline_displacement(organ, torch.tensor(outwards), share))
 
 
 @pytest.mark.parametrize("axis", [2, 3, 4])
@@ -59,9 +59,8 @@ def test_the_displacement_grows_with_the_organ():
 def test_nothing_folds_and_far_away_nothing_moves():
     displacement = outline_displacement(ball(8), torch.tensor([-1.0]), 3 / 8)[0]
     for axis in range(3):
-        assert (
-            displacement[axis].diff(dim=axis).abs().max() < 0.6
-        )  # under 1 voxels in a row are read in their order
+        # under 1: neighbouring voxels are read in their order
+        assert displacement[axis].diff(dim=axis).abs().max() < 0.6
     assert displacement.norm(dim=0).max() > 2
     assert displacement[:, 0, 0, 0].norm() < 0.05
 
@@ -74,18 +73,17 @@ def test_where_there_is_no_organ_nothing_moves():
 def test_a_displacement_says_where_a_voxel_is_read_from():
     values = torch.randn(2, 3, *SIZE)
     displacement = torch.tensor([1.0, -2.0, 3.0]).view(1, 3, 1, 1, 1).expand(2, 3, *SIZE)
-    result = displaced(values, displacement)
+    result = warp(values, displacement)
     torch.testing.assert_close(
         result[:, :, 4:-4, 4:-4, 4:-4], values[:, :, 5:-3, 2:-6, 7:-1], rtol=1e-3, atol=1e-4
     )
-    assert torch.equal(
-        result[:, :, -1, 5, 5], result[:, :, -2, 5, 5]
-    )  # beyond the border the last voxel is repeated
+    # beyond the border the last voxel is repeated
+    assert torch.equal(result[:, :, -1, 5, 5], result[:, :, -2, 5, 5])
 
 
 def test_places_stay_exact_under_bfloat16():
     values = torch.randn(1, 1, 80, 48, 32)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(
-            displaced(values, torch.zeros(1, 3, 80, 48, 32)), values, rtol=0, atol=1e-3
+            warp(values, torch.zeros(1, 3, 80, 48, 32)), values, rtol=0, atol=1e-3
         )

@@ -1,6 +1,4 @@
-"""The peer of the speed benchmark computes what the network computes: outputs and gradients, with
-the same weights.
-"""
+"""The peer of the speed benchmark has the network's outputs and gradients, given its weights."""
 
 import runpy
 from pathlib import Path

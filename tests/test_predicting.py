@@ -1,6 +1,4 @@
-"""What the parts do where nothing learns is what torch's operations do; where a graph is recorded
-or a gradient wanted, they step aside.
-"""
+"""Inference on a CPU has the results of torch's operations, and stands in only where it may."""
 
 import copy
 
@@ -27,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def strange(part: nn.Module) -> nn.Module:
-    """With no norm, bias or scale that is neutral."""
+    """`part` with no norm, bias or scale that is neutral."""
     torch.manual_seed(0)
     for parameter in part.parameters():
         if parameter.ndim == 1:
@@ -37,8 +35,9 @@ def strange(part: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def both(network: nn.Module, inputs: list[torch.Tensor]):
-    """What `network` gives by its short way, and by torch's operations with twice the digits: in
-    float32 torch's own norms are off by 1e-4 of large maps in channels-last memory.
+    """The results of `network` by `predicting`, and by torch's operations in float64.
+
+    In float32 torch's own norms of large maps in channels-last memory are off by 1e-4.
     """
     exact = [x.double() for x in inputs]
     assert predicting.applies(inputs[0]) and not predicting.applies(exact[0])
@@ -62,9 +61,8 @@ def test_each_part_predicts_what_torch_s_operations_do(name, shape):
 
 
 @pytest.mark.parametrize("make", [dk_uxnet_tiny, dk_uxnet_small])
-@pytest.mark.parametrize(
-    "batch, channels", [(2, 1), (3, 2)]
-)  # of one patch torch's sums are others
+# for a single patch torch takes another algorithm
+@pytest.mark.parametrize("batch, channels", [(2, 1), (3, 2)])
 def test_a_network_predicts_what_torch_s_operations_do(make, batch, channels):
     torch.manual_seed(0)
     network = to_device(make(NetworkShape(channels, 3, GROUPS), {"layer_scale": 0.5}), CPU).eval()
@@ -97,7 +95,7 @@ def test_queries_share_voxels_alike_in_parts_and_at_any_gain(gain, chunk, monkey
             * (voxels.square().sum(1, keepdim=True) + 1e-6).rsqrt()
         )
         expected = torch.einsum("bnt,bnxyz->btxyz", table, cosines.softmax(dim=1))
-        found = predicting.assigned(features, masks, head.weight.flatten(1), head.bias, table)
+        found = predicting.assigned_sums(features, masks, head.weight.flatten(1), head.bias, table)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6 * max(gain, 5))
 
 
@@ -117,9 +115,7 @@ def test_the_short_way_is_for_float32_on_a_cpu_without_gradients_or_a_recorded_g
 
 
 def test_a_training_network_takes_no_short_way_where_gradients_are_off():
-    """A teacher's outputs are read by losses, those of every layer among them, and it may drop
-    residuals.
-    """
+    """Losses read a teacher's outputs, those of every layer among them; it may drop residuals."""
     network = DKUXNet.train(dk_uxnet_tiny(NetworkShape(1, 3, GROUPS), {}))
     with torch.no_grad():
         assert len(network(torch.randn(1, 1, 16, 16, 16)).layer_group_prob) == 6

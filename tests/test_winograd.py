@@ -1,6 +1,4 @@
-"""The convolutions with fewer multiplications compute what torch's compute, gradients included,
-and nearly as exactly.
-"""
+"""Winograd's convolutions have torch's results and gradients, nearly as exactly."""
 
 import pytest
 import torch
@@ -28,13 +26,12 @@ def by_torch(x, weight, grad):
 
 def by_us(x, weight, grad, parts):
     inputs = x.chunk(parts, dim=1)
-    grads, grad_weight = fused.conv_backward(grad, inputs, weight, True)
-    return fused.conv(inputs, weight), torch.cat(grads, dim=1), grad_weight
+    grads, grad_weight = fused.conv3x3x3_backward(grad, inputs, weight, True)
+    return fused.conv3x3x3(inputs, weight), torch.cat(grads, dim=1), grad_weight
 
 
-@pytest.mark.parametrize(
-    "slab", [1, 1 << 12, 1 << 22]
-)  # a tile at once, some of them with a rest, all of them
+# slabs of one tile, of a few with a remainder, of all
+@pytest.mark.parametrize("slab", [1, 1 << 12, 1 << 22])
 @pytest.mark.parametrize(
     "batch, channels, width, size, parts",
     [(2, 4, 3, (8, 5, 6), 1), (1, 2, 5, (4, 3, 1), 1), (3, 6, 4, (12, 4, 5), 2)],
@@ -43,13 +40,15 @@ def test_results_and_gradients_are_those_of_torch(
     slab, batch, channels, width, size, parts, monkeypatch
 ):
     monkeypatch.setattr(winograd, "SLAB", slab)
-    monkeypatch.setattr(winograd, "pays", lambda x, weight: True)
+    monkeypatch.setattr(winograd, "is_faster", lambda x, weight: True)
     x, weight, grad = maps(batch, channels, width, size)
     with torch.no_grad():
         ours = by_us(x, weight, grad, parts)
     for mine, its in zip(ours, by_torch(x, weight, grad), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
-    assert ours[0].is_contiguous(memory_format=LAST)  # what follows need not turn it round
+    assert ours[0].is_contiguous(
+        memory_format=LAST
+    )  # the next layer need not change the memory layout
 
 
 def test_rounding_errors_stay_within_ten_times_those_of_the_direct_convolution():
@@ -57,7 +56,7 @@ def test_rounding_errors_stay_within_ten_times_those_of_the_direct_convolution()
     exact = by_torch(x, weight, grad)
     x, weight, grad = (part.float() for part in (x, weight, grad))
     with torch.no_grad():
-        assert winograd.pays(x, weight)
+        assert winograd.is_faster(x, weight)
         ours = by_us(x, weight, grad, 1)
     for mine, its, true in zip(ours, by_torch(x, weight, grad), exact, strict=True):
         assert (mine - true).norm() < 10 * (its - true).norm() < 1e-5 * true.norm()
@@ -65,14 +64,13 @@ def test_rounding_errors_stay_within_ten_times_those_of_the_direct_convolution()
 
 def test_it_stands_in_for_large_maps_alone_and_where_no_gradient_or_lower_precision_is_asked_for():
     large, weight = torch.empty(1, 32, 16, 26, 26), torch.empty(32, 32, 3, 3, 3)
-    assert not winograd.pays(large, weight)  # its gradient would be recorded
+    assert not winograd.is_faster(large, weight)  # its gradient would be recorded
     with torch.no_grad():
-        assert winograd.pays(large, weight)
-        assert not winograd.pays(
-            torch.empty(1, 32, 18, 26, 26), weight
-        )  # 18 slices are no tiles of 4
-        assert not winograd.pays(torch.empty(4, 8, 48, 32, 16), torch.empty(8, 8, 3, 3, 3))
-        assert not winograd.pays(large.to("meta"), weight)
-        assert not winograd.pays(large.bfloat16(), weight.bfloat16())
+        assert winograd.is_faster(large, weight)
+        # 18 slices do not split into tiles of 4
+        assert not winograd.is_faster(torch.empty(1, 32, 18, 26, 26), weight)
+        assert not winograd.is_faster(torch.empty(4, 8, 48, 32, 16), torch.empty(8, 8, 3, 3, 3))
+        assert not winograd.is_faster(large.to("meta"), weight)
+        assert not winograd.is_faster(large.bfloat16(), weight.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            assert not winograd.pays(large, weight)
+            assert not winograd.is_faster(large, weight)

@@ -3,9 +3,14 @@
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dkuxnet.core.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
@@ -27,7 +32,7 @@ def lookup(table: Mapping[str, str], name: str, what: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def parse_options(options: type, values: Mapping[str, Any], where: str) -> Any:
+def parse_options(options: type[Options], values: Mapping[str, Any], where: str) -> Options:
     """Build the dataclass `options` from settings.
 
     Raises UserError for an unknown key or a value of the wrong type.

@@ -129,3 +129,10 @@ class Batch:
 
     labelled: Views
     unlabelled: Views | None = None
+
+    @property
+    def label(self) -> Tensor:
+        """The class indices of the labelled patches, (B, X, Y, Z) int64."""
+        if self.labelled.label is None:
+            raise ValueError("the labelled patches of this batch have no label")
+        return self.labelled.label

@@ -1,11 +1,15 @@
-"""Connected pieces of label maps: numpy in, numpy out."""
+"""Connected components of label maps: numpy in, numpy out."""
+
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def keep_largest_component(label: np.ndarray) -> np.ndarray:
-    """Class indices (X, Y, Z): of each foreground class the largest piece of face-connected
-    voxels, the rest background.
+def keep_largest_component(label: NDArray[Any]) -> NDArray[Any]:
+    """The largest face-connected component of each foreground class, the rest background.
+
+    label: class indices (X, Y, Z) -> same.
     """
     from scipy.ndimage import find_objects
     from scipy.ndimage import label as connected

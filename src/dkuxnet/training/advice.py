@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -21,7 +22,7 @@ LEAVE_SOME = 0.9
 PROBES = (16, 32)  # edges of patches to measure on; some networks take no smaller one than 32
 
 
-def memory_advice(method: Method, job: Job, free: int | None) -> str:
+def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     """What a step would need, what there was, and which batch or patch would fit.
 
     Runs the method on a small patch: not for one that trains on, since that changes running
@@ -67,7 +68,7 @@ def memory_advice(method: Method, job: Job, free: int | None) -> str:
     )
 
 
-def step_bytes_per_voxel(method: Method, job: Job, unlabelled: int) -> float | None:
+def step_bytes_per_voxel(method: Method[Any], job: Job, unlabelled: int) -> float | None:
     """Memory of a step over the voxels of one of its patches, from what the losses of small
     patches keep for the gradients, which grows with the voxels; None where that cannot be found
     out.
@@ -87,7 +88,7 @@ def step_bytes_per_voxel(method: Method, job: Job, unlabelled: int) -> float | N
     return None
 
 
-def _kept_bytes(method: Method, job: Job, unlabelled: int, patch: list[int]) -> int:
+def _kept_bytes(method: Method[Any], job: Job, unlabelled: int, patch: list[int]) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -179,7 +179,7 @@ def settings_of(run: RunFolder) -> Settings:
     return settings.model_copy(update={"method": method})
 
 
-def describe(job: Job, method: Method) -> Manifest:
+def describe(job: Job, method: Method[Any]) -> Manifest:
     """The manifest: what a machine needs to know to use this run without the prepared set."""
     return Manifest(
         prepared=str(job.data.folder.resolve()),

@@ -51,9 +51,9 @@ class TrainState:
     Random draws are functions of seed and step, so no generator is in it.
     """
 
-    method: Method
+    method: Method[Any]
     optimiser: torch.optim.Optimizer
-    average: Method | None = None
+    average: Method[Any] | None = None
     step: int = 0
     best: float = -math.inf
     seconds: float = 0.0
@@ -87,12 +87,12 @@ class TrainState:
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
 
-    def predicting(self) -> Method:
+    def predicting(self) -> Method[Any]:
         """The method whose predictor answers: the moving average where there is one."""
         return self.average or self.method
 
 
-def make_state(method: Method, settings: TrainSettings) -> TrainState:
+def make_state(method: Method[Any], settings: TrainSettings) -> TrainState:
     """Optimiser and, where asked for, moving average for a method that is already on its device."""
     average = copy.deepcopy(method).requires_grad_(False) if settings.average else None
     return TrainState(method, make_optimiser(method, settings), average)

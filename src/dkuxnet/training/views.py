@@ -15,7 +15,7 @@ from torch import Tensor
 from dkuxnet.core.config import AugmentSettings, ViewSettings
 from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
-from dkuxnet.models.methods.outline import in_half_sizes, outline_displacement
+from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 
 
 def make_views(
@@ -37,7 +37,7 @@ def make_views(
         displacement = outline_displacement(organs, outwards, settings.outline)
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
-        grid = grid + in_half_sizes(displacement)
+        grid = grid + grid_offsets(displacement)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         values = label[:, None].float()
@@ -82,7 +82,7 @@ def draw_grid(
     if settings.elastic:
         coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
         smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
-        grid = grid + in_half_sizes(smooth)
+        grid = grid + grid_offsets(smooth)
     return grid
 
 

@@ -1,53 +1,37 @@
-"""The contract of a method, and what many methods share."""
+"""The contract of a method, and what many methods share.
+
+Letters of shapes: see `core.types`.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import Annotated, ClassVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape, Output
-from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss
+from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss, total
+from dkuxnet.models.methods.options import Branch, MethodOptions
 
-# What options may be: checked where settings are read
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Edge = Annotated[float, Field(gt=0, lt=1)]  # of a patch
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
-Outline = Annotated[
-    float, Field(ge=0, le=0.4)
-]  # share of an organ's radius; wider smoothing dissolves the organ itself
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Steps = Annotated[int, Field(ge=0)]
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[OptionsT]):
     """Turns a batch into losses. Owns its networks; knows no optimiser, device, file or loop.
 
     Subclasses state how many networks they take (`branches`), whether they look at unlabelled
-    patches, and what can be set (`Options`, a dataclass). Being a module, a method's state_dict
-    carries everything that it owns: saving, resuming and moving are the loop's business.
+    patches, and what can be set (`Options`). Being a module, a method's state_dict carries
+    everything that it owns: saving, resuming and moving are the loop's business.
     """
 
     branches: ClassVar[int] = 1
     uses_unlabelled: ClassVar[bool] = True
     uses_features: ClassVar[bool] = False  # whether `losses` reads `Output.features`
+    Options: ClassVar[type[MethodOptions]] = MethodOptions  # in a subclass: its OptionsT
 
-    @dataclass(frozen=True)
-    class Options:
-        """Nothing to set.
-
-        (An option that comes later says in its field's metadata, as `before`, what runs without it
-        had.)
-        """
-
-    def __init__(
-        self, networks: Sequence[nn.Module], options: "Method.Options", shape: NetworkShape
-    ):
+    def __init__(self, networks: Sequence[nn.Module], options: OptionsT, shape: NetworkShape):
         """networks: `branches` of them, built alike and initialised apart.
 
         Raises ValueError where they do not fit.
@@ -69,36 +53,48 @@ class Method(nn.Module):
         """Called after each optimiser step: a teacher follows its student here."""
 
     def predictor(self) -> nn.Module:
-        """The module that validation, prediction and export use: image (B, C, X, Y, Z) -> Output."""
+        """What validation, prediction and export use: image (B, C, X, Y, Z) -> Output."""
         return self.networks[0]
 
-    def supervision(
-        self, outputs: Sequence[Output], label: Tensor, w_qd: float
-    ) -> dict[str, Tensor]:
-        """L_seg + w_qd L_qd, summed over branches whose first patches are those of `label`; L_qd
-        where there are queries.
+    def supervision(self, outputs: Sequence[Output], label: Tensor) -> dict[str, Tensor]:
+        """L_seg as "seg" and w_qd L_qd as "qd", summed over the outputs.
+
+        label: (B, X, Y, Z) int64 of the outputs' first B patches.
         """
-        outputs = [first(output, len(label)) for output in outputs]
-        losses = {"seg": sum(segmentation_loss(output.logits, label) for output in outputs)}
-        if w_qd and outputs[0].group_prob is not None:
-            losses["qd"] = w_qd * sum(
-                query_loss_all(output, label, self.shape.groups) for output in outputs
-            )
-        return losses
+        outputs = [first_patches(output, len(label)) for output in outputs]
+        losses = {"seg": total(segmentation_loss(output.logits, label) for output in outputs)}
+        return losses | self.query_supervision(outputs, label)
+
+    def query_supervision(
+        self, outputs: Sequence[Output], label: Tensor, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """w_qd L_qd as "qd", summed over the outputs, or nothing where there are no queries.
+
+        label: (B, X, Y, Z) int64. mask: (B, X, Y, Z), voxels whose label counts.
+        """
+        if not self.options.w_qd or outputs[0].group_prob is None:
+            return {}
+        groups = self.shape.groups
+        loss = total(query_loss_all(output, label, groups, mask) for output in outputs)
+        return {"qd": self.options.w_qd * loss}
 
 
-def all_patches(batch: Batch, view: str) -> Tensor:
-    """The labelled patches, then the unlabelled ones, (B, C, X, Y, Z). view: "weak" or "strong"."""
-    labelled = getattr(batch.labelled, view)
-    return (
-        labelled
-        if batch.unlabelled is None
-        else torch.cat([labelled, getattr(batch.unlabelled, view)])
-    )
+class EncoderDecoder(Protocol):
+    """A network whose two halves can be called apart: see `models.networks`."""
+
+    def encoder(self, image: Tensor) -> Sequence[Tensor]: ...
+
+    def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output: ...
 
 
-def first(output: Output, count: int) -> Output:
-    """The part of the first `count` patches of a batch that the losses on labels read."""
+def all_patches(batch: Batch, view: Literal["weak", "strong"]) -> Tensor:
+    """One view of the labelled patches, then of the unlabelled ones, (B, C, X, Y, Z)."""
+    parts = [batch.labelled] if batch.unlabelled is None else [batch.labelled, batch.unlabelled]
+    return torch.cat([part.strong if view == "strong" else part.weak for part in parts])
+
+
+def first_patches(output: Output, count: int) -> Output:
+    """What the losses on labels read, of the first `count` patches of a batch."""
     return Output(
         logits=output.logits[:count],
         group_prob=None if output.group_prob is None else output.group_prob[:count],
@@ -112,19 +108,24 @@ def probabilities(output: Output) -> Tensor:
 
 
 def ramp_up(step: int, length: int) -> float:
-    """r(t): the Gaussian ramp exp(-5 (1 - t)^2), t from 0 to 1 over `length` steps (Laine and
-    Aila, arXiv 1610.02242).
+    """r(t): the Gaussian ramp exp(-5 (1 - t)^2), t from 0 to 1 over `length` steps.
+
+    Source: Laine and Aila, arXiv 1610.02242.
     """
     t = min(step / length, 1.0) if length > 0 else 1.0
     return math.exp(-5 * (1 - t) ** 2)
 
 
-class MeanOf(nn.Module):
-    """The mean of networks' probabilities, as logits; their disagreement is the uncertainty: see
-    `mean_output`.
-    """
+def branch_predictor(branches: nn.ModuleList, predict: Branch) -> nn.Module:
+    """The mean of two branches, or one of them."""
+    a, b = branches
+    return {"mean": Ensemble([a, b]), "a": a, "b": b}[predict]
 
-    def __init__(self, networks: Sequence[nn.Module]):
+
+class Ensemble(nn.Module):
+    """The mean of networks' probabilities and their disagreement: see `mean_output`."""
+
+    def __init__(self, networks: Iterable[nn.Module]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
@@ -133,18 +134,17 @@ class MeanOf(nn.Module):
 
 
 def mean_output(outputs: Sequence[Output]) -> Output:
-    """Mean probabilities as logits, the mean assignment to groups where all have one, and as
-    uncertainty the Jensen-Shannon divergence of the outputs over its maximum, the log of their
+    """The mean of the probabilities, as logits, and of the grouped assignments where all have one.
+
+    uncertainty: the Jensen-Shannon divergence of the outputs over its maximum, the log of their
     number: 0 agreement, 1 contradiction.
     """
-    logs = [
-        output.logits.float().log_softmax(dim=1) for output in outputs
-    ]  # stacked they would take twice as long
-    log_mean = reduce(torch.logaddexp, logs) - math.log(len(outputs))
-    divergence = sum((log.exp() * (log - log_mean)).sum(dim=1) for log in logs) / len(outputs)
+    logs = [output.logits.float().log_softmax(dim=1) for output in outputs]
+    log_mean = reduce(torch.logaddexp, logs) - math.log(len(outputs))  # faster than on a stack
+    divergence = total((log.exp() * (log - log_mean)).sum(dim=1) for log in logs) / len(outputs)
     groups = [output.group_prob.float() for output in outputs if output.group_prob is not None]
     return Output(
         logits=log_mean,
-        group_prob=sum(groups) / len(groups) if len(groups) == len(outputs) else None,
+        group_prob=total(groups) / len(groups) if len(groups) == len(outputs) else None,
         uncertainty=(divergence / math.log(len(outputs))).clamp(0, 1),
     )

@@ -6,31 +6,25 @@ from torch import Tensor
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blur each patch of (B, C, X, Y, Z) with its own sigma (B,) in voxels; sigma 0 leaves it
-    unchanged.
+    """Blur each patch of (B, C, X, Y, Z) with its own sigma (B,) in voxels.
 
-    reach: voxels to either side that count; three of the largest sigma are enough.
+    Sigma 0 leaves a patch unchanged. reach: voxels to either side that count; three of the largest
+    sigma are enough.
     """
     offsets = torch.arange(reach + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))
     kernel = kernel / (kernel[:, :1] + 2 * kernel[:, 1:].sum(dim=1, keepdim=True))
-    centre, *sides = kernel.view(*kernel.shape, 1, 1, 1, 1).unbind(
-        1
-    )  # (B, 1, 1, 1, 1) each: the kernel is symmetric
-    for axis in (
-        2,
-        3,
-        4,
-        # sums of shifted copies: a fifth of the time of a convolution a patch, whose kernels all differ
-    ):
+    # the kernel is symmetric: (B, 1, 1, 1, 1) for the centre and for each distance from it
+    centre, *sides = kernel.view(*kernel.shape, 1, 1, 1, 1).unbind(1)
+    # sums of shifted copies: far faster than a convolution of each patch with its own kernel
+    for axis in (2, 3, 4):
         length = image.shape[axis]
         pad = [0] * 6
         pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = reach
         padded = F.pad(image, pad, mode="replicate")
         image = image * centre
         for offset, weight in enumerate(sides, 1):
-            pair = padded.narrow(axis, reach - offset, length) + padded.narrow(
-                axis, reach + offset, length
-            )
-            image.addcmul_(pair, weight)
+            before = padded.narrow(axis, reach - offset, length)
+            after = padded.narrow(axis, reach + offset, length)
+            image.addcmul_(before + after, weight)
     return image

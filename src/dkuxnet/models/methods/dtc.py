@@ -1,5 +1,6 @@
-"""DTC, dual-task consistency (Luo et al., AAAI 2021, arXiv 2009.04448): a segmentation and a level
-set that must agree.
+"""DTC, dual-task consistency: a segmentation and a level set that must agree.
+
+Source: Luo et al., AAAI 2021, arXiv 2009.04448.
 """
 
 from collections.abc import Sequence
@@ -10,41 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape
-from dkuxnet.models.methods.base import (
-    Method,
-    Positive,
-    Steps,
-    Weight,
-    all_patches,
-    probabilities,
-    ramp_up,
-)
+from dkuxnet.models.methods.base import Method, all_patches, probabilities, ramp_up
 from dkuxnet.models.methods.losses import one_hot
+from dkuxnet.models.methods.options import MethodOptions, Positive, Steps, Weight
 
 
-class DTC(Method):
-    """L_seg + w_qd L_qd + w_level MSE(level set, signed distance) + r(t) w MSE(segmentation, level
-    set turned into one).
+@dataclass(frozen=True)
+class DTCOptions(MethodOptions):
+    """w: weight of the consistency. w_level: of the level set on labelled patches.
 
-    A 1x1x1 head on the voxel features predicts for every foreground class its level set in [-1, 1],
-    negative inside. The consistency is on all patches, and goes through T^-1(l) = sigmoid(-k l).
+    steepness: k in the paper, whose beta is `w_level`. ramp_up_steps: see `base.ramp_up`.
+    """
+
+    w: Weight = 1.0
+    w_level: Weight = 0.3
+    steepness: Positive = 1500.0
+    ramp_up_steps: Steps = 400
+
+
+class DTC(Method[DTCOptions]):
+    """L_seg + w_qd L_qd + w_level L_level + r(t) w L_dual.
+
+    A 1x1x1 head on the voxel features predicts a level set in [-1, 1] for every foreground class,
+    negative inside. L_level is its squared error to the signed distance on labelled patches. L_dual
+    is the squared error, on all patches, between the segmentation and the level set turned into
+    one by sigmoid(-k level).
     """
 
     uses_features = True
+    Options = DTCOptions
 
-    @dataclass(frozen=True)
-    class Options:
-        """w: weight of the consistency. w_level: of the level set on labelled patches, beta in the
-        paper. steepness: k. ramp_up_steps: see `base.ramp_up`. w_qd: weight of the query loss.
-        """
-
-        w: Weight = 1.0
-        w_level: Weight = 0.3
-        steepness: Positive = 1500.0
-        ramp_up_steps: Steps = 400
-        w_qd: Weight = 0.1
-
-    def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
+    def __init__(self, networks: Sequence[nn.Module], options: DTCOptions, shape: NetworkShape):
         super().__init__(networks, options, shape)
         channels = getattr(networks[0], "voxel_channels", None)
         if channels is None:
@@ -55,23 +52,22 @@ class DTC(Method):
         self.level_set = nn.Conv3d(channels, shape.classes - 1, 1)
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        options, label = self.options, batch.labelled.label
+        options, label = self.options, batch.label
         output = self.networks[0](all_patches(batch, "strong"))
         levels = self.level_set(output.features).float().tanh()  # (B, K - 1, X, Y, Z)
-        losses = self.supervision([output], label, options.w_qd)
-        losses["level"] = (
-            options.w_level
-            * (levels[: len(label)] - signed_distance(label, self.shape.classes)).square().mean()
-        )
+        losses = self.supervision([output], label)
+        distance = signed_distance(label, self.shape.classes)
+        losses["level"] = options.w_level * (levels[: len(label)] - distance).square().mean()
         turned = torch.sigmoid(-options.steepness * levels)
         error = (probabilities(output)[:, 1:] - turned).square().mean()
         return losses | {"dual": options.w * ramp_up(step, options.ramp_up_steps) * error}
 
 
 def signed_distance(label: Tensor, classes: int) -> Tensor:
-    """(B, X, Y, Z) class indices -> (B, classes - 1, X, Y, Z): distance to the border in voxels,
-    negative inside, each side divided by its largest. A class that a patch lacks (or fills) has
-    no border: 1 (or -1) everywhere.
+    """(B, X, Y, Z) class indices -> distance to each class's border, (B, classes - 1, X, Y, Z).
+
+    In voxels, negative inside, each side divided by its largest. A class that a patch lacks (or
+    fills) has no border: 1 (or -1) everywhere.
     """
     from scipy.ndimage import distance_transform_edt
 

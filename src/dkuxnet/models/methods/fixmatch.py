@@ -1,5 +1,6 @@
-"""FixMatch (Sohn et al., NeurIPS 2020, arXiv 2001.07685) on voxels: what is surely seen in the
-weak view is taught in the strong one.
+"""FixMatch on voxels: confident pseudo-labels of the weak view teach the strong view.
+
+Source: Sohn et al., NeurIPS 2020, arXiv 2001.07685.
 """
 
 from dataclasses import dataclass
@@ -8,33 +9,36 @@ import torch
 from torch import Tensor
 
 from dkuxnet.core.types import Batch
-from dkuxnet.models.methods.base import Method, Share, Weight, all_patches, probabilities
+from dkuxnet.models.methods.base import Method, all_patches, probabilities
 from dkuxnet.models.methods.losses import consistency_loss
+from dkuxnet.models.methods.options import MethodOptions, Share, Weight
 
 
-class FixMatch(Method):
-    """L_seg + w_qd L_qd + w (cross-entropy of the strong view against the weak view's hard
-    decision, where that is sure).
+@dataclass(frozen=True)
+class FixMatchOptions(MethodOptions):
+    """w: weight of the pseudo-labels. threshold: least probability of one that counts."""
+
+    w: Weight = 1.0
+    threshold: Share = 0.95
+
+
+class FixMatch(Method[FixMatchOptions]):
+    """L_seg + w_qd L_qd + w L_pseudo.
+
+    L_pseudo: the cross-entropy of the strong view against the weak view's pseudo-label, in voxels
+    where that is confident.
     """
 
-    @dataclass(frozen=True)
-    class Options:
-        """w: weight of the pseudo labels. threshold: least probability of a decision that counts.
-        w_qd: weight of the query loss.
-        """
-
-        w: Weight = 1.0
-        threshold: Share = 0.95
-        w_qd: Weight = 0.1
+    Options = FixMatchOptions
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         network, options = self.networks[0], self.options
         output = network(all_patches(batch, "strong"))
-        losses = self.supervision([output], batch.labelled.label, options.w_qd)
+        losses = self.supervision([output], batch.label)
         if batch.unlabelled is not None:
             with torch.no_grad():
                 target = probabilities(network(batch.unlabelled.weak))
-            strong = probabilities(output)[len(batch.labelled.label) :]
+            strong = probabilities(output)[len(batch.label) :]
             losses["pseudo"] = options.w * consistency_loss(
                 strong, target, "pseudo", "strong", options.threshold
             )

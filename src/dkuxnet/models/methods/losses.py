@@ -1,9 +1,12 @@
-"""The loss terms of method.md's equations, in three sections: segmentation, query, consistency.
+"""The terms of the losses, in three sections: segmentation, query, consistency.
 
 Every loss is a mean, so that no weight depends on the size of a patch, and is computed in float32.
+L_seg, L_qd, L_segc and L_qdc are the terms of Wu, Li, Zhang (ISBI 2024, arXiv 2311.12364).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +19,19 @@ from dkuxnet.core.types import Group, Output
 FLOOR = 1e-6
 
 
-# --- segmentation
-# ---------------------------------------------------------------------------------------------------
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, of one at least."""
+    return reduce(add, terms)
+
+
+# --- segmentation -------------------------------------------------------------------------------
 
 
 def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """1 - soft Dice, mean over the foreground classes; intersections are summed over the whole
-    batch, so that a patch without the organ does not count as a failure.
+    """1 - soft Dice, mean over the foreground classes.
+
+    Intersections are summed over the whole batch, so that a patch without the organ does not count
+    as a failure.
 
     prob, target: (B, K, X, Y, Z), target one-hot or soft. mask: (B, X, Y, Z), voxels that count.
     """
@@ -35,11 +44,10 @@ def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> 
 
 
 def segmentation_loss(logits: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
-    """L_seg: soft Dice + cross-entropy. logits (B, K, X, Y, Z), label (B, X, Y, Z) int64 in 0 .. K
-    - 1.
+    """L_seg: soft Dice + cross-entropy.
 
-    mask: (B, X, Y, Z), voxels that count: both terms are then over these alone; without any, the
-    loss is 0.
+    logits: (B, K, X, Y, Z). label: (B, X, Y, Z) int64 in 0 .. K - 1. mask: (B, X, Y, Z), voxels
+    that count: both terms are then over these alone; without any, the loss is 0.
     """
     logits = logits.float()
     dice = soft_dice_loss(logits.softmax(dim=1), one_hot(label, logits.shape[1]), mask)
@@ -58,13 +66,18 @@ def one_hot(label: Tensor, classes: int) -> Tensor:
     return F.one_hot(label, classes).movedim(-1, 1).float()
 
 
-# --- query
-# ----------------------------------------------------------------------------------------------------------
+# --- query --------------------------------------------------------------------------------------
+
+
+def group_probabilities(output: Output) -> Tensor:
+    """The grouped assignment in float32, (B, G, X, Y, Z). Raises ValueError without queries."""
+    if output.group_prob is None:
+        raise ValueError("this network has no queries, and so no grouped assignment")
+    return output.group_prob.float()
 
 
 def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Class indices -> group indices, (B, X, Y, Z) int64 -> same shape; `label` itself stays as it
-    is.
+    """Class indices -> group indices, (B, X, Y, Z) int64 -> same shape.
 
     Raises ValueError for a class that stands in no group.
     """
@@ -72,9 +85,8 @@ def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
     for index, group in enumerate(groups):
         table[list(group.classes)] = index
     merged = table[label]
-    if (
-        label.device.type == "cpu" and (merged < 0).any()
-    ):  # on a GPU this would halt the stream; prepared labels are checked
+    # on a GPU this check would halt the stream; prepared labels are checked
+    if label.device.type == "cpu" and (merged < 0).any():
         raise ValueError(
             f"label holds class {int(label[merged < 0][0])}, which stands in no group of {groups}"
         )
@@ -88,41 +100,39 @@ def query_loss(group_prob: Tensor, target: Tensor) -> Tensor:
     one-hot or shares. At a coarser scale it becomes the share of each group in the voxel's block,
     so that a small organ is not lost to sampling.
     """
-    if group_prob.shape[2:] != target.shape[2:]:
-        target = F.adaptive_avg_pool3d(target, group_prob.shape[2:])
+    x, y, z = group_prob.shape[2:]
+    if target.shape[2:] != (x, y, z):
+        target = F.adaptive_avg_pool3d(target, (x, y, z))
     return -(target * (group_prob.float() + FLOOR).log()).sum(dim=1).mean()
 
 
 def query_loss_all(
     output: Output, label: Tensor, groups: Sequence[Group], mask: Tensor | None = None
 ) -> Tensor:
-    """L_qd on the final assignment plus its mean over the kMaX layers, whose mask heads learn from
-    nothing else.
+    """L_qd of the final assignment plus the mean of L_qd over the kMaX layers.
 
-    mask: (B, X, Y, Z), voxels whose label counts; a coarse voxel counts by their share in its
-    block.
+    The mask heads of the layers learn from nothing else.
+
+    label: (B, X, Y, Z) int64. mask: (B, X, Y, Z), voxels whose label counts; a coarse voxel counts
+    by their share in its block.
     """
     target = one_hot(merge_label(label, groups), len(groups))
-    share = 1.0
     if mask is not None:
-        target, share = target * mask.unsqueeze(1), mask.float().mean().clamp_min(FLOOR)
-    loss = query_loss(output.group_prob, target)
+        target = target * mask.unsqueeze(1)
+    loss = query_loss(group_probabilities(output), target)
     if output.layer_group_prob:
-        loss = (
-            loss
-            + torch.stack([query_loss(layer, target) for layer in output.layer_group_prob]).mean()
-        )
-    return loss / share
+        layers = [query_loss(layer, target) for layer in output.layer_group_prob]
+        loss = loss + torch.stack(layers).mean()
+    return loss if mask is None else loss / mask.float().mean().clamp_min(FLOOR)
 
 
-# --- consistency
-# ----------------------------------------------------------------------------------------------------
+# --- consistency --------------------------------------------------------------------------------
 # Each form maps (student, target, mask): distributions (B, K, X, Y, Z) and the voxels that count
 # (B, X, Y, Z), to a scalar.
 
 
 def squared_error(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error between the probabilities, the form of mean teachers."""
+    """Mean squared error between the probabilities, as for mean teachers."""
     return ((student - target).square().mean(dim=1) * mask).mean()
 
 
@@ -132,51 +142,50 @@ def kl_divergence(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((target * ratio).sum(dim=1) * mask).mean()
 
 
-def pseudo_label(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy against the target's hard decision: cross pseudo supervision (Chen et al.,
-    arXiv 2106.01226).
+def pseudo_label_cross_entropy(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy against the target's hard label.
+
+    Source: cross pseudo supervision, Chen et al., arXiv 2106.01226.
     """
-    chosen = student.gather(1, decision(target).unsqueeze(1)).squeeze(1)
+    chosen = student.gather(1, hard_label(target).unsqueeze(1)).squeeze(1)
     return (-(chosen + FLOOR).log() * mask).mean()
 
 
-def pseudo_dice(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Soft Dice against the target's hard decision, which weighs a small organ as much as a large
-    one.
-    """
-    return soft_dice_loss(student, one_hot(decision(target), target.shape[1]), mask)
+def pseudo_label_dice(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Soft Dice against the target's hard label: a small organ weighs as much as a large one."""
+    return soft_dice_loss(student, one_hot(hard_label(target), target.shape[1]), mask)
 
 
-def pseudo_both(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy and soft Dice against the target's hard decision: L_seg with a pseudo label."""
-    return pseudo_label(student, target, mask) + pseudo_dice(student, target, mask)
+def pseudo_label_both(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy and soft Dice against the target's hard label: L_seg with a pseudo-label."""
+    return pseudo_label_cross_entropy(student, target, mask) + pseudo_label_dice(
+        student, target, mask
+    )
 
 
-def decision(prob: Tensor) -> Tensor:
-    """The likeliest class of every voxel, (B, K, X, Y, Z) -> (B, X, Y, Z) int64; ten times as fast
-    on a CPU as argmax.
-    """
-    return prob.max(dim=1).indices
+def hard_label(prob: Tensor) -> Tensor:
+    """The most likely class of every voxel, (B, K, X, Y, Z) -> (B, X, Y, Z) int64."""
+    return prob.max(dim=1).indices  # on a CPU much faster than argmax
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mse": squared_error,
     "kl": kl_divergence,
-    "pseudo": pseudo_label,
-    "pseudo-dice": pseudo_dice,
-    "pseudo-both": pseudo_both,
+    "pseudo": pseudo_label_cross_entropy,
+    "pseudo-dice": pseudo_label_dice,
+    "pseudo-both": pseudo_label_both,
 }
 
 
 def consistency_loss(
     strong: Tensor, weak: Tensor, form: str = "mse", gradient: str = "both", threshold: float = 0.0
 ) -> Tensor:
-    """Disagreement between the branches' distributions, L_segc on classes and L_qdc on groups.
+    """Disagreement between two distributions: L_segc on classes, L_qdc on groups.
 
-    strong, weak: (B, K, X, Y, Z), from the branch with the strong view and from the one with the
-    weak view. form: a key of FORMS. gradient: "both" branches learn (the paper's double arrow), or
-    only the "strong" one, the weak being its teacher. threshold: a voxel counts where its target's
-    largest probability reaches it.
+    strong, weak: (B, K or G, X, Y, Z), from the branch with the strong view and from the one with
+    the weak view. form: a key of FORMS. gradient: "both" branches learn (the paper's double arrow),
+    or only the "strong" one, the weak being its teacher. threshold: a voxel counts where the
+    target's largest probability reaches it.
     """
     strong, weak = strong.float(), weak.float()
 

@@ -12,8 +12,9 @@ from torch import Tensor
 def random_boxes(
     count: int, size: Sequence[int], edge_share: float, device: torch.device
 ) -> Tensor:
-    """(count, 1, X, Y, Z) bool: in every patch one box of `edge_share` of each edge, anywhere
-    inside.
+    """One box in each patch, `edge_share` of every edge, anywhere inside: (count, 1, X, Y, Z) bool.
+
+    size: X, Y, Z of a patch.
     """
     boxes = torch.zeros(count, 1, *size, dtype=torch.bool, device=device)
     for box in boxes[:, 0]:
@@ -25,7 +26,8 @@ def random_boxes(
 
 
 def paste(inside: Tensor, outside: Tensor, boxes: Tensor) -> Tensor:
-    """`inside` where the box is, `outside` elsewhere: images (B, C, X, Y, Z) or labels (B, X, Y,
-    Z), boxes (B, 1, X, Y, Z).
+    """`inside` where the box is, `outside` elsewhere.
+
+    Both are images (B, C, X, Y, Z) or labels (B, X, Y, Z); boxes: (B, 1, X, Y, Z) bool.
     """
     return torch.where(boxes if inside.ndim == boxes.ndim else boxes[:, 0], inside, outside)

@@ -1,5 +1,4 @@
-"""Organs made larger or smaller within their surroundings: the variety of sizes that a handful of
-labelled scans lacks.
+"""Organs enlarged or shrunk: the variety of sizes that a handful of labelled scans lacks.
 
 A displacement along the slope of the smoothed organ is the idea of Kovacs et al. (MICCAI 2023,
 arXiv 2309.03652), who move the neighbours of an organ and so deform it; here the organ itself grows
@@ -7,6 +6,7 @@ or shrinks.
 """
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +14,25 @@ from torch import Tensor
 
 from dkuxnet.models.methods.blur import gaussian_blur
 
+Volume = TypeVar("Volume", float, Tensor)
+
 # Standard deviation of the smoothing over the largest displacement. Of a flat outline neighbouring
-# voxels are then read at most
-# 0.4 voxels closer or further apart than they lie, of a curved one a little more: nothing folds
+# voxels are then read at most 0.4 voxels closer or further apart than they lie, of a curved one a
+# little more: nothing folds
 SMOOTHNESS = 1.5
 
 
 def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tensor:
-    """Where every voxel is to be read from so that the organ's outline moves.
+    """The displacement field that moves an organ's outline, (B, 3, X, Y, Z) voxels along X, Y, Z.
 
-    organ: (B, 1, X, Y, Z) from 0 to 1, what is organ. outwards: (B,) from -1 to 1, how far its
-    outline moves, of the largest displacement, which is `share` of the radius of a ball as large as
-    all that is organ. -> (B, 3, X, Y, Z) voxels along X, Y, Z. A flat outline moves by 0.85 of the
-    largest at most (its new place is read from further in, where the displacement is already
-    smaller), that of a ball with a share of 0.25 by 0.17 of its radius outwards and 0.23 inwards;
-    what is small or thin beside the rest dissolves in the smoothing and moves less. Counted in
-    voxels, whatever their edges.
+    organ: (B, 1, X, Y, Z) from 0 to 1. outwards: (B,) from -1 to 1, how far the outline moves, as a
+    share of the largest displacement, which is `share` of the radius of a ball as large as the
+    organ. See `warp` for the direction: a voxel is read from where its displacement points.
+
+    A flat outline moves by 0.85 of the largest displacement at most (its new place is read from
+    further in, where the field is already weaker), that of a ball with a share of 0.25 by 0.17 of
+    its radius outwards and 0.23 inwards; what is small or thin beside the rest dissolves in the
+    smoothing and moves less. All is counted in voxels, whatever their edges.
     """
     sigma = SMOOTHNESS * share * ball_radius(organ.sum(dim=(1, 2, 3, 4)))
     # as far as the smoothing of a patch full of organ would reach: to ask how wide this one is
@@ -41,31 +44,30 @@ def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tenso
     return (outwards * sigma / SMOOTHNESS * steepest).view(-1, 1, 1, 1, 1) * slope
 
 
-def ball_radius(volume: float | Tensor) -> float | Tensor:
-    """Of a volume in voxels, in voxels."""
-    return (volume * 3 / (4 * math.pi)) ** (1 / 3)
+def ball_radius(volume: Volume) -> Volume:
+    """The radius in voxels of a ball of `volume` voxels."""
+    radius: Volume = (volume * 3 / (4 * math.pi)) ** (1 / 3)
+    return radius
 
 
-def displaced(values: Tensor, displacement: Tensor) -> Tensor:
-    """(B, C, X, Y, Z) read, linearly, where `displacement` (B, 3, X, Y, Z), in voxels, says; the
-    border goes on outside.
+def warp(values: Tensor, displacement: Tensor) -> Tensor:
+    """Read each voxel of (B, C, X, Y, Z) from where its displacement points, linearly interpolated.
+
+    displacement: (B, 3, X, Y, Z) voxels. Beyond the border the last voxel is repeated.
     """
-    with torch.autocast(
-        values.device.type, enabled=False
-    ):  # places in bfloat16 would be off by a tenth of a voxel
+    # in bfloat16 the places would be off by a tenth of a voxel
+    with torch.autocast(values.device.type, enabled=False):
         identity = torch.eye(3, 4, device=values.device).expand(len(values), 3, 4)
         grid = F.affine_grid(identity, list(values.shape), align_corners=False)
-        return F.grid_sample(
-            values, grid + in_half_sizes(displacement), padding_mode="border", align_corners=False
-        )
+        grid = grid + grid_offsets(displacement)
+        return F.grid_sample(values, grid, padding_mode="border", align_corners=False)
 
 
-def in_half_sizes(displacement: Tensor) -> Tensor:
-    """(B, 3, X, Y, Z) voxels -> (B, X, Y, Z, 3) as `grid_sample` counts: in half sizes and in
-    reverse axis order.
+def grid_offsets(displacement: Tensor) -> Tensor:
+    """Displacement in voxels -> in the units of `grid_sample`, (B, 3, X, Y, Z) -> (B, X, Y, Z, 3).
+
+    Its units are half the size of the map, its axes in reverse order.
     """
-    along = [
-        part * (2 / n)
-        for part, n in zip(displacement.unbind(1), displacement.shape[2:], strict=True)
-    ]
+    sizes = displacement.shape[2:]
+    along = [part * (2 / n) for part, n in zip(displacement.unbind(1), sizes, strict=True)]
     return torch.stack(along[::-1], dim=-1)

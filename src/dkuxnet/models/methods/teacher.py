@@ -1,9 +1,9 @@
-"""What methods with a teacher share: a moving average of the student's weights that no gradient
-reaches, and organs that grow and shrink between what it sees and what it teaches.
-"""
+"""What methods with a teacher share: the moving average (EMA) of a student, and its targets."""
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,27 @@ from torch import Tensor, nn
 from dkuxnet.core.types import NetworkShape, Views
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import Method
-from dkuxnet.models.methods.outline import displaced, outline_displacement
+from dkuxnet.models.methods.options import Decay, MethodOptions
+from dkuxnet.models.methods.outline import outline_displacement, warp
 
 
-class TeacherMethod(Method):
-    """A student, `networks[0]`, and its `teacher`.
+@dataclass(frozen=True)
+class TeacherOptions(MethodOptions):
+    """decay: of the teacher's moving average. predict: which of the two predicts."""
 
-    Options have `decay` of the moving average and `predict`, who answers.
-    """
+    decay: Decay = 0.99
+    predict: Literal["teacher", "student"] = "teacher"
 
-    def __init__(self, networks: Sequence[nn.Module], options: Method.Options, shape: NetworkShape):
+
+TeacherOptionsT = TypeVar("TeacherOptionsT", bound=TeacherOptions)
+
+
+class TeacherMethod(Method[TeacherOptionsT]):
+    """A student, `networks[0]`, and its `teacher`, which no gradient reaches."""
+
+    def __init__(
+        self, networks: Sequence[nn.Module], options: TeacherOptionsT, shape: NetworkShape
+    ):
         super().__init__(networks, options, shape)
         self.teacher = copy.deepcopy(self.networks[0]).requires_grad_(False)
 
@@ -32,22 +43,22 @@ class TeacherMethod(Method):
 
 
 @torch.no_grad()
-def taught(
-    patches: Views, answer: Callable[[Tensor], dict[str, Tensor]], outline: float
+def teacher_targets(
+    patches: Views, predict: Callable[[Tensor], dict[str, Tensor]], outline: float
 ) -> tuple[Views, dict[str, Tensor]]:
-    """The unlabelled patches to learn from, and what the teacher says of them.
+    """The unlabelled patches for the student, and the teacher's targets on them.
 
-    answer: weak views -> maps (B, C, X, Y, Z) by name, the class probabilities first. outline: how
-    far the outline of the foreground that these show moves at most, in both views and in every map;
-    see `outline.outline_displacement`. 0: it stays.
+    predict: the teacher, weak views (B, C, X, Y, Z) -> maps (B, C', X, Y, Z) by name, the class
+    probabilities first. outline: how far the outline of the foreground that these show moves at
+    most, in both views and in every map, see `outline.outline_displacement`; 0: nothing moves.
     """
     if not outline:
-        return patches, answer(patches.weak)
+        return patches, predict(patches.weak)
     # drawn before a teacher may draw: where processes share the patches, each runs its own, and all
     # must agree
     outwards = 2 * torch.rand(len(patches.weak), device=patches.weak.device) - 1
-    maps = answer(patches.weak)
+    maps = predict(patches.weak)
     foreground = 1 - next(iter(maps.values()))[:, :1]
     displacement = outline_displacement(foreground, outwards, outline)
-    views = Views(displaced(patches.weak, displacement), displaced(patches.strong, displacement))
-    return views, {name: displaced(each, displacement) for name, each in maps.items()}
+    views = Views(warp(patches.weak, displacement), warp(patches.strong, displacement))
+    return views, {name: warp(each, displacement) for name, each in maps.items()}

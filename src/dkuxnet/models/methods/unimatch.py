@@ -1,10 +1,11 @@
-"""UniMatch (Yang et al., CVPR 2023, arXiv 2208.09910): FixMatch with two strong streams and one of
-perturbed features.
+"""UniMatch: FixMatch with two strong streams and one of perturbed features.
+
+Source: Yang et al., CVPR 2023, arXiv 2208.09910.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,34 +13,40 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape
-from dkuxnet.models.methods.base import Edge, Method, Share, Weight, probabilities
+from dkuxnet.models.methods.base import EncoderDecoder, Method, probabilities
 from dkuxnet.models.methods.losses import consistency_loss
 from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.options import Edge, MethodOptions, Share, Weight
 
 
-class UniMatch(Method):
-    """L_seg + w_qd L_qd + w (1/4 of each strong stream + 1/2 of the feature stream against the
-    weak view's sure decisions).
+@dataclass(frozen=True)
+class UniMatchOptions(MethodOptions):
+    """w: weight of the three streams. threshold: least probability of a pseudo-label that counts.
 
-    Both strong streams are CutMix of the batch's strong views, with boxes of their own (the paper
-    also draws the intensities twice; a batch has one strong view). The feature stream decodes the
-    weak view's features after channel dropout.
+    box: edge of the CutMix box as a share of the patch's. dropout: share of feature channels
+    dropped.
     """
 
-    @dataclass(frozen=True)
-    class Options:
-        """w: weight of the three streams. threshold: least probability of a decision that counts.
-        box: edge of the CutMix box as a share of the patch's. dropout: share of feature
-        channels dropped. w_qd: weight of the query loss.
-        """
+    w: Weight = 1.0
+    threshold: Share = 0.95
+    box: Edge = 0.5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
-        w: Weight = 1.0
-        threshold: Share = 0.95
-        box: Edge = 0.5
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-        w_qd: Weight = 0.1
 
-    def __init__(self, networks: Sequence[nn.Module], options: Options, shape: NetworkShape):
+class UniMatch(Method[UniMatchOptions]):
+    """L_seg + w_qd L_qd + w (1/4 of each strong stream + 1/2 of the feature stream).
+
+    Every stream learns from the weak view's confident pseudo-labels. Both strong streams are CutMix
+    of the batch's strong views, with boxes of their own (the paper also draws the intensities
+    twice; a batch has one strong view). The feature stream decodes the weak view's features after
+    channel dropout.
+    """
+
+    Options = UniMatchOptions
+
+    def __init__(
+        self, networks: Sequence[nn.Module], options: UniMatchOptions, shape: NetworkShape
+    ):
         super().__init__(networks, options, shape)
         if not hasattr(networks[0], "decode"):
             raise ValueError(
@@ -50,29 +57,28 @@ class UniMatch(Method):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         network, options, labelled = self.networks[0], self.options, batch.labelled
         if batch.unlabelled is None:
-            return self.supervision([network(labelled.strong)], labelled.label, options.w_qd)
+            return self.supervision([network(labelled.strong)], batch.label)
+        halves = cast(EncoderDecoder, network)
         weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
         count = len(weak)
-        features = network.encoder(weak)
+        features = halves.encoder(weak)
         with torch.no_grad():
-            target = probabilities(network.decode(weak, features))
+            target = probabilities(halves.decode(weak, features))
         boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in range(2)]
         streams = [paste(strong.roll(1, 0), strong, box) for box in boxes]
         output = network(torch.cat([labelled.strong, *streams]))
-        losses = self.supervision([output], labelled.label, options.w_qd)
+        losses = self.supervision([output], batch.label)
         perturbed = [F.dropout3d(each, options.dropout) for each in features]
 
-        def follow(prob: Tensor, target: Tensor) -> Tensor:
+        def pseudo_label_loss(prob: Tensor, target: Tensor) -> Tensor:
             return consistency_loss(prob, target, "pseudo", "strong", options.threshold)
 
-        cut = [
-            follow(prob, paste(target.roll(1, 0), target, box))
-            for prob, box in zip(
-                probabilities(output)[len(labelled.label) :].split(count), boxes, strict=True
-            )
-        ]
-        losses["strong"] = options.w * (cut[0] + cut[1]) / 4
-        losses["features"] = (
-            options.w * follow(probabilities(network.decode(weak, perturbed)), target) / 2
+        probs = torch.split(probabilities(output)[len(batch.label) :], count)
+        one, two = (
+            pseudo_label_loss(prob, paste(target.roll(1, 0), target, box))
+            for prob, box in zip(probs, boxes, strict=True)
         )
+        of_features = pseudo_label_loss(probabilities(halves.decode(weak, perturbed)), target)
+        losses["strong"] = options.w * (one + two) / 4
+        losses["features"] = options.w * of_features / 2
         return losses

@@ -2,11 +2,12 @@
 
 Each entry is a builder `(NetworkShape, options: dict) -> nn.Module` whose forward returns `Output`.
 
-What a network may offer besides, and some methods ask for:
+Some methods ask for more, which a network may offer:
 - `has_queries = True`: its `Output` carries grouped assignments;
-- `encoder(image) -> features` and `decode(image, features) -> Output`, where features are tensors (B, C, x, y, z): decoders
-  can share an encoder, and features can be perturbed on their way;
-- `voxel_channels` and `Output.features`: voxel features at full resolution, on which a method can put a head of its own.
+- `encoder(image) -> features` and `decode(image, features) -> Output`, where features are tensors
+  (B, C, x, y, z): decoders can share an encoder, and features can be perturbed on their way;
+- `voxel_channels` and `Output.features`: voxel features at full resolution, on which a method can
+  put a head of its own.
 The dk-uxnet, uxnet and vnet families offer the last two.
 """
 

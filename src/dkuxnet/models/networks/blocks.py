@@ -7,41 +7,38 @@ from torch import Tensor, nn
 from dkuxnet.models.networks.cpu import fused, predicting
 
 
-class ChannelLayerNorm(nn.Module):
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The parameters of a norm or of a convolution with a bias."""
+    weight, bias = layer.parameters()
+    return weight, bias
+
+
+class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of every voxel, (B, C, X, Y, Z) -> same.
 
     Independent of batch mates and patch size.
     """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         # in channels-last memory this permutation is a view, and the norm reads contiguous channels
-        x = F.layer_norm(
-            x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight, self.bias, eps=1e-6
-        )
-        return x.permute(0, 4, 1, 2, 3)
+        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(nn.GroupNorm):
     """Instance norm with gain and bias, (B, C, X, Y, Z) -> same.
 
-    Holds at batch 1, and no device needs another's batch.
-
-    Unlike `nn.InstanceNorm3d` it accepts a single voxel (a 16-voxel patch at stride 16), which it
-    maps to the bias.
+    It works at batch 1, and no device needs another's batch. Unlike torch's it accepts a single
+    voxel (a patch of 16 voxels at stride 16), which it maps to the bias.
     """
 
     def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, channels, fused.EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.group_norm(x, x.shape[1], self.weight, self.bias, fused.EPSILON)
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -51,21 +48,19 @@ class DepthwiseConv3d(nn.Conv3d):
         super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            fused.DepthwiseConv.apply(x, self.weight, self.bias)
-            if fused.applies(x)
-            else super().forward(x)
-        )
+        if fused.applies(x):
+            return fused.depthwise_conv(x, *weight_and_bias(self))
+        return super().forward(x)
 
 
 class Conv1x1x1(nn.Conv3d):
-    """Each voxel's channels, mapped alike: (B, C, X, Y, Z) -> (B, C', X, Y, Z)."""
+    """The same linear map at every voxel, (B, C, X, Y, Z) -> (B, C', X, Y, Z)."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fused.pointwise(x, self.weight, self.bias)
+        return fused.conv1x1x1(x, self.weight, self.bias)
 
 
 class Conv3x3x3(nn.Conv3d):
@@ -75,12 +70,13 @@ class Conv3x3x3(nn.Conv3d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return fused.conv((x,), self.weight) if self.training else super().forward(x)
+        return fused.conv3x3x3((x,), self.weight) if self.training else super().forward(x)
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch for whole samples with probability `rate` while training (Huang et
-    al., 2016).
+    """Drops a residual branch (B, C, X, Y, Z) for whole samples while training.
+
+    rate: probability of a drop. Source: Huang et al., "Deep Networks with Stochastic Depth" (2016).
     """
 
     def __init__(self, rate: float):
@@ -95,8 +91,9 @@ class StochasticDepth(nn.Module):
 
 
 class UXBlock(nn.Module):
-    """3D UX-Net's block: large depthwise kernel, then a depthwise expansion x4 and back, in a
-    scaled residual.
+    """3D UX-Net's block, (B, C, X, Y, Z) -> same.
+
+    A large depthwise kernel, then a depthwise expansion x4 and back, in a scaled residual.
 
     Source: Lee et al., "3D UX-Net" (arXiv 2209.15076), Figure 2: the pointwise convolutions have
     groups = channels.
@@ -112,23 +109,23 @@ class UXBlock(nn.Module):
         self.drop = StochasticDepth(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x)
+        y: Tensor = self.depthwise(x)
+        norm, expand, project = map(weight_and_bias, (self.norm, self.expand, self.project))
         if not self.training and predicting.applies(y):
-            pairs = ((part.weight, part.bias) for part in (self.norm, self.expand, self.project))
-            return predicting.ux_tail(x, y, *pairs, self.scale)
+            return predicting.ux_block_tail(x, y, norm, expand, project, self.scale)
         y = self.norm(y)
         if fused.applies(y):
-            y = fused.PointwiseExpansion.apply(
-                y, self.expand.weight, self.expand.bias, self.project.weight, self.project.bias
-            )
+            y = fused.pointwise_expansion(y, expand, project)
         else:
             y = self.project(F.gelu(self.expand(y)))  # (B, C, ...) -> (B, 4C, ...) -> (B, C, ...)
-        return x + self.drop(self.scale * y)
+        residual: Tensor = self.drop(self.scale * y)
+        return x + residual
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions with instance norms and a residual, which is projected where the
-    width changes.
+    """Two 3x3x3 convolutions with instance norms in a residual, (B, C, X, Y, Z) -> (B, C', ...).
+
+    Where the width changes, the residual goes through a 1x1x1 convolution and a norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -137,7 +134,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = InstanceNorm(out_channels)
         self.conv2 = Conv3x3x3(out_channels, out_channels)
         self.norm2 = InstanceNorm(out_channels)
-        self.skip = nn.Identity()
+        self.skip: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.skip = nn.Sequential(
                 Conv1x1x1(in_channels, out_channels, bias=False), InstanceNorm(out_channels)
@@ -145,17 +142,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """parts: maps (B, C, X, Y, Z), whose channels are joined."""
-        third = [] if isinstance(self.skip, nn.Identity) else self.skip
-        pairs = [(self.conv1, self.norm1), (self.conv2, self.norm2), *([third] if third else [])]
-        parameters = [p for conv, norm in pairs for p in (conv.weight, norm.weight, norm.bias)]
+        # the parameters are in the order of their layers: a weight, a gain and a bias each
         if fused.applies(parts[0]):
-            return fused.ResidualBlock.apply(len(parts), *parts, *parameters)
+            return fused.residual_block(parts, list(self.parameters()))
         if not self.training and predicting.applies(parts[0]):
-            return predicting.residual_block(parts, *parameters)
+            return predicting.residual_block(parts, list(self.parameters()))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        y = F.leaky_relu(
-            self.norm1(self.conv1(x)), fused.SLOPE, inplace=True
-        )  # no gradient needs what the norm gave
+        y = self.norm1(self.conv1(x))
+        y = F.leaky_relu(y, fused.SLOPE, inplace=True)  # no gradient needs the norm's result
         y = self.norm2(self.conv2(y))
         return F.leaky_relu(y + self.skip(x), fused.SLOPE, inplace=True)
 
@@ -169,4 +163,6 @@ class UpBlock(nn.Module):
         self.mix = ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.mix(self.up(x), skip)  # (B, out, 2x, 2y, 2z) each -> the same
+        """(B, C, x, y, z) and the skip (B, C', 2x, 2y, 2z) -> as the skip."""
+        mixed: Tensor = self.mix(self.up(x), skip)
+        return mixed

@@ -1,6 +1,4 @@
-"""Groups of queries: background, organ, tumour (the paper), or what the classes of a data set ask
-for.
-"""
+"""Groups of queries: background, organ, tumour in the paper; here what the classes ask for."""
 
 from collections.abc import Sequence
 
@@ -18,8 +16,8 @@ def default_groups(class_names: Sequence[str], queries: int) -> tuple[Group, ...
 
     Classes named like a tumour form the group "tumour", all other foreground the group "organ"; a
     group without a class is left out, so that no query is dead. The background gets half of the
-    queries, the other groups share the rest. Raises UserError where `queries` does not give every
-    group at least one.
+    queries, the other groups share the rest. Raises UserError where there are too few queries for
+    every group to get one, or no foreground class.
     """
     tumour = [
         k
@@ -47,15 +45,12 @@ def default_groups(class_names: Sequence[str], queries: int) -> tuple[Group, ...
 
 
 def check_groups(groups: Sequence[Group], classes: int) -> None:
-    """Raise UserError unless every class 0 .. classes - 1 is in exactly one group and every group
-    owns a query.
-    """
+    """Raise UserError unless the groups split the classes 0 .. classes - 1 and each has queries."""
     for group in groups:
         if group.queries < 1 or not group.classes:
             raise UserError(
                 f"group '{group.name}' has {group.queries} queries and classes "
-                f"{list(group.classes)}: "
-                "a group needs at least one of each"
+                f"{list(group.classes)}: a group needs at least one of each"
             )
     listed = sorted(k for group in groups for k in group.classes)
     if listed != list(range(classes)):
@@ -66,15 +61,13 @@ def check_groups(groups: Sequence[Group], classes: int) -> None:
 
 
 def grouped_assignment(assignment: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Sum of a voxel's assignment over the queries of each group: (B, N, x, y, z) -> (B, G, x, y,
-    z).
+    """Sum the assignment over the queries of each group: (B, N, x, y, z) -> (B, G, x, y, z).
 
-    `assignment` is the softmax over queries, so that the groups' shares are a distribution at every
-    voxel.
+    `assignment` is a softmax over the queries, so that the result is a distribution over the groups
+    at every voxel.
 
     Source: MaxQuery's query-distribution loss (arXiv 2304.00212), Equation 3, on groups of settable
     size.
     """
-    return torch.stack(
-        [part.sum(dim=1) for part in assignment.split([g.queries for g in groups], dim=1)], dim=1
-    )
+    parts = torch.split(assignment, [group.queries for group in groups], dim=1)
+    return torch.stack([part.sum(dim=1) for part in parts], dim=1)

@@ -1,5 +1,6 @@
-"""The residual decoder: skips from the image and every encoder stage, a bottleneck, four up
-blocks.
+"""The residual decoder: skips from the image and every encoder stage, a bottleneck, four up blocks.
+
+Source: Lee et al., "3D UX-Net" (arXiv 2209.15076), Figure 1.
 """
 
 from collections.abc import Sequence
@@ -12,22 +13,20 @@ from dkuxnet.models.networks.blocks import ResidualBlock, UpBlock
 
 
 class ResidualDecoder(nn.Module):
-    """Image and encoder features -> voxel features from coarse to fine.
+    """Image and encoder features -> voxel features, coarse to fine.
 
-    forward(image (B, C, X, Y, Z), features at strides 2, 4, 8, 16) returns five maps at strides 16,
-    8, 4, 2, 1 with `self.channels`: twice the last width (768 in the paper), then the widths
-    backwards (384, 192, 96, 48).
+    channels: of the five maps, twice the last width (768 in the paper), then the widths backwards
+    (384, 192, 96, 48).
 
-    recompute: in training keep what goes into a block, not what happens in it, and compute that
-    again in the backward pass: less memory, more time, the same gradients (Chen et al., arXiv
-    1604.06174).
+    recompute: activation checkpointing, block by block: less memory and more time in training, the
+    same gradients (Chen et al., arXiv 1604.06174).
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int], recompute: bool = False):
         super().__init__()
         self.recompute = recompute
         self.channels = (2 * widths[-1], *reversed(widths))
-        sources = (in_channels, *widths[:-1])  # what the skips at strides 1, 2, 4, 8 are made of
+        sources = (in_channels, *widths[:-1])  # channels of the skips' inputs at strides 1, 2, 4, 8
         self.skips = nn.ModuleList(
             ResidualBlock(s, w) for s, w in zip(sources, widths, strict=True)
         )
@@ -37,6 +36,7 @@ class ResidualDecoder(nn.Module):
         )
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """(B, C, X, Y, Z) and maps at strides 2, 4, 8, 16 -> maps at strides 16, 8, 4, 2, 1."""
         skips = [
             self._run(skip, x) for skip, x in zip(self.skips, (image, *features[:-1]), strict=True)
         ]
@@ -46,8 +46,9 @@ class ResidualDecoder(nn.Module):
         return maps
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        return (
-            checkpoint(block, *inputs, use_reentrant=False)
-            if self.recompute and self.training
-            else block(*inputs)
-        )
+        output: Tensor
+        if self.recompute and self.training:
+            output = checkpoint(block, *inputs, use_reentrant=False)
+        else:
+            output = block(*inputs)
+        return output

@@ -1,13 +1,35 @@
-"""The encoder of 3D UX-Net (Lee et al., arXiv 2209.15076): large depthwise kernels at strides 2,
-4, 8 and 16.
+"""The encoder of 3D UX-Net: large depthwise kernels at strides 2, 4, 8 and 16.
+
+Source: Lee et al., "3D UX-Net" (arXiv 2209.15076), Figure 2.
 """
 
-import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from dkuxnet.models.networks.blocks import ChannelLayerNorm, UXBlock
+
+Width = Annotated[int, Field(ge=1, le=8192)]
+Depth = Annotated[int, Field(ge=0, le=128)]
+
+
+@dataclass(frozen=True)
+class UXNetOptions:
+    """Sizes of the encoder and of the decoder beside it; the defaults are the published ones.
+
+    widths: channels of the encoder's stages at strides 2, 4, 8, 16. depths: blocks of each stage.
+    drop_rate: of stochastic depth in the last block, from 0 in the first. layer_scale: initial
+    scale of the residuals. recompute: less memory in training for more time, see `ResidualDecoder`.
+    """
+
+    widths: tuple[Width, Width, Width, Width] = (48, 96, 192, 384)
+    depths: tuple[Depth, Depth, Depth, Depth] = (2, 2, 2, 2)
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    layer_scale: Annotated[float, Field(allow_inf_nan=False)] = 1e-6
+    recompute: bool = False
 
 
 class UXNetEncoder(nn.Module):
@@ -16,30 +38,21 @@ class UXNetEncoder(nn.Module):
     X, Y, Z divisible by 16.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        widths: Sequence[int] = (48, 96, 192, 384),
-        depths: Sequence[int] = (2, 2, 2, 2),
-        drop_rate: float = 0.0,
-        layer_scale: float = 1e-6,
-    ):
+    def __init__(self, in_channels: int, options: UXNetOptions):
         super().__init__()
-        blocks = sum(depths)
-        rates = iter(
-            [drop_rate * i / max(blocks - 1, 1) for i in range(blocks)]
-        )  # deeper blocks drop more often
+        widths, blocks = options.widths, sum(options.depths)
+        rates = iter([options.drop_rate * i / max(blocks - 1, 1) for i in range(blocks)])
         stem = nn.Sequential(
             nn.Conv3d(in_channels, widths[0], 7, stride=2, padding=3), ChannelLayerNorm(widths[0])
         )
         self.reduce = nn.ModuleList([stem])
-        for before, after in itertools.pairwise(widths):
+        for before, after in pairwise(widths):
             self.reduce.append(
                 nn.Sequential(ChannelLayerNorm(before), nn.Conv3d(before, after, 2, stride=2))
             )
         self.stages = nn.ModuleList(
-            nn.Sequential(*[UXBlock(width, next(rates), layer_scale) for _ in range(depth)])
-            for width, depth in zip(widths, depths, strict=True)
+            nn.Sequential(*[UXBlock(width, next(rates), options.layer_scale) for _ in range(depth)])
+            for width, depth in zip(widths, options.depths, strict=True)
         )
         self.norms = nn.ModuleList(ChannelLayerNorm(width) for width in widths)
 

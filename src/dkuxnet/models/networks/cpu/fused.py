@@ -1,21 +1,24 @@
-"""Parts of the network whose training is fast and small on a CPU: forward and backward written
-out, float32.
+"""Parts of the network that train fast and small on a CPU: forward and backward written out.
 
-On a CPU a large map costs by how often it is read, written and kept. Composed of torch's
+On a CPU a large feature map costs by how often it is read, written and kept. Composed of torch's
 operations, a residual block keeps five maps for its backward pass and the pointwise half of a UX
 block nine; here they keep four and one, and compute the others again: sums and products, never a
 3x3x3 or 7x7x7 convolution.
 
-Tensors are (B, C, X, Y, Z) in channels-last memory. None of these can be differentiated twice.
+Tensors are (B, C, X, Y, Z) float32 in channels-last memory; V is XYZ. None of these functions can
+be differentiated twice.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import islice
+from operator import add
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import Function, once_differentiable
 
 from dkuxnet.models.networks.cpu import winograd
 
@@ -25,35 +28,66 @@ CHUNK = 4096  # voxels
 
 
 def applies(x: Tensor) -> bool:
-    """Whether the parts here may stand in for torch's operations."""
+    """Whether the functions here may stand in for torch's operations."""
     return (
         x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     )
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1x1 convolution as a product of matrices: torch's own takes five times as long in
-    channels-last memory, which it copies into the other layout. weight: (C', C, 1, 1, 1).
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A depthwise convolution of odd kernel that keeps the size, (B, C, X, Y, Z) -> same.
+
+    weight: (C, 1, k, k, k). bias: (C,).
+    """
+    return _apply(_DepthwiseConv, x, weight, bias)
+
+
+def pointwise_expansion(x: Tensor, expand: Sequence[Tensor], project: Sequence[Tensor]) -> Tensor:
+    """Each channel expanded to E, GELU, and projected back to one, (B, C, X, Y, Z) -> same.
+
+    expand: weight (E C, 1, 1, 1, 1) and bias (E C,). project: weight (C, E, 1, 1, 1) and bias (C,).
+    """
+    return _apply(_PointwiseExpansion, x, *expand, *project)
+
+
+def residual_block(inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Two 3x3x3 convolutions with instance norms and leaky ReLUs, and a residual.
+
+    inputs: maps whose channels are joined; the joined map is only made where the convolution cannot
+    do without. parameters: weight, gain and bias of both convolutions and their norms, and of the
+    1x1x1 convolution of the residual if it has one. -> (B, C', X, Y, Z).
+    """
+    return _apply(_ResidualBlock, len(inputs), *inputs, *parameters)
+
+
+def _apply(function: type[Function], *inputs: Any) -> Tensor:
+    result: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's has no types
+    return result
+
+
+def conv1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1x1 convolution by a product of matrices, (B, C, X, Y, Z) -> (B, C', X, Y, Z).
+
+    torch's own copies channels-last memory into the other layout. weight: (C', C, 1, 1, 1).
     """
     return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
-class DepthwiseConv(torch.autograd.Function):
-    """(x, weight, bias) -> a depthwise convolution of odd kernel that keeps the size.
+class _DepthwiseConv(Function):
+    """See `depthwise_conv`.
 
-    torch's own backward of a 7x7x7 depthwise kernel takes 25 times as long as its forward. Both
-    gradients are themselves depthwise convolutions, and computed as such they take twice the
-    forward: a fifth of the tiny network's step less.
+    Both gradients of a depthwise convolution are themselves depthwise convolutions; computed as
+    such they are much faster than torch's own backward pass.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.conv3d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         batch, channels, *size = x.shape
         reach = weight.shape[-1] // 2
@@ -69,16 +103,17 @@ class DepthwiseConv(torch.autograd.Function):
         return grad_x, grad_weight.view(batch, *weight.shape).sum(dim=0), grad.sum(dim=(0, 2, 3, 4))
 
 
-class PointwiseExpansion(torch.autograd.Function):
-    """(x, weight (E C, 1, ...), bias (E C,), weight (C, E, ...), bias (C,)) -> each channel
-    expanded to E, GELU, back to one.
-
-    The E maps are made one after another, in both passes: none is kept.
-    """
+class _PointwiseExpansion(Function):
+    """See `pointwise_expansion`. The E maps are made one by one in both passes; none is kept."""
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor
+        ctx: Any,
+        x: Tensor,
+        expand: Tensor,
+        expand_bias: Tensor,
+        project: Tensor,
+        project_bias: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, expand, expand_bias, project)
         rows = x.permute(0, 2, 3, 4, 1)  # (B, X, Y, Z, C)
@@ -89,26 +124,25 @@ class PointwiseExpansion(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, expand, expand_bias, project = ctx.saved_tensors
         rows, grad = x.permute(0, 2, 3, 4, 1), grad.permute(0, 2, 3, 4, 1).contiguous()
         grad_x = torch.zeros_like(rows)
         sums = []
         for weight, bias, back in _columns(expand, expand_bias, project):
             hidden = torch.addcmul(bias, rows, weight)
-            grad_back = total(F.gelu(hidden).mul_(grad))
+            grad_back = _sum_rows(F.gelu(hidden).mul_(grad))
             grad_hidden = torch.ops.aten.gelu_backward(grad * back, hidden)
             grad_x.addcmul_(grad_hidden, weight)
-            sums.append((total(grad_hidden * rows), total(grad_hidden), grad_back))
-        weights, biases, backs = (
-            torch.stack(parts, dim=1) for parts in zip(*sums, strict=True)
-        )  # (C, E) each
+            sums.append((_sum_rows(grad_hidden * rows), _sum_rows(grad_hidden), grad_back))
+        # (C, E) each
+        weights, biases, backs = (torch.stack(parts, dim=1) for parts in zip(*sums, strict=True))
         return (
             grad_x.permute(0, 4, 1, 2, 3),
             weights.reshape(expand.shape),
             biases.reshape(expand_bias.shape),
             backs.reshape(project.shape),
-            total(grad),
+            _sum_rows(grad),
         )
 
 
@@ -119,131 +153,121 @@ def _columns(expand: Tensor, expand_bias: Tensor, project: Tensor) -> Iterator[t
     return zip(*(table.T.contiguous() for table in tables), strict=True)
 
 
-def total(rows: Tensor) -> Tensor:
-    """(..., C) -> (C,): as a product of matrices, several times as fast as torch's sum over other
-    than the last axis.
-    """
+def _sum_rows(rows: Tensor) -> Tensor:
+    """(..., C) -> (C,), by a product of matrices: torch's sum is slow over leading axes."""
     flat = rows.reshape(-1, rows.shape[-1])
     return flat.new_ones(1, len(flat)).mm(flat).squeeze(0)
 
 
-class ResidualBlock(torch.autograd.Function):
-    """(inputs, weight1, gain1, bias1, weight2, gain2, bias2[, weight3, gain3, bias3]) -> two 3x3x3
-    convolutions with instance norms and leaky ReLUs, and a residual, through a 1x1x1
-    convolution and a norm where there is a third.
-
-    Of several inputs the block is that of their channels joined; that map is not made where the
-    convolution can do without.
-    """
+class _ResidualBlock(Function):
+    """See `residual_block`. number: how many of the tensors are inputs."""
 
     @staticmethod
-    def forward(ctx, number: int, *inputs_and_parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, number: int, *inputs_and_parameters: Tensor) -> Tensor:
         inputs, parameters = inputs_and_parameters[:number], inputs_and_parameters[number:]
-        first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
+        first, second, *third = by_layer(parameters)
         ctx.split = [x.shape[1] for x in inputs]
-        if number > 1 and not winograd.pays(inputs[0], first[0]):
+        if number > 1 and not winograd.is_faster(inputs[0], first[0]):
             inputs = (torch.cat(inputs, dim=1),)
-        raw1 = conv(inputs, first[0])
-        y, *stats1 = normed(raw1, *first[1:])
-        raw2 = conv((F.leaky_relu_(y, SLOPE),), second[0])
+        raw1 = conv3x3x3(inputs, first[0])
+        y, *stats1 = _instance_norm(raw1, *first[1:])
+        raw2 = conv3x3x3((F.leaky_relu_(y, SLOPE),), second[0])
         del y
-        result, *stats2 = normed(raw2, *second[1:])
+        result, *stats2 = _instance_norm(raw2, *second[1:])
         stats3: list[Tensor] = []
+        residual = inputs[0]
         if third:
-            residual, *stats3 = normed(project(inputs, third[0][0]), *third[0][1:])
-        result = F.leaky_relu_(result.add_(residual if third else inputs[0]), SLOPE)
+            residual, *stats3 = _instance_norm(joined_conv1x1x1(inputs, third[0][0]), *third[0][1:])
+        result = F.leaky_relu_(result.add_(residual), SLOPE)
         ctx.save_for_backward(raw1, raw2, result, *inputs, *stats1, *stats2, *stats3, *parameters)
         ctx.numbers = [3, len(inputs), 2, 2, len(stats3), len(parameters)]
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         (raw1, raw2, result), inputs, stats1, stats2, stats3, parameters = (
             list(islice(saved, n)) for n in ctx.numbers
         )
-        first, second, *third = zip(*[iter(parameters)] * 3, strict=True)
-        grad = torch.ops.aten.leaky_relu_backward.grad_input(
-            grad, result, SLOPE, True, grad_input=torch.empty_like(result)
-        )
-        grad2, *norm2 = norm_backward(grad, raw2, stats2, second[1])
-        y = F.leaky_relu_(normed_again(raw1, stats1, *first[1:]), SLOPE)
-        (grad_y,), weight2 = conv_backward(grad2, (y,), second[0], True)
-        torch.ops.aten.leaky_relu_backward.grad_input(grad_y, y, SLOPE, True, grad_input=grad_y)
+        first, second, *third = by_layer(parameters)
+        grad = _leaky_relu_backward(grad, result, torch.empty_like(result))
+        grad2, *norm2 = _instance_norm_backward(grad, raw2, stats2, second[1])
+        y = F.leaky_relu_(_instance_norm_again(raw1, stats1, *first[1:]), SLOPE)
+        (grad_y,), weight2 = conv3x3x3_backward(grad2, (y,), second[0], True)
+        _leaky_relu_backward(grad_y, y, grad_y)
         del y
-        grad1, *norm1 = norm_backward(grad_y, raw1, stats1, first[1])
+        grad1, *norm1 = _instance_norm_backward(grad_y, raw1, stats1, first[1])
         del grad_y
-        if third:  # in the memory of what the second convolution gave, which nothing needs any more
-            grad, *norm3 = norm_backward(
-                grad, project(inputs, third[0][0], out=raw2), stats3, third[0][1]
-            )
+        if third:  # raw2 holds the gradient of the second convolution, which is used up: overwrite
+            raw3 = joined_conv1x1x1(inputs, third[0][0], out=raw2)
+            grad, *norm3 = _instance_norm_backward(grad, raw3, stats3, third[0][1])
         wanted = any(ctx.needs_input_grad[1 : 1 + len(ctx.split)])
-        grads, weight1 = conv_backward(grad1, inputs, first[0], wanted)
+        grads, weight1 = conv3x3x3_backward(grad1, inputs, first[0], wanted)
         found = [weight1, *norm1, weight2, *norm2]
         if third:
-            found += [project_backward(grad, inputs, third[0][0], grads), *norm3]
+            found += [_joined_conv1x1x1_backward(grad, inputs, third[0][0], grads), *norm3]
         elif wanted:
             grads[0].add_(grad)
         if not wanted:
-            grads = [None] * len(ctx.split)
-        elif len(grads) < len(ctx.split):
-            grads = grads[0].split(ctx.split, dim=1)
+            return None, *[None] * len(ctx.split), *found
+        if len(grads) < len(ctx.split):
+            grads = list(torch.split(grads[0], ctx.split, dim=1))
         return None, *grads, *found
 
 
-def project(inputs: Sequence[Tensor], weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """`pointwise` of the inputs' channels joined, written over `out` where that is given."""
+def by_layer(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Weight, gain and bias of each convolution and its norm, of all of them in a row."""
+    return zip(*[iter(parameters)] * 3, strict=True)
+
+
+def joined_conv1x1x1(inputs: Sequence[Tensor], weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`conv1x1x1` of the inputs' channels joined, written over `out` where that is given."""
     batch, _, *size = inputs[0].shape
-    result = by_voxel(
-        inputs[0].new_empty(batch, *size, len(weight)).permute(0, 4, 1, 2, 3)
-        if out is None
-        else out
-    )
-    for number, (x, part) in enumerate(zip(inputs, split(weight, inputs), strict=True)):
-        result.baddbmm_(
-            by_voxel(x), part.flatten(1).T.expand(batch, -1, -1), beta=float(number > 0)
-        )
-    return result.unflatten(1, size).permute(0, 4, 1, 2, 3)
+    if out is None:
+        out = inputs[0].new_empty(batch, *size, len(weight)).permute(0, 4, 1, 2, 3)
+    rows = by_voxel(out)
+    for number, (x, part) in enumerate(zip(inputs, _split_by_input(weight, inputs), strict=True)):
+        rows.baddbmm_(by_voxel(x), part.flatten(1).T.expand(batch, -1, -1), beta=float(number > 0))
+    return torch.unflatten(rows, 1, size).permute(0, 4, 1, 2, 3)
 
 
-def project_backward(
+def _joined_conv1x1x1_backward(
     grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, onto: Sequence[Tensor]
 ) -> Tensor:
-    """The gradient of `project` by its weight; that by the inputs is added to `onto`, if to
-    anything.
-    """
+    """The gradient by the weight; the gradients by the inputs are added to `onto`, if any."""
     rows = by_voxel(grad)
-    for each, part in zip(onto, split(weight, inputs), strict=False):
+    for each, part in zip(onto, _split_by_input(weight, inputs), strict=False):
         by_voxel(each).baddbmm_(rows, part.flatten(1).expand(len(grad), -1, -1))
     return torch.cat(
         [torch.einsum("bvd,bvc->dc", rows, by_voxel(x)) for x in inputs], dim=1
     ).view_as(weight)
 
 
-def split(weight: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _split_by_input(weight: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The part of a convolution's weight that belongs to each of its inputs."""
-    return weight.split([x.shape[1] for x in inputs], dim=1)
+    return torch.split(weight, [x.shape[1] for x in inputs], dim=1)
 
 
-def conv(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """A dense 3x3x3 convolution that keeps the size, of one input or, where `winograd.pays`, of
-    several joined.
+def conv3x3x3(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A dense 3x3x3 convolution without bias that keeps the size, (B, C, X, Y, Z) -> (B, C', ...).
 
-    Of a single patch torch computes small maps (its rule is below) by another algorithm, forwards
-    and backwards, which takes up to five times as long as the usual one; beside a patch of zeros it
-    takes the usual one. A process that shares a small batch gets such single patches, and so does a
-    teacher of one.
+    inputs: one map, or several to join where `winograd.is_faster`.
+
+    For small maps of a single patch torch takes a slow algorithm (see `_is_slow_in_torch`); beside
+    a patch of zeros it takes the usual one. A process that shares a small batch gets such single
+    patches, and so does a teacher of one.
     """
-    if winograd.pays(inputs[0], weight):
-        return winograd.conv(inputs, weight)
+    if winograd.is_faster(inputs[0], weight):
+        return winograd.winograd_conv3x3x3(inputs, weight)
     (x,) = inputs
-    if is_slow(x):
+    if _is_slow_in_torch(x):
         return F.conv3d(torch.cat([x, torch.zeros_like(x)]), weight, padding=1)[:1]
     return F.conv3d(x, weight, padding=1)
 
 
-def is_slow(x: Tensor) -> bool:
+def _is_slow_in_torch(x: Tensor) -> bool:
+    """torch's own rule for when it leaves oneDNN."""
     return (
         x.device.type == "cpu"
         and len(x) == 1
@@ -252,20 +276,21 @@ def is_slow(x: Tensor) -> bool:
     )
 
 
-def conv_backward(
+def conv3x3x3_backward(
     grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, with_inputs: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """Gradients of `conv` by its inputs, where wanted, and by its weight."""
-    if winograd.pays(inputs[0], weight):
+    """Gradients of `conv3x3x3` by its inputs, where wanted, and by its weight."""
+    if winograd.is_faster(inputs[0], weight):
         grads = [
-            winograd.conv((grad,), part.flip(2, 3, 4).transpose(0, 1))
-            for part in split(weight, inputs)
+            winograd.winograd_conv3x3x3((grad,), part.flip(2, 3, 4).transpose(0, 1))
+            for part in _split_by_input(weight, inputs)
             if with_inputs
         ]
-        return grads, torch.cat([winograd.weight_gradient(x, grad) for x in inputs], dim=1)
+        return grads, torch.cat([winograd.winograd_weight_grad(x, grad) for x in inputs], dim=1)
     (x,) = inputs
     grad, beside = (
-        torch.cat([part, torch.zeros_like(part)]) if is_slow(x) else part for part in (grad, x)
+        torch.cat([part, torch.zeros_like(part)]) if _is_slow_in_torch(x) else part
+        for part in (grad, x)
     )
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
@@ -283,36 +308,44 @@ def conv_backward(
     return [grad_x[: len(x)]] if with_inputs else [], grad_weight
 
 
-def normed(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Instance norm: the result, the means and the reciprocal deviations, (B C,) each."""
+def _leaky_relu_backward(grad: Tensor, result: Tensor, out: Tensor) -> Tensor:
+    """The gradient by the input of a leaky ReLU that was done in place, written to `out`."""
+    torch.ops.aten.leaky_relu_backward.grad_input(grad, result, SLOPE, True, grad_input=out)
+    return out
+
+
+def _instance_norm(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed map, the means and the reciprocal deviations, (B C,) each."""
     batch, channels, *size = x.shape
     voxels = size[0] * size[1] * size[2]
-    return torch.ops.aten.native_group_norm(
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm(
         x, gain, bias, batch, channels, voxels, channels, EPSILON
     )
+    return result
 
 
-def normed_again(x: Tensor, stats: list[Tensor], gain: Tensor, bias: Tensor) -> Tensor:
-    """The result of `normed`, in one pass."""
+def _instance_norm_again(x: Tensor, stats: list[Tensor], gain: Tensor, bias: Tensor) -> Tensor:
+    """The normed map of `_instance_norm` from the statistics that it gave, in one pass."""
     mean, scale = (part.view(len(x), 1, -1) for part in stats)
     scale = scale * gain
     return torch.addcmul(bias - mean * scale, by_voxel(x), scale).permute(0, 2, 1).view_as(x)
 
 
-def norm_backward(
+def _instance_norm_backward(
     grad: Tensor, x: Tensor, stats: list[Tensor], gain: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `normed` by its input, gain and bias, in a third of the time of torch's own.
-    The first is written over `x`, which autograd notices where somebody wants to use it again.
+    """Gradients of `_instance_norm` by its input, gain and bias.
+
+    The first is written over `x`, which autograd notices if `x` is needed again.
     """
     mean, scale = (part.view(len(x), 1, -1) for part in stats)  # (B, 1, C)
     rows, grads = by_voxel(x), by_voxel(grad)
     voxels, slope = rows.shape[1], scale * gain
     ones = x.new_ones(len(x), 1, voxels)
     sums = ones.bmm(grads)
-    products = sum(
-        ones[:, :, : part.shape[1]].bmm(part * other)  # in parts that stay in the processor's cache
-        for part, other in zip(rows.split(CHUNK, 1), grads.split(CHUNK, 1), strict=True)
+    chunks = zip(torch.split(rows, CHUNK, 1), torch.split(grads, CHUNK, 1), strict=True)
+    products = reduce(  # in parts that stay in the processor's cache
+        add, (ones[:, :, : part.shape[1]].bmm(part * other) for part, other in chunks)
     )
     products = (products - mean * sums) * scale  # of the gradient and the normed map
     turn = -slope * scale * products / voxels
