@@ -44,7 +44,6 @@ PRELOADED = [
     "dkuxnet.models.networks.dkuxnet",
     "blosc2",
     "sympy",
-    "tensorboard.compat.proto.event_pb2",
 ]
 METHODS = (
     "dual-mutual",
