@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.extras import require
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import write_json
 
@@ -31,6 +32,7 @@ def write_bundle(export: Export) -> str:
     """LICENSE, configs/metadata.json, configs/inference.json, models/model.pt (a state dict),
     docs/README.md; all or none.
     """
+    require("export", "monai")
     terms = _terms(export)
     try:
         folder = Path(
