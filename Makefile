@@ -1,31 +1,41 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes .venv first.
-PYTHON ?= python3.11
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv first,
+# once: for the demonstration with what a user needs, for the tests with what a developer needs too.
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v --version > /dev/null 2>&1 && echo python$$v && break; done || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= demo
+CODE := src tests measurements docs setup.py
 
 .PHONY: demo test lint docs clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.user
 	$(BIN)/dkuxnet demo $(DEMO)
 
-test: $(VENV)/.installed
-	$(BIN)/ruff check src tests measurements
+test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests measurements
+lint: $(VENV)/.developer
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
 
 # one offline site: open build/docs/index.html
-docs:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 
 clean:
-	rm -rf $(VENV) $(DEMO) build src/*.egg-info
+	rm -rf $(VENV) $(DEMO) build dist docs/reference src/*.egg-info
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.user: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.developer: $(VENV)/.user
+	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.user
+	$(PIP) -e '.[docs]'
 	touch $@

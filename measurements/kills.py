@@ -39,13 +39,7 @@ TINY = {
     "data.test_cases": 0,
 }
 # once for all trainings: the kills then fall into the work, not into its imports
-PRELOADED = [
-    "dkuxnet.training.experiment",
-    "dkuxnet.models.networks.dkuxnet",
-    "blosc2",
-    "sympy",
-    "tensorboard.compat.proto.event_pb2",
-]
+PRELOADED = ["dkuxnet.training.experiment", "dkuxnet.models.networks.dkuxnet", "blosc2", "sympy"]
 METHODS = (
     "dual-mutual",
     "mean-teacher",

@@ -25,7 +25,8 @@ WINGS = {
     "serve": {"core", "data", "prediction"},
     "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
     | {"report", "benchmark", "export", "serve"},
-    "": {"core", "cli"},  # the package itself: the public names, and `python -m dkuxnet`
+    "": {"core", "data", "evaluation", "prediction", "training", "report", "benchmark", "cli"},
+    # ^ the package itself: the public names (the commands' jobs), and `python -m dkuxnet`
 }
 # within a wing: what must not import what
 APART = [

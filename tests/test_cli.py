@@ -5,6 +5,7 @@ command line.
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,19 @@ from dkuxnet.data.layouts import LAYOUTS
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
 
-COMMANDS = ("prepare", "train", "predict", "evaluate", "report", "benchmark", "info", "demo")
-HEAVY = ("torch", "monai", "scipy", "SimpleITK", "nibabel", "matplotlib")
+COMMANDS = (
+    *("prepare", "train", "predict", "serve", "export", "evaluate", "report", "benchmark"),
+    *("info", "demo"),
+)
+HEAVY = ("torch", "numpy", "monai", "scipy", "SimpleITK", "nibabel", "matplotlib", "pydantic")
 WATCHED = f"""
 import sys
 from dkuxnet.cli.commands import main
 try:
     main()
 except SystemExit as stop:
-    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    print(str(loaded).replace("'", '"'), file=sys.stderr)
     sys.exit(stop.code)
 """
 
@@ -57,12 +62,25 @@ def process(code: str, *args) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "args", [("--help",), ("info",), ("info", "--json"), ("train", "--help"), ("train",)], ids=str
+    "args",
+    [
+        ("--help",),
+        ("-h",),
+        ("--version",),
+        ("info",),
+        ("info", "--json"),
+        ("train", "-h"),
+        ("train",),
+    ],
+    ids=str,
 )
 def test_help_and_lists_import_nothing_heavy(args):
     done = process(WATCHED, *args)
     assert done.returncode == (2 if args == ("train",) else 0), done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "[]"
+    loaded = set(json.loads(done.stderr.splitlines()[-1]))
+    assert not loaded - {"numpy", "pydantic"}  # for the tables' names, and typer's for arguments
+    if args[0].startswith("-"):
+        assert not loaded
 
 
 def test_a_wrong_setting_is_told_without_torch(tmp_path):
@@ -77,15 +95,38 @@ def test_a_wrong_setting_is_told_without_torch(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: unknown preset 'demmo'; did you mean 'demo'? known: " + ", ".join(presets()),
-        "[]",
+        '["pydantic"]',
     ]
 
 
-def test_help_names_every_command(dkuxnet):
-    code, out, _ = dkuxnet("--help")
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_names_every_command(dkuxnet, option):
+    code, out, _ = dkuxnet(option)
     assert code == 0
     for command in COMMANDS:
         assert f" {command} " in out
+        assert "Usage" in dkuxnet(command, option)[1]
+
+
+def test_the_version_is_that_of_the_package(dkuxnet):
+    assert dkuxnet("--version") == (0, f"dkuxnet {metadata.version('dkuxnet')}\n", "")
+
+
+def test_a_shell_can_complete_commands(monkeypatch, capsys):
+    monkeypatch.setenv("_DKUXNET_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "dkuxnet pre")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        cli.app(prog_name="dkuxnet")
+    assert capsys.readouterr().out.split() == ["prepare", "predict"]
+
+
+def test_a_missing_extra_is_one_line(dkuxnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "dkuxnet.core.extras.find_spec", lambda name: None if name == "uvicorn" else name
+    )
+    expected = "error: this needs uvicorn: pip install 'dkuxnet[serve]'\n"
+    assert dkuxnet("serve", tmp_path) == (1, "", expected)
 
 
 @pytest.mark.parametrize("args", [("info",), ("info", "--json")], ids=str)
@@ -103,7 +144,8 @@ def test_info_names_every_entry_of_every_table(dkuxnet, args):
         assert (
             json.loads(out)
             == catalogue()
-            == {"version": "0.1.0"} | {what: list(names) for what, names in tables.items()}
+            == {"version": metadata.version("dkuxnet")}
+            | {what: list(names) for what, names in tables.items()}
         )
     else:
         assert out.splitlines()[1:] == [
@@ -130,7 +172,10 @@ def places(scans: Path, prepared: Path, tmp_path: Path) -> dict[str, Path]:
     }
 
 
-TRAIN = "train PREPARED NEW --device cpu --network uxnet-tiny --method supervised --set train.patch=[16,16,16] --steps 1"
+TRAIN = (
+    "train PREPARED NEW --device cpu --network uxnet-tiny --method supervised "
+    "--set train.patch=[16,16,16] --steps 1"
+)
 MISTAKES = {
     "prepare NEW/none NEW": ["none: expected a folder of scans"],
     "prepare FILE NEW": ["this is a file"],

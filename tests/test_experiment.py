@@ -324,13 +324,7 @@ def test_a_damaged_manifest_and_unknown_weights_are_one_clear_line(prepared, tmp
 
 
 def test_the_demonstration_runs_from_end_to_end(monkeypatch, tmp_path):
-    from contextlib import contextmanager
-
     from dkuxnet.cli import demo
-
-    @contextmanager
-    def silent(*args):
-        yield lambda *told: None
 
     monkeypatch.setattr(
         demo,
@@ -341,7 +335,7 @@ def test_the_demonstration_runs_from_end_to_end(monkeypatch, tmp_path):
         ),
     )
     monkeypatch.setattr(demo, "SIZE", 20)
-    made = demo.run_demo(tmp_path / "demo", silent, silent, silent)
+    made = demo.run_demo(tmp_path / "demo")
     assert all((tmp_path / "demo" / name).exists() for name in made["files"])
     assert (
         made["labelled"] + made["unlabelled"] == demo.CASES - load_settings("demo").data.test_cases

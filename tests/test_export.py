@@ -250,11 +250,13 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
     for target in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="exists already"):
             export_run(dual_run, target, tmp_path / "there")
-    monkeypatch.setattr(
-        "dkuxnet.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else name
-    )
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'dkuxnet\[export\]'"):
-        export_run(dual_run, "onnx", tmp_path / "a")
+    for target, module in (("onnx", "onnxruntime"), ("monai-bundle", "monai")):
+        monkeypatch.setattr(
+            "dkuxnet.core.extras.find_spec",
+            lambda name, gone=module: name if name != gone else None,
+        )
+        with pytest.raises(UserError, match=rf"needs {module}: pip install 'dkuxnet\[export\]'"):
+            export_run(dual_run, target, tmp_path / "a")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     for name in ("settings.json", "manifest.json"):

@@ -3,32 +3,59 @@
 Nothing here imports torch before a command needs it.
 """
 
-import json
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
 
+if TYPE_CHECKING:
+    from dkuxnet.core.config import Settings
+
 app = typer.Typer(
     name="dkuxnet",
     help="A few labelled 3D scans and many unlabelled ones become a segmentation model.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
+# what several commands take
+FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Weights = Annotated[str, typer.Option(help="final or best.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+
+# what is set for a training
+Preset = Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over the preset's.")]
+Network = Annotated[str | None, typer.Option(help="Network by name.")]
+Method = Annotated[str | None, typer.Option(help="Semi-supervised method by name.")]
+Labelled = Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")]
+Split = Annotated[
+    Path | None, typer.Option(help="JSON file with train, validation and test lists.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count.")
+]
+Devices = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")
+]
+
 
 def main() -> None:
-    """Run the command; a UserError becomes one line on stderr and exit code 1, a DataWarning one
-    line on stderr.
+    """Run the command.
+
+    A UserError becomes one line on stderr and exit code 1, a DataWarning one line on stderr.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
@@ -37,17 +64,15 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            rank, world = (
-                os.environ.get("RANK"),
-                os.environ.get("WORLD_SIZE", "1"),
-            )  # of torchrun, for one of several
+            # set by torchrun for one of several processes
+            rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
             typer.echo(f"error: {who}{error}", err=True)
             sys.exit(1)
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:
-    """What shows warnings: a DataWarning as one line, all else as `others` does."""
+    """A `warnings.showwarning` that prints a DataWarning as one line, all else as `others` does."""
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DataWarning):
@@ -59,13 +84,31 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
 
 
 def _end_telling(failed: list[str]) -> None:
-    """Where a part of the work failed and the rest is done: a line on stderr for each, and exit
-    code 1.
-    """
+    """End with exit code 1 and a line on stderr for each part of the work that failed, if any."""
     for line in failed:
         typer.echo(f"error: {line}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dkuxnet {version('dkuxnet')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 @app.command()
@@ -104,34 +147,18 @@ def prepare(
 def train(
     prepared: Annotated[Path, typer.Argument(help="Folder that `dkuxnet prepare` made.")],
     run: Annotated[Path, typer.Argument(help="New folder for this run.")],
-    preset: Annotated[
-        str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")
-    ] = "default",
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings, over the preset's.")
-    ] = None,
-    network: Annotated[str | None, typer.Option(help="Network by name.")] = None,
-    method: Annotated[str | None, typer.Option(help="Semi-supervised method by name.")] = None,
-    labelled: Annotated[
-        int | None, typer.Option(help="Keep the labels of the first N cases only.")
-    ] = None,
-    split: Annotated[
-        Path | None, typer.Option(help="JSON file with train, validation and test lists.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count."),
-    ] = False,
-    devices: Annotated[
-        int,
-        typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU."),
-    ] = 1,
+    preset: Preset = "default",
+    config: Config = None,
+    network: Network = None,
+    method: Method = None,
+    labelled: Labelled = None,
+    split: Split = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: TrainDevice = None,
+    set_: Set = None,
+    resume: Resume = False,
+    devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
     if devices > 1:
@@ -158,8 +185,10 @@ def train(
             "--resume takes the settings of the run: leave out --preset, --config, --set and the "
             "others"
         )
-    settings = load_settings(preset, config, overrides)
+    _train(prepared, run, load_settings(preset, config, overrides), resume)
 
+
+def _train(prepared: Path, run: Path, settings: "Settings", resume: bool) -> None:
     from dkuxnet.cli.console import show_trained, train_progress
     from dkuxnet.cli.launch import goes_on, is_first
     from dkuxnet.machine.distributed import joined
@@ -170,11 +199,8 @@ def train(
         with joined(), train_progress() as progress:
             manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
     except Interrupted as stop:
-        typer.echo(
-            f"{stop}\nGo on with: "
-            f"{shlex.join(['dkuxnet', 'train', str(prepared), str(run), '--resume'])}",
-            err=True,
-        )
+        again = shlex.join(["dkuxnet", "train", str(prepared), str(run), "--resume"])
+        typer.echo(f"{stop}\nGo on with: {again}", err=True)
         raise typer.Exit(130) from None
     if is_first():
         show_trained(manifest, run)
@@ -182,7 +208,7 @@ def train(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: FinishedRun,
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips."),
@@ -194,8 +220,8 @@ def predict(
     save_uncertainty: Annotated[
         bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
     ] = False,
-    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    weights: Weights = "final",
+    device: Device = "auto",
     localise: Annotated[
         Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
     ] = None,
@@ -243,12 +269,12 @@ def predict(
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: FinishedRun,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is for this machine alone.")
     ] = "127.0.0.1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
     max_upload_mb: Annotated[
         int, typer.Option(min=1, help="Largest file that is taken, in MB.")
     ] = 1024,
@@ -282,10 +308,10 @@ def serve(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: FinishedRun,
     to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
     output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
-    weights: Annotated[str, typer.Option(help="final or best.")] = "final",
+    weights: Weights = "final",
     any_size: Annotated[
         bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")
     ] = False,
@@ -343,9 +369,9 @@ def report(
     from dkuxnet.benchmark.compare_runs_page import write_runs_report
     from dkuxnet.report.page import write_report
 
-    typer.echo(
-        f"report: {write_report(runs[0], output) if len(runs) == 1 else write_runs_report(runs, output)}"
-    )
+    one = len(runs) == 1
+    page = write_report(runs[0], output) if one else write_runs_report(runs, output)
+    typer.echo(f"report: {page}")
 
 
 @app.command()
@@ -364,14 +390,10 @@ def benchmark(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Trainings at once.")] = 1,
 ) -> None:
-    """Compare methods: train every missing run of a grid, then tables and a page with how sure
-    they are.
-    """
+    """Compare methods: train the missing runs of a grid; tables and a page say how sure that is."""
     from dkuxnet.benchmark.grid import read_grid
 
-    read_grid(
-        file, prepared, output
-    )  # a mistake in the file is told at once, without torch where it can be
+    read_grid(file, prepared, output)  # tells a mistake in the file at once, mostly without torch
 
     from dkuxnet.benchmark.benchmark import run_benchmark
     from dkuxnet.cli.console import benchmark_watch, show_benchmark
@@ -381,17 +403,17 @@ def benchmark(
         with benchmark_watch() as watch:
             comparison = run_benchmark(file, prepared, output, processes, watch)
     except Interrupted as stop:
-        typer.echo(
-            f"{stop}\nGo on with the same command: {shlex.join(['dkuxnet', *sys.argv[1:]])}",
-            err=True,
-        )
+        again = shlex.join(["dkuxnet", *sys.argv[1:]])
+        typer.echo(f"{stop}\nGo on with the same command: {again}", err=True)
         raise typer.Exit(130) from None
     show_benchmark(comparison)
     _end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
 
 
 def catalogue() -> dict[str, str | list[str]]:
-    """Version and the names of every table, without importing any entry."""
+    """The version and the names in every table; no entry is imported."""
+    from importlib.metadata import version
+
     from dkuxnet.core.config import presets
     from dkuxnet.data.formats import FORMATS
     from dkuxnet.data.layouts import LAYOUTS
@@ -399,7 +421,7 @@ def catalogue() -> dict[str, str | list[str]]:
     from dkuxnet.models.networks import NETWORKS
 
     return {
-        "version": metadata.version("dkuxnet"),
+        "version": version("dkuxnet"),
         "networks": list(NETWORKS),
         "methods": list(METHODS),
         "formats": list(FORMATS),
@@ -411,6 +433,8 @@ def catalogue() -> dict[str, str | list[str]]:
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """List networks, methods, formats, layouts and presets."""
+    import json
+
     listed = catalogue()
     if as_json:
         typer.echo(json.dumps(listed, indent=1))
@@ -429,7 +453,7 @@ def demo(
 
     A few minutes on two cores.
     """
-    from dkuxnet.cli.console import case_progress, sentence_progress, show_demo, train_progress
+    from dkuxnet.cli.console import show_demo
     from dkuxnet.cli.demo import run_demo
 
-    show_demo(run_demo(folder, case_progress, train_progress, sentence_progress))
+    show_demo(run_demo(folder))

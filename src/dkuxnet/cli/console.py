@@ -1,6 +1,4 @@
-"""What the commands show: progress (a bar on a terminal, plain lines elsewhere), tables, last
-words.
-"""
+"""What the commands show: progress (a bar on a terminal, plain lines elsewhere) and results."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ def sentence_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def _shown(every: float = PLAIN_SECONDS) -> Iterator[Callable[[str, int, int, str], None]]:
+    """Progress of a job: (what, done, of how many, note); `every` is for plain lines, in s."""
     if not console.is_terminal:
         yield _plain_lines(every)
         return
@@ -75,7 +81,7 @@ def _shown(every: float = PLAIN_SECONDS) -> Iterator[Callable[[str, int, int, st
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console) as bars:
 
         def update(what: str, done: int, total: int, note: str) -> None:
@@ -87,12 +93,13 @@ def _shown(every: float = PLAIN_SECONDS) -> Iterator[Callable[[str, int, int, st
 
 
 def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
-    last = {"what": "", "time": 0.0}
+    last_what, last_time = "", 0.0
 
     def update(what: str, done: int, total: int, note: str) -> None:
+        nonlocal last_what, last_time
         now = time.monotonic()
-        if what != last["what"] or done == total or now - last["time"] >= every:
-            last.update(what=what, time=now)
+        if what != last_what or done == total or now - last_time >= every:
+            last_what, last_time = what, now
             console.print(f"{what} {done}/{total}  {note}".rstrip(), soft_wrap=True, markup=False)
 
     return update
@@ -128,7 +135,7 @@ def show_evaluation(result: "Evaluation") -> None:
 
 
 def show_demo(made: dict[str, Any]) -> None:
-    """The last screen of the demonstration: what was made, how good it is, what to type next."""
+    """The end of the demonstration: what was made, how good it is, what to type next."""
     folder = made["folder"]
     _say("")
     _show_summary(made["summary"], f"{made['test_cases']} unseen synthetic scans")
@@ -147,9 +154,7 @@ def show_demo(made: dict[str, Any]) -> None:
 
 @contextmanager
 def benchmark_watch() -> Iterator["Watch"]:
-    """Who follows a benchmark: a bar a run on a terminal; after each run its line and the tables
-    so far.
-    """
+    """What a benchmark calls: a bar for each run on a terminal, then its line and the tables."""
     from dkuxnet.benchmark.benchmark import Watch
 
     if not console.is_terminal:
@@ -161,7 +166,7 @@ def benchmark_watch() -> Iterator["Watch"]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console) as bars:
 
         def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
@@ -180,9 +185,7 @@ def benchmark_watch() -> Iterator["Watch"]:
 
 
 def _plain_starts() -> Callable[[str, str, int, int, dict[str, float]], None]:
-    """Where there is no terminal: a line where a run begins, and one where its test cases are
-    evaluated.
-    """
+    """Progress without a terminal: a line when a run begins and when its evaluation begins."""
     begun: set[tuple[str, str]] = set()
 
     def progress(run: str, what: str, done: int, total: int, figures: dict[str, float]) -> None:
@@ -212,14 +215,12 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
             f"labelled, seed {run.seed}: "
             f"Dice {row.dice_by_seed[run.seed]:.4f}, {row.minutes_by_seed[run.seed]:.1f} min"
         )
-    if (
-        comparison.done + len(comparison.failed) < comparison.wanted
-    ):  # the last words hold the whole table
+    if comparison.done + len(comparison.failed) < comparison.wanted:  # else it is shown at the end
         _show_comparison(comparison)
 
 
 def show_benchmark(comparison: "Comparison") -> None:
-    """The tables, the answer, where the page is; what failed is the command's to say."""
+    """The tables, the answer and where the page is; the command says what failed."""
     from dkuxnet.benchmark.words import headlines
 
     _show_comparison(comparison)
@@ -254,7 +255,7 @@ def _show_summary(summary: dict[str, dict[str, dict[str, Any]]], title: str) -> 
         table.add_column(column, justify="left" if column in ("class", "metric") else "right")
     for name, metrics in summary.items():
         if name == "foreground mean" and len(summary) == 2:
-            continue  # of a single class it says the same again
+            continue  # the same as the single class
         for metric, s in metrics.items():
             if metric in UNITS:
                 interval = f"{s['ci95'][0]:.4f} to {s['ci95'][1]:.4f}" if s["ci95"] else "one case"

@@ -1,10 +1,9 @@
 """The demonstration: the whole chain on synthetic scans, from files to a report."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from dkuxnet.cli.console import case_progress, sentence_progress, train_progress
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.data import phantom
@@ -16,18 +15,13 @@ from dkuxnet.training.experiment import run_training
 
 CASES, LABELLED, UNSEEN = 24, 6, 6
 SIZE = 44  # voxels along an edge, about
-Shown = Callable[..., AbstractContextManager]
 
 
-def run_demo(
-    folder: Path, case_progress: Shown, train_progress: Shown, sentence_progress: Shown
-) -> dict[str, Any]:
-    """Make scans in a new `folder`, prepare, train, predict unseen ones, evaluate and report;
-    returns what to show.
+def run_demo(folder: Path) -> dict[str, Any]:
+    """Make scans in a new `folder`, prepare, train, predict unseen ones, evaluate and report.
 
-    Raises UserError where the folder exists.
+    Returns what `show_demo` shows. Raises UserError where the folder exists.
     """
-    folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it, or name another: dkuxnet demo DIR")
     scans = phantom.write_dataset(folder / "scans", CASES, LABELLED, seed=1, size=SIZE)

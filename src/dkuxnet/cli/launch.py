@@ -1,6 +1,4 @@
-"""Several processes for one training: started by this command, or by torchrun, which may start
-them again.
-"""
+"""Several processes for one training, started by this command or by torchrun."""
 
 import os
 import subprocess
@@ -14,8 +12,9 @@ from dkuxnet.runs.folder import RunFolder
 
 
 def relaunch(devices: int) -> int:
-    """The command that is running, again, by `devices` processes of torchrun on this machine;
-    returns its exit code.
+    """Run this very command in `devices` processes of torchrun on this machine.
+
+    Returns its exit code.
     """
     arguments = list(sys.argv[1:])
     place = next(i for i, argument in enumerate(arguments) if argument.startswith("--devices"))
@@ -31,16 +30,14 @@ def relaunch(devices: int) -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks: the only one, or the first that torchrun
-    started.
-    """
+    """Whether this process reports: it is the only one, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def goes_on(run: Path) -> bool:
-    """Whether torchrun has started the joined processes again after one ended, and there is
-    something to go on from. What was begun and not saved is removed, so that the training can
-    begin anew.
+    """Whether torchrun has restarted the joined processes and `run` has a checkpoint to resume.
+
+    A run that has saved nothing yet is removed, so that the training can begin anew.
     """
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if not any_rank(counted, torch.device("cpu")):  # each machine's torchrun counts for itself

@@ -15,6 +15,7 @@ import torch
 
 from dkuxnet.core.documents import parse_json
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.extras import require
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import write_json
 
@@ -35,6 +36,7 @@ def write_bundle(export: Export) -> str:
     LICENSE, configs/metadata.json, configs/inference.json, models/model.pt (a state dict),
     docs/README.md. Raises UserError where the disk does not take it.
     """
+    require("export", "monai")
     terms = _terms(export)
     try:
         folder = Path(

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.extras import require
 from dkuxnet.export.patch_model import Export, check_equal, first_line
 from dkuxnet.export.torch_graphs import exported, other_sizes, size_words
 from dkuxnet.machine.files import atomically
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 OPSET = 18  # the one that torch's exporter writes natively
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def write_onnx(export: Export) -> str:
@@ -33,8 +32,7 @@ def write_onnx(export: Export) -> str:
     The file is compared with torch in onnxruntime before it gets its name. Raises UserError where
     onnx is not installed, the network cannot be exported, or the answers differ.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dkuxnet[export]'")
+    require("export", "onnx", "onnxscript", "onnxruntime")
     model, apart = export.model(probabilities=True), 0.0
     program = _program(export)
 
