@@ -21,10 +21,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import (  # type: ignore[attr-defined]  # public, but not in __all__
-    PrefixStore,
-    Store,
-)
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # public, but not in __all__
 from torch.distributed.rendezvous import rendezvous
 
 from dkuxnet.core.errors import UserError

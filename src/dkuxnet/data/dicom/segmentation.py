@@ -29,11 +29,7 @@ from dkuxnet.machine.files import atomically
 extras.require("dicom", "highdicom")
 
 import highdicom as hd  # noqa: E402  # behind the line that says how to install it
-from highdicom.seg import (  # noqa: E402
-    SegmentAlgorithmTypeValues,
-    Segmentation,
-    SegmentDescription,
-)
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription  # noqa: E402
 
 Writer = Callable[[Volume, Path], None]
 SEGMENTATION_TYPES = ("binary", "labelmap")
