@@ -16,11 +16,11 @@ WINGS = {
     "data": {"core", "machine"},
     "models": {"core", "machine"},
     "runs": {"core", "machine"},
-    "evaluation": {"core", "data"},
+    "evaluation": {"core", "machine", "data"},
     "prediction": {"core", "machine", "data", "models", "runs"},
     "training": {"core", "machine", "data", "models", "runs", "evaluation", "prediction"},
     "report": {"core", "machine", "data", "runs", "evaluation"},
-    "benchmark": {"core", "machine", "data", "models", "runs", "training", "report"},
+    "benchmark": {"core", "machine", "data", "models", "runs", "evaluation", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
     "serve": {"core", "data", "prediction"},
     "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
