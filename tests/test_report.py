@@ -28,6 +28,7 @@ from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.surfaces import surface_of, surfaces_of
 from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
+from dkuxnet.runs.folder import RunFolder
 from made_run import make_run
 
 
@@ -226,7 +227,7 @@ def load_good(run: Path) -> ShownCase:
         PreparedSet(run.parent / "prepared"),
         "good",
         run / "evaluation" / "predictions" / "good.nii.gz",
-        json.loads((run / "manifest.json").read_text("utf-8")),
+        RunFolder(run).manifest,
     )
 
 

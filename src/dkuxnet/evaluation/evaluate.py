@@ -151,7 +151,7 @@ def evaluate_pair(
     _check_values(case, "the prediction", prediction.array, labels)
     _check_values(case, "the label file", truth.array, truth_labels)
     rows = []
-    for name, value in _foreground(labels).items():
+    for name, value in foreground(labels).items():
         predicted, true = prediction.array == value, truth.array == truth_labels[name]
         figures = segmentation_metrics(predicted, true, truth.spacing_mm)
         rows.append(Score(case, name, value, **figures, **confusion_counts(predicted, true)))
@@ -172,12 +172,12 @@ def evaluate_folders(
     """
     files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels))
     prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
-    if not _foreground(prediction_labels):
+    if not foreground(prediction_labels):
         raise UserError(
             f"{labels}: expected at least one class beside the background, found none: nothing to "
             "score"
         )
-    if truth_labels and not _foreground(prediction_labels).keys() <= truth_labels.keys():
+    if truth_labels and not foreground(prediction_labels).keys() <= truth_labels.keys():
         truth_labels = None  # other names for the same values
     rows: list[Score] = []
     for done, (case, pair) in enumerate(files.items(), start=1):
@@ -246,7 +246,8 @@ def _found_labels(files: Files) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in values}
 
 
-def _foreground(labels: dict[str, int]) -> dict[str, int]:
+def foreground(labels: dict[str, int]) -> dict[str, int]:
+    """The classes but value 0, the background."""
     return {name: value for name, value in labels.items() if value != 0}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -68,14 +69,14 @@ def maps_of(case: ShownCase) -> list[Map]:
 
 
 def load_case(
-    data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]
+    data: PreparedSet, name: str, prediction_file: Path, manifest: Manifest
 ) -> ShownCase:
     """A test case on its scan's grid or, where the scan cannot be read any more, on the network's.
 
     manifest: of the run. Raises UserError where a part is missing.
     """
-    info, labels = data.info(name), manifest["labels"]
-    affine, shape = np.array(info["affine"], dtype=float), tuple(info["shape"])
+    info, labels = data.info(name), manifest.labels
+    affine, shape = np.array(info.affine), info.shape
     stored = formats.read(prediction_file, kind="label").array
     if stored.shape != shape:
         raise UserError(
@@ -86,8 +87,8 @@ def load_case(
     for index, value in enumerate(labels.values()):
         indices[stored == value] = index
     prediction = to_ras(Volume(indices, affine))
-    more = read_maps(prediction_file, manifest) | {"oriented": info.get("oriented", True)}
-    scan = _read_scan(info["images"][0], shape)
+    more = read_maps(prediction_file, manifest) | {"oriented": info.oriented}
+    scan = _read_scan(info.images[0], shape)
     if scan is not None:
         image, truth = (
             to_ras(Volume(scan, affine)),
@@ -100,7 +101,7 @@ def load_case(
         image,
         truth,
         shown,
-        np.array(info["prepared_affine"], dtype=float),
+        np.array(info.prepared_affine),
         **more,
         note="The scan's file cannot be read any more; shown is the scan as the network saw it, "
         "resampled, while "
@@ -108,7 +109,7 @@ def load_case(
     )
 
 
-def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def read_maps(prediction_file: Path, manifest: Manifest) -> dict[str, Any]:
     """The maps that the evaluation kept of a case, as `ShownCase` holds them.
 
     A run from before it did has none, and a map that cannot be read costs its layer only.
@@ -122,7 +123,7 @@ def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]
         except UserError:
             continue
     if "groups" in found:
-        names = [group["name"] for group in manifest.get("network_shape", {}).get("groups", ())]
+        names = [group.name for group in manifest.network_shape.groups]
         found["groups"] = (
             dict(zip(names, found["groups"], strict=False))
             if len(names) == len(found["groups"])

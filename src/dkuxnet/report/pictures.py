@@ -4,6 +4,7 @@ needs nothing else.
 
 import base64
 import io
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 TRUTH, PREDICTION = "#e69f00", "#56b4e9"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK, GRID = "#2b3440", "#d9dee5"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,

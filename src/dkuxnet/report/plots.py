@@ -1,8 +1,6 @@
-"""Dice over cases and training curves, each as an svg; the curves also as figures for the page's
-own drawing.
-"""
+"""Dice over cases and training curves, as svg; the curves also as numbers for the page's script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,18 @@ MOST_POINTS = 1500  # of a line in the page: more than a screen shows
 
 @rc_context(STYLE)
 def draw_dice(
-    dice: dict[str, Sequence[float]], means: dict[str, tuple[float, Sequence[float] | None]]
+    dice: Mapping[str, Sequence[float]],
+    means: Mapping[str, tuple[float, tuple[float, float] | None]],
 ) -> str:
-    """Dice of every case, a row a class, with the mean and its 95 % interval. means: class ->
-    (mean, [low, high] or None).
+    """Dice of every case, a row a class, with the mean and its 95 % interval.
+
+    means: class -> (mean, interval or None).
     """
     figure = Figure(figsize=(WIDTH_IN, 0.75 + 0.62 * len(dice)), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, values) in enumerate(dice.items()):
-        spread = 0.16 * np.sin(
-            2.4 * np.arange(len(values))
-        )  # keeps neighbours apart; a random jitter would change the page
+        # keeps neighbours apart; a random jitter would change the page
+        spread = 0.16 * np.sin(2.4 * np.arange(len(values)))
         axes.plot(
             values,
             row + 0.12 + spread,
@@ -54,9 +53,10 @@ def draw_dice(
 
 
 def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """What the curves show, a panel each: title, whether its axis is logarithmic, and lines with
-    name, colour and points [step, value]: losses, learning rate and, where a run validated,
-    Dice of the validation cases.
+    """Panels: losses, learning rate and, where a run validated, Dice of the validation cases.
+
+    Of each its title, whether its axis is logarithmic, and lines with name, colour and points
+    [step, value].
     """
     other = {"step", "loss", "lr", "grad_norm", "seconds", "validation_dice"}
     parts = list(dict.fromkeys(key for row in rows for key in row if key not in other))
@@ -68,7 +68,7 @@ def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
     ]
     shown = []
     for title, keys in panels:
-        lines = []
+        lines: list[dict[str, Any]] = []
         for number, key in enumerate(keys):
             if points := [[int(row["step"]) + 1, row[key]] for row in rows if key in row]:
                 lines.append(
