@@ -31,6 +31,7 @@ from dkuxnet.cli.console import show_benchmark
 from dkuxnet.core.errors import UserError
 from dkuxnet.evaluation.statistics import resampled_means
 from dkuxnet.machine.files import write_json
+from dkuxnet.report.pictures import to_svg
 
 
 def table(*rows: list[float]) -> dict[int, np.ndarray]:
@@ -495,6 +496,7 @@ def test_nothing_is_loaded_from_elsewhere_and_names_are_no_markup(tmp_path):
 def test_the_figure_shows_every_seed_every_mean_and_the_bound(tmp_path, labelled):
     comparison = made(tmp_path, labelled)
     figure = draw_comparison(comparison)
+    assert to_svg(figure) == to_svg(draw_comparison(comparison))
     [axes] = figure.axes
     along = 0 if len(labelled) == 1 else 1  # the axis of Dice
     dots = {

@@ -1,4 +1,4 @@
-"""Evaluation of small written files: pairing, figures, statistics, written files, and every error."""
+"""Evaluation of small files: pairing, figures, statistics, what is written, and every error."""
 
 import csv
 import json
@@ -12,12 +12,15 @@ from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import write
 from dkuxnet.evaluation.evaluate import (
+    COLUMNS,
     FOREGROUND_MEAN,
+    KEYS,
     Evaluation,
     Score,
     evaluate_folders,
     evaluate_pair,
 )
+from dkuxnet.evaluation.metrics import SHOWN
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -67,6 +70,16 @@ def test_rows_of_a_pair_by_hand():
     assert [*organ[9:]] == [96, 0, 96, 288, 96, 192]
     assert [tumour.dice, *tumour[5:9]] == [0, 2, 2, 2, 2]
     assert [*tumour[9:]] == [0, 48, 48, 384, 48, 48]
+
+
+def test_a_row_has_a_column_for_every_metric_and_count():
+    assert Score._fields[3:] == tuple(KEYS) and COLUMNS[:3] == ("case", "class", "value")
+    assert {metric.title: metric.better for metric in SHOWN} == {
+        "Dice": "higher is better",
+        "Jaccard": "higher is better",
+        "95HD (mm)": "lower is better",
+        "ASD (mm)": "lower is better",
+    }
 
 
 def test_spacing_of_the_affine_is_used():
@@ -185,7 +198,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(folders, tmp_path, monkeyp
     evaluation = evaluate_folders(*folders)
     (tmp_path / "file").write_text("in the way")
     for write_to in (evaluation.write_json, evaluation.write_csv):
-        with pytest.raises(UserError, match="File exists|Not a directory"):
+        with pytest.raises(UserError, match=r"File exists|Not a directory"):
             write_to(tmp_path / "file" / "summary")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.json").write_text("before")

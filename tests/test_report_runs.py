@@ -70,6 +70,14 @@ def test_seeds_of_one_setting_are_one_arm_whatever_the_order_of_their_cases(runs
     assert not apart.same_seeds and apart.arms[1].row.gain.value == pytest.approx(1 / 24, abs=1e-6)
 
 
+def test_how_a_run_was_made_makes_no_arm_of_its_own(runs):
+    """A mark of the settings themselves: another computer, other pauses between checkpoints."""
+    train = {"steps": 40, "lr": 0.25, "seed": 1, "save_minutes": 3.0, "device": "cuda"}
+    change(runs["third"], "settings.json", train=train, data={"workers": 3})
+    [arm] = compare_runs([runs["first"], runs["third"]]).arms
+    assert arm.row.arm == "first (2 seeds)"
+
+
 def test_a_second_run_of_one_seed_stands_for_itself_and_names_tell_folders_apart(runs, tmp_path):
     (tmp_path / "again").mkdir()
     runs["third"].rename(tmp_path / "again" / "first")

@@ -140,7 +140,7 @@ class Comparison:
 def compare(
     grid: Grid, runs: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str, str]
 ) -> Comparison:
-    """The comparison of those of `runs` that are in `done`, by name. failed: name -> line."""
+    """The comparison of those of `runs` that are in `done`. done, failed: by the run's name."""
     by_network: dict[str, list[WantedRun]] = {}
     for run in runs:
         by_network.setdefault(run.network, []).append(run)
@@ -156,7 +156,10 @@ def compare(
         wanted=len(runs),
         done=len(done),
         failed=failed,
-        facts=_facts([*done.values()], runs[0].settings.data.validation_cases),
+        facts=_facts(
+            [done[run.name] for run in runs if run.name in done],
+            runs[0].settings.data.validation_cases,
+        ),
         tables=[
             _table(group, labelled, done, failed, grid.reference)
             for group in by_network.values()
@@ -257,7 +260,8 @@ def _table(
     """runs: those of one network, with any labels."""
     by_arm: dict[tuple[str, int | None], list[WantedRun]] = {}
     for run in runs:
-        by_arm.setdefault((run.arm, run.labelled), []).append(run)
+        if run.labelled in (labelled, None):
+            by_arm.setdefault((run.arm, run.labelled), []).append(run)
     here = [arm for arm, count in by_arm if count == labelled]
     rows, dice = {}, {}  # by arm and labelled
     for (arm, count), group in by_arm.items():

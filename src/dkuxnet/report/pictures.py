@@ -1,11 +1,10 @@
-"""What all pictures of the pages share: colours, style, and the way into a page as a data URI that
-needs nothing else.
-"""
+"""What all pictures of the pages share: colours, style, and the way into a page as a data URI."""
 
 import base64
 import io
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which the common colour blindnesses keep apart; both colours are light
@@ -34,18 +33,18 @@ WIDTH_IN = 11.0  # of a page-wide picture
 
 
 def plain(text: str) -> str:
-    """A name from outside, without its dollar signs: matplotlib would read a formula between two."""
+    """A name from outside, its dollar signs escaped: between two, matplotlib reads a formula."""
     return text.replace("$", r"\$")
 
 
 def to_svg(figure: Figure) -> bytes:
     """The figure as a file of its own; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    figure.savefig(
-        stream, format="svg", dpi=150, metadata={"Date": None}
-    )  # no date: the same run, the same page
+    with rc_context(STYLE):  # its salt makes the names in the file
+        figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})
     return stream.getvalue()
 
 
 def data_uri(content: bytes, kind: str = "svg+xml") -> str:
+    """What an image of the page has as its source."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
