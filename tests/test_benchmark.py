@@ -40,9 +40,8 @@ seeds = [0]
 networks = ["dk-uxnet-tiny"]
 [settings]
 data.test_cases = 2
-train = {{ steps = 4, patch = [16, 16, 16], log_every = 1, device = "cpu" }}
-train.labelled_batch = 1
-train.unlabelled_batch = 1
+train = {{ steps = 4, patch = [16, 16, 16], labelled_batch = 1, unlabelled_batch = 1, \
+log_every = 1, device = "cpu" }}
 network = {{ widths = [8, 8, 8, 8], query_channels = 16 }}
 infer.overlap = 0.0
 [methods.supervised]
@@ -287,11 +286,12 @@ def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
 def test_the_figures_of_a_run_are_read_once(copied, monkeypatch):
     shutil.rmtree(copied / "out" / "runs" / RUNS[2])
     read, original = [], figures.read_run
-    monkeypatch.setattr(
-        figures,
-        "read_run",
-        lambda folder, *more: read.append(folder.name) or original(folder, *more),
-    )
+
+    def noting(folder, remedy):
+        read.append(folder.name)
+        return original(folder, remedy)
+
+    monkeypatch.setattr(figures, "read_run", noting)
     assert run_benchmark(copied / "grid.toml").done == 3 and read == RUNS
 
 

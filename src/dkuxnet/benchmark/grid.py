@@ -3,7 +3,6 @@
 It is checked, and gives the runs that it asks for.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -151,8 +150,8 @@ def _check_lists(grid: GridFile) -> None:
     for name in grid.networks or ():
         if name not in NETWORKS:
             raise unknown("network", name, NETWORKS)
-    lists = (grid.networks or [None], grid.seeds)
-    wanted = (len(grid.methods) + 1) * (len(grid.labelled) + 1) * math.prod(map(len, lists))
+    networks = len(grid.networks) if grid.networks else 1
+    wanted = (len(grid.methods) + 1) * networks * (len(grid.labelled) + 1) * len(grid.seeds)
     if wanted > MAX_RUNS:
         raise UserError(
             f"the grid asks for up to {wanted} runs, at most {MAX_RUNS} are made; take some out"
