@@ -198,7 +198,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(folders, tmp_path, monkeyp
     evaluation = evaluate_folders(*folders)
     (tmp_path / "file").write_text("in the way")
     for write_to in (evaluation.write_json, evaluation.write_csv):
-        with pytest.raises(UserError, match=r"File exists|Not a directory"):
+        with pytest.raises(UserError, match="cannot be written"):
             write_to(tmp_path / "file" / "summary")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.json").write_text("before")

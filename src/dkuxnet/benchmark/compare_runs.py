@@ -22,19 +22,6 @@ IGNORED = {"train.seed", "data.split", *how_settings()}
 
 
 @dataclass(frozen=True)
-class Run:
-    """finished: cases in the order of `RunsCompared.cases`. settings: dotted, those of its file."""
-
-    finished: Finished
-    settings: dict[str, Any]
-
-    @property
-    def seed(self) -> int:
-        """What all its draws follow from."""
-        return int(self.settings.get("train.seed", 0))
-
-
-@dataclass(frozen=True)
 class Arm:
     """Runs that differ in their seed alone.
 
@@ -43,7 +30,7 @@ class Arm:
     """
 
     row: Row
-    runs: list[Run]
+    runs: list[Finished]
     better: int | None
 
 
@@ -75,9 +62,10 @@ def compare_runs(folders: Sequence[Path]) -> RunsCompared:
     first, *others = (_finished(folder) for folder in folders)
     for other in others:
         _check_comparable(first, other)
-    runs = [Run(_in_order(each, first.cases), _settings(each.folder)) for each in (first, *others)]
-    arms, same_seeds = _held_against_first(_grouped(runs))
-    differences = _differences([arm.runs[0] for arm in arms])
+    runs = [_in_order(each, first.cases) for each in (first, *others)]
+    settings = {run.folder: _settings(run.folder) for run in runs}
+    arms, same_seeds = _held_against_first(_grouped(runs, settings))
+    differences = _differences([arm.runs[0] for arm in arms], settings)
     classes = [*foreground(first.manifest.labels)]
     return RunsCompared(arms, first.cases, classes, differences, same_seeds)
 
@@ -120,27 +108,29 @@ def _settings(folder: Path) -> dict[str, Any]:
     )
 
 
-def _grouped(runs: Sequence[Run]) -> list[dict[int, Run]]:
+def _grouped(
+    runs: Sequence[Finished], settings: dict[Path, dict[str, Any]]
+) -> list[dict[int, Finished]]:
     """Runs that differ in their seed alone, together by seed.
 
     A second run of the same seed stands for itself.
     """
-    groups: dict[str, dict[int, Run]] = {}
+    groups: dict[str, dict[int, Finished]] = {}
     for run in runs:
-        what = {key: value for key, value in run.settings.items() if key not in IGNORED}
-        manifest = run.finished.manifest
-        split = {name: sorted(cases) for name, cases in manifest.split.lists().items()}
-        key = json.dumps([what, split, manifest.network], sort_keys=True)
-        while run.seed in groups.get(key, {}):
+        seed = int(settings[run.folder].get("train.seed", 0))
+        what = {key: each for key, each in settings[run.folder].items() if key not in IGNORED}
+        split = {name: sorted(cases) for name, cases in run.manifest.split.lists().items()}
+        key = json.dumps([what, split, run.manifest.network], sort_keys=True)
+        while seed in groups.get(key, {}):
             key += "+"
-        groups.setdefault(key, {})[run.seed] = run
+        groups.setdefault(key, {})[seed] = run
     return list(groups.values())
 
 
-def _held_against_first(groups: list[dict[int, Run]]) -> tuple[list[Arm], bool]:
+def _held_against_first(groups: list[dict[int, Finished]]) -> tuple[list[Arm], bool]:
     names = _names(groups)
     dice = {
-        name: {seed: run.finished.figures["dice"] for seed, run in group.items()}
+        name: {seed: run.figures["dice"] for seed, run in group.items()}
         for name, group in zip(names, groups, strict=True)
     }
     reference = names[0]
@@ -149,9 +139,8 @@ def _held_against_first(groups: list[dict[int, Run]]) -> tuple[list[Arm], bool]:
         dice = {name: {0: np.mean([*by_seed.values()], axis=0)} for name, by_seed in dice.items()}
     tests, arms = against_reference(dice, reference), []
     for name, group in zip(names, groups, strict=True):
-        some = next(iter(group.values())).finished.manifest
-        finished = {seed: run.finished for seed, run in group.items()}
-        row = make_row(name, some.method, len(some.split.labelled), finished, over_cases=True)
+        some = next(iter(group.values())).manifest
+        row = make_row(name, some.method, len(some.split.labelled), group, over_cases=True)
         better = None
         if name != reference:
             ours, theirs = dice[name], dice[reference]
@@ -162,9 +151,9 @@ def _held_against_first(groups: list[dict[int, Run]]) -> tuple[list[Arm], bool]:
     return arms, same_seeds
 
 
-def _names(groups: list[dict[int, Run]]) -> list[str]:
+def _names(groups: list[dict[int, Finished]]) -> list[str]:
     """Of each arm as much of its first run's path as tells it apart, and how many seeds it has."""
-    paths = [next(iter(group.values())).finished.folder.resolve().parts for group in groups]
+    paths = [next(iter(group.values())).folder.resolve().parts for group in groups]
     kept = next(
         n
         for n in range(1, max(map(len, paths)) + 1)
@@ -174,14 +163,17 @@ def _names(groups: list[dict[int, Run]]) -> list[str]:
     return ["/".join(path[-kept:]) + text for path, text in zip(paths, more, strict=True)]
 
 
-def _differences(runs: list[Run]) -> dict[str, list[Any]]:
-    splits = [run.finished.manifest.split for run in runs]
+def _differences(
+    runs: list[Finished], settings: dict[Path, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    splits = [run.manifest.split for run in runs]
     found: dict[str, list[Any]] = {
         "labelled cases": [len(split.labelled) for split in splits],
         "unlabelled cases": [len(split.unlabelled) for split in splits],
     }
-    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in IGNORED)
-    found |= {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    flat = [settings[run.folder] for run in runs]
+    keys = dict.fromkeys(key for each in flat for key in each if key not in IGNORED)
+    found |= {key: [each.get(key, "–") for each in flat] for key in keys}
     return {
         key: values for key, values in found.items() if any(value != values[0] for value in values)
     }

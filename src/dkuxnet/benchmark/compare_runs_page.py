@@ -103,7 +103,7 @@ def show_setting(value: Any) -> str:
 
 def cells(arm: Arm, cases: int) -> list[Cell]:
     """One under each of HEADINGS."""
-    row, some = arm.row, arm.runs[0].finished.manifest
+    row, some = arm.row, arm.runs[0].manifest
     return [
         (row.arm, f"{some.method}, {some.network}"),
         (", ".join(map(str, row.dice_by_seed)), ""),
@@ -111,9 +111,9 @@ def cells(arm: Arm, cases: int) -> list[Cell]:
         show_gain(row.gain),
         (NOTHING if arm.better is None else f"{arm.better} of {cases}", ""),
         show_p(row.test),
-        (duration(median(run.finished.train_seconds for run in arm.runs)), ""),
+        (duration(median(run.train_seconds for run in arm.runs)), ""),
     ]
 
 
 def _folders(arm: Arm) -> str:
-    return ", ".join(str(run.finished.folder.resolve()) for run in arm.runs)
+    return ", ".join(str(run.folder.resolve()) for run in arm.runs)

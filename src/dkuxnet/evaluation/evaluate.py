@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dkuxnet.core.errors import UserError, telling_disk_errors
+from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.schemas import Statistic
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
@@ -285,6 +285,9 @@ def _notes(rows: list[Score], unpaired: int, paired: int) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with telling_disk_errors():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(Path(path), text)
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {disk_reason(error)}") from error
+    write_text(path, text)
