@@ -19,10 +19,10 @@ import numpy as np
 from dkuxnet.benchmark.grid import BOUND
 from dkuxnet.benchmark.significance import against_reference, gain, spread
 from dkuxnet.benchmark.text import NOTHING, plain, show_gain, show_p, show_spread, table_lines
-from dkuxnet.evaluation.metrics import SHOWN
+from dkuxnet.evaluation.metrics import DICE, SHOWN
 
-DICE, *OTHERS = (metric.title for metric in SHOWN)
-HEADINGS = ("arm", DICE, "by seed", *OTHERS, "gain in Dice", "p (Holm)")
+OTHERS = [metric.title for metric in SHOWN if metric is not DICE]
+HEADINGS = ("arm", DICE.title, "by seed", *OTHERS, "gain in Dice", "p (Holm)")
 KEYS = [metric.key for metric in SHOWN]
 Runs = dict[str, dict[int, dict[str, np.ndarray]]]  # arm -> seed -> metric -> (cases,)
 
@@ -112,13 +112,11 @@ def table(found: dict[str, Runs], labelled: str, reference: str) -> list[str]:
 def _figures(runs: dict[int, dict[str, np.ndarray]]) -> Iterator[str]:
     for metric in SHOWN:
         yield plain(show_spread(metric, *spread([run[metric.key].mean() for run in runs.values()])))
-        if metric.key == "dice":
-            yield ", ".join(show_seed(run["dice"]) for _, run in sorted(runs.items()))
-
-
-def show_seed(dice: np.ndarray) -> str:
-    """ ".8710"."""
-    return f"{dice.mean():.4f}".removeprefix("0")
+        if metric is DICE:
+            yield ", ".join(
+                DICE.show(run["dice"].mean(), compared=True).removeprefix("0")
+                for _, run in sorted(runs.items())
+            )
 
 
 if __name__ == "__main__":

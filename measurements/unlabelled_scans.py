@@ -88,7 +88,7 @@ def print_table(arms: dict[str, dict[int, np.ndarray]], reference: str) -> None:
             [
                 arm,
                 plain(show_spread(DICE, *spread(means))),
-                ", ".join(f"{mean:.4f}".removeprefix("0") for mean in means),
+                ", ".join(DICE.show(mean, compared=True).removeprefix("0") for mean in means),
                 plain(show_gain(better)),
                 plain(show_p(tests.get(arm))),
             ]

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.significance import Estimate, Share, Tested
 from dkuxnet.benchmark.words import UNSURE, between, facts, headlines, label, notes, percent, title
-from dkuxnet.evaluation.metrics import SHOWN, Metric
+from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric
 from dkuxnet.machine.files import write_text
 
 GAIN, GAP, P, MINUTES = "gain in Dice", "share of the gap", "p (Holm)", "minutes"
@@ -88,13 +89,12 @@ def show_metrics(row: Row) -> list[Cell]:
 
 def show_spread(metric: Metric, mean: float, std: float | None) -> Cell:
     """ "0.8692", "± 0.0025"; the mean alone where there is one seed."""
-    digits = metric.compared
-    return f"{mean:.{digits}f}", "" if std is None else f"± {std:.{digits}f}"
+    return metric.show(mean, True), "" if std is None else f"± {metric.show(std, True)}"
 
 
 def show_gain(gain: Estimate | None) -> Cell:
     """ "+0.0123", "(+0.0010 to +0.0240)"."""
-    return _show(gain, "{:+.4f}".format)
+    return _show(gain, partial(DICE.show, compared=True, sign="+"))
 
 
 def show_share(share: Share | None) -> Cell:
@@ -120,6 +120,6 @@ def show_p(test: Tested | None) -> Cell:
 
 def seeds_of(row: Row) -> str:
     """ "seed 0 0.8710, seed 1 failed"."""
-    found = {seed: f"{dice:.4f}" for seed, dice in row.dice_by_seed.items()}
+    found = {seed: DICE.show(dice, True) for seed, dice in row.dice_by_seed.items()}
     found |= dict.fromkeys(row.failed, "failed")
     return ", ".join(f"seed {seed} {text}" for seed, text in sorted(found.items())) or "none yet"

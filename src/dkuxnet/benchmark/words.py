@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dkuxnet.benchmark.compare_runs import Arm, RunsCompared
 from dkuxnet.benchmark.figures import Comparison, Row, Table
@@ -140,8 +141,8 @@ def _share(found: Share) -> str:
     share = found.share
     if not found.clear or share is None:
         return (
-            f"With all labels supervised differs by {found.gap.value:+.3f}, which is not clearly "
-            "above 0: there is no gap whose share could be told."
+            f"With all labels supervised differs by {DICE.show(found.gap.value, sign='+')}, which "
+            "is not clearly above 0: there is no gap whose share could be told."
         )
     sure = f" (95 % interval {between(share.interval, percent)})" if share.interval else ""
     return f"It closes {percent(share.value)} of the gap to supervised with all labels{sure}."
@@ -185,7 +186,7 @@ def _apart(difference: float) -> str:
 
 def _signed(interval: tuple[float, float]) -> str:
     """ "-0.010 to +0.024"."""
-    return between(interval, f"{{:+.{DICE.digits}f}}".format)
+    return between(interval, partial(DICE.show, sign="+"))
 
 
 def between(interval: tuple[float, float], show: Callable[[float], str]) -> str:

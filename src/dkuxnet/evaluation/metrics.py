@@ -42,16 +42,15 @@ QUICK = {"leafsize": 64, "balanced_tree": False, "compact_nodes": False}
 class Metric:
     """How a metric is called and shown. key: its name in the program, in cases.csv and manifests.
 
-    summary: its name in summary.json; without a unit it is nnU-Net's. digits: decimals of a figure;
-    compared: the same where runs are compared.
+    summary: its name in summary.json; without a unit it is nnU-Net's. digits: decimals of a figure,
+    and of one where runs are compared.
     """
 
     key: str
     summary: str
     heading: str
     unit: str
-    digits: int
-    compared: int
+    digits: tuple[int, int]
     higher_is_better: bool
 
     @property
@@ -64,19 +63,19 @@ class Metric:
         """Which way is better, in words."""
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
 
-    def show(self, value: float) -> str:
-        """The figure as text."""
-        return f"{value:.{self.digits}f}"
+    def show(self, value: float, compared: bool = False, sign: str = "") -> str:
+        """The figure as text; sign: "+" for one before every value."""
+        return f"{value:{sign}.{self.digits[compared]}f}"
 
 
-DICE = Metric("dice", "Dice", "Dice", "", 3, 4, True)
+DICE = Metric("dice", "Dice", "Dice", "", (3, 4), True)
 METRICS = (
     DICE,
-    Metric("jaccard", "IoU", "Jaccard", "", 3, 4, True),
-    Metric("hd95_mm", "HD95_mm", "95HD", "mm", 2, 2, False),
-    Metric("asd_mm", "ASD_mm", "ASD", "mm", 2, 2, False),
-    Metric("hd95_voxels", "HD95_voxels", "95HD", "voxels", 2, 2, False),
-    Metric("asd_voxels", "ASD_voxels", "ASD", "voxels", 2, 2, False),
+    Metric("jaccard", "IoU", "Jaccard", "", (3, 4), True),
+    Metric("hd95_mm", "HD95_mm", "95HD", "mm", (2, 2), False),
+    Metric("asd_mm", "ASD_mm", "ASD", "mm", (2, 2), False),
+    Metric("hd95_voxels", "HD95_voxels", "95HD", "voxels", (2, 2), False),
+    Metric("asd_voxels", "ASD_voxels", "ASD", "voxels", (2, 2), False),
 )
 SHOWN = tuple(metric for metric in METRICS if metric.unit != "voxels")  # on pages, in tables
 
