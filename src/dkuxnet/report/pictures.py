@@ -1,18 +1,21 @@
-"""What all pictures of the pages share: colours, style, and the way into a page as a data URI."""
+"""What all pictures of the pages share: colours, style, and data URIs."""
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which the common colour blindnesses keep apart; both colours are light
-# enough for grey scans.
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+# Okabe and Ito's palette, told apart by readers with the common colour blindnesses; both of the
+# first line are light enough for grey scans.
 TRUTH, PREDICTION = "#e69f00", "#56b4e9"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK, GRID = "#2b3440", "#d9dee5"
-STYLE: dict[Any, Any] = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -33,18 +36,18 @@ WIDTH_IN = 11.0  # of a page-wide picture
 
 
 def plain(text: str) -> str:
-    """A name from outside, its dollar signs escaped: between two, matplotlib reads a formula."""
+    """A name from outside, its dollar signs escaped: between two matplotlib reads a formula."""
     return text.replace("$", r"\$")
 
 
 def to_svg(figure: Figure) -> bytes:
-    """The figure as a file of its own; the same figure gives the same bytes."""
+    """The figure as the content of a file; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    with rc_context(STYLE):  # its salt makes the names in the file
+    with rc_context(STYLE):  # with its salt for the names in the file
         figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})
     return stream.getvalue()
 
 
 def data_uri(content: bytes, kind: str = "svg+xml") -> str:
-    """What an image of the page has as its source."""
+    """An image as an address that holds its content. kind: svg+xml, png, .."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

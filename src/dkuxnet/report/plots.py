@@ -1,4 +1,4 @@
-"""Dice over cases and training curves, as svg; the curves also as numbers for the page's script."""
+"""Dice over cases and training curves, each as an svg; the curves also as numbers for the page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,16 @@ from matplotlib.figure import Figure
 
 from dkuxnet.report.pictures import INK, LINES, STYLE, WIDTH_IN, data_uri, plain, to_svg
 
-MOST_POINTS = 1500  # of a line in the page: more than a screen shows
+MOST_POINTS = 1500  # of a line in the page: a screen shows no more
 
 
 @rc_context(STYLE)
 def draw_dice(
-    dice: Mapping[str, Sequence[float]],
-    means: Mapping[str, tuple[float, tuple[float, float] | None]],
+    dice: Mapping[str, Sequence[float]], means: Mapping[str, tuple[float, Sequence[float] | None]]
 ) -> str:
-    """Dice of every case, a row a class, with the mean and its 95 % interval.
+    """Draw Dice of every case, a row for each class, with the mean and its 95 % interval.
 
-    means: class -> (mean, interval or None).
+    means: class -> (mean, [low, high] or None).
     """
     figure = Figure(figsize=(WIDTH_IN, 0.75 + 0.62 * len(dice)), layout="constrained")
     axes = figure.add_subplot()
@@ -53,10 +52,10 @@ def draw_dice(
 
 
 def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """Panels: losses, learning rate and, where a run validated, Dice of the validation cases.
+    """The panels of curves: losses, learning rate and, where a run validated, Dice.
 
-    Of each its title, whether its axis is logarithmic, and lines with name, colour and points
-    [step, value].
+    rows: of metrics.jsonl. A panel has a title, whether its axis is logarithmic (`log`), and lines
+    with name, colour and points [step, value].
     """
     other = {"step", "loss", "lr", "grad_norm", "seconds", "validation_dice"}
     parts = list(dict.fromkeys(key for row in rows for key in row if key not in other))
@@ -66,7 +65,7 @@ def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
         ("Learning rate", ["lr"]),
         ("Dice of the validation cases", ["validation_dice"]),
     ]
-    shown = []
+    shown: list[dict[str, Any]] = []
     for title, keys in panels:
         lines: list[dict[str, Any]] = []
         for number, key in enumerate(keys):
@@ -85,7 +84,7 @@ def curves_of(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:
-    """At most MOST_POINTS of them, evenly, the first and the last among them."""
+    """At most MOST_POINTS of them, evenly spaced, the first and the last among them."""
     if len(points) <= MOST_POINTS:
         return points
     return [points[i] for i in np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)]
@@ -93,7 +92,7 @@ def _thinned(points: list[list[float]]) -> list[list[float]]:
 
 @rc_context(STYLE)
 def draw_curves(panels: list[dict[str, Any]]) -> str:
-    """panels: of `curves_of`."""
+    """Draw the panels of `curves_of` beside each other."""
     figure = Figure(figsize=(WIDTH_IN, 3.1), layout="constrained")
     all_axes = figure.subplots(
         1, len(panels), width_ratios=[1.6] + [1.0] * (len(panels) - 1), squeeze=False
