@@ -19,10 +19,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dkuxnet.data.geometry import resample
-from dkuxnet.evaluation.metrics import segmentation_metrics
+from dkuxnet.evaluation.metrics import SHOWN, segmentation_metrics
 
 SHAPE, MM = (184, 140, 88), 0.625
-METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm")
 
 
 def predictions_of(truth: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,8 +100,8 @@ def main() -> None:
                 (theirs, ours) = rows[0]
                 mine = median(row[1][0] for row in rows)
                 apart = max(
-                    abs(ours[1][metric] - value)
-                    for metric, value in zip(METRICS, theirs[1], strict=True)
+                    abs(ours[1][metric.key] - value)
+                    for metric, value in zip(SHOWN, theirs[1], strict=True)
                 )
                 print(
                     f"| {number} | {name} | {ours[1]['dice']:.3f} | "

@@ -1,5 +1,4 @@
-"""Whether the runs of a benchmark make large organs too small and small ones too large, as a model
-of few labels does.
+"""Whether runs make large organs too small and small ones too large, as few labels make them.
 
     python measurements/sizes.py BENCHMARK --labelled 4
 
@@ -37,8 +36,9 @@ def main() -> None:
 
 
 def slope(table: Path) -> float:
-    """Of the least squares line; a case without organ, or where none was found, has no logarithm
-    and is left out.
+    """Of the least squares line.
+
+    A case without organ, or where none was found, has no logarithm and is left out.
     """
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -79,7 +79,7 @@ def prepare(folder: Path) -> Path:
 
 
 def train(until: str, prepared: str, run: str) -> None:
-    """The command line's training, which ends this process when its first step begins or is done."""
+    """The command line's training; ends this process when its first step begins or is done."""
     from dkuxnet.cli import commands as cli
     from dkuxnet.training import loop as training
 

@@ -11,25 +11,19 @@ Wilcoxon's test against the reference with Holm's correction. An arm of other se
 
 import argparse
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dkuxnet.benchmark.grid import BOUND
 from dkuxnet.benchmark.significance import against_reference, gain, spread
-from dkuxnet.benchmark.text import DIGITS, NOTHING, show_gain, show_p, show_spread
+from dkuxnet.benchmark.text import NOTHING, plain, show_gain, show_p, show_spread, table_lines
+from dkuxnet.evaluation.metrics import DICE, SHOWN
 
-HEADINGS = (
-    "arm",
-    "Dice",
-    "by seed",
-    "Jaccard",
-    "95HD (mm)",
-    "ASD (mm)",
-    "gain in Dice",
-    "p (Holm)",
-)
+OTHERS = [metric.title for metric in SHOWN if metric is not DICE]
+HEADINGS = ("arm", DICE.title, "by seed", *OTHERS, "gain in Dice", "p (Holm)")
+KEYS = [metric.key for metric in SHOWN]
 Runs = dict[str, dict[int, dict[str, np.ndarray]]]  # arm -> seed -> metric -> (cases,)
 
 
@@ -67,7 +61,7 @@ def read(files: Iterable[Path]) -> dict[str, Runs]:
                         f"{file}: {row['arm']} with {row['labelled']} labelled, seed "
                         f"{row['seed']}, stands twice"
                     )
-                run[row["case"]] = [float(row[metric]) for metric in DIGITS]
+                run[row["case"]] = [float(row[key]) for key in KEYS]
     if len(networks) > 1:
         raise ValueError(
             f"these runs are of several networks, {' and '.join(sorted(networks))}: give those of "
@@ -82,7 +76,7 @@ def read(files: Iterable[Path]) -> dict[str, Runs]:
             )
         columns = np.array([run[case] for case in cases]).T
         found.setdefault(labelled, {}).setdefault(arm, {})[seed] = dict(
-            zip(DIGITS, columns, strict=True)
+            zip(KEYS, columns, strict=True)
         )
     return found
 
@@ -104,26 +98,25 @@ def table(found: dict[str, Runs], labelled: str, reference: str) -> list[str]:
         reference,
     )
     ranked = sorted(arms, key=lambda arm: (arm != BOUND, -np.mean([*dice[arm].values()])))
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
+    rows = []
     for arm in ranked:
-        last = [NOTHING, show_p(tests[arm].p_holm) if arm in tests else NOTHING]
+        last = [NOTHING, plain(show_p(tests.get(arm)))]
         if arm != BOUND and arms[arm].keys() == arms[BOUND].keys():
-            last[0] = " ".join(show_gain(gain(dice[arm], dice[BOUND]))).strip()
-        lines.append(_row(arm, arms[arm], last))
+            last[0] = plain(show_gain(gain(dice[arm], dice[BOUND])))
+        rows.append([arm, *_figures(arms[arm]), *last])
     if BOUND in found.get("all", {}) and labelled != "all":
-        lines.append(_row(f"{BOUND}, all labels", found["all"][BOUND], [NOTHING, NOTHING]))
-    return lines
+        rows.append([f"{BOUND}, all labels", *_figures(found["all"][BOUND]), NOTHING, NOTHING])
+    return table_lines(HEADINGS, rows)
 
 
-def _row(name: str, runs: dict[int, dict[str, np.ndarray]], last: list[str]) -> str:
-    figures = [
-        " ".join(show_spread(spread([run[metric].mean() for run in runs.values()]), digits)).strip()
-        for metric, digits in DIGITS.items()
-    ]
-    seeds = ", ".join(
-        f"{run['dice'].mean():.4f}".removeprefix("0") for _, run in sorted(runs.items())
-    )
-    return f"| {' | '.join([name, figures[0], seeds, *figures[1:], *last])} |"
+def _figures(runs: dict[int, dict[str, np.ndarray]]) -> Iterator[str]:
+    for metric in SHOWN:
+        yield plain(show_spread(metric, *spread([run[metric.key].mean() for run in runs.values()])))
+        if metric is DICE:
+            yield ", ".join(
+                DICE.show(run["dice"].mean(), compared=True).removeprefix("0")
+                for _, run in sorted(runs.items())
+            )
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ def profiled(chosen) -> str:
             step(chosen.patch)
     device = chosen.device.partition(":")[0]
     table = seen.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
-    return f"{table}\nof its steps the {device} was at work for {busy_share(seen.events(), device):.1%}"
+    share = busy_share(seen.events(), device)
+    return f"{table}\nof its steps the {device} was at work for {share:.1%}"
 
 
 def busy_share(events, device: str) -> float:

@@ -1,7 +1,6 @@
-"""How well the runs of a benchmark segment the unlabelled scans that they were trained with: what
-they were there for.
+"""How well the runs of a benchmark segment the unlabelled scans that they were trained with.
 
-    python measurements/unlabelled_scans.py BENCHMARK PREPARED --labelled 4 [--reference dual-mutual] [--every 1]
+    python measurements/unlabelled_scans.py BENCHMARK PREPARED --labelled 4
 
 BENCHMARK: the folder that `dkuxnet benchmark` wrote. No training has seen these scans' labels; here
 they are opened, to score. Each run's Dice is kept beside this script's work in
@@ -19,12 +18,12 @@ import torch
 
 from dkuxnet.benchmark.grid import BOUND
 from dkuxnet.benchmark.significance import against_reference, gain, spread
-from dkuxnet.benchmark.text import NOTHING, show_gain, show_p, show_spread
+from dkuxnet.benchmark.text import plain, show_gain, show_p, show_spread, table_lines
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.evaluation.metrics import dice
+from dkuxnet.evaluation.metrics import DICE, dice
 from dkuxnet.machine.files import write_json
 from dkuxnet.prediction.predictor import load_predictor
-from dkuxnet.prediction.windows import label_on_scan, sliding_window
+from dkuxnet.prediction.windows import Windows, label_on_scan, sliding_window
 
 
 def main() -> None:
@@ -60,39 +59,36 @@ def scored(run: Path, data: PreparedSet, chosen) -> np.ndarray:
 
 def scores(run: Path, data: PreparedSet, every: int) -> dict[str, float]:
     predictor, settings, manifest = load_predictor(run)
-    classes, found = len(data.meta["labels"]), {}
-    for name in manifest["split"]["unlabelled"][::every]:
+    classes, found = len(data.meta.labels), {}
+    windows = Windows(manifest.patch, classes, settings.infer, torch.device("cpu"))
+    for name in manifest.split.unlabelled[::every]:
         info, truth = data.info(name), np.asarray(data.array(name, "truth"))
-        prob = sliding_window(
-            predictor,
-            np.asarray(data.array(name, "image")),
-            manifest["patch"],
-            classes,
-            settings.infer,
-            torch.device("cpu"),
-        ).prob
-        label = label_on_scan(
-            prob, info["shape"], np.array(info["affine"]), settings.infer.largest_component
-        )
+        image = np.asarray(data.array(name, "image"))
+        prob = sliding_window(predictor, image, windows).prob
+        affine = np.array(info.affine)
+        label = label_on_scan(prob, info.shape, affine, settings.infer.largest_component)
         found[name] = float(np.mean([dice(label == k, truth == k) for k in range(1, classes)]))
     return found
 
 
 def print_table(arms: dict[str, dict[int, np.ndarray]], reference: str) -> None:
     tests = against_reference(arms, reference) if reference in arms else {}
-    print("| arm | Dice | by seed | gain in Dice | p (Holm) |\n|---|---|---|---|---|")
+    rows = []
     for arm, runs in sorted(
         arms.items(), key=lambda item: -np.mean([run.mean() for run in item[1].values()])
     ):
         better = gain(runs, arms[BOUND]) if arm != BOUND and BOUND in arms else None
-        cells = [
-            arm,
-            " ".join(show_spread(spread([run.mean() for run in runs.values()]), 4)).strip(),
-            ", ".join(f"{run.mean():.4f}".removeprefix("0") for run in runs.values()),
-            " ".join(show_gain(better)).strip(),
-            show_p(tests[arm].p_holm) if arm in tests else NOTHING,
-        ]
-        print(f"| {' | '.join(cells)} |")
+        means = [run.mean() for run in runs.values()]
+        rows.append(
+            [
+                arm,
+                plain(show_spread(DICE, *spread(means))),
+                ", ".join(DICE.show(mean, compared=True).removeprefix("0") for mean in means),
+                plain(show_gain(better)),
+                plain(show_p(tests.get(arm))),
+            ]
+        )
+    print("\n".join(table_lines(("arm", "Dice", "by seed", "gain in Dice", "p (Holm)"), rows)))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Scan:
         order: Sequence[int] | None = None,
         rescale: Sequence[tuple[float, float]] | None = None,
     ) -> FileDataset:
-        """All slices as frames of one file, in `order`; rescale: (slope, intercept) of each slice."""
+        """All slices as frames of one file, in `order`; rescale: (slope, intercept) of each."""
         order = list(range(len(self.voxels))) if order is None else list(order)
         ds = self._common(EnhancedMRImageStorage, self.voxels[order])
         ds.NumberOfFrames, ds.InstanceNumber = len(order), 1

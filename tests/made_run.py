@@ -1,13 +1,11 @@
-"""A small finished run with its prepared set, written without training: what tests of the report
-read.
-"""
+"""A small finished run with its prepared set, written without training, for tests of the report."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from described import FINGERPRINT, PLAN
+from described import FINGERPRINT, PLAN, manifest
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -95,40 +93,22 @@ def make_run(
         folder / "settings.json",
         {"train": {"steps": 40, "lr": 0.25}, "method": {"name": "dual-mutual"}},
     )
-    write_json(
-        folder / "manifest.json",
-        {
-            "prepared": str(root / "prepared"),
-            "labels": labels,
-            "channels": ["MRI"],
-            "network": "dk-uxnet-tiny",
-            "method": "dual-mutual",
-            "patch": [16, 16, 16],
-            "parameters": 1_700_000,
-            "cases": list(shifts),
-            "test": {},
-            "network_shape": {
-                "in_channels": 1,
-                "classes": 1 + classes,
-                "groups": [
-                    {"name": "background", "classes": [0], "queries": 8},
-                    {"name": names[0], "classes": [*range(1, 1 + classes)], "queries": 8},
-                ],
-            },
-            "machine": {"dkuxnet": "9.8.7", "gpu": None},
-            "split": {
-                "labelled": ["a"],
-                "unlabelled": ["b", "c"],
-                "validation": [],
-                "test": list(shifts),
-            },
-            "plan": PLAN,
-            "fingerprint": FINGERPRINT,
-            "train_seconds": 3723.0,
-            "evaluate_seconds": 12.0,
-            "steps_done": 40,
-        },
+    groups = [
+        {"name": "background", "classes": [0], "queries": 8},
+        {"name": names[0], "classes": [*range(1, 1 + classes)], "queries": 8},
+    ]
+    described = manifest(
+        prepared=str(root / "prepared"),
+        labels=labels,
+        cases=list(shifts),
+        test={},
+        network_shape={"in_channels": 1, "classes": 1 + classes, "groups": groups},
+        split={"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": list(shifts)},
+        train_seconds=3723.0,
+        evaluate_seconds=12.0,
+        steps_done=40,
     )
+    write_json(folder / "manifest.json", described.to_json())
     rows = [
         {
             "step": step,

@@ -16,11 +16,11 @@ WINGS = {
     "data": {"core", "machine"},
     "models": {"core", "machine"},
     "runs": {"core", "machine"},
-    "evaluation": {"core", "data"},
+    "evaluation": {"core", "machine", "data"},
     "prediction": {"core", "machine", "data", "models", "runs"},
     "training": {"core", "machine", "data", "models", "runs", "evaluation", "prediction"},
     "report": {"core", "machine", "data", "runs", "evaluation"},
-    "benchmark": {"core", "machine", "data", "models", "runs", "training", "report"},
+    "benchmark": {"core", "machine", "data", "models", "runs", "evaluation", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
     "serve": {"core", "data", "prediction"},
     "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
@@ -57,7 +57,7 @@ def within(module: str, place: str) -> bool:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of ours that a file imports; of `from package import name` also package.name, which may be one."""
+    """The modules of ours that a file imports; `from package import name` may mean a module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dkuxnet.benchmark import trainings
+from dkuxnet.benchmark import figures, trainings
 from dkuxnet.benchmark.benchmark import Watch, run_benchmark
 from dkuxnet.benchmark.trainings import tell_death, usable_cores
 from dkuxnet.cli import commands as cli
@@ -40,7 +40,8 @@ seeds = [0]
 networks = ["dk-uxnet-tiny"]
 [settings]
 data.test_cases = 2
-train = {{ steps = 4, patch = [16, 16, 16], labelled_batch = 1, unlabelled_batch = 1, log_every = 1, device = "cpu" }}
+train = {{ steps = 4, patch = [16, 16, 16], labelled_batch = 1, unlabelled_batch = 1, \
+log_every = 1, device = "cpu" }}
 network = {{ widths = [8, 8, 8, 8], query_channels = 16 }}
 infer.overlap = 0.0
 [methods.supervised]
@@ -280,6 +281,18 @@ def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
     assert steps == [(RUNS[1], 3), (RUNS[1], 4), *((RUNS[2], n) for n in (1, 2, 3, 4))]
     assert state(folder / "out" / "runs" / RUNS[0]) == first
     assert all(same(weights(folder, run), weights(finished, run)) for run in RUNS)
+
+
+def test_the_figures_of_a_run_are_read_once(copied, monkeypatch):
+    shutil.rmtree(copied / "out" / "runs" / RUNS[2])
+    read, original = [], figures.read_run
+
+    def noting(folder, remedy):
+        read.append(folder.name)
+        return original(folder, remedy)
+
+    monkeypatch.setattr(figures, "read_run", noting)
+    assert run_benchmark(copied / "grid.toml").done == 3 and read == RUNS
 
 
 def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from described import PLAN, manifest
 from dkuxnet.benchmark.figures import compare, read_finished
 from dkuxnet.benchmark.grid import read_grid, wanted_runs
 from dkuxnet.benchmark.page import write_page
@@ -21,14 +22,16 @@ from dkuxnet.benchmark.significance import (
     estimate,
     gain,
     holm,
-    resampled_means,
     share_of_gap,
     signed_rank,
 )
-from dkuxnet.benchmark.text import markdown, show_share, write_text
+from dkuxnet.benchmark.text import markdown, show_share, write_tables
 from dkuxnet.benchmark.words import headlines
 from dkuxnet.cli.console import show_benchmark
 from dkuxnet.core.errors import UserError
+from dkuxnet.evaluation.statistics import resampled_means
+from dkuxnet.machine.files import write_json
+from dkuxnet.report.pictures import to_svg
 
 
 def table(*rows: list[float]) -> dict[int, np.ndarray]:
@@ -229,37 +232,18 @@ def make_runs(
                     writer.writerow(
                         [case, f"organ {k}", k, dice + shift, 0.5, 10.0, 2.0, 20.0, 4.0]
                     )
-        (evaluation.parent / "manifest.json").write_text(
-            json.dumps(
-                {
-                    "test": {},
-                    "split": {
-                        "labelled": ["a"],
-                        "unlabelled": ["b", "c"],
-                        "validation": [],
-                        "test": cases,
-                    },
-                    "train_seconds": 60 + 60 * run.seed,
-                    "evaluate_seconds": 3,
-                    "parameters": 2_000_000,
-                    "patch": [16, 16, 16],
-                    "labels": {"background": 0, "organ 1": 1, "organ 2": 2},
-                    "plan": {
-                        "spacing_mm": [1, 1, 2],
-                        "normalisation": [{"kind": "z-score"}],
-                        "patch": [16, 16, 16],
-                        "network": "uxnet-tiny",
-                    },
-                    "machine": {
-                        "dkuxnet": "9.8.7",
-                        "torch": "2",
-                        "python": "3",
-                        "cpu_threads": 1,
-                        "platform": "here",
-                    },
-                }
-            )
+        described = manifest(
+            test={},
+            split={"labelled": ["a"], "unlabelled": ["b", "c"], "validation": [], "test": cases},
+            train_seconds=60.0 + 60 * run.seed,
+            evaluate_seconds=3.0,
+            parameters=2_000_000,
+            labels={"background": 0, "organ 1": 1, "organ 2": 2},
+            network_shape={"in_channels": 1, "classes": 3, "groups": []},
+            plan=PLAN | {"spacing_mm": [1.0, 1.0, 2.0]},
+            machine={"dkuxnet": "9.8.7", "torch": "2", "python": "3", "cpu_threads": 1},
         )
+        write_json(evaluation.parent / "manifest.json", described.to_json())
     return grid, runs
 
 
@@ -311,7 +295,7 @@ def test_the_figures_of_a_table_by_hand(tmp_path):
 
 def test_markdown_and_json_hold_the_figures(tmp_path):
     comparison = made(tmp_path, [4])
-    write_text(comparison, tmp_path / "out")
+    write_tables(comparison, tmp_path / "out")
     text = (tmp_path / "out" / "benchmark.md").read_text("utf-8")
     assert text == markdown(comparison)
     assert (
@@ -512,6 +496,7 @@ def test_nothing_is_loaded_from_elsewhere_and_names_are_no_markup(tmp_path):
 def test_the_figure_shows_every_seed_every_mean_and_the_bound(tmp_path, labelled):
     comparison = made(tmp_path, labelled)
     figure = draw_comparison(comparison)
+    assert to_svg(figure) == to_svg(draw_comparison(comparison))
     [axes] = figure.axes
     along = 0 if len(labelled) == 1 else 1  # the axis of Dice
     dots = {

@@ -1,4 +1,4 @@
-"""Evaluation of small written files: pairing, figures, statistics, written files, and every error."""
+"""Evaluation of small files: pairing, figures, statistics, what is written, and every error."""
 
 import csv
 import json
@@ -11,7 +11,16 @@ import pytest
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import write
-from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN, Evaluation, evaluate_folders, evaluate_pair
+from dkuxnet.evaluation.evaluate import (
+    COLUMNS,
+    FOREGROUND_MEAN,
+    KEYS,
+    Evaluation,
+    Score,
+    evaluate_folders,
+    evaluate_pair,
+)
+from dkuxnet.evaluation.metrics import SHOWN
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -56,37 +65,27 @@ def test_rows_of_a_pair_by_hand():
     organ, tumour = evaluate_pair(
         "a", Volume(label_map(2), AFFINE), Volume(label_map(4), AFFINE), LABELS
     )
-    assert (organ["case"], organ["class"], organ["value"]) == ("a", "organ", 1)
-    assert (organ["dice"], organ["jaccard"]) == (pytest.approx(2 / 3), 0.5)
-    assert [organ[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [
-        96,
-        0,
-        96,
-        288,
-        96,
-        192,
-    ]
-    assert [tumour[k] for k in ("dice", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")] == [
-        0,
-        2,
-        2,
-        2,
-        2,
-    ]
-    assert [tumour[k] for k in ("tp", "fp", "fn", "tn", "n_pred", "n_ref")] == [
-        0,
-        48,
-        48,
-        384,
-        48,
-        48,
-    ]
+    assert (organ.case, organ.class_name, organ.value) == ("a", "organ", 1)
+    assert (organ.dice, organ.jaccard) == (pytest.approx(2 / 3), 0.5)
+    assert [*organ[9:]] == [96, 0, 96, 288, 96, 192]
+    assert [tumour.dice, *tumour[5:9]] == [0, 2, 2, 2, 2]
+    assert [*tumour[9:]] == [0, 48, 48, 384, 48, 48]
+
+
+def test_a_row_has_a_column_for_every_metric_and_count():
+    assert Score._fields[3:] == tuple(KEYS) and COLUMNS[:3] == ("case", "class", "value")
+    assert {metric.title: metric.better for metric in SHOWN} == {
+        "Dice": "higher is better",
+        "Jaccard": "higher is better",
+        "95HD (mm)": "lower is better",
+        "ASD (mm)": "lower is better",
+    }
 
 
 def test_spacing_of_the_affine_is_used():
     turned = np.array([[0, 0, -3.0, 0], [0, 2.0, 0, 0], [4.0, 0, 0, 5], [0, 0, 0, 1]])
     rows = evaluate_pair("a", Volume(label_map(2), turned), Volume(label_map(4), turned), LABELS)
-    assert (rows[1]["hd95_mm"], rows[1]["hd95_voxels"]) == (8, 2)
+    assert (rows[1].hd95_mm, rows[1].hd95_voxels) == (8, 2)
 
 
 def test_folders_pair_by_name_across_formats(folders):
@@ -96,7 +95,7 @@ def test_folders_pair_by_name_across_formats(folders):
     (predictions / "._a.nii.gz").write_bytes(b"left by macOS")
     done = []
     evaluation = evaluate_folders(predictions, labels, progress=lambda *args: done.append(args))
-    assert [(row["case"], row["class"]) for row in evaluation.rows] == [
+    assert [(row.case, row.class_name) for row in evaluation.rows] == [
         (case, name) for case in "abc" for name in ("organ", "tumour")
     ]
     assert evaluation.files["b"] == (predictions / "b.nii.gz", labels / "b.nrrd")
@@ -112,30 +111,24 @@ def test_summary_by_hand(folders):
         ("tumour", tumour),
         (FOREGROUND_MEAN, (organ + tumour) / 2),
     ):
-        assert summary[name]["dice"]["mean"] == pytest.approx(dice.mean())
-        assert summary[name]["dice"]["std"] == pytest.approx(
+        assert summary[name]["dice"].mean == pytest.approx(dice.mean())
+        assert summary[name]["dice"].std == pytest.approx(
             np.sqrt(((dice - dice.mean()) ** 2).sum() / 2)
         )
-    assert summary["tumour"]["hd95_mm"]["mean"] == pytest.approx((2 + 1 + 0) / 3)
+    assert summary["tumour"]["hd95_mm"].mean == pytest.approx((2 + 1 + 0) / 3)
     # Of 3 cases, 1 in 27 resamples draws one case alone: more than 2.5 %, so that the interval
     # reaches both ends.
-    assert summary["organ"]["dice"]["ci95"] == pytest.approx([2 / 3, 1])
+    assert summary["organ"]["dice"].ci95 == pytest.approx([2 / 3, 1])
 
 
 def test_interval_is_that_of_the_mean():
     """For many cases the bootstrap comes to the normal interval, mean +- 1.96 std / sqrt(n)."""
     values = np.random.default_rng(1).normal(0.8, 0.1, 200)
-    rest = dict.fromkeys(("jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"), 0.0)
-    rows = [
-        {"case": str(i), "class": "organ", "value": 1, "dice": v} | rest
-        for i, v in enumerate(values)
-    ]
-    evaluation = Evaluation(rows, {row["case"]: ("", "") for row in rows})
+    rows = [Score(str(i), "organ", 1, v, *[0] * 11) for i, v in enumerate(values)]
+    evaluation = Evaluation(rows, {row.case: ("", "") for row in rows})
     dice = evaluation.summary()["organ"]["dice"]
     half = 1.96 * values.std(ddof=1) / np.sqrt(200)
-    assert dice["ci95"] == pytest.approx(
-        [values.mean() - half, values.mean() + half], abs=0.1 * half
-    )
+    assert dice.ci95 == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
     assert evaluation.summary()["organ"]["dice"] == dice, "the same figures give the same interval"
 
 
@@ -144,7 +137,7 @@ def test_one_case_has_no_spread(folders, tmp_path):
     for case in "bc":
         (predictions / f"{case}.nii.gz").unlink()
     evaluation = evaluate_folders(predictions, labels)
-    assert evaluation.summary()["organ"]["dice"] == {
+    assert evaluation.summary()["organ"]["dice"].to_json() == {
         "mean": pytest.approx(2 / 3),
         "std": None,
         "ci95": None,
@@ -182,7 +175,7 @@ def test_json_has_the_keys_of_nnunet(folders, tmp_path):
     organ, tumour = summary["mean"]["1"], summary["mean"]["2"]
     assert organ["Dice"] == pytest.approx((2 / 3 + 6 / 7 + 1) / 3)
     assert summary["foreground_mean"]["FP"] == pytest.approx((organ["FP"] + tumour["FP"]) / 2)
-    assert summary["statistics"]["organ"]["Dice"] == evaluation.summary()["organ"]["dice"]
+    assert summary["statistics"]["organ"]["Dice"] == evaluation.summary()["organ"]["dice"].to_json()
     assert summary["statistics"][FOREGROUND_MEAN]["Dice"]["mean"] == pytest.approx(
         summary["foreground_mean"]["Dice"]
     )
@@ -220,7 +213,7 @@ def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
     predictions, labels = folders
     save(predictions / "a.nii.gz", label_map(0, 0))
     evaluation = evaluate_folders(predictions, labels)
-    assert evaluation.rows[0]["hd95_mm"] == pytest.approx(np.linalg.norm([10, 16, 18]))
+    assert evaluation.rows[0].hd95_mm == pytest.approx(np.linalg.norm([10, 16, 18]))
     assert [note.split(" in ")[0] for note in evaluation.notes] == [
         "'organ' is empty",
         "'tumour' is empty",
@@ -249,7 +242,7 @@ def test_each_side_is_read_by_its_own_values(folders):
     describe(labels, {"nothing": 0, "organ": 255, "tumour": 7})
     evaluation = evaluate_folders(predictions, labels)
     assert evaluation.classes == {"organ": 1, "tumour": 2}
-    assert evaluation.rows[0]["jaccard"] == 0.5
+    assert evaluation.rows[0].jaccard == 0.5
 
 
 def test_other_names_for_the_same_values_are_those_of_the_prediction(folders):
@@ -267,7 +260,7 @@ def test_labels_of_a_source_folder(tmp_path):
         save(tmp_path / "source" / patient / "lgemri.nrrd", np.zeros((10, 8, 6), np.float32))
     save(tmp_path / "source" / "p1" / "laendo.nrrd", label_map(4, 0) * np.uint8(255))
     evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "source")
-    assert evaluation.rows[0]["jaccard"] == 0.5
+    assert evaluation.rows[0].jaccard == 0.5
     assert evaluation.notes == []
 
 
@@ -283,7 +276,7 @@ def test_labels_of_the_benchmark_include_its_test_cases(tmp_path):
     (tmp_path / "source" / "test.list").write_text("test1\n")
     save(tmp_path / "predictions" / "test1.nii.gz", label_map(2, 0), affine)
     evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "source")
-    assert (evaluation.rows[0]["case"], evaluation.rows[0]["jaccard"]) == ("test1", 0.5)
+    assert (evaluation.rows[0].case, evaluation.rows[0].jaccard) == ("test1", 0.5)
     assert evaluation.notes == ["1 of 2 labelled cases have no prediction"]
 
 

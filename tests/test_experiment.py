@@ -217,7 +217,7 @@ def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
         ours.affine, formats.read(scans / "imagesTr" / f"{name}_0000.nii.gz").affine, atol=1e-5
     )
     scores = evaluate_folders(tmp_path / "out", scans / "labelsTr").summary()
-    assert scores["organ"]["dice"]["mean"] == pytest.approx(manifest.test["organ"]["dice"].mean)
+    assert scores["organ"]["dice"].mean == pytest.approx(manifest.test["organ"]["dice"].mean)
     maps = run / "evaluation" / "maps"
     uncertainty, groups = (
         formats.read(maps / kind / f"{name}.nii.gz") for kind in ("uncertainty", "groups")

@@ -384,7 +384,10 @@ def test_what_is_read_only_can_be_read_and_what_cannot_be_written_is_one_line(
         read_only / "prepared", tmp_path / "run", settings(train__steps=2, data__test_cases=1)
     )
     assert predict_scans(read_only / "dual", [scan], tmp_path / "out", device="cpu")[0].is_file()
-    refused = "Read-only file system; choose a folder that can be written to|no right to write in .*; choose another --output"
+    refused = (
+        "Read-only file system; choose a folder that can be written to|"
+        "no right to write in .*; choose another --output"
+    )
     for order in (
         lambda: run_training(read_only / "prepared", read_only / "run", settings()),
         lambda: run_training(read_only / "prepared", read_only / "dual", settings(), resume=True),

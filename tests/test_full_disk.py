@@ -23,7 +23,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.prepared_set import VERSION, PreparedSet, write_array
-from dkuxnet.evaluation.evaluate import Evaluation
+from dkuxnet.evaluation.evaluate import Evaluation, Score
 from dkuxnet.machine.files import write_json
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.experiment import run_training
@@ -216,11 +216,9 @@ def test_a_logged_step_is_there_whole_or_not_at_all(disk, capfd, short):
 
 
 def test_scores_are_there_whole_or_not_at_all(disk):
-    row = dict.fromkeys(("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels"), 0.5)
-    row |= dict.fromkeys(("tp", "fp", "fn", "tn", "n_pred", "n_ref"), 1)
     names = [f"case {i}" for i in range(200)]
     result = Evaluation(
-        [row | {"case": name, "class": "organ", "value": 1} for name in names],
+        [Score(name, "organ", 1, *[0.5] * 6, *[1] * 6) for name in names],
         {name: (Path("p"), Path("l")) for name in names},
     )
     for write, name in ((result.write_json, "summary.json"), (result.write_csv, "cases.csv")):

@@ -1,4 +1,4 @@
-"""The file of a benchmark: the runs it asks for, and one clear line for whatever is wrong with it."""
+"""The file of a benchmark: the runs it asks for, and one clear line for whatever is wrong."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dkuxnet.benchmark.grid import read_grid, wanted_runs
+from dkuxnet.core.config import how_settings
 from dkuxnet.core.errors import UserError
 
 GOOD = """
@@ -81,6 +82,17 @@ def test_one_recipe_for_all_and_options_for_their_arm(tmp_path):
         return run.settings.model_dump(exclude=varies)
 
     assert all(recipe(run) == recipe(runs[0]) for run in runs)
+
+
+def test_settings_that_say_how_a_run_is_made_are_marked():
+    assert sorted(how_settings()) == [
+        "data.cache_gib",
+        "data.workers",
+        "train.device",
+        "train.log_every",
+        "train.save_every",
+        "train.save_minutes",
+    ]
 
 
 def test_paths_are_relative_to_the_file_unless_they_are_given(tmp_path):

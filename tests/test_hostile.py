@@ -263,10 +263,10 @@ def metrics(folder: Path) -> None:
     "damaged, or not what dkuxnet writes", above="../../../x.nii.gz", absolute="/etc/x.nii.gz"
 )
 def summary(folder: Path, variant: str) -> None:
-    from dkuxnet.evaluation.evaluate import COUNTS, METRICS, Evaluation
+    from dkuxnet.evaluation.evaluate import Evaluation, Score
     from dkuxnet.report.results import read_results
 
-    row = dict.fromkeys([*METRICS, *COUNTS], 1.0) | {"case": "a", "class": "organ", "value": 1}
+    row = Score("a", "organ", 1, *[1] * 12)
     Evaluation([row], {"a": (Path("predictions/a.nii.gz"), Path("x"))}).write_json(
         folder / "summary.json"
     )

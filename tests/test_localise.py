@@ -272,7 +272,7 @@ def test_the_region_holds_the_organ_and_its_margin(segmenters):
     )  # of the ball, in mm from the grid's corner
     reach = (
         6 + 8
-        # its radius and the margin; what is found of it ends within a coarse voxel of 5 mm of its edge
+        # its radius, the margin
     )
     np.testing.assert_allclose([centre - low, high - centre], reach, atol=5 + 1.3)
     wider = Segmenter("fine", localiser="coarse", margin_mm=16).region(large_scan())

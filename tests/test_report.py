@@ -31,6 +31,7 @@ from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.surfaces import draw_surfaces, surface_of, surfaces_of, view
 from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
+from dkuxnet.runs.folder import RunFolder
 from made_run import make_run
 
 
@@ -229,7 +230,7 @@ def load_good(run: Path, name: str = "good") -> ShownCase:
         PreparedSet(run.parent / "prepared"),
         name,
         run / "evaluation" / "predictions" / f"{name}.nii.gz",
-        json.loads((run / "manifest.json").read_text("utf-8")),
+        RunFolder(run).manifest,
     )
 
 

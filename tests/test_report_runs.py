@@ -46,13 +46,13 @@ def runs(tmp_path) -> dict[str, Path]:
 def test_differences_are_paired_by_case(runs):
     found = compare_runs([runs["first"], runs["second"]])
     first, second = found.arms
-    np.testing.assert_allclose(first.dice, [DICE[1], DICE[2], DICE[4]], atol=1e-6)
-    assert found.cases == ("a", "b", "c") and first.gain is None and first.test is None
-    assert second.metrics["dice"][0] == pytest.approx(
+    np.testing.assert_allclose([*first.row.cases.values()], [DICE[1], DICE[2], DICE[4]], atol=1e-6)
+    assert found.cases == ("a", "b", "c") and first.row.gain is None and first.row.test is None
+    assert second.row.metrics["dice"][0] == pytest.approx(
         np.mean([DICE[0], DICE[1], DICE[5]]), abs=1e-6
     )
-    assert second.gain.value == pytest.approx((1 + 1 - 1) / 24, abs=1e-6) and second.better == 2
-    assert (second.gain.low, second.gain.high) == (
+    assert second.row.gain.value == pytest.approx((1 + 1 - 1) / 24, abs=1e-6) and second.better == 2
+    assert (second.row.gain.low, second.row.gain.high) == (
         pytest.approx(-0.125, abs=1e-6),
         pytest.approx(0.125, abs=1e-6),
     )
@@ -61,11 +61,21 @@ def test_differences_are_paired_by_case(runs):
 
 def test_seeds_of_one_setting_are_one_arm_whatever_the_order_of_their_cases(runs):
     found = compare_runs([runs["first"], runs["third"], runs["second"]])
-    assert [arm.name for arm in found.arms] == ["first (2 seeds)", "second"] and found.same_seeds
-    np.testing.assert_allclose(found.arms[0].dice, [DICE[1], DICE[2], DICE[4]], atol=1e-6)
+    assert [arm.row.arm for arm in found.arms] == ["first (2 seeds)", "second"] and found.same_seeds
+    np.testing.assert_allclose(
+        [*found.arms[0].row.cases.values()], [DICE[1], DICE[2], DICE[4]], atol=1e-6
+    )
     change(runs["second"], "settings.json", train={"steps": 40, "lr": 0.25, "seed": 7})
     apart = compare_runs([runs["first"], runs["second"]])
-    assert not apart.same_seeds and apart.arms[1].gain.value == pytest.approx(1 / 24, abs=1e-6)
+    assert not apart.same_seeds and apart.arms[1].row.gain.value == pytest.approx(1 / 24, abs=1e-6)
+
+
+def test_how_a_run_was_made_makes_no_arm_of_its_own(runs):
+    """A mark of the settings themselves: another computer, other pauses between checkpoints."""
+    train = {"steps": 40, "lr": 0.25, "seed": 1, "save_minutes": 3.0, "device": "cuda"}
+    change(runs["third"], "settings.json", train=train, data={"workers": 3})
+    [arm] = compare_runs([runs["first"], runs["third"]]).arms
+    assert arm.row.arm == "first (2 seeds)"
 
 
 def test_a_second_run_of_one_seed_stands_for_itself_and_names_tell_folders_apart(runs, tmp_path):
@@ -73,7 +83,7 @@ def test_a_second_run_of_one_seed_stands_for_itself_and_names_tell_folders_apart
     runs["third"].rename(tmp_path / "again" / "first")
     change(tmp_path / "again" / "first", "settings.json", train={"steps": 40, "lr": 0.25})
     found = compare_runs([runs["first"], tmp_path / "again" / "first"])
-    assert [arm.name for arm in found.arms] == [
+    assert [arm.row.arm for arm in found.arms] == [
         "first/first",
         "again/first",
     ] and found.differences == {}

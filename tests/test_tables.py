@@ -1,4 +1,4 @@
-"""The tables of the documentation are what was measured, and are joined from several measurements."""
+"""The tables of the documentation are what was measured, joined from several measurements."""
 
 import runpy
 from pathlib import Path

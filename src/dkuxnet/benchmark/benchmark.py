@@ -1,11 +1,10 @@
-"""A benchmark: check everything, make the runs that are missing, and write after each what is
-known so far.
+"""A benchmark: check everything, make the missing runs, and write after each what is known so far.
 
 OUTPUT/runs/ARM_NETWORK_nLABELLED_seedS   the runs, each a run folder like any other
 OUTPUT/benchmark.md, benchmark.json       the tables, rewritten after every run
 OUTPUT/cases.csv                          every test case of every finished run, rewritten with them
 OUTPUT/benchmark.html, figure.svg         the page, at the end
-OUTPUT/failed/RUN.txt                     the traceback of a run that failed for no reason that the program knows
+OUTPUT/failed/RUN.txt                     the traceback of a run that failed unexpectedly
 """
 
 import json
@@ -15,15 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.benchmark.figures import Comparison, cases_csv, compare, read_finished
+from dkuxnet.benchmark.figures import (
+    Comparison,
+    Finished,
+    cases_csv,
+    compare,
+    is_finished,
+    read_finished,
+)
 from dkuxnet.benchmark.grid import Grid, WantedRun, read_grid, wanted_runs
 from dkuxnet.benchmark.page import write_page
-from dkuxnet.benchmark.text import write_text
-from dkuxnet.benchmark.trainings import Progress, make
-from dkuxnet.core.config import Settings, flatten
+from dkuxnet.benchmark.text import write_tables
+from dkuxnet.benchmark.trainings import RunProgress, make
+from dkuxnet.core.config import Settings, flatten, how_settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Document, Split
+from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.machine.files import atomically
+from dkuxnet.machine.files import write_text
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.models.build import build_method
@@ -39,24 +47,16 @@ from dkuxnet.training.job import (
 )
 from dkuxnet.training.loop import Interrupted
 
-# how a run is made and not what it is: no reason to refuse one that is there
-HOW = (
-    "data.workers",
-    "data.cache_gib",
-    "train.log_every",
-    "train.save_every",
-    "train.save_minutes",
-    "train.device",
-)
-
 
 @dataclass(frozen=True)
 class Watch:
-    """Who follows a benchmark. progress: during a run; ended: after each, with the error's line
-    ("" where none) and the comparison so far.
+    """Who follows a benchmark.
+
+    progress: called during a run. ended: called after each, with the error's line ("" where there
+    is none) and the comparison so far.
     """
 
-    progress: Progress = lambda run, what, done, total, figures: None
+    progress: RunProgress = lambda run, what, done, total, figures: None
     ended: Callable[[WantedRun, str, Comparison], None] = lambda run, error, comparison: None
 
 
@@ -67,8 +67,7 @@ def run_benchmark(
     processes: int = 1,
     watch: Watch | None = None,
 ) -> Comparison:
-    """Make every run that the grid in `file` asks for and that is not there yet, and write what
-    they say to `output`.
+    """Make the runs of the grid in `file` that are not there yet; write what all say to `output`.
 
     prepared, output: in place of the file's. processes: trainings at once; above 1 each has a
     process and its share of the cores. Raises UserError, before anything is made, for whatever is
@@ -81,11 +80,9 @@ def run_benchmark(
     runs = check(grid)
     folder = grid.output / "runs"
     with locked(make_folder(grid.output), "benchmark"):
-        missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
+        done = read_finished(folder, runs)  # damage is told now, not after a training
+        missing = {run.name: run for run in runs if run.name not in done}
         failed: dict[str, str] = {}
-        read_finished(
-            folder, runs
-        )  # damaged figures of runs that are there are told now, not after a training
         try:
             with (
                 stopping_on_sigterm(),
@@ -93,8 +90,9 @@ def run_benchmark(
             ):
                 for name, error in made:
                     failed |= {name: error} if error else {}
-                    watch.ended(missing[name], error, write_tables(folder, grid, runs, failed))
-                comparison = write_tables(folder, grid, runs, failed)
+                    done |= read_finished(folder, [missing[name]])
+                    watch.ended(missing[name], error, write_so_far(grid, runs, done, failed))
+                comparison = write_so_far(grid, runs, done, failed)
                 write_page(comparison, grid.output)
         except (KeyboardInterrupt, Interrupted):
             raise Interrupted(
@@ -103,15 +101,13 @@ def run_benchmark(
     return comparison
 
 
-def write_tables(
-    folder: Path, grid: Grid, runs: list[WantedRun], failed: dict[str, str]
+def write_so_far(
+    grid: Grid, runs: list[WantedRun], done: dict[str, Finished], failed: dict[str, str]
 ) -> Comparison:
     """What is known so far, written to the grid's output."""
-    done = read_finished(folder, runs)
     comparison = compare(grid, runs, done, failed)
-    write_text(comparison, grid.output)
-    cases = cases_csv(runs, done)
-    atomically(grid.output / "cases.csv", lambda part: part.write_text(cases, "utf-8"))
+    write_tables(comparison, grid.output)
+    write_text(grid.output / "cases.csv", cases_csv(runs, done))
     return comparison
 
 
@@ -119,13 +115,11 @@ def write_tables(
 
 
 def check(grid: Grid) -> list[WantedRun]:
-    """The runs of the grid, after a look at all that could be wrong with them; nothing is written."""
-    plan = PreparedSet(grid.prepared).meta["plan"]
-    runs = wanted_runs(grid, plan["network"])
-    check_pool(
-        grid, new_job(grid.prepared, runs[0].settings)
-    )  # with all labels: the bound comes first
-    shapes = {}
+    """The runs of the grid, after a look at all that could be wrong; nothing is written."""
+    advised = PreparedSet(grid.prepared).meta.plan.network
+    runs = wanted_runs(grid, advised)
+    check_pool(grid, new_job(grid.prepared, runs[0].settings))  # the bound: it has all labels
+    shapes: dict[tuple[str, str], tuple[Settings, NetworkShape]] = {}
     for run in runs:
         job = new_job(grid.prepared, run.settings)
         check_existing(grid.output, run, job)
@@ -133,25 +127,23 @@ def check(grid: Grid) -> list[WantedRun]:
         if not is_finished(grid.output / "runs" / run.name):
             shapes.setdefault((run.arm, run.network), (run.settings, job.shape))
     for settings, shape in shapes.values():
-        build_method(settings, shape, plan)  # refuses what does not fit together
+        build_method(settings, shape, advised)  # refuses what does not fit together
     return runs
 
 
 def check_pool(grid: Grid, job: Job) -> None:
-    """job: a run with all labels of the pool.
+    """Raises UserError for an empty test list and for more labels than there are.
 
-    Raises UserError for an empty test list and for more labels than there are.
+    job: a run with all labels of the pool.
     """
     split = job.split
     if not split.test:
         raise UserError(
             "the test list is empty, so there is nothing to compare; set data.test_cases in "
-            "[settings], or "
-            "data.split to a file with a test list"
+            "[settings], or data.split to a file with a test list"
         )
-    pool = (
-        len(split.labelled) + job.settings.data.validation_cases
-    )  # a validation list of the split's file is no part of it
+    # a validation list of the split's own file is no part of the pool
+    pool = len(split.labelled) + job.settings.data.validation_cases
     for count in grid.labelled:
         if count > pool:
             raise UserError(
@@ -161,28 +153,26 @@ def check_pool(grid: Grid, job: Job) -> None:
 
 
 def check_unlabelled(run: WantedRun, job: Job) -> None:
-    """Raises UserError where a method that learns from unlabelled scans would see none, and so be
-    another one.
+    """Raises UserError where a method that learns from unlabelled scans would see none.
+
+    It would be another method.
     """
-    if uses_unlabelled(run.settings):
-        if not job.split.unlabelled:
-            raise UserError(
-                f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for "
-                f"{run.arm}; ask "
-                "for fewer"
-            )
-        if not run.settings.train.unlabelled_batch:
-            raise UserError(
-                f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; leave out "
-                "that "
-                "setting, or the arm"
-            )
+    if not uses_unlabelled(run.settings):
+        return
+    if not job.split.unlabelled:
+        raise UserError(
+            f"labelled holds {run.labelled}, which leaves no case of the pool unlabelled for "
+            f"{run.arm}; ask for fewer"
+        )
+    if not run.settings.train.unlabelled_batch:
+        raise UserError(
+            f"with train.unlabelled_batch=0 {run.arm} would see no unlabelled case; leave out "
+            "that setting, or the arm"
+        )
 
 
 def check_existing(output: Path, run: WantedRun, job: Job) -> None:
-    """Raises UserError where a run of that name is there and is not the one that the grid asks
-    for.
-    """
+    """Raises UserError where a run of that name is there and is another one."""
     folder = output / "runs" / run.name
     if not folder.exists():
         return
@@ -196,23 +186,16 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
     there = dict(flatten(_written_out(settings_of(RunFolder(folder))).model_dump(mode="json")))
     here = dict(flatten(job.settings.model_dump(mode="json")))
     if (folder / "manifest.json").is_file():
-        manifest, split = RunFolder(folder).manifest, job.split.to_json()
-        there |= {key: manifest.get(key) for key in data_identity(job.data)} | flatten_split(
-            manifest.get("split", {})
-        )
-        here |= data_identity(job.data) | flatten_split(split)
-        if "arrays_sha256" in manifest:  # it is not in older runs'
-            there["arrays_sha256"], here["arrays_sha256"] = (
-                manifest["arrays_sha256"],
-                arrays_sha256(job.data, job.split),
-            )
+        manifest, identity = RunFolder(folder).manifest, data_identity(job.data)
+        there |= {key: getattr(manifest, key) for key in identity} | _lists(manifest.split)
+        here |= identity | _lists(job.split)
+        if manifest.arrays_sha256 is not None:  # older runs have none
+            there["arrays_sha256"] = manifest.arrays_sha256
+            here["arrays_sha256"] = arrays_sha256(job.data, job.split)
+    # of a split the lists themselves are compared, not their file
+    ignored = {"data.split", *how_settings()}
     for key in here | there:
-        if key in (
-            "data.split",
-            *HOW,
-        ):  # of a split the lists themselves are compared, not their file
-            continue
-        if here.get(key) != there.get(key):
+        if key not in ignored and here.get(key) != there.get(key):
             raise UserError(
                 f"{output} holds runs of another grid: {key} is {_brief(there.get(key))} there, "
                 f"{_brief(here.get(key))} here ({run.name}); choose another output"
@@ -220,8 +203,9 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
 
 
 def _written_out(settings: Settings) -> Settings:
-    """With the defaults of options that are newer than the run; as they are where the run has some
-    that are no more.
+    """With the defaults of options that are newer than the run.
+
+    As they are where the run has some that are no more.
     """
     try:
         return write_out_options(settings)
@@ -229,19 +213,14 @@ def _written_out(settings: Settings) -> Settings:
         return settings
 
 
-def flatten_split(split: dict[str, list[str]]) -> dict[str, list[str]]:
+def _lists(split: Split) -> dict[str, tuple[str, ...]]:
     """Keys as a message names them."""
-    return {f"the {key} list": names for key, names in split.items()}
+    return {f"the {key} list": names for key, names in split.lists().items()}
 
 
 def _brief(value: Any) -> str:
-    text = "not set" if value is None else json.dumps(value)
+    text = "not set" if value is None else json.dumps(value, default=Document.to_json)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run has been trained and its test cases evaluated."""
-    return (folder / "manifest.json").is_file() and "test" in RunFolder(folder).manifest
 
 
 def make_folder(output: Path) -> Path:

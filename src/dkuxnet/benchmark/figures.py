@@ -1,5 +1,4 @@
-"""What the runs of a benchmark say: means and spreads over seeds, gains, the share of the gap
-closed, and how sure it is.
+"""What the runs of a benchmark say: means and spreads over seeds, gains, shares of the gap.
 
 A run's figure is the mean over its test cases of the mean over the foreground classes. Every
 comparison is between runs of one network, over the seeds that both sides have finished and the same
@@ -8,8 +7,8 @@ test cases.
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +26,36 @@ from dkuxnet.benchmark.significance import (
 )
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Manifest
+from dkuxnet.evaluation.evaluate import foreground
+from dkuxnet.evaluation.metrics import METRICS, Array
 from dkuxnet.runs.folder import RunFolder
 
-METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
+KEYS = tuple(metric.key for metric in METRICS)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. cases: of the test list, in its order. figures: metric -> (cases,), the mean
-    over classes.
+    """A finished run.
+
+    cases: of the test list, in its order. figures: key of a metric -> (cases,), mean over classes.
     """
 
+    folder: Path
+    manifest: Manifest
+    train_seconds: float
     cases: tuple[str, ...]
-    figures: dict[str, np.ndarray]
-    manifest: dict[str, Any]
+    figures: dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Row:
-    """An arm in a table. metrics: name -> (mean, standard deviation or None) over seeds, empty
-    where no run is finished. gain: in Dice over the bound with as many labels; gain_corrected:
-    its interval holds for the best of all arms of the table that have one. cases: name -> Dice,
-    mean over seeds.
+    """An arm in a table: runs that differ in their seed alone.
+
+    metrics: key -> (mean, standard deviation or None) over seeds, empty where no run is finished.
+    failed: seed -> what went wrong. cases: name -> Dice, mean over seeds. gain: in Dice over the
+    bound with as many labels; gain_corrected: its interval holds for the best of all arms of the
+    table that have one.
     """
 
     arm: str
@@ -65,11 +72,17 @@ class Row:
     share: Share | None = None
     test: Tested | None = None
 
+    @property
+    def mean_dice(self) -> float:
+        """Over seeds and cases, where a run is finished."""
+        return self.metrics["dice"][0]
+
 
 @dataclass(frozen=True)
 class Table:
-    """The arms with one network and one labelled count, in the grid's order. bound: the bound with
-    all labels.
+    """The arms with one network and one labelled count, in the grid's order.
+
+    bound: `supervised` with all labels of the pool.
     """
 
     network: str
@@ -77,12 +90,36 @@ class Table:
     rows: list[Row]
     bound: Row
 
+    @property
+    def all_rows(self) -> list[Row]:
+        """The arms, then the bound with all labels."""
+        return [*self.rows, self.bound]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What holds for the finished runs.
+
+    pool, test: how many cases. machines, versions: each that occurs.
+    """
+
+    pool: int
+    test: int
+    classes: list[str]
+    patch: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    machines: list[str]
+    versions: list[str]
+    train_hours: float
+    evaluate_hours: float
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """A benchmark so far. recipe: dotted settings over the preset. wanted, done: numbers of runs.
-    failed: run -> line of what went wrong. facts: see `_facts`; empty before the first run is
-    finished.
+    """A benchmark so far.
+
+    recipe: dotted settings over the preset. wanted, done: numbers of runs. failed: run -> what went
+    wrong. facts: None before the first run is finished.
     """
 
     prepared: str
@@ -97,24 +134,16 @@ class Comparison:
     done: int
     tables: list[Table]
     failed: dict[str, str]
-    facts: dict[str, Any]
-
-
-def read_finished(folder: Path, runs: Sequence[WantedRun]) -> dict[str, Finished]:
-    """Those of `runs` in `folder` that are finished, by name.
-
-    Raises UserError where a run's figures are damaged.
-    """
-    return {
-        run.name: finished for run in runs if (finished := read_run(folder / run.name)) is not None
-    }
+    facts: Facts | None
 
 
 def compare(
     grid: Grid, runs: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str, str]
 ) -> Comparison:
-    """The comparison of those of `runs` that are in `done`. failed: run -> line."""
-    networks = list(dict.fromkeys(run.network for run in runs))
+    """The comparison of those of `runs` that are in `done`. done, failed: by the run's name."""
+    by_network: dict[str, list[WantedRun]] = {}
+    for run in runs:
+        by_network.setdefault(run.network, []).append(run)
     return Comparison(
         prepared=str(grid.prepared.resolve()),
         output=str(grid.output.resolve()),
@@ -127,81 +156,98 @@ def compare(
         wanted=len(runs),
         done=len(done),
         failed=failed,
-        facts=_facts(list(done.values()), runs[0].settings.data.validation_cases),
+        facts=_facts(
+            [done[run.name] for run in runs if run.name in done],
+            runs[0].settings.data.validation_cases,
+        ),
         tables=[
-            _table(
-                [run for run in runs if run.network == network],
-                labelled,
-                done,
-                failed,
-                grid.reference,
-            )
-            for network in networks
+            _table(group, labelled, done, failed, grid.reference)
+            for group in by_network.values()
             for labelled in grid.labelled
         ],
     )
 
 
 def cases_csv(runs: Sequence[WantedRun], done: dict[str, Finished]) -> str:
-    """A line for each test case of those of `runs` that are in `done`, for tests and plots of
-    one's own.
-    """
+    """A line for each test case of those of `runs` that are in `done`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["arm", "network", "labelled", "seed", "case", *METRICS])
+    table.writerow(["arm", "network", "labelled", "seed", "case", *KEYS])
     for run in runs:
         if finished := done.get(run.name):
-            names = [
-                run.arm,
-                run.network,
-                "all" if run.labelled is None else run.labelled,
-                run.seed,
-            ]
-            figures = zip(*(finished.figures[metric].tolist() for metric in METRICS), strict=True)
-            table.writerows(
-                [*names, case, *values]
-                for case, values in zip(finished.cases, figures, strict=True)
-            )
+            names = [run.arm, run.network, run.labelled or "all", run.seed]
+            columns = [finished.figures[key].tolist() for key in KEYS]
+            table.writerows([*names, *row] for row in zip(finished.cases, *columns, strict=True))
     return text.getvalue()
 
 
-def read_run(
-    folder: Path, remedy: str = "delete the run {name}, and it is made again"
-) -> Finished | None:
-    """The figures of a finished run, None of any other.
+def is_finished(folder: Path) -> bool:
+    """Whether the run has been trained and its test cases evaluated."""
+    return (folder / "manifest.json").is_file() and RunFolder(folder).manifest.test is not None
 
-    Raises UserError with the `remedy` where they are damaged.
+
+def read_finished(folder: Path, runs: Iterable[WantedRun]) -> dict[str, Finished]:
+    """Those of `runs` in `folder` that are finished, by name; errors as of `read_run`."""
+    remedy = "delete the run {name}, and it is made again"
+    return {
+        run.name: read_run(folder / run.name, remedy)
+        for run in runs
+        if is_finished(folder / run.name)
+    }
+
+
+def read_run(folder: Path, remedy: str) -> Finished:
+    """The figures of a finished run.
+
+    Raises UserError with the `remedy`, which may name the run, where they are damaged.
     """
-    if not (folder / "manifest.json").is_file():
-        return None
     manifest, path = RunFolder(folder).manifest, folder / "evaluation" / "cases.csv"
-    if "test" not in manifest:
-        return None
+    cases, by_case = manifest.split.test, dict[str, list[list[float]]]()
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")))
-        cases = tuple(manifest["split"]["test"])
-        if sorted(row["case"] for row in rows) != sorted(
-            case for case in cases for _ in range(len(manifest["labels"]) - 1)
-        ):
+        for row in csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")):
+            by_case.setdefault(row["case"], []).append([float(row[key]) for key in KEYS])
+        classes = len(foreground(manifest.labels))
+        if by_case.keys() != set(cases) or {len(rows) for rows in by_case.values()} != {classes}:
             raise ValueError("it does not hold every test case and class")
-        figures = {
-            metric: np.array(
-                [
-                    np.mean([float(row[metric]) for row in rows if row["case"] == case])
-                    for case in cases
-                ]
-            )
-            for metric in METRICS
-        }
-        if not all(np.isfinite(values).all() for values in figures.values()):
+        figures = np.array([by_case[case] for case in cases]).transpose(2, 0, 1)
+        if not np.isfinite(figures).all():
             raise ValueError("a figure is not finite")
-        float(manifest["train_seconds"])
-        return Finished(cases, figures, manifest)
+        if manifest.train_seconds is None:
+            raise ValueError("the manifest has no train_seconds")
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
             f"{remedy.format(name=folder.name)}"
         ) from error
+    means = np.ascontiguousarray(figures).mean(axis=2)
+    by_key = dict(zip(KEYS, means, strict=True))
+    return Finished(folder, manifest, manifest.train_seconds, cases, by_key)
+
+
+def make_row(
+    arm: str, method: str, labelled: int | None, runs: dict[int, Finished], over_cases: bool = False
+) -> Row:
+    """The arm's own figures. runs: the finished ones, by seed.
+
+    over_cases: the metrics' deviations are over the test cases, of means over seeds; else over
+    seeds, of means over cases.
+    """
+    if not runs:
+        return Row(arm, method, labelled)
+    some = next(iter(runs.values()))
+    figures = {key: np.array([run.figures[key] for run in runs.values()]) for key in KEYS}
+    return Row(
+        arm,
+        method,
+        labelled,
+        metrics={
+            key: spread(each.mean(axis=0 if over_cases else 1)) for key, each in figures.items()
+        },
+        dice_by_seed={seed: float(run.figures["dice"].mean()) for seed, run in runs.items()},
+        minutes_by_seed={seed: run.train_seconds / 60 for seed, run in runs.items()},
+        parameters=some.manifest.parameters,
+        cases=dict(zip(some.cases, figures["dice"].mean(axis=0).tolist(), strict=True)),
+    )
 
 
 def _table(
@@ -214,91 +260,58 @@ def _table(
     """runs: those of one network, with any labels."""
     by_arm: dict[tuple[str, int | None], list[WantedRun]] = {}
     for run in runs:
-        by_arm.setdefault((run.arm, run.labelled), []).append(run)
-    here = {arm: group for (arm, count), group in by_arm.items() if count == labelled}
-    dice = {
-        key: {run.seed: done[run.name].figures["dice"] for run in group if run.name in done}
-        for key, group in by_arm.items()
-    }  # (arm, labelled) -> seed -> (cases,)
+        if run.labelled in (labelled, None):
+            by_arm.setdefault((run.arm, run.labelled), []).append(run)
+    here = [arm for arm, count in by_arm if count == labelled]
+    rows, dice = {}, {}  # by arm and labelled
+    for (arm, count), group in by_arm.items():
+        finished = {run.seed: done[run.name] for run in group if run.name in done}
+        dice[arm, count] = {seed: run.figures["dice"] for seed, run in finished.items()}
+        row = make_row(arm, group[0].settings.method.name, count, finished)
+        lines = {run.seed: failed[run.name] for run in group if run.name in failed}
+        rows[arm, count] = replace(row, failed=lines)
     tests = against_reference({arm: dice[arm, labelled] for arm in here}, reference)
     low, high = dice[BOUND, labelled], dice[BOUND, None]
     gains = {arm: gain(dice[arm, labelled], low) for arm in here if arm != BOUND}
     picked_from = sum(found is not None for found in gains.values())
-    rows = []
-    for arm, group in here.items():
-        more = {"test": tests.get(arm)}
+    for arm in here:
+        ours = dice[arm, labelled]
+        row = replace(rows[arm, labelled], test=tests.get(arm))
         if arm != BOUND:
-            ours = dice[arm, labelled]
-            more |= {
-                "gain": gains[arm],
-                "gain_corrected": gain(ours, low, picked_from),
-                "share": share_of_gap(ours, low, high),
-            }
-        rows.append(_row(group, done, failed, **more))
-    return Table(runs[0].network, labelled, rows, _row(by_arm[BOUND, None], done, failed))
+            row = replace(
+                row,
+                gain=gains[arm],
+                gain_corrected=gain(ours, low, picked_from),
+                share=share_of_gap(ours, low, high),
+            )
+        rows[arm, labelled] = row
+    shown = [rows[arm, labelled] for arm in here]
+    return Table(runs[0].network, labelled, shown, rows[BOUND, None])
 
 
-def _row(
-    group: Sequence[WantedRun], done: dict[str, Finished], failed: dict[str, str], **more: Any
-) -> Row:
-    """group: the runs of one arm, one a seed."""
-    first = group[0]
-    row = {
-        "arm": first.arm,
-        "method": first.settings.method.name,
-        "labelled": first.labelled,
-        "failed": {run.seed: failed[run.name] for run in group if run.name in failed},
-    } | more
-    finished = {run.seed: done[run.name] for run in group if run.name in done}
-    if not finished:
-        return Row(**row)
-    some = next(iter(finished.values()))
-    dice = np.mean([run.figures["dice"] for run in finished.values()], axis=0)
-    return Row(
-        **row,
-        metrics={
-            metric: spread([run.figures[metric].mean() for run in finished.values()])
-            for metric in METRICS
-        },
-        dice_by_seed={seed: float(run.figures["dice"].mean()) for seed, run in finished.items()},
-        minutes_by_seed={
-            seed: run.manifest["train_seconds"] / 60 for seed, run in finished.items()
-        },
-        parameters=some.manifest.get("parameters"),
-        cases=dict(zip(some.cases, dice.tolist(), strict=True)),
+def _facts(done: Sequence[Finished], validation_cases: int) -> Facts | None:
+    """validation_cases: of the pool; a validation list of a split's own file is no part of it."""
+    if not done:
+        return None
+    manifest = done[0].manifest
+    split, machines = manifest.split, [run.manifest.machine for run in done]
+    return Facts(
+        pool=len(split.labelled) + len(split.unlabelled) + validation_cases,
+        test=len(done[0].cases),
+        classes=[*foreground(manifest.labels)],
+        patch=manifest.patch,
+        spacing_mm=manifest.plan.spacing_mm,
+        machines=_each(
+            f"{m.gpu or 'no GPU'}, CPU threads: {m.cpu_threads or '?'}, {m.platform}"
+            for m in machines
+        ),
+        versions=_each(
+            f"dkuxnet {m.dkuxnet}, torch {m.torch}, Python {m.python}" for m in machines
+        ),
+        train_hours=sum(run.train_seconds for run in done) / 3600,
+        evaluate_hours=sum(run.manifest.evaluate_seconds or 0 for run in done) / 3600,
     )
 
 
-def _facts(done: Sequence[Finished], validation_cases: int) -> dict[str, Any]:
-    """What holds for the finished runs: sizes of pool and test list, machines and versions (each
-    that occurs), hours. validation_cases: how many of the pool validate; a validation list of a
-    split's own file is no part of it.
-    """
-    if not done:
-        return {}
-    manifest = done[0].manifest
-    machines = [run.manifest.get("machine", {}) for run in done]
-    return {
-        "pool": sum(len(manifest["split"].get(key, ())) for key in ("labelled", "unlabelled"))
-        + validation_cases,
-        "test": len(done[0].cases),
-        "classes": [name for name, value in manifest.get("labels", {}).items() if value != 0],
-        "patch": manifest.get("patch"),
-        "spacing_mm": manifest.get("plan", {}).get("spacing_mm"),
-        "machines": _each(
-            f"{m.get('gpu') or 'no GPU'}, CPU threads: {m.get('cpu_threads', '?')}, "
-            f"{m.get('platform', '?')}"
-            for m in machines
-        ),
-        "versions": _each(
-            f"dkuxnet {m.get('dkuxnet', '?')}, torch {m.get('torch', '?')}, Python "
-            f"{m.get('python', '?')}"
-            for m in machines
-        ),
-        "train_hours": sum(run.manifest["train_seconds"] for run in done) / 3600,
-        "evaluate_hours": sum(run.manifest.get("evaluate_seconds", 0) for run in done) / 3600,
-    }
-
-
-def _each(texts: Any) -> list[str]:
+def _each(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))

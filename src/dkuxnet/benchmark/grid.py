@@ -1,10 +1,11 @@
-"""The file of a benchmark: methods x networks x labelled counts x seeds under one recipe; checked,
-and the runs it asks for.
+"""The file of a benchmark: methods x networks x labelled counts x seeds under one recipe.
+
+It is checked, and gives the runs that it asks for.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ OWNED = {
 }
 
 
-class Grid(Section):
-    """One benchmark.
+class GridFile(Section):
+    """The file of a benchmark.
 
     Each of `methods` is an arm: `method` (a key of METHODS; the arm's name where left out) and that
     method's options. networks: keys of NETWORKS, None for the preset's or the plan's. settings:
@@ -49,9 +50,16 @@ class Grid(Section):
     methods: dict[str, dict[str, Any]]
 
 
+class Grid(GridFile):
+    """A benchmark: its folders are known, its settings flat, its bound is among its methods."""
+
+    prepared: Path
+    output: Path
+
+
 @dataclass(frozen=True)
 class WantedRun:
-    """One training of the grid. labelled: None for all labels of the pool."""
+    """One training of the grid; labelled: None for all labels of the pool."""
 
     arm: str
     network: str
@@ -62,71 +70,72 @@ class WantedRun:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"{self.arm}_{self.network}_n{'all' if self.labelled is None else self.labelled}_seed{self.seed}"
+        return f"{self.arm}_{self.network}_n{self.labelled or 'all'}_seed{self.seed}"
 
 
 def read_grid(file: Path, prepared: Path | None = None, output: Path | None = None) -> Grid:
-    """The grid that `file` describes, its bound added where it is not listed. prepared, output: in
-    place of the file's; paths in the file are relative to its folder. Raises UserError for
-    whatever is wrong with it, whatever the data are.
+    """The grid that `file` describes, its bound added where it is not listed.
+
+    prepared, output: in place of the file's; paths in the file are relative to its folder. Raises
+    UserError for whatever is wrong with it, whatever the data are.
     """
     file = Path(file)
     values = read_toml(file)
     try:
-        grid = Grid.model_validate(values)
+        form = GridFile.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{file}: {explain(error, Grid, 'key')}") from error
+        raise UserError(f"{file}: {explain(error, GridFile, 'key')}") from error
     places = {}
     for key, given in (("prepared", prepared), ("output", output)):
-        named = getattr(grid, key)
+        named = getattr(form, key)
         if given is None and named is None:
             raise UserError(
                 f'{file} names no folder as {key}: add {key} = "..." to it, or give --{key}'
             )
         places[key] = Path(given) if given is not None else file.parent / named
     try:
-        _check_lists(grid)
-        settings = _recipe(grid.settings, file.parent)
+        _check_lists(form)
         methods = {
-            arm: {"method": arm} | options for arm, options in ({BOUND: {}} | grid.methods).items()
+            arm: {"method": arm} | form.methods.get(arm, {}) for arm in (BOUND, *form.methods)
         }
-        _check_arms(methods, grid.reference)
-        load_settings(grid.preset, None, settings)
+        settings = _recipe(form.settings, file.parent)
+        _check_arms(methods, form.reference)
+        load_settings(form.preset, None, settings)
         for arm, options in methods.items():
             _check_options(arm, options)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return grid.model_copy(update=places | {"settings": settings, "methods": methods})
+    return Grid(**dict(form) | places | {"settings": settings, "methods": methods})
 
 
 def wanted_runs(grid: Grid, advised: str) -> list[WantedRun]:
-    """Every run of the grid, seed by seed, so that an early table has every arm. advised: the
-    network that the plan of the data advises, used where neither grid nor preset names one.
+    """Every run of the grid, seed by seed, so that an early table has every arm.
+
+    advised: the network that the plan of the data advises, used where neither grid nor preset names
+    one.
     """
+    networks: Sequence[str | None] = grid.networks or [None]
     return [
         run
         for seed in grid.seeds
-        for network in grid.networks or [None]
+        for network in networks
         for run in _of_one_seed(grid, network, advised, seed)
     ]
 
 
 def _of_one_seed(grid: Grid, network: str | None, advised: str, seed: int) -> Iterator[WantedRun]:
-    arms = [(BOUND, None), *((arm, count) for count in grid.labelled for arm in grid.methods)]
-    for arm, count in arms:
-        options = dict(grid.methods[arm])
-        chosen = {"method.name": options.pop("method"), "data.labelled": count, "train.seed": seed}
+    of_counts = ((arm, count) for count in grid.labelled for arm in grid.methods)
+    for arm, count in ((BOUND, None), *of_counts):
+        chosen = grid.settings | {"data.labelled": count, "train.seed": seed}
         if network is not None:
             chosen["network.name"] = network
-        settings = load_settings(
-            grid.preset,
-            None,
-            grid.settings | chosen | {f"method.{k}": v for k, v in options.items()},
-        )
+        for key, value in grid.methods[arm].items():
+            chosen["method.name" if key == "method" else f"method.{key}"] = value
+        settings = load_settings(grid.preset, None, chosen)
         yield WantedRun(arm, settings.network.name or advised, count, seed, settings)
 
 
-def _check_lists(grid: Grid) -> None:
+def _check_lists(grid: GridFile) -> None:
     for key, each in (("networks", "network"), ("labelled", "labelled count"), ("seeds", "seed")):
         values = getattr(grid, key)
         if values is None:
@@ -141,12 +150,8 @@ def _check_lists(grid: Grid) -> None:
     for name in grid.networks or ():
         if name not in NETWORKS:
             raise unknown("network", name, NETWORKS)
-    wanted = (
-        (len(grid.methods) + 1)
-        * len(grid.networks or [None])
-        * (len(grid.labelled) + 1)
-        * len(grid.seeds)
-    )
+    networks = len(grid.networks) if grid.networks else 1
+    wanted = (len(grid.methods) + 1) * networks * (len(grid.labelled) + 1) * len(grid.seeds)
     if wanted > MAX_RUNS:
         raise UserError(
             f"the grid asks for up to {wanted} runs, at most {MAX_RUNS} are made; take some out"
@@ -175,14 +180,12 @@ def _check_arms(methods: dict[str, dict[str, Any]], reference: str) -> None:
         if not re.fullmatch(SAFE, arm):
             raise UserError(
                 f"[methods.{arm}]: an arm's name becomes part of folder names; expected letters, "
-                "digits, '.', '+' "
-                "and '-', as in [methods.paper]"
+                "digits, '.', '+' and '-', as in [methods.paper]"
             )
         if seen.setdefault(arm.lower(), arm) != arm:
             raise UserError(
                 f"the arms {seen[arm.lower()]} and {arm} differ in capitals alone, which some "
-                "disks do not keep; "
-                "rename one"
+                "disks do not keep; rename one"
             )
         name = options["method"]
         if not isinstance(name, str) or name not in METHODS:
@@ -190,8 +193,7 @@ def _check_arms(methods: dict[str, dict[str, Any]], reference: str) -> None:
     if methods[BOUND]["method"] != BOUND:
         raise UserError(
             f"[methods.{BOUND}] is the bound that all are measured against: its method must be "
-            f"{BOUND}, not "
-            f"{methods[BOUND]['method']}; rename the arm"
+            f"{BOUND}, not {methods[BOUND]['method']}; rename the arm"
         )
     if reference not in methods:
         raise unknown("reference", reference, methods)
@@ -199,8 +201,5 @@ def _check_arms(methods: dict[str, dict[str, Any]], reference: str) -> None:
 
 def _check_options(arm: str, options: dict[str, Any]) -> None:
     method = lookup(METHODS, options["method"], "method")
-    parse_options(
-        method.Options,
-        {key: value for key, value in options.items() if key != "method"},
-        f"methods.{arm}",
-    )
+    own = {key: value for key, value in options.items() if key != "method"}
+    parse_options(method.Options, own, f"methods.{arm}")

@@ -1,117 +1,123 @@
-"""A comparison -> one html file that anyone can open: the answer in words, a figure, tables,
-cases. Needs no network.
+"""A comparison -> one html file that anyone can open, without a network.
+
+What stands here serves two pages: that of a benchmark, and that of several runs
+(`compare_runs_page`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.picture import draw_comparison
-from dkuxnet.benchmark.text import HEADINGS, cells, label, rows_of, seeds_of
-from dkuxnet.benchmark.words import facts, headlines, notes, title
-from dkuxnet.machine.files import atomically
+from dkuxnet.benchmark.text import GAIN, HEADINGS, MINUTES, cells, seeds_of
+from dkuxnet.benchmark.words import facts, headlines, label, notes, title
+from dkuxnet.evaluation.metrics import DICE, SHOWN
+from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.pictures import data_uri, to_svg
 from dkuxnet.report.template import render
 
-BETTER = {
-    "Dice": "higher is better",
-    "Jaccard": "higher is better",
-    "95HD (mm)": "lower is better",
-    "ASD (mm)": "lower is better",
-    "gain in Dice": "over supervised",
-    "minutes": "a training",
-}
+BETTER = {metric.title: metric.better for metric in SHOWN}
+BETTER |= {GAIN: "over supervised", MINUTES: "a training"}
 
 
 def write_page(comparison: Comparison, output: Path) -> Path:
-    """Write `output`/benchmark.html and, where a run is finished, figure.svg; returns the page's
-    path.
+    """Write `output`/benchmark.html and, where a run is finished, figure.svg.
+
+    Returns the page's path.
     """
-    figure = draw_comparison(comparison)
-    svg = None if figure is None else to_svg(figure)
-    if svg is not None:
-        atomically(output / "figure.svg", lambda part: part.write_bytes(svg))
-    page = render(
-        "comparison.html", describe(comparison) | {"figure": None if svg is None else data_uri(svg)}
-    )
+    figure, described = draw_comparison(comparison), describe(comparison)
+    if figure is not None:
+        svg = to_svg(figure)
+        write_bytes(output / "figure.svg", svg)
+        described["figure"] = {
+            "image": data_uri(svg),
+            "what": "Dice of every arm over the labelled cases, a dot a seed",
+            "caption": "Dice on the test cases: a dot is a seed, the large mark the mean of its "
+            "arm. The dashed line is supervised training with the labels of the whole pool.",
+        }
     path = output / "benchmark.html"
-    atomically(path, lambda part: part.write_bytes(page))
+    write_bytes(path, render("comparison.html", described))
     return path
 
 
 def describe(comparison: Comparison) -> dict[str, Any]:
     """All that the template shows but the figure, as text and tables."""
+    name, found, seeds = Path(comparison.output).name, comparison.facts, len(comparison.seeds)
+    versions = "; ".join(found.versions) if found else "no finished run"
     return {
-        "name": Path(comparison.output).name,
-        "headlines": headlines(comparison),
-        "preliminary": comparison.done < comparison.wanted,
+        "title": f"{name} – benchmark",
+        "heading": name,
+        "subtitle": f"Benchmark of segmentation methods · {versions}",
         "tiles": tiles(comparison),
-        "headings": [(heading, BETTER.get(heading, "")) for heading in HEADINGS],
-        "tables": [show_table(table, len(comparison.seeds)) for table in comparison.tables],
-        "cases": [
-            case_table(table) for table in comparison.tables if any(row.cases for row in table.rows)
-        ],
-        "notes": notes(comparison),
-        "facts": facts(comparison),
         "failed": list(comparison.failed.items()),
-        "version": "; ".join(comparison.facts.get("versions", [])) or "no finished run",
+        "headlines": headlines(comparison),
+        "figure": None,
+        "headings": [(heading, BETTER.get(heading, "")) for heading in HEADINGS],
+        "tables": [show_table(table, seeds) for table in comparison.tables],
+        "notes": notes(comparison),
+        "differences": None,
+        "cases_note": "Dice, mean over seeds; the best arm of each case in bold.",
+        "sortable": False,
+        "cases": [
+            case_table(title(table), table.all_rows)
+            for table in comparison.tables
+            if any(row.cases for row in table.rows)
+        ],
+        "lists": [("What was compared", facts(comparison))],
     }
 
 
 def tiles(comparison: Comparison) -> list[tuple[str, str]]:
     """(number, what it is) at the top of the page."""
     arms = {row.arm for table in comparison.tables for row in table.rows}
-    found = comparison.facts
-    return [
+    shown = [
         (f"{comparison.done} / {comparison.wanted}", "runs finished"),
         (str(len(arms)), "arms"),
         (", ".join(map(str, comparison.labelled)), "labelled cases"),
         (str(len(comparison.seeds)), "seeds" if len(comparison.seeds) > 1 else "seed"),
-        *(
-            [(str(found["pool"]), "cases in the pool"), (str(found["test"]), "test cases")]
-            if found
-            else []
-        ),
-        (f"{comparison.steps:,}", "steps a training"),
     ]
+    if found := comparison.facts:
+        shown += [(str(found.pool), "cases in the pool"), (str(found.test), "test cases")]
+    return [*shown, (f"{comparison.steps:,}", "steps a training")]
 
 
 def show_table(table: Table, seeds: int) -> dict[str, Any]:
-    means = {row.arm: row.metrics["dice"][0] for row in table.rows if row.metrics}
-    best = max(means, key=means.get, default=None)
-    return {
-        "title": title(table),
-        "rows": [show_row(row, seeds, best) for row in rows_of(table)],
-        "seeds": [(label(row), seeds_of(row)) for row in rows_of(table)],
-    }
+    """The rows; the arm with the highest Dice and the bound are marked."""
+    done = [row for row in table.rows if row.metrics]
+    best = max(done, key=lambda row: row.mean_dice, default=None)
+    rows = []
+    for row in table.all_rows:
+        (arm, _), *others = cells(row, seeds)
+        # the method goes below the arm, where that has a name of its own
+        shown = [(arm, row.method if row.method != row.arm else ""), *others]
+        mark = "bound" if row is table.bound else "best" if row is best else ""
+        rows.append({"cells": shown, "mark": mark})
+    by_seed = [(label(row), seeds_of(row)) for row in table.all_rows]
+    return {"title": title(table), "rows": rows, "seeds": by_seed}
 
 
-def show_row(row: Row, seeds: int, best: str | None) -> dict[str, Any]:
-    """The method goes below the arm, where that has a name of its own."""
-    (arm, _), *others = cells(row, seeds)
-    mark = "bound" if row.labelled is None else "best" if row.arm == best else ""
-    return {"cells": [(arm, row.method if row.method != row.arm else ""), *others], "mark": mark}
+def case_table(title: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Cases x arms, the cases that are hardest for the arms (by their median) first.
 
-
-def case_table(table: Table) -> dict[str, Any]:
-    """Cases x arms, the cases that are hardest for the arms (by their median) first; the best arm
-    of each is marked.
+    The best arm of each is marked. The bound with all labels is shown and takes no part.
     """
-    rows = [row for row in rows_of(table) if row.cases]
+    rows = [row for row in rows if row.cases]
     arms = [row for row in rows if row.labelled is not None]
     lines = []
-    for case in sorted(
-        arms[0].cases, key=lambda case: (median(row.cases[case] for row in arms), case)
-    ):
-        best = max(row.cases[case] for row in arms)
-        lines.append(
-            {
-                "case": case,
-                "cells": [
-                    (f"{row.cases[case]:.3f}", row in arms and row.cases[case] == best)
-                    for row in rows
-                ],
-            }
-        )
-    return {"title": title(table), "arms": [label(row) for row in rows], "lines": lines}
+    for case in arms[0].cases:
+        dice = [row.cases[case] for row in arms]
+        shown = [
+            (DICE.show(row.cases[case]), row.labelled is not None and row.cases[case] == max(dice))
+            for row in rows
+        ]
+        lines.append((median(dice), case, shown))
+    return {
+        "title": title,
+        "arms": [label(row) for row in rows],
+        "lines": [
+            {"case": case, "median": DICE.show(middle), "cells": shown}
+            for middle, case, shown in sorted(lines, key=lambda line: line[:2])
+        ],
+    }

@@ -1,6 +1,7 @@
-"""The figure of a comparison: Dice over labelled counts, an arm a line; with a single count, an
-arm a row.
-"""
+"""The figures of comparisons: Dice of arms over labelled counts, Dice of runs over cases."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -8,26 +9,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
-from dkuxnet.report.pictures import LINES, STYLE, WIDTH_IN, plain
+from dkuxnet.benchmark.words import label
+from dkuxnet.report.pictures import INK, LINES, STYLE, WIDTH_IN, plain
 
-# colour and marker together keep a dozen arms apart, and the marker alone without colours
+# Colour and marker together keep a dozen arms apart, and so does the marker where there are no
+# colours.
 MARKERS = "osD^vPXp<>hd"
-BOUND_COLOUR = "#5b6776"
-# share of the room between two counts over which the arms are spread, so that their dots lie side
-# by side
+BOUND: dict[str, Any] = {"color": "#5b6776", "linestyle": (0, (5, 3)), "linewidth": 1.4}
+# Of the room between two counts the arms take this share, so that their dots lie side by side.
 SPREAD = 0.5
 
 
 @rc_context(STYLE)
 def draw_comparison(comparison: Comparison) -> Figure | None:
-    """None where no run is finished.
+    """Dice over labelled counts, an arm a line; with a single count, an arm a row.
 
-    Dots are seeds, large marks their means; the dashed line is supervised with all labels.
+    Dots are seeds, large marks their means; the dashed line is supervised with all labels. None
+    where no run is finished.
     """
     by_network: dict[str, list[Table]] = {}
     for table in comparison.tables:
         by_network.setdefault(table.network, []).append(table)
-    if not any(row.metrics for table in comparison.tables for row in (*table.rows, table.bound)):
+    if not any(row.metrics for table in comparison.tables for row in table.all_rows):
         return None
     single = len(comparison.labelled) == 1
     arms = [row.arm for row in comparison.tables[0].rows]
@@ -40,11 +43,8 @@ def draw_comparison(comparison: Comparison) -> Figure | None:
         else:
             _draw_lines(axes, sorted(tables, key=lambda table: table.labelled), arms)
         if len(by_network) > 1 or single:
-            axes.set_title(
-                network + (f", {tables[0].labelled} labelled" if single else ""),
-                loc="left",
-                fontsize=10,
-            )
+            more = f", {tables[0].labelled} labelled" if single else ""
+            axes.set_title(network + more, loc="left", fontsize=10)
     return figure
 
 
@@ -58,18 +58,12 @@ def _draw_lines(axes: Axes, tables: list[Table], arms: list[str]) -> None:
             row = next(row for row in table.rows if row.arm == arm)
             _dots(axes, row, number, place + shift)
             if row.metrics:
-                points.append((place + shift, row.metrics["dice"][0]))
+                points.append((place + shift, row.mean_dice))
         x, y = zip(*points, strict=True) if points else ((), ())
         axes.plot(x, y, **_look(number), linewidth=1.3, markersize=7, label=plain(arm))
     bound = tables[0].bound
     if bound.metrics:
-        axes.axhline(
-            bound.metrics["dice"][0],
-            color=BOUND_COLOUR,
-            linestyle=(0, (5, 3)),
-            linewidth=1.4,
-            label=f"{plain(bound.arm)}, all labels",
-        )
+        axes.axhline(bound.mean_dice, label=plain(label(bound)), **BOUND)
     axes.set(
         xticks=range(len(tables)),
         xticklabels=[str(table.labelled) for table in tables],
@@ -85,21 +79,12 @@ def _draw_rows(axes: Axes, table: Table, arms: list[str]) -> None:
     for place, row in enumerate(table.rows):
         _dots(axes, row, place, place, across=False)
         if row.metrics:
-            axes.plot(
-                row.metrics["dice"][0], place, **_look(place) | {"linestyle": ""}, markersize=9
-            )
+            look = _look(place) | {"linestyle": ""}
+            axes.plot(row.mean_dice, place, **look, markersize=9)
     if table.bound.metrics:
-        mean = table.bound.metrics["dice"][0]
-        axes.axvline(mean, color=BOUND_COLOUR, linestyle=(0, (5, 3)), linewidth=1.4)
-        axes.text(
-            mean,
-            -0.75,
-            f"{plain(table.bound.arm)}, all labels",
-            ha="center",
-            va="bottom",
-            color=BOUND_COLOUR,
-            fontsize=8,
-        )
+        mean, name = table.bound.mean_dice, plain(label(table.bound))
+        axes.axvline(mean, **BOUND)
+        axes.text(mean, -0.75, name, ha="center", va="bottom", color=BOUND["color"], fontsize=8)
     axes.set(
         yticks=range(len(arms)),
         yticklabels=[plain(arm) for arm in arms],
@@ -109,7 +94,7 @@ def _draw_rows(axes: Axes, table: Table, arms: list[str]) -> None:
     axes.grid(False, axis="y")
 
 
-def _look(number: int) -> dict[str, object]:
+def _look(number: int) -> dict[str, Any]:
     again = number >= len(LINES)
     return {
         "color": LINES[number % len(LINES)],
@@ -123,15 +108,35 @@ def _look(number: int) -> dict[str, object]:
 
 def _dots(axes: Axes, row: Row, number: int, place: float, across: bool = True) -> None:
     """The seeds of an arm at `place` on the axis that is not Dice."""
-    dice, places = list(row.dice_by_seed.values()), np.full(len(row.dice_by_seed), place)
+    dice, places = [*row.dice_by_seed.values()], np.full(len(row.dice_by_seed), place)
     x, y = (places, dice) if across else (dice, places)
-    axes.plot(
-        x,
-        y,
-        ".",
-        color=LINES[number % len(LINES)],
-        alpha=0.55,
-        markersize=7,
-        markeredgewidth=0,
-        zorder=2,
+    axes.plot(x, y, ".", markersize=7, **_faint(number))
+
+
+def _faint(number: int) -> dict[str, Any]:
+    """The look of the dots that a larger mark sums up."""
+    colour = LINES[number % len(LINES)]
+    return {"color": colour, "alpha": 0.55, "markeredgewidth": 0, "zorder": 2}
+
+
+@rc_context(STYLE)
+def draw_runs(rows: Sequence[Row]) -> Figure:
+    """Dice of every case, a row an arm; a thin line joins the same case, a diamond is the mean."""
+    figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.55 * len(rows)), layout="constrained")
+    axes, places = figure.add_subplot(), range(len(rows))
+    for case in rows[0].cases:
+        dice = [row.cases[case] for row in rows]
+        axes.plot(dice, places, color="#8a94a3", alpha=0.45, linewidth=0.8, zorder=1)
+    for place, row in enumerate(rows):
+        dice = [*row.cases.values()]
+        axes.plot(dice, [place] * len(dice), "o", markersize=6, **_faint(place))
+        mean = row.mean_dice
+        axes.plot(mean, place, "D", color=INK, markersize=7, markeredgecolor="white", zorder=3)
+    axes.set(
+        yticks=places,
+        yticklabels=[plain(row.arm) for row in rows],
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel="Dice",
     )
+    axes.grid(False, axis="y")
+    return figure

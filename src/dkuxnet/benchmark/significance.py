@@ -1,8 +1,7 @@
-"""How sure a comparison is: spreads over seeds, bootstrap intervals over cases and seeds, paired
-tests, their correction.
+"""How sure a comparison is: spreads, bootstrap intervals, paired tests and their correction.
 
-Dice of an arm is given as seed -> (cases,), the same cases in the same order for every arm; what is
-compared are the seeds that all sides have.
+Dice of an arm is given as seed -> (cases,), the same cases in the same order for every arm. Only
+the seeds that all sides have are compared.
 """
 
 from collections.abc import Sequence
@@ -11,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
-RESAMPLES, SEED = 10_000, 0
+from dkuxnet.evaluation.metrics import Array
+from dkuxnet.evaluation.statistics import resampled_means
+
+BySeed = dict[int, Array]  # seed -> (cases,)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, of 95 % where nothing else is said; the ends are None where there
-    is one test case only.
-    """
+    """A value with its 95 % interval; the ends are None where there is one test case only."""
 
     value: float
     low: float | None
@@ -29,12 +29,18 @@ class Estimate:
         """Whether the whole interval lies above 0."""
         return self.low is not None and self.low > 0
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its ends."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the gap closed, 1 for all of it, and the gap itself in Dice. seeds: those of
-    all three sides. clear: whether the gap is; where it is not, the share says nothing. share:
-    None where the gap is not above 0, so that nothing can be a share of it.
+    """The share of the gap closed, 1 for all of it, and the gap itself in Dice.
+
+    share: None where the gap is not above 0, so that nothing can be a share of it. seeds: those of
+    all three sides. clear: whether the gap is; where it is not, the share says nothing.
     """
 
     share: Estimate | None
@@ -45,9 +51,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Tested:
-    """Wilcoxon's signed-rank test against the reference arm over the test cases, Dice averaged
-    over `seeds`. difference: mean Dice of the arm less the reference's. p_holm: corrected for
-    the arms of one table.
+    """Wilcoxon's signed-rank test against the reference over the test cases.
+
+    Dice is averaged over `seeds`. difference: mean Dice of the arm less the reference's. p_holm:
+    corrected for the arms of one table.
     """
 
     difference: float
@@ -56,35 +63,34 @@ class Tested:
     seeds: list[int]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
+def spread(values: Sequence[float] | Array) -> tuple[float, float | None]:
     """Mean and standard deviation (ddof=1; None of a single value)."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _common(*sides: dict[int, np.ndarray]) -> tuple[list[int], list[np.ndarray]]:
+def _common(*sides: BySeed) -> tuple[list[int], list[Array]]:
     """The seeds that all sides have, and for each side (seeds, cases)."""
     seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
     return seeds, [np.array([side[seed] for seed in seeds]) for side in sides]
 
 
-def gain(
-    arm: dict[int, np.ndarray], bound: dict[int, np.ndarray], arms: int = 1
-) -> Estimate | None:
-    """Mean Dice of `arm` less that of `bound`, each seed -> (cases,); None without a common seed.
+def gain(arm: BySeed, bound: BySeed, arms: int = 1) -> Estimate | None:
+    """Mean Dice of `arm` less that of `bound`; None without a common seed.
+
     arms: how many it was picked from, which the interval is corrected for.
     """
     seeds, (ours, theirs) = _common(arm, bound)
-    return (
-        estimate((ours - theirs).mean(), *resampled_means(ours - theirs), arms) if seeds else None
-    )
+    if not seeds:
+        return None
+    [resampled] = resampled_means(ours - theirs)
+    return estimate((ours - theirs).mean(), resampled, arms)
 
 
-def share_of_gap(
-    arm: dict[int, np.ndarray], low: dict[int, np.ndarray], high: dict[int, np.ndarray]
-) -> Share | None:
-    """(arm - low) / (high - low) of mean Dice; low, high: the bound with as many labels and with
-    all. None without a common seed. The gain and the gap are resampled together, so that what
-    they share does not widen the interval.
+def share_of_gap(arm: BySeed, low: BySeed, high: BySeed) -> Share | None:
+    """(arm - low) / (high - low) of mean Dice; None without a common seed.
+
+    low, high: the bound with as many labels and with all. The gain and the gap are resampled
+    together, so that what they share does not widen the interval.
     """
     seeds, (ours, bottom, top) = _common(arm, low, high)
     if not seeds:
@@ -97,12 +103,11 @@ def share_of_gap(
     return Share(share, gap, seeds, gap.above_zero)
 
 
-def _shares(gains: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Of every draw.
+def _shares(gains: Array, gaps: Array) -> Array:
+    """The share in every draw.
 
-    A gap that shrinks to nothing takes the share out of all bounds, so draws without one stand
-    beyond all that have one, on the side of their gain: as quotients they would fall on the other
-    side.
+    As the gap shrinks to nothing the share grows beyond all bounds. So a draw without a gap stands
+    beyond all that have one, on the side of its gain; its quotient would be on the other side.
     """
     usable = gaps > 0
     if not usable.any():
@@ -111,26 +116,11 @@ def _shares(gains: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return np.where(usable, shares, np.sign(gains) * np.abs(shares[usable]).max())
 
 
-def resampled_means(*tables: np.ndarray) -> list[np.ndarray]:
-    """Means of tables (seeds, cases) of one shape over seeds and cases drawn with replacement, the
-    same draws for each: (RESAMPLES,) a table. NaN where there is one case only: nothing can be
-    drawn.
-    """
-    seeds, cases = tables[0].shape
-    if cases < 2:
-        return [np.full(RESAMPLES, np.nan) for _ in tables]
-    rng = np.random.default_rng(SEED)
-    by_seed = (
-        rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
-    )  # how often each is drawn
-    by_case = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES) / cases
-    return [((by_seed @ table) * by_case).sum(axis=1) for table in tables]
+def estimate(value: float, resampled: Array, comparisons: int = 1) -> Estimate:
+    """The value with the percentiles 2.5 and 97.5 of what was resampled.
 
-
-def estimate(value: float, resampled: np.ndarray, comparisons: int = 1) -> Estimate:
-    """The value with the percentiles 2.5 and 97.5 of what was resampled; of several comparisons
-    each gets its share of the 5 % outside (Bonferroni), so that all their intervals hold at
-    once with 95 %.
+    Of several comparisons each gets its share of the 5 % outside (Bonferroni), so that all their
+    intervals hold at once with 95 %.
     """
     if not resampled.size or not np.isfinite(resampled).all():
         return Estimate(float(value), None, None)
@@ -138,10 +128,8 @@ def estimate(value: float, resampled: np.ndarray, comparisons: int = 1) -> Estim
     return Estimate(float(value), low, high)
 
 
-def against_reference(arms: dict[str, dict[int, np.ndarray]], reference: str) -> dict[str, Tested]:
-    """The test of every arm against the reference, each arm seed -> (cases,); arms without a
-    common seed are left out.
-    """
+def against_reference(arms: dict[str, BySeed], reference: str) -> dict[str, Tested]:
+    """The test of every arm against the reference; arms without a common seed are left out."""
     found = {}
     for arm, dice in arms.items():
         seeds, sides = _common(dice, arms[reference])
@@ -155,15 +143,13 @@ def against_reference(arms: dict[str, dict[int, np.ndarray]], reference: str) ->
     }
 
 
-def signed_rank(differences: np.ndarray) -> float:
+def signed_rank(differences: Array) -> float:
     """The two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs."""
     return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never falling, at most
-    1.
-    """
+    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never falling, <= 1."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))

@@ -1,138 +1,125 @@
 """A comparison as text: the cells of its tables, benchmark.md and benchmark.json."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
-from dkuxnet.benchmark.significance import Estimate, Share
-from dkuxnet.benchmark.words import UNSURE, facts, headlines, label, notes, percent, title
-from dkuxnet.machine.files import atomically
+from dkuxnet.benchmark.significance import Estimate, Share, Tested
+from dkuxnet.benchmark.words import UNSURE, between, facts, headlines, label, notes, percent, title
+from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric
+from dkuxnet.machine.files import write_text
 
-HEADINGS = (
-    "arm",
-    "seeds",
-    "Dice",
-    "Jaccard",
-    "95HD (mm)",
-    "ASD (mm)",
-    "gain in Dice",
-    "share of the gap",
-    "p (Holm)",
-    "minutes",
-)
-DIGITS = {"dice": 4, "jaccard": 4, "hd95_mm": 2, "asd_mm": 2}
+GAIN, GAP, P, MINUTES = "gain in Dice", "share of the gap", "p (Holm)", "minutes"
+HEADINGS = ("arm", "seeds", *(metric.title for metric in SHOWN), GAIN, GAP, P, MINUTES)
 NOTHING = "–"
+Cell = tuple[str, str]  # text, what goes after or below it
 
 
-def write_text(comparison: Comparison, output: Path) -> None:
+def write_tables(comparison: Comparison, output: Path) -> None:
     """Write `output`/benchmark.md and benchmark.json, each whole or not at all."""
-    content = json.dumps(
-        asdict(comparison), indent=1, allow_nan=False, ensure_ascii=False, default=str
-    )
-    atomically(output / "benchmark.json", lambda part: part.write_text(content, "utf-8"))
-    atomically(output / "benchmark.md", lambda part: part.write_text(markdown(comparison), "utf-8"))
+    content = asdict(comparison)
+    content["facts"] = content["facts"] or {}
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False, default=str)
+    write_text(output / "benchmark.json", text)
+    write_text(output / "benchmark.md", markdown(comparison))
 
 
 def markdown(comparison: Comparison) -> str:
     """The whole of benchmark.md."""
-    lines = ["# Benchmark", "", *(f"- {line}" for line in headlines(comparison))]
+    lines = ["# Benchmark", "", *_listed(headlines(comparison))]
     for table in comparison.tables:
-        lines += [
-            "",
-            f"## {title(table)}",
-            "",
-            *markdown_table(table, len(comparison.seeds)),
-            "",
-            "Dice by seed:",
-            "",
-        ]
-        lines += [f"- {label(row)}: {seeds_of(row)}" for row in rows_of(table)]
-    lines += ["", "## What was compared", "", *(f"- {fact}" for fact in facts(comparison))]
-    lines += ["", "## What the figures mean", "", *(f"- {note}" for note in notes(comparison))]
+        lines += ["", f"## {title(table)}", "", *markdown_table(table, len(comparison.seeds))]
+        by_seed = [f"{label(row)}: {seeds_of(row)}" for row in table.all_rows]
+        lines += ["", "Dice by seed:", "", *_listed(by_seed)]
+    lines += ["", "## What was compared", "", *_listed(facts(comparison))]
+    lines += ["", "## What the figures mean", "", *_listed(notes(comparison))]
     if comparison.failed:
-        lines += [
-            "",
-            "## Failed",
-            "",
-            *(f"- {name}: {line}" for name, line in comparison.failed.items()),
-        ]
+        failed = [f"{name}: {line}" for name, line in comparison.failed.items()]
+        lines += ["", "## Failed", "", *_listed(failed)]
     return "\n".join(lines) + "\n"
+
+
+def _listed(lines: list[str]) -> list[str]:
+    return [f"- {line}" for line in lines]
 
 
 def markdown_table(table: Table, seeds: int) -> list[str]:
     """Its lines. seeds: how many there are to be."""
-    rows = [
-        " | ".join(" ".join(filter(None, cell)) for cell in cells(row, seeds))
-        for row in rows_of(table)
-    ]
-    return [
-        "| " + " | ".join(HEADINGS) + " |",
-        "|" + "---|" * len(HEADINGS),
-        *(f"| {row} |" for row in rows),
-    ]
+    rows = [[plain(cell) for cell in cells(row, seeds)] for row in table.all_rows]
+    return table_lines(HEADINGS, rows)
 
 
-def rows_of(table: Table) -> list[Row]:
-    """The arms, then the bound with all labels."""
-    return [*table.rows, table.bound]
+def table_lines(headings: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    shown = (f"| {' | '.join(row)} |" for row in (headings, *rows))
+    return [next(shown), "|" + "---|" * len(headings), *shown]
 
 
-def cells(row: Row, seeds: int) -> list[tuple[str, str]]:
-    """Under each of HEADINGS (text, what goes after or below it). seeds: how many there are to be."""
-    done = (
-        f"{len(row.dice_by_seed)} of {seeds}",
-        f"({len(row.failed)} failed)" if row.failed else "",
-    )
+def cells(row: Row, seeds: int) -> list[Cell]:
+    """One under each of HEADINGS. seeds: how many there are to be."""
+    failed = f"({len(row.failed)} failed)" if row.failed else ""
+    done = (f"{len(row.dice_by_seed)} of {seeds}", failed)
     if not row.metrics:
         nothing = ["failed" if row.failed else NOTHING, *[NOTHING] * (len(HEADINGS) - 3)]
         return [(label(row), ""), done, *((text, "") for text in nothing)]
     return [
         (label(row), ""),
         done,
-        *(show_spread(row.metrics[metric], digits) for metric, digits in DIGITS.items()),
+        *show_metrics(row),
         show_gain(row.gain),
         show_share(row.share),
-        (NOTHING if row.test is None else show_p(row.test.p_holm), ""),
+        show_p(row.test),
         (f"{median(row.minutes_by_seed.values()):.1f}", ""),
     ]
 
 
-def show_spread(spread: tuple[float, float | None], digits: int) -> tuple[str, str]:
+def plain(cell: Cell) -> str:
+    """Both parts on one line."""
+    return " ".join(filter(None, cell))
+
+
+def show_metrics(row: Row) -> list[Cell]:
+    """One for each of SHOWN."""
+    return [show_spread(metric, *row.metrics[metric.key]) for metric in SHOWN]
+
+
+def show_spread(metric: Metric, mean: float, std: float | None) -> Cell:
     """ "0.8692", "± 0.0025"; the mean alone where there is one seed."""
-    mean, std = spread
-    return f"{mean:.{digits}f}", "" if std is None else f"± {std:.{digits}f}"
+    return metric.show(mean, True), "" if std is None else f"± {metric.show(std, True)}"
 
 
-def show_gain(gain: Estimate | None) -> tuple[str, str]:
+def show_gain(gain: Estimate | None) -> Cell:
     """ "+0.0123", "(+0.0010 to +0.0240)"."""
-    if gain is None:
-        return NOTHING, ""
-    return (
-        f"{gain.value:+.4f}",
-        "" if gain.low is None else f"({gain.low:+.4f} to {gain.high:+.4f})",
-    )
+    return _show(gain, partial(DICE.show, compared=True, sign="+"))
 
 
-def show_share(share: Share | None) -> tuple[str, str]:
+def show_share(share: Share | None) -> Cell:
     """ "62 %", "(20 % to 110 %)", with a mark where the gap is not clear."""
     if share is None or share.share is None:
         return NOTHING, ""
-    found, mark = share.share, "" if share.clear else f" {UNSURE}"
-    return (
-        f"{percent(found.value)}{mark}",
-        "" if found.low is None else f"({percent(found.low)} to {percent(found.high)})",
-    )
+    text, interval = _show(share.share, percent)
+    return text if share.clear else f"{text} {UNSURE}", interval
 
 
-def show_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _show(found: Estimate | None, show: Callable[[float], str]) -> Cell:
+    if found is None:
+        return NOTHING, ""
+    return show(found.value), f"({between(found.interval, show)})" if found.interval else ""
+
+
+def show_p(test: Tested | None) -> Cell:
+    """The p that is corrected for the arms of the table."""
+    if test is None:
+        return NOTHING, ""
+    return "< 0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}", ""
 
 
 def seeds_of(row: Row) -> str:
     """ "seed 0 0.8710, seed 1 failed"."""
-    found = {seed: f"{dice:.4f}" for seed, dice in row.dice_by_seed.items()} | dict.fromkeys(
-        row.failed, "failed"
-    )
+    found = {seed: DICE.show(dice, True) for seed, dice in row.dice_by_seed.items()}
+    found |= dict.fromkeys(row.failed, "failed")
     return ", ".join(f"seed {seed} {text}" for seed, text in sorted(found.items())) or "none yet"

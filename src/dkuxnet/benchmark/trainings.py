@@ -1,23 +1,24 @@
-"""The trainings of a benchmark, one after another or side by side: what fails or dies is a line
-and stops no other.
+"""The trainings of a benchmark, one after another or side by side.
 
-Apart from benchmark.py because every process of it imports this module, and needs no tables or
-figures.
+What fails or dies is a line and stops no other. Every process imports this module, so it stands
+apart from the tables and pages of benchmark.py.
 """
 
 import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dkuxnet.benchmark.grid import Grid, WantedRun
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.machine.files import write_text
 from dkuxnet.machine.processes import side_by_side
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
@@ -25,19 +26,17 @@ from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.loop import Interrupted, NotFinite
 
-Progress = Callable[
-    [str, str, int, int, dict[str, float]], None
-]  # run, what, done, of how many, figures
+# run, what, done, of how many, figures
+RunProgress = Callable[[str, str, int, int, dict[str, float]], None]
 
 
 def make(
-    missing: list[WantedRun], grid: Grid, processes: int, progress: Progress
-) -> Iterator[tuple[str, str]]:
+    missing: Sequence[WantedRun], grid: Grid, processes: int, progress: RunProgress
+) -> Generator[tuple[str, str], None, None]:
     """Make the runs; yields (name, "" or the line of what went wrong) as they end."""
-    threads = (
-        0 if processes == 1 else max(1, usable_cores() // max(1, min(processes, len(missing))))
-    )
-    jobs = {
+    at_once = max(1, min(processes, len(missing)))
+    threads = 0 if processes == 1 else max(1, usable_cores() // at_once)
+    jobs: dict[str, Sequence[Any]] = {
         run.name: (grid.prepared, grid.output, run.name, run.settings, threads, (METHODS, NETWORKS))
         for run in missing
     }
@@ -61,10 +60,8 @@ def train_one(
 
     A fault (an exception that nobody foresaw, a loss that is no number) drops the checkpoint: once
     the method is mended, the run starts anew and has no step of the faulty one. What stops a run
-    from outside (Ctrl-C, a kill, no memory) keeps it.
-
-    threads: of torch; 0 leaves them. tables: METHODS and NETWORKS of the process that asks, which
-    may have more entries.
+    from outside (Ctrl-C, a kill, no memory) keeps it. threads: of torch; 0 leaves them. tables:
+    METHODS and NETWORKS of the process that asks, which may have more entries.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -86,18 +83,22 @@ def train_one(
     except Exception as error:  # a fault in one method must not cost the others their night
         run.forget_checkpoints()
         report.parent.mkdir(exist_ok=True)
-        report.write_text(traceback.format_exc(), "utf-8")
+        write_text(report, traceback.format_exc())
         return f"{type(error).__name__}: {' '.join(str(error).split())} (see {report})"
     report.unlink(missing_ok=True)
     return ""
 
 
-def tell_death(exit_code: int) -> str:
+def tell_death(exit_code: int | None) -> str:
     """The line for a process that ended without a word."""
     if hasattr(signal, "SIGKILL") and exit_code == -signal.SIGKILL:  # Windows has none
-        return "its process was killed (SIGKILL), as happens where memory runs out; take fewer --processes or smaller patches"
+        return (
+            "its process was killed (SIGKILL), as happens where memory runs out; take fewer "
+            "--processes or smaller patches"
+        )
     return f"its process ended with exit code {exit_code}"
 
 
 def usable_cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,47 +1,72 @@
-"""A comparison in words: which arm is best, by how much, how sure; what was compared, and what the
-figures mean.
-"""
+"""Comparisons in words: who is best, how sure that is, what was compared, what figures mean."""
 
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from dkuxnet.benchmark.compare_runs import Arm, RunsCompared
 from dkuxnet.benchmark.figures import Comparison, Row, Table
+from dkuxnet.benchmark.significance import Share
+from dkuxnet.evaluation.metrics import DICE
 from dkuxnet.report.words import by, count, join
 
 UNSURE = "†"  # beside a share whose gap is not clear
-NOTES = (
+FIGURES = (
     "Dice, Jaccard, 95HD and ASD: mean over the test cases and their foreground classes, final "
-    "weights, on the scans' own "
-    "voxels; mean ± standard deviation over seeds. Dice and Jaccard measure overlap, 1 is perfect; "
-    "95HD and ASD are distances "
-    "between the surfaces, lower is better.",
+    "weights, on the scans' own voxels; {spread}."
+)
+NOTES = (
+    FIGURES.format(spread="mean ± standard deviation over seeds")
+    + " Dice and Jaccard measure overlap, 1 is perfect; 95HD and ASD are distances between the "
+    "surfaces, lower is better.",
     "Gain in Dice: over supervised with as many labels, same network and seeds. Share of the gap: "
-    "this gain divided by what "
-    "supervised gains when it gets all labels of the pool. 100 % says that the missing labels were "
-    "not missed.",
+    "this gain divided by what supervised gains when it gets all labels of the pool. 100 % says "
+    "that the missing labels were not missed.",
     "Ranges are 95 % intervals by bootstrap over test cases and seeds (10,000 resamples of both, "
-    "fixed generator). A few seeds "
-    "make them too narrow. A share with a wide interval says little, and where the interval of the "
-    "gap itself includes 0 "
-    f"({UNSURE}) it says nothing. The best of several arms is called clearly better only where its "
-    "interval stays above 0 with "
-    "the 5 % outside it divided by the number of arms (Bonferroni).",
+    "fixed generator). A few seeds make them too narrow. A share with a wide interval says little, "
+    f"and where the interval of the gap itself includes 0 ({UNSURE}) it says nothing. The best of "
+    "several arms is called clearly better only where its interval stays above 0 with the 5 % "
+    "outside it divided by the number of arms (Bonferroni).",
     "p: Wilcoxon's signed-rank test over the test cases (Dice averaged over seeds) against "
-    "{reference}, with Holm's correction "
-    "over the arms of the table. It speaks of other cases of this kind, not of other trainings.",
+    "{reference}, with Holm's correction over the arms of the table. It speaks of other cases of "
+    "this kind, not of other trainings.",
     "All arms train for equal steps under one recipe. That is not equal time: see the minutes "
     "(median of a training).",
     "The test cases chose nothing here. Whoever picks the best of many arms by this table has "
-    "chosen by them, and should "
-    "expect a little less on new cases.",
+    "chosen by them, and should expect a little less on new cases.",
 )
+ONE_CASE = "; with one test case nobody can say how sure that is."
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know of the figures."""
+    """What a reader must know of the figures of a benchmark."""
     return [note.format(reference=comparison.reference) for note in NOTES]
 
 
+def runs_notes(compared: RunsCompared) -> list[str]:
+    """What a reader must know of the figures of several runs."""
+    paired, seeds = (
+        (" and over the seeds that both have", " and seeds") if compared.same_seeds else ("", "")
+    )
+    return [
+        FIGURES.format(spread="± the standard deviation over cases")
+        + " Runs that differ in nothing but their seed are one row, the mean of them.",
+        f"Difference in Dice: over the run named first, case by case{paired}, with its 95 % "
+        f"interval by bootstrap over cases{seeds} (10,000 resamples, fixed generator). With one "
+        "seed another training may say otherwise."
+        + (
+            ""
+            if compared.same_seeds
+            else " The runs have no seed in common, so their means over seeds are compared."
+        ),
+        "p: Wilcoxon's signed-rank test over the test cases against the run named first, with "
+        "Holm's correction for the number of runs. It speaks of other cases of this kind, not of "
+        "other trainings.",
+    ]
+
+
 def title(table: Table) -> str:
+    """What the table is about."""
     return f"{table.network}, {count(table.labelled, 'labelled case')}"
 
 
@@ -64,69 +89,109 @@ def headlines(comparison: Comparison) -> list[str]:
 
 
 def _headline(table: Table, several: bool) -> str:
-    where = f"With {count(table.labelled, 'labelled case')}" + (
-        f" and {table.network}" if several else ""
-    )
-    ranked = sorted(
-        (row for row in table.rows if row.metrics), key=lambda row: -row.metrics["dice"][0]
-    )
-    if not ranked:
+    where = f"With {count(table.labelled, 'labelled case')}"
+    where += f" and {table.network}" if several else ""
+    if not (ranked := _ranked(table.rows)):
         return f"{where}: no finished run yet."
-    best = ranked[0]
-    told = [
-        f"{where}, {best.arm} has the highest Dice of {count(len(ranked), 'arm')}, "
-        f"{best.metrics['dice'][0]:.3f}"
-    ]
-    if len(ranked) == 1:
-        return f"{told[0]}; no other arm is finished."
-    told[0] += f" (next: {ranked[1].arm}, {ranked[1].metrics['dice'][0]:.3f})."
-    if best.gain is None:
-        return " ".join(
-            [*told, "None is above supervised." if best.arm == table.bound.arm else ""]
-        ).strip()
-    told.append(_sure(best, sum(row.gain is not None for row in table.rows)))
-    if best.share is not None:
-        told.append(_share(best))
-    return " ".join(told)
+    best, *others = ranked
+    told = (
+        f"{where}, {best.arm} has the highest Dice of {count(1 + len(others), 'arm')}, "
+        f"{DICE.show(best.mean_dice)}"
+    )
+    if not others:
+        return f"{told}; no other arm is finished."
+    told += f" (next: {others[0].arm}, {DICE.show(others[0].mean_dice)})."
+    if best.arm == table.bound.arm:
+        return f"{told} None is above supervised."
+    told += _sure(best, sum(row.gain is not None for row in table.rows))
+    return told if best.share is None else f"{told} {_share(best.share)}"
+
+
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    return sorted((row for row in rows if row.metrics), key=lambda row: -row.mean_dice)
 
 
 def _sure(best: Row, arms: int) -> str:
-    """arms: how many have a gain; the best of many is lucky too, so that its corrected interval
-    says whether it is clear.
+    """arms: how many have a gain.
+
+    The best of many is lucky too, so that its corrected interval says whether it is clear.
     """
-    gain, corrected, seeds = best.gain, best.gain_corrected, len(best.dice_by_seed)
-    text = f"That is {abs(gain.value):.3f} {'above' if gain.value >= 0 else 'below'} supervised with as many labels"
-    if gain.low is None:
-        return f"{text}; with one test case nobody can say how sure that is."
-    widened = (
-        f"; corrected for the best of {arms} arms {corrected.low:+.3f} to {corrected.high:+.3f}"
-        if arms > 1
-        else ""
-    )
-    text += f" (95 % interval {gain.low:+.3f} to {gain.high:+.3f}{widened})"
-    if gain.high < 0:
+    gain, corrected = best.gain, best.gain_corrected
+    if gain is None or corrected is None:
+        return ""
+    text = f" That is {_apart(gain.value)} supervised with as many labels"
+    if gain.interval is None or corrected.interval is None:
+        return f"{text}{ONE_CASE}"
+    several = f"; corrected for the best of {arms} arms {_signed(corrected.interval)}"
+    text += f" (95 % interval {_signed(gain.interval)}{several if arms > 1 else ''})"
+    if gain.interval[1] < 0:
         return f"{text}."
     if not corrected.above_zero:
-        return f"{text}, which may be chance: the {'corrected ' if gain.above_zero else ''}interval includes 0."
-    if seeds == 1:
-        return f"{text}: clear over these test cases, but with one seed another training may say otherwise."
-    return f"{text}: clear over these test cases and {seeds} seeds."
-
-
-def _share(row: Row) -> str:
-    found = row.share
-    if not found.clear or found.share is None:
+        which = "corrected " if gain.above_zero else ""
+        return f"{text}, which may be chance: the {which}interval includes 0."
+    if len(best.dice_by_seed) == 1:
         return (
-            f"With all labels supervised differs by {found.gap.value:+.3f}, which is not clearly "
-            "above 0: there is no gap "
-            "whose share could be told."
+            f"{text}: clear over these test cases, but with one seed another training may say "
+            "otherwise."
         )
-    interval = (
-        ""
-        if found.share.low is None
-        else f" (95 % interval {percent(found.share.low)} to {percent(found.share.high)})"
-    )
-    return f"It closes {percent(found.share.value)} of the gap to supervised with all labels{interval}."
+    return f"{text}: clear over these test cases and {len(best.dice_by_seed)} seeds."
+
+
+def _share(found: Share) -> str:
+    share = found.share
+    if not found.clear or share is None:
+        return (
+            f"With all labels supervised differs by {DICE.show(found.gap.value, sign='+')}, which "
+            "is not clearly above 0: there is no gap whose share could be told."
+        )
+    sure = f" (95 % interval {between(share.interval, percent)})" if share.interval else ""
+    return f"It closes {percent(share.value)} of the gap to supervised with all labels{sure}."
+
+
+def runs_headlines(compared: RunsCompared) -> list[str]:
+    """The answer: which run is best, and how sure each difference to the first is."""
+    cases, rows = count(len(compared.cases), "test case"), [arm.row for arm in compared.arms]
+    first, *others = compared.arms
+    if not others:
+        return [
+            f"On {cases} the mean Dice is {DICE.show(rows[0].mean_dice)}. The runs differ in "
+            "nothing but their seeds."
+        ]
+    best, *following = _ranked(rows)
+    then = "; ".join(f"{row.arm}, {DICE.show(row.mean_dice)}" for row in following)
+    dice = DICE.show(best.mean_dice)
+    return [
+        f"On {cases}, {best.arm} has the highest mean Dice, {dice}. Then: {then}.",
+        *(_against(arm, first.row.arm, cases) for arm in others),
+    ]
+
+
+def _against(arm: Arm, first: str, cases: str) -> str:
+    gain = arm.row.gain
+    if gain is None:
+        return f"{arm.row.arm} has no seed in common with {first}."
+    text = f"{arm.row.arm} is {_apart(gain.value)} {first} and better in {arm.better} of {cases}"
+    if gain.interval is None:
+        return f"{text}{ONE_CASE}"
+    low, high = gain.interval
+    clear = low > 0 or high < 0
+    sure = "clear over these cases" if clear else "this may be chance, the interval includes 0"
+    return f"{text} (95 % interval of the difference {_signed(gain.interval)}): {sure}."
+
+
+def _apart(difference: float) -> str:
+    """ "0.042 above"."""
+    return f"{DICE.show(abs(difference))} {'above' if difference >= 0 else 'below'}"
+
+
+def _signed(interval: tuple[float, float]) -> str:
+    """ "-0.010 to +0.024"."""
+    return between(interval, partial(DICE.show, sign="+"))
+
+
+def between(interval: tuple[float, float], show: Callable[[float], str]) -> str:
+    """The ends as `show` writes them."""
+    return " to ".join(map(show, interval))
 
 
 def percent(share: float) -> str:
@@ -138,44 +203,39 @@ def percent(share: float) -> str:
 
 def facts(comparison: Comparison) -> list[str]:
     """What was compared, on what, a sentence each."""
-    found = comparison.facts
+    found, failed = comparison.facts, len(comparison.failed)
     recipe = [
-        f"{key} = {json.dumps(value, default=str)}"
+        f", {key} = {json.dumps(value, default=str)}"
         for key, value in comparison.recipe.items()
         if key != "train.steps"
     ]
-    told = [
+    done = (
         f"{comparison.done} of {count(comparison.wanted, 'run')} finished"
-        + (f", {len(comparison.failed)} failed" if comparison.failed else "")
-        + ".",
-        f"Prepared set: {comparison.prepared}.",
-        f"Recipe: preset {comparison.preset}, {comparison.steps:,} steps"
-        + "".join(f", {each}" for each in recipe)
-        + f"; seeds {join(comparison.seeds)}.",
-    ]
-    if not found:
-        return told
-    told.insert(
-        2,
-        f"Split: {count(found['pool'], 'case')} in the training pool, "
-        f"{count(found['test'], 'test case')}; "
-        f"classes: {join(found['classes'])}.",
+        f"{f', {failed} failed' if failed else ''}."
     )
-    for table in {table.network: table for table in comparison.tables}.values():
-        sizes = [
-            row.parameters
-            for row in (table.bound, *table.rows)
-            if row.arm == table.bound.arm and row.parameters
-        ]
-        told.append(
-            f"Network {table.network}"
-            + (f" ({sizes[0] / 1e6:.2f} million parameters)" if sizes else "")
-            + f", patches of {by(found['patch'])} voxels of about {by(found['spacing_mm'], 3)} mm."
-        )
-    told += [f"Machine: {machine}." for machine in found["machines"]]
-    told += [f"Versions: {version}." for version in found["versions"]]
+    prepared = f"Prepared set: {comparison.prepared}."
+    settings = (
+        f"Recipe: preset {comparison.preset}, {comparison.steps:,} steps{''.join(recipe)}; seeds "
+        f"{join(list(map(str, comparison.seeds)))}."
+    )
+    if found is None:
+        return [done, prepared, settings]
+    of_bound = {}  # network -> parameters of the bound's
+    for table in comparison.tables:
+        sizes = [row.parameters for row in table.all_rows if row.arm == table.bound.arm]
+        of_bound[table.network] = next(filter(None, sizes), None)
+    seen = f"patches of {by(found.patch)} voxels of about {by(found.spacing_mm, 3)} mm"
     return [
-        *told,
-        f"Training took {found['train_hours']:.2f} hours in all, testing "
-        f"{found['evaluate_hours']:.2f}.",
+        done,
+        prepared,
+        f"Split: {count(found.pool, 'case')} in the training pool, "
+        f"{count(found.test, 'test case')}; classes: {join(found.classes)}.",
+        settings,
+        *(
+            f"Network {name}{f' ({size / 1e6:.2f} million parameters)' if size else ''}, {seen}."
+            for name, size in of_bound.items()
+        ),
+        *(f"Machine: {machine}." for machine in found.machines),
+        *(f"Versions: {version}." for version in found.versions),
+        f"Training took {found.train_hours:.2f} hours in all, testing {found.evaluate_hours:.2f}.",
     ]

@@ -22,18 +22,10 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.benchmark import Watch
     from dkuxnet.benchmark.figures import Comparison
     from dkuxnet.benchmark.grid import WantedRun
-    from dkuxnet.core.schemas import Manifest, Prepared
+    from dkuxnet.core.schemas import Manifest, Prepared, Statistic
     from dkuxnet.evaluation.evaluate import Evaluation
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
-UNITS = {
-    "dice": "Dice",
-    "jaccard": "Jaccard",
-    "hd95_mm": "95HD (mm)",
-    "asd_mm": "ASD (mm)",
-    "hd95_voxels": "95HD (voxels)",
-    "asd_voxels": "ASD (voxels)",
-}
 
 console = Console(highlight=False)
 
@@ -124,7 +116,7 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
         f"{manifest.train_seconds or 0:.0f} s; weights in {run}"
     )
     if manifest.test:
-        _show_summary(manifest.to_json()["test"], f"{len(manifest.split.test)} test cases")
+        _show_summary(manifest.test, f"{len(manifest.split.test)} test cases")
     _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
 
 
@@ -232,7 +224,7 @@ def show_benchmark(comparison: "Comparison") -> None:
 
 def _show_comparison(comparison: "Comparison") -> None:
     """The tables: drawn on a terminal, else the lines of benchmark.md."""
-    from dkuxnet.benchmark.text import HEADINGS, cells, markdown_table, rows_of
+    from dkuxnet.benchmark.text import HEADINGS, cells, markdown_table
     from dkuxnet.benchmark.words import title
 
     seeds = len(comparison.seeds)
@@ -244,23 +236,30 @@ def _show_comparison(comparison: "Comparison") -> None:
         table = Table(title=title(each), title_justify="left")
         for number, heading in enumerate(HEADINGS):
             table.add_column(heading, justify="left" if number == 0 else "right")
-        for row in rows_of(each):
+        for row in each.all_rows:
             table.add_row(*(escape("\n".join(filter(None, cell))) for cell in cells(row, seeds)))
         console.print(table)
 
 
-def _show_summary(summary: dict[str, dict[str, dict[str, Any]]], title: str) -> None:
+def _show_summary(summary: "dict[str, dict[str, Statistic]]", title: str) -> None:
+    from dkuxnet.evaluation.metrics import METRICS
+
     table = Table(title=title, title_justify="left")
     for column in ("class", "metric", "mean", "std", "95 % interval"):
         table.add_column(column, justify="left" if column in ("class", "metric") else "right")
     for name, metrics in summary.items():
         if name == "foreground mean" and len(summary) == 2:
-            continue  # the same as the single class
-        for metric, s in metrics.items():
-            if metric in UNITS:
-                interval = f"{s['ci95'][0]:.4f} to {s['ci95'][1]:.4f}" if s["ci95"] else "one case"
-                std = f"{s['std']:.4f}" if s["std"] is not None else "-"
-                table.add_row(escape(name), UNITS[metric], f"{s['mean']:.4f}", std, interval)
+            continue  # of a single class it says the same again
+        for metric in METRICS:
+            if statistic := metrics.get(metric.key):
+                low_high, std = statistic.ci95, statistic.std
+                table.add_row(
+                    escape(name),
+                    metric.title,
+                    f"{statistic.mean:.4f}",
+                    "-" if std is None else f"{std:.4f}",
+                    f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "one case",
+                )
     console.print(table)
 
 

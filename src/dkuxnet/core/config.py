@@ -24,6 +24,7 @@ from dkuxnet.core.lookup import unknown
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
+HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
 
 class Section(BaseModel):
@@ -42,8 +43,8 @@ class DataSettings(Section):
     validation_cases: NonNegativeInt = 0
     test_cases: NonNegativeInt = 0
     foreground_share: float = Field(0.5, ge=0, le=1)
-    cache_gib: float = Field(4.0, ge=0)
-    workers: Annotated[int, Field(ge=0, le=1024)] = 1
+    cache_gib: Annotated[float, Field(ge=0), HOW] = 4.0
+    workers: Annotated[int, Field(ge=0, le=1024), HOW] = 1
 
 
 class GroupSettings(Section):
@@ -133,7 +134,7 @@ class TrainSettings(Section):
 
     steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
     seed: NonNegativeInt = 0
-    device: str = "auto"
+    device: Annotated[str, HOW] = "auto"
     patch: tuple[Edge, Edge, Edge] | None = None
     labelled_batch: Annotated[int, Field(ge=1, le=4096)] = 2
     unlabelled_batch: Annotated[int, Field(ge=0, le=4096)] = 2
@@ -146,10 +147,10 @@ class TrainSettings(Section):
     clip: PositiveFloat = 1.0
     average: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    log_every: PositiveInt = 20
+    log_every: Annotated[PositiveInt, HOW] = 20
     validate_every: PositiveInt = 200
-    save_every: PositiveInt = 200
-    save_minutes: PositiveFloat = 10.0
+    save_every: Annotated[PositiveInt, HOW] = 200
+    save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
 
@@ -232,6 +233,15 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), parse_toml(f"value = {value}")["value"]
     except ValueError:
         return key.strip(), value.strip()
+
+
+def how_settings(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the settings that say how a run is made and not what it is."""
+    for name, field in section.model_fields.items():
+        if HOW in field.metadata:
+            yield f"{prefix}{name}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from how_settings(field.annotation, f"{prefix}{name}.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,68 +1,84 @@
-"""Predictions x labels -> a table: every case and class, mean, spread and confidence interval, as
-JSON and CSV.
-"""
+"""Predictions x labels -> a table of every case and class; mean, spread and interval; JSON, CSV."""
 
-from __future__ import annotations
-
-import contextlib
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.schemas import Statistic
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import by_stem, images_in, label_values, read_dataset_json
-from dkuxnet.evaluation.metrics import confusion_counts, segmentation_metrics, statistics
+from dkuxnet.evaluation.metrics import METRICS, Array, confusion_counts, segmentation_metrics
+from dkuxnet.evaluation.statistics import statistics
+from dkuxnet.machine.files import write_text
 
 FOREGROUND_MEAN = "foreground mean"
+Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
-# Column of a row -> key in summary.json; the keys without a unit are nnU-Net's.
-METRICS = {"dice": "Dice", "jaccard": "IoU", "hd95_mm": "HD95_mm", "asd_mm": "ASD_mm"}
-METRICS |= {"hd95_voxels": "HD95_voxels", "asd_voxels": "ASD_voxels"}
+
+class Score(NamedTuple):
+    """One class of one case: METRICS in [0, 1], mm and voxels; counts of voxels.
+
+    value: of the class in the prediction.
+    """
+
+    case: str
+    class_name: str
+    value: int
+    dice: float
+    jaccard: float
+    hd95_mm: float
+    asd_mm: float
+    hd95_voxels: float
+    asd_voxels: float
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    n_pred: int
+    n_ref: int
+
+
 COUNTS = {"tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN", "n_pred": "n_pred", "n_ref": "n_ref"}
+KEYS = {metric.key: metric.summary for metric in METRICS} | COUNTS  # -> key in summary.json
+COLUMNS = ("case", "class", *Score._fields[2:])  # of cases.csv
 
 
 @dataclass
 class Evaluation:
     """What `evaluate_folders` found.
 
-    rows: one per case and class (every case has every class): `case`, `class`, `value` and the columns of METRICS (in
-        [0, 1], mm, voxels) and COUNTS (voxels).
-    files: case -> (prediction file, label file).
-    notes: what a reader of the figures must know, a sentence each.
+    rows: one per case and class; every case has every class. notes: what a reader of the figures
+    must know, a sentence each.
     """
 
-    rows: list[dict[str, Any]]
-    files: dict[str, tuple[Path, Path]]
+    rows: list[Score]
+    files: Files
     notes: list[str] = field(default_factory=list)
 
     @property
     def classes(self) -> dict[str, int]:
         """Class name -> value, without background."""
-        return {row["class"]: row["value"] for row in self.rows}
+        return {row.class_name: row.value for row in self.rows}
 
-    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Class, or FOREGROUND_MEAN (of each case's classes) -> metric -> what
-        `metrics.statistics` returns.
-        """
-        figures = self._figures(METRICS)
-        series = {name: figures[:, i] for i, name in enumerate(self.classes)} | {
-            FOREGROUND_MEAN: figures.mean(axis=1)
-        }
+    def summary(self) -> dict[str, dict[str, Statistic]]:
+        """Class, or FOREGROUND_MEAN (of each case's classes) -> key of a metric -> statistic."""
+        figures = self._figures(metric.key for metric in METRICS)
+        figures = np.concatenate([figures, figures.mean(axis=1, keepdims=True)], axis=1)
+        found = iter(statistics(figures.reshape(len(figures), -1)))
         return {
-            name: dict(zip(METRICS, statistics(values), strict=True))
-            for name, values in series.items()
+            name: {metric.key: next(found) for metric in METRICS}
+            for name in (*self.classes, FOREGROUND_MEAN)
         }
 
     def write_json(self, path: Path) -> None:
@@ -70,39 +86,34 @@ class Evaluation:
 
         Raises UserError where it cannot be.
         """
-        _write(
-            path, json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        content = json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        _write(path, content + "\n")
 
     def write_csv(self, path: Path) -> None:
         """Write the rows; errors as in `write_json`."""
         text = io.StringIO()
-        writer = csv.DictWriter(
-            text, ["case", "class", "value", *METRICS, *COUNTS], lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows(self.rows)
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows])
         _write(path, text.getvalue())
 
-    def _figures(self, columns: Iterable[str]) -> np.ndarray:
-        """(cases, classes, columns)"""
-        figures = np.array([[row[c] for c in columns] for row in self.rows], dtype=np.float64)
-        return figures.reshape(len(self.files), len(self.classes), -1)
+    def _figures(self, columns: Iterable[str]) -> Array:
+        """(cases, classes, columns)."""
+        columns = list(columns)
+        figures = [[getattr(row, column) for column in columns] for row in self.rows]
+        shape = (len(self.files), len(self.classes), len(columns))
+        return np.array(figures, dtype=np.float64).reshape(shape)
 
     def _as_json(self) -> dict[str, Any]:
-        columns, keys = zip(*(METRICS | COUNTS).items(), strict=True)
-        metrics: dict[str, dict[str, Any]] = {case: {} for case in self.files}
+        def by_key(values: Iterable[float]) -> dict[str, float]:
+            return dict(zip(KEYS.values(), values, strict=True))
+
+        metrics: dict[str, dict[str, dict[str, float]]] = {case: {} for case in self.files}
         for row in self.rows:
-            metrics[row["case"]][str(row["value"])] = {
-                key: row[c] for c, key in zip(columns, keys, strict=True)
-            }
-        means = self._figures(columns).mean(axis=0)
-        by_class = zip(self.classes.values(), means, strict=True)
+            metrics[row.case][str(row.value)] = by_key(row[3:])
+        means = self._figures(KEYS).mean(axis=0)
+        by_class = zip(self.classes.values(), means.tolist(), strict=True)
         return {
-            "foreground_mean": dict(zip(keys, means.mean(axis=0).tolist(), strict=True)),
-            "mean": {
-                str(value): dict(zip(keys, mean.tolist(), strict=True)) for value, mean in by_class
-            },
+            "foreground_mean": by_key(means.mean(axis=0).tolist()),
+            "mean": {str(value): by_key(mean) for value, mean in by_class},
             "metric_per_case": [
                 {
                     "prediction_file": str(prediction),
@@ -112,7 +123,7 @@ class Evaluation:
                 for case, (prediction, label) in self.files.items()
             ],
             "statistics": {
-                name: {METRICS[c]: s for c, s in each.items()}
+                name: {KEYS[key]: statistic.to_json() for key, statistic in each.items()}
                 for name, each in self.summary().items()
             },
             "n_cases": len(self.files),
@@ -127,9 +138,8 @@ def evaluate_pair(
     truth: Volume,
     labels: dict[str, int],
     truth_labels: dict[str, int] | None = None,
-) -> list[dict[str, Any]]:
-    """Score one case: a row for every class of `labels` but value 0, the background (columns: see
-    `Evaluation`).
+) -> list[Score]:
+    """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid. labels: class name -> value in
     `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
@@ -141,12 +151,10 @@ def evaluate_pair(
     _check_values(case, "the prediction", prediction.array, labels)
     _check_values(case, "the label file", truth.array, truth_labels)
     rows = []
-    for name, value in _foreground(labels).items():
+    for name, value in foreground(labels).items():
         predicted, true = prediction.array == value, truth.array == truth_labels[name]
-        figures = segmentation_metrics(predicted, true, truth.spacing_mm) | confusion_counts(
-            predicted, true
-        )
-        rows.append({"case": case, "class": name, "value": value} | figures)
+        figures = segmentation_metrics(predicted, true, truth.spacing_mm)
+        rows.append(Score(case, name, value, **figures, **confusion_counts(predicted, true)))
     return rows
 
 
@@ -155,23 +163,23 @@ def evaluate_folders(
 ) -> Evaluation:
     """Score every prediction of a folder against the label of the same case.
 
-    predictions: folder of label maps CASE.nii.gz (or any known format) and, where it has one, their dataset.json.
-    labels: folder of label files named alike, or a source folder in any known layout. Its dataset.json, or the one
-        above, names the classes where the predictions' does not; without any, values found become class_1, class_2, ...
-        Where both name the same classes, each side is read by its own values.
-    progress: called with (cases done, cases in all) after each case.
-    Raises UserError where nothing pairs, a prediction has no label, grids differ, or a value has no class.
+    predictions: folder of label maps CASE.nii.gz (or any known format) and, where it has one, their
+    dataset.json. labels: folder of label files named alike, or a source folder in any known layout.
+    Its dataset.json, or the one above, names the classes where the predictions' does not; without
+    any, values found become class_1, class_2, ... Where both name the same classes, each side is
+    read by its own values. progress: called with (cases done, cases in all) after each case. Raises
+    UserError where nothing pairs, a prediction has no label, grids differ, or a value has no class.
     """
     files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels))
     prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
-    if not _foreground(prediction_labels):
+    if not foreground(prediction_labels):
         raise UserError(
             f"{labels}: expected at least one class beside the background, found none: nothing to "
             "score"
         )
-    if truth_labels and not _foreground(prediction_labels).keys() <= truth_labels.keys():
+    if truth_labels and not foreground(prediction_labels).keys() <= truth_labels.keys():
         truth_labels = None  # other names for the same values
-    rows = []
+    rows: list[Score] = []
     for done, (case, pair) in enumerate(files.items(), start=1):
         prediction, truth = (formats.read(path, kind="label") for path in pair)
         rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
@@ -180,12 +188,8 @@ def evaluate_folders(
     return Evaluation(rows, files, _notes(rows, unpaired, len(files)))
 
 
-def _pair_files(
-    predictions: Path, labels: Path
-) -> tuple[dict[str, tuple[Path, Path]], dict[str, int] | None, int]:
-    """(case -> (prediction, label), the labels' own class map, number of labels without a
-    prediction)
-    """
+def _pair_files(predictions: Path, labels: Path) -> tuple[Files, dict[str, int] | None, int]:
+    """(files, the labels' own class map, how many labels have no prediction)."""
     predicted = by_stem(images_in(predictions))
     if not predicted:
         raise UserError(
@@ -196,8 +200,7 @@ def _pair_files(
     if not predicted.keys() & true.keys():
         raise UserError(
             f"expected predictions and labels with the same names, got {_some(predicted)} in "
-            f"{predictions} and "
-            f"{_some(true)} in {labels}; give the folder of these cases' labels"
+            f"{predictions} and {_some(true)} in {labels}; give the folder of these cases' labels"
         )
     if missing := predicted.keys() - true.keys():
         raise UserError(
@@ -237,13 +240,14 @@ def _class_map(folder: Path) -> dict[str, int] | None:
     return label_values(folder, fields) if "labels" in fields else None
 
 
-def _found_labels(files: dict[str, tuple[Path, Path]]) -> dict[str, int]:
+def _found_labels(files: Files) -> dict[str, int]:
     arrays = (formats.read(path, kind="label").array for pair in files.values() for path in pair)
     values = sorted({value for array in arrays for value in np.unique(array).tolist()} - {0})
     return {"background": 0} | {f"class_{value}": value for value in values}
 
 
-def _foreground(labels: dict[str, int]) -> dict[str, int]:
+def foreground(labels: dict[str, int]) -> dict[str, int]:
+    """The classes but value 0, the background."""
     return {name: value for name, value in labels.items() if value != 0}
 
 
@@ -256,25 +260,24 @@ def _check_grid(case: str, prediction: Volume, truth: Volume) -> None:
         ) from error
 
 
-def _check_values(case: str, what: str, array: np.ndarray, labels: dict[str, int]) -> None:
+def _check_values(case: str, what: str, array: Array, labels: dict[str, int]) -> None:
     known = {0, *labels.values()}
     if sum(np.count_nonzero(array == value) for value in known) == array.size:
-        return  # forty times as fast as to sort the voxels
+        return  # much faster than to sort the voxels
     values, counts = np.unique(array, return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         if value not in known:
             raise UserError(
                 f"case '{case}': {what} holds value {value} in {count} voxels, expected one of "
-                f"{labels}; "
-                "correct the file or name the value under 'labels' in dataset.json"
+                f"{labels}; correct the file or name the value under 'labels' in dataset.json"
             )
 
 
-def _notes(rows: list[dict[str, Any]], unpaired: int, paired: int) -> list[str]:
+def _notes(rows: list[Score], unpaired: int, paired: int) -> list[str]:
     notes = (
         [f"{unpaired} of {unpaired + paired} labelled cases have no prediction"] if unpaired else []
     )
-    empty = Counter(row["class"] for row in rows if 0 in (row["n_pred"], row["n_ref"]))
+    empty = Counter(row.class_name for row in rows if 0 in (row.n_pred, row.n_ref))
     where = f"of {paired} cases; dkuxnet.evaluation.metrics states how these score"
     return notes + [
         f"'{name}' is empty in prediction or label in {n} {where}" for name, n in empty.items()
@@ -283,12 +286,8 @@ def _notes(rows: list[dict[str, Any]], unpaired: int, paired: int) -> list[str]:
 
 def _write(path: Path, text: str) -> None:
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise UserError(f"{path}: cannot be written: {disk_reason(error)}") from error
+    write_text(path, text)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -70,15 +71,13 @@ def maps_of(case: ShownCase) -> list[Map]:
     ]
 
 
-def load_case(
-    data: PreparedSet, name: str, prediction_file: Path, manifest: dict[str, Any]
-) -> ShownCase:
+def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: Manifest) -> ShownCase:
     """Load a test case on its scan's grid or, where the scan cannot be read, on the network's.
 
     manifest: of the run. Raises UserError where a part is missing.
     """
-    info, labels = data.info(name), manifest["labels"]
-    affine, shape = np.array(info["affine"], dtype=float), tuple(info["shape"])
+    info, labels = data.info(name), manifest.labels
+    affine, shape = np.array(info.affine), info.shape
     stored = formats.read(prediction_file, kind="label").array
     if stored.shape != shape:
         raise UserError(
@@ -89,8 +88,8 @@ def load_case(
     for index, value in enumerate(labels.values()):
         indices[stored == value] = index
     prediction = to_ras(Volume(indices, affine))
-    more = read_maps(prediction_file, manifest) | {"oriented": info.get("oriented", True)}
-    scan = _read_scan(info["images"][0], shape)
+    more = read_maps(prediction_file, manifest) | {"oriented": info.oriented}
+    scan = _read_scan(info.images[0], shape)
     if scan is not None:
         volume = to_ras(Volume(scan, affine))
         truth = to_ras(Volume(data.array(name, "truth"), affine)).array
@@ -100,14 +99,14 @@ def load_case(
         image,
         data.array(name, "label"),
         resample_label(prediction.array, image.shape, len(labels)),
-        np.array(info["prepared_affine"], dtype=float),
+        np.array(info.prepared_affine),
         **more,
         note="The scan's file cannot be read any more; shown is the scan as the network saw it, "
         "resampled, while Dice was measured on the scan's own voxels.",
     )
 
 
-def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def read_maps(prediction_file: Path, manifest: Manifest) -> dict[str, Any]:
     """Read the maps that the evaluation kept of a case: arguments of `ShownCase`.
 
     Runs of older versions have none, and a map that cannot be read costs its layer only.
@@ -122,7 +121,7 @@ def read_maps(prediction_file: Path, manifest: dict[str, Any]) -> dict[str, Any]
         except UserError:
             continue
     if "groups" in found:
-        names = [group["name"] for group in manifest.get("network_shape", {}).get("groups", ())]
+        names = [group.name for group in manifest.network_shape.groups]
         known = len(names) == len(found["groups"])
         found["groups"] = dict(zip(names, found["groups"], strict=True)) if known else {}
     return found

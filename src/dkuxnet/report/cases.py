@@ -3,6 +3,7 @@
 from typing import Any
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Manifest
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.report.case import ShownCase, load_case
 from dkuxnet.report.results import CaseResult, Results
@@ -12,7 +13,7 @@ from dkuxnet.report.volumes import layers_of_cases
 
 
 def show_cases(
-    results: Results | None, data: PreparedSet | None, manifest: dict[str, Any]
+    results: Results | None, data: PreparedSet | None, manifest: Manifest
 ) -> dict[str, Any]:
     """What the page's part about cases needs, worst case first in each list.
 
@@ -35,7 +36,7 @@ def show_cases(
                 "oriented": case is None or case.oriented,
             }
         )
-    names, cases = list(manifest.get("labels", {})), [case for _, case in loaded]
+    names, cases = list(manifest.labels), [case for _, case in loaded]
     surfaces = [surfaces_of(case, len(names) - 1) for case in cases]
     some = next(filter(None, surfaces), None)
     return {
@@ -60,7 +61,7 @@ def show_cases(
 
 
 def _load(
-    result: CaseResult, data: PreparedSet | None, manifest: dict[str, Any]
+    result: CaseResult, data: PreparedSet | None, manifest: Manifest
 ) -> tuple[ShownCase | None, str]:
     """(the case, "") or (None, why it cannot be shown)."""
     try:

@@ -4,6 +4,7 @@ import base64
 import io
 from typing import TYPE_CHECKING, Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def plain(text: str) -> str:
 def to_svg(figure: Figure) -> bytes:
     """The figure as the content of a file; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})
+    with rc_context(STYLE):  # with its salt for the names in the file
+        figure.savefig(stream, format="svg", dpi=150, metadata={"Date": None})
     return stream.getvalue()
 
 

@@ -1,82 +1,65 @@
 """The page's sentences: what was done and with which data, in plain words."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from dkuxnet.core.config import Settings
+from dkuxnet.core.schemas import Hounsfield, Manifest
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.evaluation.evaluate import foreground
 from dkuxnet.runs.folder import RunFolder
 
 
-def tell(
-    settings: dict[str, Any],
-    manifest: dict[str, Any],
-    split: dict[str, int],
-    steps: int,
-    finished: bool,
-) -> list[str]:
+def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> list[str]:
     """What was done, in plain words, a sentence each."""
-    train, machine = settings.get("train", {}), manifest.get("machine", {})
-    foreground = [name for name, value in manifest.get("labels", {}).items() if value != 0]
-    parameters = manifest.get("parameters")
+    train, split, unlabelled = settings.train, manifest.split, uses_unlabelled(manifest)
+    aside = count(len(split.unlabelled), "scan")
+    also = f" and {aside} whose labels it did not see" if unlabelled else ""
     told = [
-        f"The program learned to outline {join(foreground) or 'the labelled structures'} in 3D "
-        "scans from "
-        f"{count(split['labelled'], 'scan')} with their labels"
-        + (
-            f" and {count(split['unlabelled'], 'scan')} whose labels it did not see."
-            if uses_unlabelled(manifest, split)
-            else "."
-        )
+        f"The program learned to outline {join([*foreground(manifest.labels)])} in 3D scans from "
+        f"{count(len(split.labelled), 'scan')} with their labels{also}."
     ]
-    if split["unlabelled"] and not uses_unlabelled(manifest, split):
-        told.append(
-            f"This method leaves the {count(split['unlabelled'], 'unlabelled scan')} aside."
-        )
-    told.append(
-        f"It trained the network {manifest.get('network', '?')}"
-        + (
-            f" ({parameters / 1e6:.1f} million parameters, all networks of the method together)"
-            if parameters
-            else ""
-        )
-        + f" by the method {manifest.get('method', '?')} "
-        + (
-            f"for {steps:,} steps"
-            if finished
-            else f"and has come to step {steps:,} of {train.get('steps', '?')}"
-        )
-        + (f" on {machine['gpu']}." if machine.get("gpu") else " on the processor, without a GPU.")
+    if split.unlabelled and not unlabelled:
+        aside = count(len(split.unlabelled), "unlabelled scan")
+        told.append(f"This method leaves the {aside} aside.")
+    done = (
+        f"for {steps:,} steps" if finished else f"and has come to step {steps:,} of {train.steps}"
     )
-    if patch := manifest.get("patch"):
-        batch = f"{train.get('labelled_batch', '?')} labelled"
-        if uses_unlabelled(manifest, split):
-            batch += f" and {train.get('unlabelled_batch', '?')} unlabelled"
-        told.append(f"Every step looked at {batch} patches of {by(patch)} voxels.")
-    if split["validation"]:
+    gpu = manifest.machine.gpu
+    where = f"on {gpu}" if gpu else "on the processor, without a GPU"
+    told.append(
+        f"It trained the network {manifest.network} ({manifest.parameters / 1e6:.1f} million "
+        f"parameters, all networks of the method together) by the method {manifest.method} {done} "
+        f"{where}."
+    )
+    batch = f"{train.labelled_batch} labelled"
+    batch += f" and {train.unlabelled_batch} unlabelled" if unlabelled else ""
+    told.append(f"Every step looked at {batch} patches of {by(manifest.patch)} voxels.")
+    if split.validation:
         told.append(
-            f"{count(split['validation'], 'labelled scan')} took no part in training and followed "
-            "its progress."
+            f"{count(len(split.validation), 'labelled scan')} took no part in training and "
+            "followed its progress."
         )
-    if split["test"]:
+    if split.test:
         told.append(
-            f"{count(split['test'], 'scan')} took no part in training: on these the figures below "
-            "were measured, "
-            "each on the scan's own voxels and over the whole scan."
+            f"{count(len(split.test), 'scan')} took no part in training: on these the figures "
+            "below were measured, each on the scan's own voxels and over the whole scan."
         )
     return told
 
 
-def uses_unlabelled(manifest: dict[str, Any], split: dict[str, int]) -> bool:
-    return split["unlabelled"] > 0 and manifest.get("uses_unlabelled", True)
+def uses_unlabelled(manifest: Manifest) -> bool:
+    """Whether there are unlabelled scans and the method learned from them."""
+    return bool(manifest.split.unlabelled) and manifest.uses_unlabelled
 
 
-def wall_times(manifest: dict[str, Any], rows: list[dict[str, float]]) -> dict[str, str]:
-    """Training and evaluation, "" where not known; of an unfinished run the training up to its
-    last logged step.
+def wall_times(manifest: Manifest, rows: list[dict[str, float]]) -> dict[str, str]:
+    """Training and evaluation, "" where not known.
+
+    Of an unfinished run the training up to its last logged step.
     """
     logged = [row["seconds"] for row in rows if "seconds" in row]
-    train = manifest.get("train_seconds") or (logged[-1] if logged else None)
-    test = manifest.get("evaluate_seconds")
+    train = manifest.train_seconds or (logged[-1] if logged else None)
+    test = manifest.evaluate_seconds
     return {
         "train": "" if train is None else duration(train),
         "test": "" if test is None else duration(test),
@@ -91,73 +74,49 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def tell_data(manifest: dict[str, Any], oriented: bool) -> list[str]:
-    """The fingerprint (what the scans are like) and the plan (what was made of them), a sentence
-    each. oriented: whether the scans' files say how the patient lies.
+def tell_data(manifest: Manifest, oriented: bool) -> list[str]:
+    """The fingerprint (what the scans are like) and the plan (what was made of them).
+
+    A sentence each. oriented: whether the scans' files say how the patient lies.
     """
-    print_, plan, told = manifest.get("fingerprint", {}), manifest.get("plan", {}), []
-    if "cases" in print_:
-        told.append(
-            f"The data set has {count(print_['cases'], 'scan')}, {print_.get('labelled', '?')} of "
-            "them with a label; "
-            f"channels: {join(manifest.get('channels', []))}."
-        )
-    if "shape_median" in print_:
-        axes = "left-right, back-front, down-up" if oriented else "x, y, z of the files"
-        told.append(
-            f"A scan has {by(print_['shape_median'])} voxels of "
-            f"{by(print_['spacing_mm_median'], 3)} mm, which is "
-            f"{by(print_['extent_mm_median'])} mm (medians; axes: {axes})."
-        )
-    names = {str(value): name for name, value in manifest.get("labels", {}).items() if value != 0}
+    scans, plan = manifest.fingerprint, manifest.plan
+    axes = "left-right, back-front, down-up" if oriented else "x, y, z of the files"
+    names = {str(value): name for name, value in foreground(manifest.labels).items()}
     shares = [
-        f"{name} {100 * share:.3g} %"
-        for key, share in print_.get("label_share", {}).items()
-        if (name := names.get(key))
+        f"{names[value]} {100 * share:.3g} %"
+        for value, share in scans.label_share.items()
+        if value in names
     ]
-    if shares:
-        told.append(f"Share of a labelled scan's voxels: {join(shares)}.")
-    if "spacing_mm" in plan:
-        told.append(
-            f"The network sees every scan resampled to voxels of about {by(plan['spacing_mm'], 3)} "
-            "mm, in patches of "
-            f"{by(manifest.get('patch') or plan['patch'])} voxels; predictions are brought back to "
-            "the scan's own."
-        )
-    for channel, how in zip(
-        manifest.get("channels", []), plan.get("normalisation", []), strict=False
-    ):
-        told.append(
-            f"Intensities of {channel}: "
-            + (
-                f"clipped to {how['low']:.4g} and {how['high']:.4g}, then scaled by the data set's "
-                "mean and spread."
-                if how.get("kind") == "ct"
-                else "each scan brought to mean 0 and standard deviation 1."
+    told = [
+        f"The data set has {count(scans.cases, 'scan')}, {scans.labelled} of them with a label; "
+        f"channels: {join(manifest.channels)}.",
+        f"A scan has {by(scans.shape_median)} voxels of {by(scans.spacing_mm_median, 3)} mm, which "
+        f"is {by(scans.extent_mm_median)} mm (medians; axes: {axes}).",
+        *([f"Share of a labelled scan's voxels: {join(shares)}."] if shares else []),
+        f"The network sees every scan resampled to voxels of about {by(plan.spacing_mm, 3)} mm, in "
+        f"patches of {by(manifest.patch)} voxels; predictions are brought back to the scan's own.",
+    ]
+    for channel, how in zip(manifest.channels, plan.normalisation, strict=True):
+        text = "each scan brought to mean 0 and standard deviation 1"
+        if isinstance(how, Hounsfield):
+            text = (
+                f"clipped to {how.low:.4g} and {how.high:.4g}, then scaled by the data set's mean "
+                "and spread"
             )
-        )
+        told.append(f"Intensities of {channel}: {text}.")
     return told
 
 
 def places(
-    folder: RunFolder, manifest: dict[str, Any], data: PreparedSet | None
+    folder: RunFolder, manifest: Manifest, data: PreparedSet | None
 ) -> list[tuple[str, str]]:
     """(what, where) on the machine that wrote the page."""
-    found = [
-        ("This run", str(folder.folder.resolve())),
-        ("Prepared data set", str(manifest.get("prepared", "?"))),
-    ]
-    if (folder.folder / "evaluation").is_dir():
-        found.append(
-            (
-                "Predictions and figures of the test cases",
-                str((folder.folder / "evaluation").resolve()),
-            )
-        )
-    if data is not None and "source" in data.meta:
-        found.append(
-            (f"Source scans (layout {data.meta.get('layout', '?')})", str(data.meta["source"]))
-        )
+    run = folder.folder.resolve()
+    found = [("This run", str(run)), ("Prepared data set", manifest.prepared)]
+    if (run / "evaluation").is_dir():
+        found.append(("Predictions and figures of the test cases", str(run / "evaluation")))
+    if data is not None and data.meta.source:
+        found.append((f"Source scans (layout {data.meta.layout or '?'})", data.meta.source))
     return found
 
 
@@ -174,5 +133,4 @@ def by(numbers: Sequence[float], digits: int = 0) -> str:
 
 def join(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
-    names = [str(name) for name in names]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

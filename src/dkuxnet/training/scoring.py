@@ -75,7 +75,7 @@ def evaluate_test(
         )
         progress(min(done * world(), len(job.split.test)), len(job.split.test))
     order = list(job.split.test)
-    rows = sorted(all_gather(rows), key=lambda row: order.index(row["case"]))
+    rows = sorted(all_gather(rows), key=lambda row: order.index(row.case))
     result = Evaluation(
         rows, dict(sorted(all_gather(files), key=lambda file: order.index(file[0])))
     )
