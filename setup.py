@@ -1,5 +1,6 @@
-"""The description of the package is README.md without pictures and links of the repository, which
-lead nowhere on an index's page. All else stands in pyproject.toml.
+"""The package's description: README.md without pictures and links of the repository.
+
+They lead nowhere on an index's page. All else stands in pyproject.toml.
 """
 
 import re

@@ -1,5 +1,4 @@
-"""dkuxnet: a few labelled 3D scans and many unlabelled ones become a segmentation model that
-people can trust.
+"""A few labelled 3D scans and many unlabelled ones become a segmentation model.
 
 The jobs of the command line, for Python. Importing this is instant: each name is loaded when it is
 first used.

@@ -32,7 +32,9 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Which cases train. labelled: keep the labels of the first N cases (None: of all).
+    """Which cases train.
+
+    labelled: keep the labels of the first N cases (None: of all).
     validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
     last N labelled cases are the test list, where no split file says otherwise.
     foreground_share: share of labelled patches that are centred on a foreground voxel.
@@ -84,8 +86,7 @@ class MethodSettings(WithOptions):
 
 
 class ViewSettings(Section):
-    """Intensity changes of one view; each is drawn a patch, in units of the normalised image
-    (standard deviations).
+    """Intensity changes of one view, drawn for each patch, in standard deviations of the image.
 
     noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
     largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels.
@@ -103,11 +104,13 @@ class ViewSettings(Section):
 
 
 class AugmentSettings(Section):
-    """Geometry shared by both views: rotation (degrees, each axis), scale (largest factor), shift
-    (voxels), elastic (largest displacement in voxels of a smooth field), flip (axes, of "xyz",
-    mirrored with probability 1/2), outline (of labelled patches: largest displacement of the
-    foreground's outline, outwards or inwards, as a share of the radius of a ball as large as
-    the foreground).
+    """Geometry shared by both views.
+
+    rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
+    voxels. elastic: largest displacement in voxels of a smooth field. flip: axes, of "xyz", that
+    are mirrored with probability 1/2. outline: of labelled patches, the largest displacement of the
+    foreground's outline, outwards or inwards, as a share of the radius of a ball as large as the
+    foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)
@@ -123,7 +126,9 @@ class AugmentSettings(Section):
 
 
 class TrainSettings(Section):
-    """The loop. patch: voxels, None for the plan's; a multiple of 16. labelled_batch,
+    """The loop.
+
+    patch: voxels, None for the plan's; a multiple of 16. labelled_batch,
     unlabelled_batch: patches a step. average: decay of the moving average of weights that
     predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
     checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
@@ -156,7 +161,9 @@ class TrainSettings(Section):
 
 
 class InferSettings(Section):
-    """Sliding window. overlap: share of a window that its neighbour covers again. batch: windows
+    """Sliding window.
+
+    overlap: share of a window that its neighbour covers again. batch: windows
     at once. largest_component: of each class keep the largest connected piece (for organs of
     which there is one).
     """
@@ -284,12 +291,12 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserError:
-    """The first thing that is wrong with values for `model`, in one line; an unknown key gets its
-    near match. what: how the message calls a key.
+    """The first thing that is wrong with values for `model`, in one line.
+
+    An unknown key gets its near match. what: how the message calls a key.
     """
-    first = min(
-        error.errors(), key=lambda each: each["type"] == "missing"
-    )  # a key may be missing because it is misspelt
+    # a key may be missing because it is misspelt
+    first = min(error.errors(), key=lambda each: each["type"] == "missing")
     path = [str(part) for part in first["loc"]]
     if first["type"] == "missing":
         return UserError(f"{what} {'.'.join(path)} is missing")

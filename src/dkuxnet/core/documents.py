@@ -1,7 +1,7 @@
-"""JSON and TOML from anybody: a regular file, of bounded size and depth, of text and numbers that
-others can hold.
+"""JSON and TOML from anybody, bounded.
 
-Where the file is not that, it is a UserError; what stands in the document is its reader's to check.
+A regular file, of bounded size and depth, of text and numbers that others can hold. Where the file
+is not that, it is a UserError; what stands in the document is its reader's to check.
 """
 
 import json
@@ -106,8 +106,9 @@ def _bounded(parse: Any, text: str) -> Any:
 
 
 def _check(content: Any) -> None:
-    """Raises ValueError for what no document of ours holds; without recursion, since the depth is
-    what is checked.
+    """Raises ValueError for what no document of ours holds.
+
+    Without recursion, since the depth is what is checked.
     """
     level = [content]
     for _ in range(MAX_DEPTH):
@@ -131,7 +132,5 @@ def _check(content: Any) -> None:
 
 
 def _waiting_for_nobody(path: str, flags: int) -> int:
-    """A named pipe is opened at once, and then refused, where a plain open would wait for a
-    writer.
-    """
+    """Opens a named pipe at once, to refuse it; a plain open would wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

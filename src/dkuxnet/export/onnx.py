@@ -1,6 +1,4 @@
-"""ONNX: one graph from a patch to class probabilities, with the constants of the run in its
-metadata.
-"""
+"""ONNX: one graph from a patch to class probabilities, with the run's constants as metadata."""
 
 import json
 import logging
@@ -26,11 +24,11 @@ OPSET = 18  # the one that torch's exporter writes natively
 
 
 def write_onnx(export: Export) -> str:
-    """image (B, C, X, Y, Z) -> probabilities (B, K, X, Y, Z), float32; the batch is free, X, Y and
-    Z where the export says so.
+    """Write a graph from image (B, C, X, Y, Z) to probabilities (B, K, X, Y, Z), float32.
 
-    The file is compared with torch in onnxruntime before it gets its name. Raises UserError where
-    onnx is not installed, the network cannot be exported, or the answers differ.
+    The batch is free, X, Y and Z where the export says so. The file is compared with torch in
+    onnxruntime before it gets its name. Raises UserError where onnx is not installed, the network
+    cannot be exported, or the answers differ.
     """
     require("export", "onnx", "onnxscript", "onnxruntime")
     model, apart = export.model(probabilities=True), 0.0

@@ -22,8 +22,9 @@ CONSTANTS = "dkuxnet.json"  # the extra file with Export.constants
 
 
 def write_torchscript(export: Export) -> str:
-    """image (B, C, X, Y, Z) -> class probabilities (B, K, X, Y, Z), all sizes but C and K free;
-    CONSTANTS beside the graph.
+    """Write a graph from image (B, C, X, Y, Z) to class probabilities (B, K, X, Y, Z).
+
+    All sizes but C and K are free. CONSTANTS lie beside the graph.
     """
     model, apart = export.model(probabilities=True), 0.0
 

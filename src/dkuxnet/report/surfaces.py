@@ -1,6 +1,4 @@
-"""Truth and prediction as surfaces: meshes for NiiVue in the page, and a picture of them for where
-it cannot run.
-"""
+"""Truth and prediction as surfaces: meshes for NiiVue, and a picture where it cannot run."""
 
 import base64
 import gzip

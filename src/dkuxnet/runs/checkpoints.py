@@ -1,5 +1,4 @@
-"""The states that a training resumes from: a folder with the last two, each file named by its step
-and its own checksum.
+"""The last two states of a training, each file named by its step and its own checksum.
 
 CHECKPOINTS/00000400-1f6c..9a.safetensors: the step, and the SHA-256 of the file, which one rename
 brings into being together with the content. So a file is whole and unchanged, or it is known not to
@@ -23,8 +22,7 @@ NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.safetensors")
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (tensors and primitives; its "step" names the file) and remove all but the
-    last two.
+    """Write `state`, tensors and primitives whose "step" names the file; keep the last two.
 
     Raises UserError where the disk does not take it: what was saved before stays.
     """
@@ -77,8 +75,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One checkpoint: data alone, no larger in memory than in the file, whose bytes its tensors
-    are: see `read_state`.
+    """One checkpoint: data alone, no larger in memory than in the file, see `read_state`.
 
     Raises UserError where its bytes are not those that its name promises, or they are no
     checkpoint.

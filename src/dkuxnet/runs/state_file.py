@@ -1,5 +1,4 @@
-"""The state of a training in a safetensors file: tensors under their names, everything around them
-as JSON in the header.
+"""The state of a training in a safetensors file: tensors, and all else as JSON in the header.
 
 A tree of dicts, lists, tuples, tensors and plain values goes in, and the same tree comes out:
 types, keys and every bit of a number. Nothing in such a file can name code. Tensors come back

@@ -69,9 +69,9 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
 
 
 def step_bytes_per_voxel(method: Method[Any], job: Job, unlabelled: int) -> float | None:
-    """Memory of a step over the voxels of one of its patches, from what the losses of small
-    patches keep for the gradients, which grows with the voxels; None where that cannot be found
-    out.
+    """Bytes of a step for each voxel of a patch; None where that cannot be found out.
+
+    From what the losses of small patches keep for the gradients, which grows with the voxels.
     """
     if world() > 1:
         return None  # the other processes would have to take part

@@ -155,9 +155,7 @@ def pinned(patches: Patches) -> Tensors:
 
 
 def patch_streams(job: Job) -> list[PatchStream]:
-    """Where the patches come from: of the labelled cases and, for a method that uses them, of the
-    unlabelled ones.
-    """
+    """Where the patches come from: labelled cases, and unlabelled ones if the method uses them."""
     chosen, data = job.settings.train, job.settings.data
     streams = [
         PatchStream(
