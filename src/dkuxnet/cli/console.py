@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.figures import Comparison
     from dkuxnet.benchmark.grid import WantedRun
     from dkuxnet.core.schemas import Manifest, Prepared, Statistic
+    from dkuxnet.core.types import CaseProgress
     from dkuxnet.evaluation.evaluate import Evaluation
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -31,7 +32,7 @@ console = Console(highlight=False)
 
 
 @contextmanager
-def case_progress() -> Iterator[Callable[[str, int, int], None]]:
+def case_progress() -> "Iterator[CaseProgress]":
     """Progress of a job over cases: (what, done, of how many)."""
     with _shown() as update:
         yield lambda what, done, total: update(what, done, total, "")
@@ -54,7 +55,7 @@ def train_progress() -> Iterator[Callable[[str, int, int, dict[str, float]], Non
 
 
 @contextmanager
-def sentence_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
+def sentence_progress(what: str) -> "Iterator[CaseProgress]":
     """Progress of a job that says what it does now: (sentence, done, of how many)."""
     with _shown(every=0) as update:
         yield lambda sentence, done, total: update(what, done, total, sentence)

@@ -6,6 +6,7 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Who follows a long work is told:
+CountProgress = Callable[[int, int], None]  # done, of how many
+CaseProgress = Callable[[str, int, int], None]  # what, cases done, of how many
+TrainProgress = Callable[
+    [str, int, int, "dict[str, float]"], None
+]  # what, done, of how many, figures
 
 
 @dataclass(frozen=True)

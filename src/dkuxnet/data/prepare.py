@@ -32,7 +32,7 @@ from dkuxnet.core.schemas import (
     PreparedCase,
     PreparedInfo,
 )
-from dkuxnet.core.types import Case, Source, Volume
+from dkuxnet.core.types import Case, CaseProgress, Source, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -46,7 +46,6 @@ from dkuxnet.machine.files import write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 MAX_CLASSES = 256  # class indices are stored in a byte
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
@@ -58,7 +57,7 @@ def prepare_scans(
     spacing_mm: float | None = None,
     layout: str = "auto",
     processes: int = 2,
-    progress: Progress | None = None,
+    progress: CaseProgress | None = None,
     test_cases: int = 0,
     split: Path | None = None,
 ) -> Prepared:
@@ -198,7 +197,7 @@ def _store_quietly(
 
 def _each(
     map_: Callable[..., Iterator[Result]],
-    progress: Progress,
+    progress: CaseProgress,
     job: Callable[[Case], Result],
     cases: Sequence[Case],
     what: str,

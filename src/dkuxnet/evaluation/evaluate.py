@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.schemas import Statistic
-from dkuxnet.core.types import Volume
+from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layouts import find_source
@@ -159,7 +159,7 @@ def evaluate_pair(
 
 
 def evaluate_folders(
-    predictions: Path, labels: Path, progress: Callable[[int, int], None] | None = None
+    predictions: Path, labels: Path, progress: CountProgress | None = None
 ) -> Evaluation:
     """Score every prediction of a folder against the label of the same case.
 

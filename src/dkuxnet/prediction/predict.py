@@ -4,14 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import Case
+from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
-
-Progress = Callable[[str, int, int], None]  # a sentence, cases done, of how many
 
 
 class ScansFailed(UserError):
@@ -33,7 +31,7 @@ def predict_scans(
     save_uncertainty: bool = False,
     weights: str = "final",
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: CaseProgress | None = None,
     *,
     localise: Path | None = None,
     margin_mm: float | None = None,
@@ -86,7 +84,7 @@ def predict_scans(
     return written
 
 
-def _saying(progress: Progress, done: int, total: int) -> Callable[[str], None]:
+def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
     return lambda sentence: progress(sentence, done, total)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from dkuxnet.core.errors import DataWarning, UserError
-from dkuxnet.core.types import Volume
+from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data.geometry import Region
 from dkuxnet.data.network_grid import (
     extent_mm_of,
@@ -31,7 +30,6 @@ from dkuxnet.prediction.windows import (
 )
 
 MARGIN_MM = 20.0
-Progress = Callable[[int, int], None]  # windows done, of how many
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Segmenter:
         scan: Volume,
         with_uncertainty: bool = False,
         region: Region | None = None,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
     ) -> GridPrediction:
         """The prediction on the network's grid, or on a region of it.
 
@@ -147,7 +145,7 @@ class Segmenter:
         probabilities: bool = False,
         uncertainty: bool = False,
         region: Region | None = None,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
     ) -> Segmentation:
         """Segment a scan: (C, X, Y, Z) float32, finite.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dkuxnet.core.config import InferSettings
-from dkuxnet.core.types import Output, Volume
+from dkuxnet.core.types import CountProgress, Output, Volume
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from, to_ras
 from dkuxnet.machine.memory import check_memory, keeping_freed_memory
 from dkuxnet.models.components import keep_largest_component
@@ -91,7 +91,7 @@ def sliding_window(
     predictor: Callable[[Tensor], Output],
     image: np.ndarray,
     windows: Windows,
-    progress: Callable[[int, int], None] | None = None,
+    progress: CountProgress | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities.
 

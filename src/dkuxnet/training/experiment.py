@@ -4,7 +4,7 @@ Settings -> data -> networks -> method -> train -> evaluate. Everything that has
 somewhere else; here is only what follows what.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
-from dkuxnet.core.types import Batch
+from dkuxnet.core.types import Batch, TrainProgress
 from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.machine.distributed import joined, on_rank_zero, rank
 from dkuxnet.machine.lock import locked
@@ -34,7 +34,6 @@ from dkuxnet.training.patches import Patches, PatchStream, read_ahead
 from dkuxnet.training.scoring import evaluate_test, validation_dice
 from dkuxnet.training.views import make_views
 
-Progress = Callable[[str, int, int, dict[str, float]], None]  # what, done, of how many, figures
 Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 
 
@@ -45,7 +44,7 @@ def run_training(
     run: Path,
     settings: Settings,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: TrainProgress | None = None,
 ) -> Manifest:
     """Train on a prepared set in a new run folder, then evaluate the test list; the manifest.
 
@@ -79,7 +78,9 @@ def run_training(
     return folder.manifest
 
 
-def train_and_evaluate(job: Job, state: TrainState, folder: RunFolder, progress: Progress) -> None:
+def train_and_evaluate(
+    job: Job, state: TrainState, folder: RunFolder, progress: TrainProgress
+) -> None:
     """From state.step to the end, then the test list.
 
     Raises NotFinite with the cases of the step at fault.

@@ -1,13 +1,12 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from dkuxnet.core.types import Volume
+from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
 from dkuxnet.evaluation.metrics import dice
@@ -36,7 +35,7 @@ def validation_dice(predictor: nn.Module, job: Job) -> float:
 
 
 def evaluate_test(
-    folder: RunFolder, predictor: nn.Module, job: Job, progress: Callable[[int, int], None]
+    folder: RunFolder, predictor: nn.Module, job: Job, progress: CountProgress
 ) -> Evaluation:
     """Predict the test cases, score them on their own grids, write RUN/evaluation/.
 
