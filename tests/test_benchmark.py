@@ -282,6 +282,9 @@ def test_a_stopped_benchmark_goes_on_where_it_was(finished, prepared, tmp_path):
     assert all(same(weights(folder, run), weights(finished, run)) for run in RUNS)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):
     run = copied / "out" / "runs" / RUNS[1]
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))

@@ -261,6 +261,7 @@ def when(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment, leave, where",
     [
