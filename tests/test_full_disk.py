@@ -261,7 +261,6 @@ def when(monkeypatch):
     return at
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment, leave, where",
     [
@@ -299,6 +298,7 @@ def test_train_and_resume(best_disk, prepared, dkuxnet, when, undisturbed, momen
     assert [row["step"] for row in RunFolder(run).metrics() if "loss" in row] == list(range(6))
 
 
+@pytest.mark.slow
 def test_predict_and_evaluate(best_disk, dual_run, scans, dkuxnet):
     disk, output = best_disk, best_disk.folder / "out"
     inputs = [scans / "imagesTr" / f"phantom_00{i}_0000.nii.gz" for i in range(2)]
