@@ -307,6 +307,7 @@ def test_a_run_that_was_killed_before_it_saved_is_made_anew(copied, finished):
     assert same(weights(copied, RUNS[1]), weights(finished, RUNS[1]))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_and_a_death_harms_no_other(
     finished, prepared, tmp_path, own_methods
 ):
@@ -325,6 +326,7 @@ def test_two_processes_give_the_same_and_a_death_harms_no_other(
         assert manifest["machine"]["cpu_threads"] == max(1, usable_cores() // 2)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
     file = write(tmp_path / "long", prepared, ("steps = 4", "steps = 100000"))
     command = [
@@ -357,6 +359,7 @@ def test_sigterm_stops_every_process_after_it_saved(prepared, tmp_path):
     )  # beside these there is a helper that ends by itself
 
 
+@pytest.mark.slow
 def test_a_failed_arm_is_told_and_the_others_are_done(
     prepared, tmp_path, own_methods, monkeypatch, capsys
 ):

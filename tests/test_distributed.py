@@ -129,6 +129,7 @@ def compare(one: Path, other: Path) -> None:
     assert [row.split(",")[0] for row in tables[0]] == [row.split(",")[0] for row in tables[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes, methods", [(2, list(METHODS)), (4, ["dual-mutual", "bcp"])])
 def test_every_method_learns_the_same_in_several_processes(
     prepared, alone, tmp_path, processes, methods
@@ -144,6 +145,7 @@ def test_every_method_learns_the_same_in_several_processes(
         compare(alone / method, tmp_path / method)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(prepared, alone, tmp_path):
     half = overrides("dual-mutual")
     run_training_until(prepared, tmp_path / "run", half, 1)
@@ -163,6 +165,7 @@ def run_training_until(prepared: Path, run: Path, chosen: dict, step: int) -> No
         run_training(prepared, run, load_settings(overrides=chosen), progress=stop)
 
 
+@pytest.mark.slow
 def test_when_one_process_dies_the_others_end_and_say_why(prepared, tmp_path):
     long = overrides("supervised") | {"train.steps": 100000, "train.log_every": 1}
     processes = start(prepared, 2, [(str(tmp_path / "run"), long, False)])

@@ -117,6 +117,7 @@ def halves(prepared, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, network", PAIRS)
 def test_all_steps_are_half_of_them_saved_and_the_rest_in_a_new_process(
     prepared, halves, tmp_path, method, network

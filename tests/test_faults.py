@@ -229,6 +229,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, tmp_path):
     """Under a limit on the process, as `ulimit -v` sets it."""

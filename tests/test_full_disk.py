@@ -300,6 +300,7 @@ def test_train_and_resume(best_disk, prepared, dkuxnet, when, undisturbed, momen
     assert [row["step"] for row in RunFolder(run).metrics() if "loss" in row] == list(range(6))
 
 
+@pytest.mark.slow
 def test_predict_and_evaluate(best_disk, dual_run, scans, dkuxnet):
     disk, output = best_disk, best_disk.folder / "out"
     inputs = [scans / "imagesTr" / f"phantom_00{i}_0000.nii.gz" for i in range(2)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize("method", ["dual-mutual", "supervised"])
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path, monkeypatch, method):

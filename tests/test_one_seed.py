@@ -52,6 +52,7 @@ def train(prepared: Path, run: Path, **more) -> bytes:
     return (run / "final.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, read",
     [
@@ -123,6 +124,7 @@ def test_the_deterministic_switch_is_on_while_a_training_runs_and_changes_nothin
     assert state() == before
 
 
+@pytest.mark.slow
 def test_weights_are_finite_and_move(prepared, tmp_path):
     """What the comparisons above compare is a training."""
     train(prepared, tmp_path / "short", train__steps=1)

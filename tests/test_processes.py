@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from dkuxnet.data.prepared_set import PreparedSet
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
+pytestmark = pytest.mark.slow
+
 TINY = DK_UXNET | {
     "method.name": "mean-teacher",
     "train.labelled_batch": 2,

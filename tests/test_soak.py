@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from soak import judge, soak
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="what a process holds is read from /proc"
 )
