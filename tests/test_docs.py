@@ -102,6 +102,8 @@ def test_the_format_of_the_page_round_trips(modules, monkeypatch, tmp_path):
     formats.write(
         Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), affine), tmp_path / "a.npz"
     )
+    header = formats.peek(tmp_path / "a.npz")
+    assert header.shape == (2, 3, 4) and header.dtype == np.int16
     volume = formats.read(tmp_path / "a.npz")
     assert (
         volume.array.dtype == np.int16
