@@ -71,7 +71,7 @@ def test_methods_and_networks_go_together(name, network):
     overrides = {"network.name": network, "method.name": name} | NETWORKS[network]
     if name == "dual-mutual" and network != "dk-uxnet-tiny":
         overrides |= NO_QUERIES
-    method = build_method(load_settings(overrides=overrides), SHAPE, plan={})
+    method = build_method(load_settings(overrides=overrides), SHAPE, network="")
     losses = method.losses(make_batch(), step=1000)
     sum(losses.values()).backward()
     assert all(torch.isfinite(value) for value in losses.values())
@@ -94,7 +94,7 @@ def test_methods_and_networks_go_together(name, network):
 def test_a_network_that_does_not_fit_is_refused_and_the_error_names_what_fits(name):
     settings = load_settings(overrides={"network.name": "unet", "method.name": name})
     with pytest.raises(UserError, match=f"'{name}' with network 'unet'.*dk-uxnet, uxnet and vnet"):
-        build_method(settings, SHAPE, plan={})
+        build_method(settings, SHAPE, network="")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("bcp", "unimatch")])
@@ -122,7 +122,7 @@ def test_methods_take_several_classes_channels_and_unequal_batches(name, labelle
     settings = load_settings(
         overrides={"network.name": "dk-uxnet-tiny", "method.name": name} | NETWORKS["dk-uxnet-tiny"]
     )
-    method = build_method(settings, NetworkShape(2, 4, groups), plan={})
+    method = build_method(settings, NetworkShape(2, 4, groups), network="")
 
     def views(count: int, label: bool) -> Views:
         image = torch.randn(count, 2, 16, 16, 16)

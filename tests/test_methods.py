@@ -38,7 +38,7 @@ IN_FORCE = {
 
 def make_method(name: str, **overrides):
     settings = load_settings(overrides=TINY | {"method.name": name} | dotted(overrides))
-    return build_method(settings, SHAPE, plan={"network": "dk-uxnet-tiny"})
+    return build_method(settings, SHAPE, network="dk-uxnet-tiny")
 
 
 def make_batch(seed: int = 0, unlabelled: bool = True) -> Batch:
@@ -215,7 +215,7 @@ def test_a_network_without_queries_is_refused_until_the_query_terms_are_off():
     settings = {"network.name": "uxnet-tiny", "method.name": "dual-mutual"}
 
     def make(**more):
-        return build_method(load_settings(overrides=settings | more), SHAPE, plan={})
+        return build_method(load_settings(overrides=settings | more), SHAPE, network="")
 
     with pytest.raises(UserError, match="has no queries"):
         make()

@@ -281,7 +281,7 @@ def test_an_output_that_takes_no_map_ends_the_work(run, tmp_path):
     (tmp_path / "out" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1)
     )
-    with pytest.raises(UserError, match=r"a\.nii\.gz: cannot be written") as failure:
+    with pytest.raises(UserError, match=r"a\.nii\.gz: cannot write") as failure:
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
     assert (
         not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()

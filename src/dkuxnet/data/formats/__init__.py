@@ -146,7 +146,7 @@ def write(volume: Volume, path: str | Path) -> None:
     volume = storable(volume, path)
     if not path.parent.is_dir():
         raise UserError(
-            f"{path}: cannot be written: expected the folder {path.parent} to exist; create it"
+            f"{path}: cannot write: expected the folder {path.parent} to exist; create it"
         )
     try:
         atomically(path, lambda part: form.write(volume, part))
@@ -154,7 +154,7 @@ def write(volume: Volume, path: str | Path) -> None:
         raise
     except Exception as error:  # each library raises types of its own
         raise UserError(
-            f"{path}: cannot be written: {reason(error)}; check the folder's rights and space"
+            f"{path}: cannot write: {reason(error)}; check the folder's rights and space"
         ) from error
 
 
