@@ -22,7 +22,7 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
     rights that the umask leaves. Raises UserError where the disk does not take it: what was there
     before stays. What a killed writer left an hour ago or earlier is removed.
     """
-    name = path.name[-100:] if path.suffix else f"{path.name[-95:]}.part"  # torch wants an ending
+    name = path.name[-100:].lower() if path.suffix else f"{path.name[-95:]}.part"  # torch wants an ending
     part = path.with_name(f"{PART}{secrets.token_hex(8)}-{name}")
     try:
         try:
@@ -38,7 +38,10 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
-        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+        why = disk_reason(error)
+        if not getattr(error, "errno", None):  # a library's own words
+            why += "; look at the rights and space there"
+        raise UserError(f"{path}: cannot write: {why}") from error
 
 
 def remove_parts(folder: Path, name: str = "", before: float = math.inf) -> None:
