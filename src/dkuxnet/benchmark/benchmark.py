@@ -23,7 +23,7 @@ from dkuxnet.benchmark.trainings import Progress, make
 from dkuxnet.core.config import Settings, flatten
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.machine.files import atomically
+from dkuxnet.machine.files import atomically, inside
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.models.build import build_method
@@ -82,6 +82,8 @@ def run_benchmark(
     folder = grid.output / "runs"
     with locked(make_folder(grid.output), "benchmark"):
         missing = {run.name: run for run in runs if not is_finished(folder / run.name)}
+        for name in missing:
+            inside(folder, name)
         failed: dict[str, str] = {}
         read_finished(
             folder, runs
@@ -247,7 +249,8 @@ def is_finished(folder: Path) -> bool:
 def make_folder(output: Path) -> Path:
     """The benchmark's folder, there. Raises UserError where it cannot be made."""
     try:
-        (output / "runs").mkdir(parents=True, exist_ok=True)
+        inside(output, "failed")
+        inside(output, "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{output}: cannot write there: {error.strerror}; choose another output"

@@ -18,6 +18,7 @@ import torch
 from dkuxnet.benchmark.grid import Grid, WantedRun
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.machine.files import write_text
 from dkuxnet.machine.processes import side_by_side
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
@@ -86,7 +87,7 @@ def train_one(
     except Exception as error:  # a fault in one method must not cost the others their night
         run.forget_checkpoints()
         report.parent.mkdir(exist_ok=True)
-        report.write_text(traceback.format_exc(), "utf-8")
+        write_text(report, traceback.format_exc())
         return f"{type(error).__name__}: {' '.join(str(error).split())} (see {report})"
     report.unlink(missing_ok=True)
     return ""

@@ -1,0 +1,37 @@
+"""Opening a file that a stranger may have put there: a named pipe, a socket or a device in its
+place would be waited for, or do something.
+"""
+
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a regular file to read its bytes; links to one are followed.
+
+    Raises OSError, at once, where there is anything else.
+    """
+    check_regular(path)  # first by its name, since opening some devices changes them
+    file = open(path, "rb", opener=_waiting_for_nobody)  # noqa: SIM115  # its caller closes it
+    try:
+        _check(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise OSError where `path` is no regular file, before a library opens it by its name."""
+    _check(os.stat(path).st_mode)
+
+
+def _check(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(f"it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
+
+
+def _waiting_for_nobody(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
