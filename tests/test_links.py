@@ -2,7 +2,6 @@
 removes what is not its own.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -90,30 +89,33 @@ def test_what_is_discarded_lies_in_the_folder(tmp_path, outside, name):
     RunFolder(tmp_path / "run").discard_unless_saved()
 
 
-@pytest.mark.parametrize("where", ["runs", "failed", ".lock", "runs/NAME"])
+GRID = """
+prepared = "{prepared}"
+output = "out"
+labelled = [2]
+seeds = [0]
+networks = ["uxnet-tiny"]
+[methods.supervised]
+[settings]
+data.test_cases = 1
+train = {{ steps = 1, patch = [16, 16, 16], labelled_batch = 1, device = "cpu" }}
+network = {{ widths = [4, 4, 4, 4], depths = [1, 0, 0, 0] }}
+"""
+NAME = "supervised_uxnet-tiny_nall_seed0"
+
+
+@pytest.mark.parametrize("where", ["runs", "failed", ".lock", f"runs/{NAME}"])
 def test_a_benchmark_writes_into_its_own_folder_alone(prepared, tmp_path, outside, where):
     from dkuxnet.benchmark.benchmark import run_benchmark
-    from dkuxnet.benchmark.grid import read_grid, wanted_runs
 
-    output, file = tmp_path / "out", tmp_path / "grid.toml"
-    file.write_text(
-        f"prepared = {json.dumps(str(prepared))}\noutput = {json.dumps(str(output))}\n"
-        'methods = ["supervised"]\nnetworks = ["uxnet-tiny"]\nlabelled = [1]\nseeds = [0]\n'
-        "[settings]\ntrain.steps = 1\ntrain.patch = [16, 16, 16]\ntrain.device = 'cpu'\n"
-        "data.test_cases = 1\n"
-    )
-    [name] = [each.name for each in wanted_runs(read_grid(file, None, None), "uxnet-tiny")]
-    path = output / where.replace("NAME", name)
+    (tmp_path / "grid.toml").write_text(GRID.format(prepared=prepared))
+    path = tmp_path / "out" / where
     path.parent.mkdir(parents=True)
-    (outside / "empty").mkdir()
-    path.symlink_to(
-        outside / ("empty" if "NAME" in where else "file" if "." in where else "folder")
-    )
-    try:
-        with pytest.raises(UserError, match="is a link"):
-            run_benchmark(file)
-    finally:
-        (outside / "empty").rmdir()
+    (tmp_path / "empty").mkdir()  # a folder that a training would take for a new one
+    path.symlink_to(outside / "file" if where == ".lock" else tmp_path / "empty")
+    with pytest.raises(UserError, match=f"{Path(where).name} is a link"):
+        run_benchmark(tmp_path / "grid.toml")
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "uncertainty", "dataset.json", "SCAN"])

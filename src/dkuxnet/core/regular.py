@@ -1,5 +1,6 @@
-"""Opening a file that a stranger may have put there: a named pipe, a socket or a device in its
-place would be waited for, or do something.
+"""The one way to open what a stranger may have put in the place of a file.
+
+A named pipe would be waited for, and a device may do something when it is opened.
 """
 
 import os
