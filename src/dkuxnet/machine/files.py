@@ -48,7 +48,10 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk with a RuntimeError
-        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from error
+        why = disk_reason(error)
+        if not getattr(error, "errno", None):  # a library's own words
+            why += "; look at the rights and space there"
+        raise UserError(f"{path}: cannot write: {why}") from error
 
 
 @contextmanager
