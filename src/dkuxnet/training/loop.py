@@ -84,7 +84,7 @@ class TrainState:
             if not numbers or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, best {best}, seconds {seconds}")
             # checkpoints of before it was in them have none
-            window = restore_window(checkpoint.get("window", {}), self.method)
+            window = restore_window(checkpoint.get("window", {}), step, self.method)
             self.step, self.best, self.seconds, self.window = step, best, seconds, window
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
@@ -102,14 +102,18 @@ class TrainState:
         return self.average or self.method
 
 
-def restore_window(saved: dict[str, Tensor], method: nn.Module) -> dict[str, list[Tensor]]:
-    """The window of a checkpoint, where the figures of the next steps are.
+def restore_window(
+    saved: dict[str, Tensor], step: int, method: nn.Module
+) -> dict[str, list[Tensor]]:
+    """The window of a checkpoint of `step`, where the figures of the next steps are.
 
     Raises ValueError or another error for what is none.
     """
     device = next(method.parameters()).device
-    if any(values.ndim != 1 or not values.is_floating_point() for values in saved.values()):
-        raise ValueError("its window holds no figures")
+    for name, values in saved.items():
+        figures = type(name) is str and values.is_floating_point() and values.ndim == 1
+        if not figures or len(values) > step or not values.isfinite().all():
+            raise ValueError("its window holds no figures of the steps before it")
     return {name: list(values.to(device, copy=True).unbind()) for name, values in saved.items()}
 
 
@@ -239,7 +243,7 @@ def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]
     """
     table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
     for back in range(max(map(len, table.values()), default=0), 0, -1):
-        last = {name: values[-back] for name, values in table.items()}
+        last = {name: values[-back] for name, values in table.items() if back <= len(values)}
         broken = [f"{name} {value}" for name, value in last.items() if not math.isfinite(value)]
         if broken:
             at = step - back + 1
