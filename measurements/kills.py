@@ -113,7 +113,7 @@ def kill_and_compare(
         took = time.monotonic() - started
         while True:
             began, enough = time.time(), result["kills"] >= kills
-            after = None if enough else rng.uniform(0.2, 1.0) * took
+            after = None if enough else rng.uniform(0.02, 1.0) * took
             code = run(prepared, broken, method, steps, after, softly=rng.random() < 1 / 3)
             if code == 0:
                 break
