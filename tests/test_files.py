@@ -97,7 +97,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
 
 def test_the_part_ends_as_the_name_does_and_is_another_each_time(tmp_path):
     seen = []
-    for name in ("scan.nii.gz", "scan.nii.gz", "noending"):
+    for name in ("scan.nii.gz", "SCAN.NII.GZ", "noending"):
         atomically(tmp_path / name, lambda part: seen.append(part.name) or part.write_text(""))
     assert seen[0] != seen[1] and all(name.endswith("scan.nii.gz") for name in seen[:2])
     assert Path(seen[2]).suffix

@@ -101,7 +101,7 @@ def remove_parts(folder: Path, name: str = "", alone: bool = False) -> None:
     now = folder.stat().st_mtime  # by the clock of the disk: the writer has just made its own part
     for left in folder.glob(f"{PART}*"):
         with suppress(OSError):
-            mine = name and left.name.endswith(name[-ENDING:])
+            mine = name and left.name.endswith(name[-ENDING:].lower())
             if alone or _is_gone(left.name):
                 _remove(left)
             elif mine and left.lstat().st_mtime < now - LEFT_SECONDS:
@@ -183,8 +183,8 @@ def flush(folder: Path) -> None:
 
 def _part(path: Path) -> Path:
     """Beside `path`, a name that nobody can guess and that says which process makes it."""
-    # torch wants an ending
-    ending = path.name[-ENDING:] if path.suffix else f"{path.name[-ENDING:]}.part"
+    ending = path.name[-ENDING:].lower()  # writers want a suffix, and it in small letters
+    ending = ending if path.suffix else f"{ending}.part"
     return path.with_name(f"{PART}{_here()}-{os.getpid()}-{secrets.token_hex(8)}-{ending}")
 
 
