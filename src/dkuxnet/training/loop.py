@@ -26,6 +26,7 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.optimiser import learning_rate, make_optimiser, restore_optimiser
 
+MAX_WINDOW = 1 << 20  # steps between two lines of the log in a checkpoint that may be a stranger's
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -66,7 +67,7 @@ class TrainState:
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
-            "window": {name: torch.stack(parts) for name, parts in self.window.items()},
+            "window": {name: as_vector(parts) for name, parts in self.window.items()},
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -112,9 +113,11 @@ def restore_window(
     device = next(method.parameters()).device
     for name, values in saved.items():
         figures = type(name) is str and values.is_floating_point() and values.ndim == 1
-        if not figures or len(values) > step or not values.isfinite().all():
+        most = min(step, MAX_WINDOW)
+        if not figures or len(values) > most or not values.isfinite().all():
             raise ValueError("its window holds no figures of the steps before it")
-    return {name: list(values.to(device, copy=True).unbind()) for name, values in saved.items()}
+    # whole: tensors of one figure each would take a hundred times the memory of the file
+    return {name: [values.to(device, copy=True)] for name, values in saved.items()}
 
 
 def make_state(method: Method[Any], settings: TrainSettings) -> TrainState:
@@ -235,13 +238,18 @@ def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
     return kept | {"skipped": 1.0 - finite.float()}
 
 
+def as_vector(parts: list[Tensor]) -> Tensor:
+    """Figures, each of one step or of several, as one vector."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
     """Name -> mean of the values gathered, the last of them at `step`.
 
     Raises NotFinite for the first step that has one which is NaN or infinite, naming it: those
     after it follow from the weights that it spoilt.
     """
-    table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
+    table = {name: as_vector(parts).tolist() for name, parts in window.items()}
     for back in range(max(map(len, table.values()), default=0), 0, -1):
         last = {name: values[-back] for name, values in table.items() if back <= len(values)}
         broken = [f"{name} {value}" for name, value in last.items() if not math.isfinite(value)]
