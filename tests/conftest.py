@@ -4,6 +4,7 @@ Read only: copy what you change.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,22 @@ def dual_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )
     return run
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """The test fails where it waits, as for a named pipe that nobody writes to."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError("it waits")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

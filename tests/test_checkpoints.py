@@ -257,6 +257,38 @@ def test_training_goes_on_to_the_bit(folder, optimiser):
     assert_same(other.to_checkpoint(), state.to_checkpoint())
 
 
+def test_the_figures_of_steps_that_are_not_logged_yet_come_back(folder):
+    from dkuxnet.training.loop import finite_means
+
+    state, other = toy(), toy()
+    for value in (1 / 3, 0.1):
+        state.add({"seg": torch.tensor(value), "grad_norm": torch.tensor(value, dtype=torch.half)})
+    other.restore(checkpoints.read(checkpoints.save(folder, state.to_checkpoint())))
+    assert_same(other.to_checkpoint(), state.to_checkpoint())
+    for each in (state, other):
+        each.add({"seg": torch.tensor(0.7), "grad_norm": torch.tensor(0.7, dtype=torch.half)})
+    assert finite_means(other.window, 3) == finite_means(state.window, 3)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        [],
+        {"seg": 1.0},
+        {"seg": torch.zeros(())},
+        {"seg": torch.zeros(2, 1)},
+        {"seg": torch.zeros(2, dtype=torch.int64)},
+        {"seg": torch.tensor([1.0, math.nan])},
+        {"seg": torch.zeros(3)},  # of more steps than there were
+        {1: torch.zeros(2)},
+    ],
+)
+def test_a_window_that_is_none_is_refused(window):
+    state = toy()
+    with pytest.raises(UserError, match="the checkpoint is of another"):
+        state.restore(state.to_checkpoint() | {"window": window})
+
+
 @pytest.mark.parametrize("change", ["shape", "names", "index", "groups", "type", "step", "best"])
 def test_a_checkpoint_that_does_not_fit_is_refused_before_a_step_walks_through_memory(change):
     state, saved = toy(), toy().to_checkpoint()

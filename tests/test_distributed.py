@@ -191,14 +191,16 @@ with joined():
 
 
 def test_processes_that_are_started_again_agree_whether_they_go_on(tmp_path):
-    for folder in ("begun", "saved"):
-        (tmp_path / folder / "checkpoints").mkdir(parents=True)
-    (tmp_path / "saved" / "checkpoints" / f"00000004-{'a' * 64}.safetensors").write_bytes(b"")
-    processes = start_script(2, AGAIN, str(tmp_path / "begun"), str(tmp_path / "saved"))
+    """With a run that is there, saved or not; what else lies under its name stays."""
+    begun, other, none = (tmp_path / name for name in ("begun", "other", "none"))
+    for folder in (begun, other):
+        (folder / "checkpoints").mkdir(parents=True)
+    (begun / "settings.json").write_text("{}")
+    processes = start_script(2, AGAIN, str(begun), str(other), str(none))
     assert [process.communicate(timeout=60)[1].splitlines()[-1] for process in processes] == [
-        "[False, True]"
+        "[True, False, False]"
     ] * 2
-    assert not (tmp_path / "begun").exists() and (tmp_path / "saved").exists()
+    assert (other / "checkpoints").exists() and not none.exists()
 
 
 def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():

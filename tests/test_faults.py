@@ -186,6 +186,76 @@ def test_prepare_takes_its_workers_along(preparing, tmp_path, number):
     assert not (tmp_path / "prepared").exists()
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes")
+def test_what_a_killed_prepare_left_goes_with_the_next_one(preparing, scans, tmp_path):
+    process, workers = preparing
+    process.kill()
+    process.communicate(timeout=60)
+    assert all(map(ends, workers)) and len(list(tmp_path.iterdir())) == 1
+    assert not (tmp_path / "prepared").exists()
+    prepare_scans(scans, tmp_path / "prepared", processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+PREDICT = """
+import os, signal, sys
+from pathlib import Path
+from dkuxnet.data.formats import nifti
+from dkuxnet.prediction.predict import predict_scans
+def killed(volume, path):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+nifti.NIFTI.__class__.write = staticmethod(killed)
+predict_scans(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), device="cpu")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_what_a_killed_predict_left_goes_with_the_next_one(dual_run, scans, tmp_path):
+    scan, out = scans / "imagesTr" / "phantom_000_0000.nii.gz", tmp_path / "out"
+    subprocess.run([sys.executable, "-c", PREDICT, dual_run, scan, out])
+    assert [path.name[:6] for path in sorted(out.iterdir())] == [".part-", "datase"]
+    [written] = predict_scans(dual_run, [scan], out, device="cpu")
+    assert sorted(out.iterdir()) == sorted([written, out / "dataset.json"])
+
+
+BEGIN = """
+import json, os, signal, sys
+from pathlib import Path
+from dkuxnet.core.config import load_settings
+from dkuxnet.training.experiment import run_training
+def kill(what, done, total, figures):
+    os.kill(os.getpid(), signal.SIGKILL)
+settings = load_settings(overrides=json.loads(sys.argv[3]))
+run_training(Path(sys.argv[1]), Path(sys.argv[2]), settings, progress=kill)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_training_that_was_killed_before_its_first_save_goes_on(prepared, tmp_path):
+    """What `train` advises then, --resume does."""
+    run = tmp_path / "run"
+    order = [sys.executable, "-c", BEGIN, prepared, run, json.dumps(TINY)]
+    assert subprocess.run(order).returncode == -signal.SIGKILL and run.exists()
+    with pytest.raises(UserError, match=r"exists already.*go on with --resume"):
+        run_training(prepared, run, settings())
+    run_training(prepared, run, settings(), resume=True)
+    run_training(prepared, tmp_path / "whole", settings())
+    a, b = (load_file(tmp_path / run / "final.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert [row["step"] for row in RunFolder(run).metrics()] == list(range(6))
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "manifest.json"])
+def test_a_folder_that_is_no_run_is_not_to_be_resumed(prepared, tmp_path, there):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / there).write_text("")
+    with pytest.raises(UserError, match=r"exists already; choose another run folder$"):
+        run_training(prepared, tmp_path / "run", settings())
+    with pytest.raises(UserError, match="is not a run folder"):
+        run_training(prepared, tmp_path / "run", settings(), resume=True)
+
+
 # --- memory ---
 
 

@@ -88,7 +88,9 @@ def imported() -> set[str]:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 modules.add(str(node.module).split(".")[0])
-    return {package_of(each) for each in modules - {"_typeshed", "dkuxnet", *sys.stdlib_module_names}}
+    return {
+        package_of(each) for each in modules - {"_typeshed", "dkuxnet", *sys.stdlib_module_names}
+    }
 
 
 def required() -> list[tuple[str, set[str]]]:

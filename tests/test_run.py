@@ -1,6 +1,8 @@
 """A run folder: whole files or none, damage noticed."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import described
 from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.errors import UserError
 from dkuxnet.machine.files import atomically, write_json
+from dkuxnet.runs import folder as folder_of_run
 from dkuxnet.runs.folder import RunFolder
 
 SETTINGS = validate({"train": {"steps": 7}})
@@ -59,6 +62,46 @@ def test_a_last_line_that_a_kill_cut_off_is_ignored_and_damage_elsewhere_is_not(
     path.write_text('{"step"\n{"step": 3, "loss": 2.0}\n')
     with pytest.raises(UserError, match="line 1 is damaged"):
         run.metrics()
+
+
+def test_a_run_that_cannot_be_described_leaves_nothing(tmp_path, monkeypatch):
+    """As where the disk fills up between its two files."""
+    write = folder_of_run.write_json
+
+    def full(path, content):
+        if path.name == "settings.json":
+            raise UserError("No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(folder_of_run, "write_json", full)
+    (tmp_path / "there").mkdir()
+    for run in (tmp_path / "new" / "run", tmp_path / "there" / "run"):
+        with pytest.raises(UserError, match="No space left"):
+            RunFolder.create(run, SETTINGS, described.manifest())
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "final.safetensors", "checkpoints/x.pt"])
+def test_what_a_run_that_saved_nothing_did_not_write_stays(run, name):
+    (run.folder / name).parent.mkdir(exist_ok=True)
+    (run.folder / name).write_text("kept")
+    run.discard_unless_saved()
+    assert (run.folder / name).read_text() == "kept"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="umask")
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_states_and_figures_have_the_rights_that_the_umask_leaves(run, mask, mode):
+    before = os.umask(mask)
+    try:
+        run.save_weights("final", {"w": torch.ones(3)})
+        run.save_checkpoint({"step": 1})
+        run.log(0, {"loss": 1.0})
+    finally:
+        os.umask(before)
+    new = ("final.safetensors", "checkpoints/*", "tensorboard/*", "metrics.jsonl")
+    for path in (path for pattern in new for path in run.folder.glob(pattern)):
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
 
 def test_a_run_that_saved_nothing_leaves_its_name_free(run):

@@ -31,7 +31,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Document, Split
 from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.machine.files import write_text
+from dkuxnet.machine.files import inside, write_text
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.models.build import build_method
@@ -82,6 +82,8 @@ def run_benchmark(
     with locked(make_folder(grid.output), "benchmark"):
         done = read_finished(folder, runs)  # damage is told now, not after a training
         missing = {run.name: run for run in runs if run.name not in done}
+        for name in missing:
+            inside(folder, name)
         failed: dict[str, str] = {}
         try:
             with (
@@ -226,7 +228,8 @@ def _brief(value: Any) -> str:
 def make_folder(output: Path) -> Path:
     """The benchmark's folder, there. Raises UserError where it cannot be made."""
     try:
-        (output / "runs").mkdir(parents=True, exist_ok=True)
+        inside(output, "failed")
+        inside(output, "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{output}: cannot write there: {error.strerror}; choose another output"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dkuxnet.machine.distributed import any_rank, on_rank_zero
-from dkuxnet.runs.folder import RunFolder
+from dkuxnet.machine.distributed import any_rank
 
 
 def relaunch(devices: int) -> int:
@@ -35,13 +34,10 @@ def is_first() -> bool:
 
 
 def goes_on(run: Path) -> bool:
-    """Whether torchrun has restarted the joined processes and `run` has a checkpoint to resume.
+    """Whether torchrun has started the joined processes again after one ended, and a run is there.
 
-    A run that has saved nothing yet is removed, so that the training can begin anew.
+    One that had saved nothing goes on from its first step.
     """
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if not any_rank(counted, torch.device("cpu")):  # each machine's torchrun counts for itself
-        return False
-    folder = RunFolder(run)
-    on_rank_zero(folder.discard_unless_saved)
-    return folder.has_checkpoint
+    # each machine's torchrun counts for itself
+    return any_rank(counted, torch.device("cpu")) and (run / "settings.json").is_file()

@@ -6,14 +6,13 @@ is not that, it is a UserError; what stands in the document is its reader's to c
 
 import json
 import math
-import os
 import re
-import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.regular import open_regular
 
 MAX_BYTES = 1 << 24  # a data set of 100,000 cases has about 12 MB
 MAX_TOML_BYTES = 1 << 18
@@ -57,9 +56,7 @@ def read_text(path: Path, most: int, errors: str = "strict") -> str:
 
     Raises OSError or ValueError.
     """
-    with open(path, "rb", opener=_waiting_for_nobody) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is no regular file")
+    with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it is larger than {most / 2**20:g} MiB")
@@ -129,8 +126,3 @@ def _check(content: Any) -> None:
             return
         level = below
     raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-
-
-def _waiting_for_nobody(path: str, flags: int) -> int:
-    """Opens a named pipe at once, to refuse it; a plain open would wait for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,7 +1,6 @@
 """Reading .b2nd, the arrays of a prepared set, which may come from anybody."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dkuxnet.core.regular import check_regular
 from dkuxnet.machine.memory import check_memory
 
 MAX_CHUNK_BYTES = 1 << 28  # our own chunks hold 64 x 64 x 64 voxels of each channel
@@ -27,8 +27,7 @@ def read_box(
     """
     import blosc2
 
-    if not os.path.isfile(path):
-        raise FileNotFoundError("no such file")
+    check_regular(path)
     array = blosc2.blosc2_ext.open(str(path), "r", 0)
     if not isinstance(array, blosc2.NDArray):
         raise ValueError("no array")

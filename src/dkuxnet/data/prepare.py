@@ -8,20 +8,16 @@ it is there.
 
 import json
 import math
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from dkuxnet.core.errors import DataWarning, UserError, data_warnings, disk_reason
+from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.schemas import (
     LEAST_MM,
     MAX_EDGE,
@@ -42,7 +38,7 @@ from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.plan import make_plan
 from dkuxnet.data.prepared_set import VERSION, write_array, write_bytes
 from dkuxnet.data.splits import make_split
-from dkuxnet.machine.files import write_json
+from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
@@ -75,7 +71,8 @@ def prepare_scans(
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     found = find_source(Path(source), layout)
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
-    with _new_folder(prepared) as folder, workers(processes) as map_:
+    with whole_folder(prepared) as folder, workers(processes) as map_:
+        (folder / "cases").mkdir()
         each = partial(_each, map_, progress or (lambda what, done, total: None))
         checked = each(partial(_check_noting, found), found.cases, "check")
         checks = [figures for figures, _ in checked]
@@ -103,36 +100,6 @@ def prepare_scans(
         )
         write_json(folder / "dataset.json", described.to_json())
     return described
-
-
-@contextmanager
-def _new_folder(prepared: Path) -> Iterator[Path]:
-    """A hidden folder with `cases` in it, which becomes `prepared` when the block has ended well.
-
-    Else nothing stays, nor any parent that was made for it. Raises UserError where the disk does
-    not take it.
-    """
-    made = [parent for parent in prepared.absolute().parents if not parent.exists()]
-    folder = None
-    try:
-        try:
-            prepared.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{prepared.name}.", dir=prepared.parent))
-            (folder / "cases").mkdir()
-            folder.chmod((folder / "cases").stat().st_mode)  # mkdtemp makes it private
-        except OSError as error:
-            where = f"{prepared}: cannot write there"
-            raise UserError(f"{where}: {disk_reason(error)}") from error
-        yield folder
-        os.replace(folder, prepared)
-    except OSError as error:
-        raise UserError(f"{prepared}: cannot write: {disk_reason(error)}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # the first one that is not empty stays, with all above it
-            for parent in made:
-                parent.rmdir()
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:

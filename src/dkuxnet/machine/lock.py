@@ -7,6 +7,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.regular import check_regular
+from dkuxnet.machine.files import inside
 
 
 @contextmanager
@@ -16,8 +18,11 @@ def locked(folder: Path, worker: str) -> Iterator[None]:
     The system drops the lock when the process ends, however it ends. Raises UserError where another
     holds it or the folder cannot be written.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    path = inside(folder, ".lock")
+    lock = FileLock(path, timeout=0)
     try:
+        if path.exists():
+            check_regular(path)
         lock.acquire()
     except Timeout as error:
         raise UserError(

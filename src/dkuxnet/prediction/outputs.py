@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.dicom.series import one_series
-from dkuxnet.machine.files import write_text
+from dkuxnet.machine.files import inside, write_text
 from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg")
@@ -49,12 +50,14 @@ class Outputs:
             replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
             _check_dicom(self.cases, replaced, self.segmentation_type)
         _check_folder(self.folder, targets)
+        for kind in self.kinds:
+            inside(self.folder, kind)
 
     def check_description(self, labels: dict[str, int]) -> None:
         """Raises UserError where the folder describes label maps of other classes."""
         described = self.folder / DESCRIPTION
         try:
-            foreign = described.exists() and described.read_text("utf-8") != _description(labels)
+            foreign = described.exists() and read_text(described, MAX_BYTES) != _description(labels)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{described}: cannot be read: {disk_reason(error)}; choose another --output"

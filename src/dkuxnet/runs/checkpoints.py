@@ -32,7 +32,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     path = folder / f"{state['step']:08d}-{hashlib.sha256(content).hexdigest()}.safetensors"
     try:
         folder.mkdir(exist_ok=True)
-        remove_parts(folder)  # one training at a time saves here
+        remove_parts(folder, alone=True)  # one training at a time saves here
         write_bytes(path, content)
         flush(folder)
         for old in listed(folder):

@@ -15,6 +15,7 @@ import json
 import platform
 import shutil
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,19 @@ from typing import TYPE_CHECKING, Any
 from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.regular import check_regular
 from dkuxnet.core.schemas import Machine, Manifest, read_document
-from dkuxnet.machine.files import append, atomically, write_json, write_text
+from dkuxnet.machine.files import (
+    append,
+    inside,
+    missing_parents,
+    refuse_links,
+    remove_empty,
+    remove_parts,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from dkuxnet.runs import checkpoints
 from dkuxnet.runs.events import EventFile
 
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_METRICS_BYTES = 1 << 28  # of a million logged steps
+MADE_EARLY = ("settings.json", "manifest.json", "metrics.jsonl", "best.safetensors", ".lock")
 DAMAGED = "it is damaged, or not of a run"
 
 
@@ -39,6 +52,7 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._states = self.folder / "checkpoints"
         self._events: EventFile | None = None
 
     @classmethod
@@ -52,15 +66,20 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(
-                f"{folder} exists already; choose another run folder, or go on with --resume"
-            )
+            go_on = ", or go on with --resume" if (folder / "settings.json").exists() else ""
+            raise UserError(f"{folder} exists already; choose another run folder{go_on}")
+        parents = missing_parents(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "settings.json", settings.model_dump(mode="json"))
+            # settings.json makes it a run that --resume takes, so it comes last
             write_json(folder / "manifest.json", manifest.to_json())
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
+            write_json(folder / "settings.json", settings.model_dump(mode="json"))
+        except BaseException as error:
+            RunFolder(folder).discard_unless_saved()
+            remove_empty(parents)
+            if isinstance(error, OSError):
+                raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
+            raise
 
     @classmethod
     def open(cls, folder: Path) -> "RunFolder":
@@ -77,12 +96,7 @@ class RunFolder:
 
         A run that goes on would write through it, somewhere else.
         """
-        for path in self.folder.rglob("*"):
-            if path.is_symlink():
-                raise UserError(
-                    f"{path} is a link, and a run that goes on writes into its own folder alone; "
-                    "replace it by what it points to"
-                )
+        refuse_links(self.folder)
 
     @property
     def settings(self) -> Settings:
@@ -102,9 +116,19 @@ class RunFolder:
         return read_document(self.folder / "manifest.json", Manifest, DAMAGED)
 
     def discard_unless_saved(self) -> None:
-        """Remove the folder of a run that ended before it saved anything, and free its name."""
-        if not self.has_checkpoint:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what a run that saved nothing has written, and free its name.
+
+        Anything else in the folder stays, and then the folder does.
+        """
+        if self.has_saved:
+            return
+        for folder in ("checkpoints", "tensorboard"):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        with suppress(OSError):
+            remove_parts(self.folder, alone=True)
+            for name in MADE_EARLY:
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def update_manifest(self, **entries: Any) -> None:
         """Add to the manifest, or replace what stands there."""
@@ -122,7 +146,7 @@ class RunFolder:
             self.folder / "metrics.jsonl", (json.dumps({"step": step, **values}) + "\n").encode()
         )
         if self._events is None:
-            self._events = EventFile(self.folder / "tensorboard", step)
+            self._events = EventFile(inside(self.folder, "tensorboard"), step)
         append(self._events.path, self._events.records(step, values))
 
     def metrics(self) -> list[dict[str, float]]:
@@ -162,46 +186,46 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save the state of a training, see `checkpoints.save`."""
-        checkpoints.save(self.folder / "checkpoints", state)
+        checkpoints.save(inside(self.folder, "checkpoints"), state)
 
     def load_checkpoint(self) -> dict[str, Any]:
         """The last saved state that is whole, on the CPU. Raises UserError where there is none."""
-        return checkpoints.load(self.folder / "checkpoints")
+        return checkpoints.load(self._states)
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether a state was saved."""
-        return bool(checkpoints.listed(self.folder / "checkpoints"))
+        return bool(checkpoints.listed(self._states))
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is a state of any version, or the final weights."""
+        final = self.folder / "final.safetensors"
+        return self.has_checkpoint or final.exists() or any(self._states.glob("*.pt"))
 
     def forget_checkpoints(self) -> None:
         """Remove all saved states."""
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(self._states, ignore_errors=True)
 
     def save_weights(self, name: str, state_dict: dict[str, Any]) -> None:
         """Write `name`.safetensors."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        def write(part: Path) -> None:
-            try:
-                save_file(tensors, str(part))
-            except SafetensorError as error:  # of a full disk, too
-                raise OSError(str(error)) from error
+        from safetensors.torch import save
 
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
-        atomically(self.folder / f"{name}.safetensors", write)
+        write_bytes(self.folder / f"{name}.safetensors", save(tensors))
 
     def load_weights(self, name: str) -> dict[str, Any]:
         """Read `name`.safetensors onto the CPU. Raises UserError where it is missing or damaged."""
         from safetensors.torch import load_file
 
         path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"{path} is missing: `final` comes at the end of a training (dkuxnet train ... "
                 "--resume goes on), `best` from a training with validation cases"
             )
         try:
+            check_regular(path)
             return load_file(str(path))
         except Exception as error:  # safetensors raises its own Rust error type
             raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error

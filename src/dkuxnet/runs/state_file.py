@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from dkuxnet.core.documents import parse_json
+from dkuxnet.core.regular import check_regular
 
 PLAIN = (str, int, bool, type(None))
 
@@ -66,6 +67,7 @@ def read_state(path: Path, version: int) -> Any:
     """
     from safetensors import safe_open
 
+    check_regular(path)
     with safe_open(str(path), framework="pt", device="cpu") as file:
         header = file.metadata() or {}
         if header.get("version") != str(version):

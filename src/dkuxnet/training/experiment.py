@@ -67,7 +67,8 @@ def run_training(
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
             if resume:
-                state.restore(folder.load_checkpoint())
+                if folder.has_saved:  # else it was killed before, and begins
+                    state.restore(folder.load_checkpoint())
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             with telling_out_of_memory(lambda: memory_advice(method, job, free)):

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.optimiser import learning_rate, make_optimiser, restore_optimiser
 
+MAX_WINDOW = 1 << 20  # steps between two lines of the log in a checkpoint that may be a stranger's
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -48,7 +49,8 @@ class NotFinite(UserError):
 class TrainState:
     """Everything that an exact resume needs.
 
-    Random draws are functions of seed and step, so no generator is in it.
+    Random draws are functions of seed and step, so no generator is in it. window: the figures of
+    the steps since the last line of the log.
     """
 
     method: Method[Any]
@@ -57,6 +59,7 @@ class TrainState:
     step: int = 0
     best: float = -math.inf
     seconds: float = 0.0
+    window: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values, as `restore` takes them."""
@@ -64,6 +67,7 @@ class TrainState:
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
+            "window": {name: as_vector(parts) for name, parts in self.window.items()},
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -80,16 +84,40 @@ class TrainState:
             numbers = type(step) is int and type(best) is float
             if not numbers or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, best {best}, seconds {seconds}")
-            self.step, self.best, self.seconds = step, best, seconds
+            # checkpoints of before it was in them have none
+            window = restore_window(checkpoint.get("window", {}), step, self.method)
+            self.step, self.best, self.seconds, self.window = step, best, seconds, window
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
                 "the checkpoint is of another network, method or optimiser than the settings: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
 
+    def add(self, figures: dict[str, Tensor]) -> None:
+        """Keep the figures of a step until they are logged."""
+        for name, value in figures.items():
+            self.window.setdefault(name, []).append(value.detach())
+
     def predicting(self) -> Method[Any]:
         """The method whose predictor answers: the moving average where there is one."""
         return self.average or self.method
+
+
+def restore_window(
+    saved: dict[str, Tensor], step: int, method: nn.Module
+) -> dict[str, list[Tensor]]:
+    """The window of a checkpoint of `step`, where the figures of the next steps are.
+
+    Raises ValueError or another error for what is none.
+    """
+    device = next(method.parameters()).device
+    for name, values in saved.items():
+        figures = type(name) is str and values.is_floating_point() and values.ndim == 1
+        most = min(step, MAX_WINDOW)
+        if not figures or len(values) > most or not values.isfinite().all():
+            raise ValueError("its window holds no figures of the steps before it")
+    # whole: tensors of one figure each would take a hundred times the memory of the file
+    return {name: [values.to(device, copy=True)] for name, values in saved.items()}
 
 
 def make_state(method: Method[Any], settings: TrainSettings) -> TrainState:
@@ -116,26 +144,27 @@ def train(
     precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
     started = time.monotonic() - state.seconds
     saved = time.monotonic()
-    window: dict[str, list[Tensor]] = {}
     with interruption() as stop:
         for batch in batches:
             step = state.step
             losses, norm = train_step(state, batch, settings, device, precision)
-            for name, value in to_log({**losses, "grad_norm": norm}, settings.on_nan).items():
-                window.setdefault(name, []).append(value.detach())
+            state.add(to_log({**losses, "grad_norm": norm}, settings.on_nan))
             state.step, state.seconds = step + 1, time.monotonic() - started
             last = state.step == settings.steps
 
             if last or state.step % settings.log_every == 0:
-                log(run, state, finite_means(window, step), learning_rate(step, settings), progress)
-                window = {}
+                means = finite_means(state.window, step)
+                log(run, state, means, learning_rate(step, settings), progress)
+                state.window = {}
             if validate and (last or state.step % settings.validate_every == 0):
                 keep_best(run, state, validate)
             stop.asked = any_rank(stop.asked, device)
             minutes = (time.monotonic() - saved) / 60
             due = state.step % settings.save_every == 0 or minutes >= settings.save_minutes
             if due or stop.asked:
-                finite_means(window, step)  # weights that a broken loss spoilt replace no good ones
+                finite_means(
+                    state.window, step
+                )  # weights that a broken loss spoilt replace no good ones
                 run.save_checkpoint(state.to_checkpoint())
                 saved = time.monotonic()
             if stop.asked:
@@ -209,15 +238,20 @@ def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
     return kept | {"skipped": 1.0 - finite.float()}
 
 
+def as_vector(parts: list[Tensor]) -> Tensor:
+    """Figures, each of one step or of several, as one vector."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
 def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]:
     """Name -> mean of the values gathered, the last of them at `step`.
 
     Raises NotFinite for the first step that has one which is NaN or infinite, naming it: those
     after it follow from the weights that it spoilt.
     """
-    table = {name: torch.stack(parts).tolist() for name, parts in window.items()}
+    table = {name: as_vector(parts).tolist() for name, parts in window.items()}
     for back in range(max(map(len, table.values()), default=0), 0, -1):
-        last = {name: values[-back] for name, values in table.items()}
+        last = {name: values[-back] for name, values in table.items() if back <= len(values)}
         broken = [f"{name} {value}" for name, value in last.items() if not math.isfinite(value)]
         if broken:
             at = step - back + 1

@@ -11,7 +11,7 @@ from dkuxnet.data import formats
 from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
-from dkuxnet.machine.files import write_json
+from dkuxnet.machine.files import inside, write_json
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -41,11 +41,11 @@ def evaluate_test(
 
     The summary goes to the manifest. progress: told how many cases are done, of how many.
     """
-    target, infer = folder.folder / "evaluation", job.settings.infer
+    target, infer = inside(folder.folder, "evaluation"), job.settings.infer
     labels = job.data.meta.labels
 
     def prepare_folder() -> None:
-        (target / "predictions").mkdir(parents=True, exist_ok=True)
+        inside(target, "predictions").mkdir(parents=True, exist_ok=True)
         write_json(target / "predictions" / "dataset.json", {"labels": labels})
 
     on_rank_zero(prepare_folder)
@@ -66,7 +66,7 @@ def evaluate_test(
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
         formats.write(prediction, path)
-        write_maps(target / "maps", name, grid, np.array(info.prepared_affine))
+        write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
         truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)
         files.append(
@@ -93,7 +93,7 @@ def write_maps(folder: Path, name: str, grid: GridPrediction, affine: np.ndarray
     """
     for kind, values in (("uncertainty", grid.uncertainty), ("groups", grid.groups)):
         if values is not None:
-            (folder / kind).mkdir(parents=True, exist_ok=True)
+            inside(folder, kind).mkdir(parents=True, exist_ok=True)
             formats.write(
                 Volume(np.rint(255 * values).astype(np.uint8), affine),
                 folder / kind / f"{name}.nii.gz",
