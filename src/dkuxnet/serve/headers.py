@@ -25,11 +25,17 @@ def check_zip(path: Path, max_voxels: int) -> None:
         )
 
 
-def check_header(case: Case, max_voxels: int) -> None:
-    """Raise UserError where the header of a scan promises more voxels than `max_voxels`."""
+def check_header(case: Case, max_voxels: int) -> int:
+    """The voxels that the header of a scan promises.
+
+    Raises UserError where they are more than `max_voxels`.
+    """
+    promised = 0
     for path in case.images:
         header = formats.peek(path, series_uid=case.series_uid)
         check_voxels(header.voxels, max_voxels, "by its header")
+        promised += header.voxels
+    return promised
 
 
 def check_voxels(voxels: int, max_voxels: int, where: str) -> None:

@@ -1,0 +1,110 @@
+"""Connections that take and give nothing: they end, so that they keep nobody else out.
+
+uvicorn ends one that is silent between two requests. Here ends one that sends no whole request in
+time, one that does not fetch its answer, and, where there are too many, the one that has waited
+longest for a request. And what is logged of all that is a line a minute.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dkuxnet.serve.limits import Limits
+
+log = logging.getLogger("dkuxnet.serve")
+LOG_SECONDS = 60.0
+
+
+def guarded(limits: Limits) -> type["Connection"]:
+    """The class of connections with these limits, for uvicorn."""
+    return type("Limited", (Connection,), {"limits": limits})
+
+
+class Connection(H11Protocol):
+    """uvicorn's, with limits. See the top of this file."""
+
+    limits = Limits()
+    _head: asyncio.TimerHandle | None = None  # runs while a request is waited for
+    _drain: asyncio.TimerHandle | None = None  # runs while the answer is not fetched
+    _since = 0.0  # when it began to wait for a request
+
+    @property
+    def waits(self) -> bool:
+        """Whether no request of it is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        """Take a connection, in the place of another where there are too many."""
+        super().connection_made(transport)
+        self._look()
+        if len(self.connections) > self.limits.connections:
+            others: list[Any] = [each for each in self.connections if each.waits]
+            log.warning(
+                "more than %d connections at once: those that send nothing are ended",
+                self.limits.connections,
+            )
+            min(others, key=lambda each: each._since).abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        for timer in (self._head, self._drain):
+            if timer:
+                timer.cancel()
+        self._head = self._drain = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """What was written is not fetched: wait for that, but not for ever."""
+        super().pause_writing()
+        self._drain = self.loop.call_later(self.limits.silence_seconds, self.abort)
+
+    def resume_writing(self) -> None:
+        """It was fetched."""
+        if self._drain:
+            self._drain.cancel()
+            self._drain = None
+        super().resume_writing()
+
+    def abort(self) -> None:
+        """End at once, with whatever it should still have got."""
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _look(self) -> None:
+        """Have the timer run while a request is waited for."""
+        if not self.waits and self._head:
+            self._head.cancel()
+            self._head = None
+        elif self.waits and not self._head and not self.transport.is_closing():
+            self._since = time.monotonic()
+            self._head = self.loop.call_later(self.limits.head_seconds, self.abort)
+
+
+class OnceAMinute(logging.Filter):
+    """Lets a message pass once a minute, whatever its arguments are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, str, object], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        kind = record.exc_info[0] if record.exc_info else None
+        key, now = (record.name, str(record.msg)[:40], kind), time.monotonic()
+        if now - self._last.get(key, -LOG_SECONDS) < LOG_SECONDS:
+            return False
+        self._last[key] = now
+        return True
