@@ -18,7 +18,7 @@ def read(path: str, *rest):
     if word == b"MEMORY":
         taken = []
         while True:
-            taken.append(np.ones(2**24))
+            taken.append(np.zeros(2**24))
     if word == b"ENDLESS":
         hold_the_interpreter()
     if word == b"SLEEP":

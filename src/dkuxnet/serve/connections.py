@@ -29,7 +29,7 @@ class Connection(H11Protocol):
     limits = Limits()
     _head: asyncio.TimerHandle | None = None  # runs while a request is waited for
     _drain: asyncio.TimerHandle | None = None  # runs while the answer is not fetched
-    _since = 0.0  # when it began to wait for a request
+    _since = 0.0  # when it began to wait for one of the two
 
     @property
     def waits(self) -> bool:
@@ -40,13 +40,13 @@ class Connection(H11Protocol):
         """Take a connection, in the place of another where there are too many."""
         super().connection_made(transport)
         self._look()
-        if len(self.connections) > self.limits.connections:
-            others: list[Any] = [each for each in self.connections if each.waits]
-            log.warning(
-                "more than %d connections at once: those that send nothing are ended",
-                self.limits.connections,
-            )
-            min(others, key=lambda each: each._since).abort()
+        most, there = self.limits.connections, self.connections
+        if len(there) > most:
+            log.warning("more than %d connections at once: the idlest are ended", most)
+            idle: list[Any] = [each for each in there if each.waits or each._drain]
+            idle.remove(self)
+            if idle or len(there) > 2 * most:  # else all are busy, which they are not for long
+                min(idle, key=lambda each: each._since, default=self).abort()
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
@@ -69,6 +69,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """What was written is not fetched: wait for that, but not for ever."""
         super().pause_writing()
+        self._since = time.monotonic()
         self._drain = self.loop.call_later(self.limits.silence_seconds, self.abort)
 
     def resume_writing(self) -> None:

@@ -32,7 +32,7 @@ class Limits:
     least_bytes: int = 2**20
     read_seconds: float = 60.0
     head_seconds: float = 20.0
-    connections: int = 128
+    connections: int = 256
 
     def too_large(self) -> Refused:
         """The refusal of a file that is too large."""

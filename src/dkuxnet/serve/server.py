@@ -22,7 +22,8 @@ from dkuxnet.serve.model import Model
 
 GRACE_SECONDS = 2  # for answers on their way when the server is stopped
 HEAD_BYTES = 16 * 2**10  # of a request, with its address
-BACKLOG = 64
+ACCEPTED = 16  # connections that are taken before the first of them is looked at
+QUEUED = 512  # that the system may keep until then
 
 
 def serve_run(
@@ -48,10 +49,20 @@ def serve_run(
             try:
                 announce(address(host, sock))
                 with contextlib.suppress(KeyboardInterrupt):
-                    uvicorn.Server(configured(app, limits)).run(sockets=[sock])
+                    Server(configured(app, limits)).run(sockets=[sock])
             finally:
                 app.state.queue.stop()
                 app.state.reader.stop()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, for which `backlog` is both numbers: how many wait, and how many are taken."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, with a long queue."""
+        await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(QUEUED)
 
 
 def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
@@ -62,7 +73,7 @@ def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
         log_level="error",
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,  # so many are taken before the first of them is looked at
+        backlog=ACCEPTED,
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
@@ -87,7 +98,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that already takes connections. Raises UserError where there cannot be one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.create_server((host, port), family=family, backlog=128)
+        sock = socket.create_server((host, port), family=family, backlog=QUEUED)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(
