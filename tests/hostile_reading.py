@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from dkuxnet.serve.reading import read_file
@@ -35,6 +36,10 @@ def read(path: str, *rest):
     if word == b"FORKS":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         hold_the_interpreter()
+    if word.startswith(b"\x89HDF"):
+        with h5py.File(path) as file:
+            if "follow" in file.attrs:  # as a reader did that looked for `image`
+                file["image"]
     if word == b"QUITS":
         os._exit(0)
     return read_file(path, *rest)

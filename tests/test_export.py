@@ -29,7 +29,8 @@ from dkuxnet.models.networks import NETWORKS
 from dkuxnet.models.networks.cpu import predicting
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction.predictor import load_predictor
-from small_disk import FULL, KINDS, small_disk
+from dkuxnet.training.experiment import run_training
+from small_disk import FULL, small_disk
 
 SHAPE = NetworkShape(1, 3, default_groups(("background", "organ", "tumour"), 8))
 PATCH = (32, 16, 16)
@@ -276,10 +277,24 @@ def abort(export: Export) -> str:
     os.abort()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("to", TARGETS)
-def test_a_full_disk_is_one_line_and_leaves_nothing(dual_run, tmp_path, monkeypatch, to, kind):
-    free = (dual_run / "final.safetensors").stat().st_size // 2
+@pytest.fixture(scope="module")
+def plain_run(prepared, tmp_path_factory) -> Path:
+    """A run whose export is quick."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    settings = {"network.name": "unet", "method.name": "supervised", "train.steps": 1}
+    run_training(
+        prepared,
+        run,
+        load_settings(overrides=settings | {"train.patch": [16, 16, 16], "train.device": "cpu"}),
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    "to, kind", [*((to, "mounted") for to in TARGETS), ("torchscript", "limited")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(plain_run, tmp_path, monkeypatch, to, kind):
+    free = (plain_run / "final.safetensors").stat().st_size // 2
     with small_disk(tmp_path / "small", kind, 16) as disk:
         output = disk.folder / "model"
         if disk.mounted:
@@ -287,10 +302,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(dual_run, tmp_path, monkeypa
                 disk.full(free),
                 pytest.raises(UserError, match=r"takes about \d+ MB and \d+ MB are free"),
             ):
-                export_run(dual_run, to, output)
+                export_run(plain_run, to, output)
         monkeypatch.setattr("dkuxnet.export.targets._check_room", lambda run, output: None)
         with disk.full(free), pytest.raises(UserError, match=FULL) as error:
-            export_run(dual_run, to, output)
+            export_run(plain_run, to, output)
         assert str(output) in str(error.value) and "Traceback" not in str(error.value)
         assert disk.files() == [] and not list(disk.folder.glob(".*"))
 

@@ -160,6 +160,7 @@ def external_fifo(folder: Path) -> bytes:
     """An h5 file whose image is a link to a pipe: opening it waits for a writer, for ever."""
     os.mkfifo(folder / "pipe")
     with h5py.File(folder / "a.h5", "w") as file:
+        file.attrs["follow"] = 1
         file["image"] = h5py.ExternalLink(str(folder / "pipe"), "/x")
     return (folder / "a.h5").read_bytes()
 
@@ -278,10 +279,9 @@ def test_uploads_that_drip_give_their_places_back(server, scan, first):
 
 def test_a_head_that_never_ends_is_ended(server):
     """A long one, one that comes byte by byte, and one after a whole request."""
-    with answering(server), connected(server, 3, b"GET /about HTTP/1.1\r\nHost: localhost\r\n") as (
-        long,
-        slow,
-        second,
+    with (
+        answering(server),
+        connected(server, 3, b"GET /about HTTP/1.1\r\nHost: localhost\r\n") as (long, slow, second),
     ):
         with contextlib.suppress(OSError):
             long.sendall(b"".join(b"X-%d: y\r\n" % i for i in range(10_000)))

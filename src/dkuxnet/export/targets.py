@@ -100,7 +100,7 @@ def write_target(
     from dkuxnet.export.patch_model import Export
     from dkuxnet.prediction.predictor import load_predictor
 
-    predictor, settings, manifest = load_predictor(run, weights, "cpu")
+    predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
     terms = Path(licence) if licence else None
     export = Export(Path(run), predictor, settings, manifest, Path(output), any_size, terms)
     said: str = lookup({target: target}, target, "target")(export)

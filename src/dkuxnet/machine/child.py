@@ -63,7 +63,9 @@ class Child:
         """Start the process, unless it runs; it gets ready while this one goes on."""
         if self._process is None or self._process.poll() is not None:
             self.end()
-            code = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as c; c.serve_calls()"
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as c; c.serve_calls()"
+            )
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
@@ -197,6 +199,17 @@ _limits: dict[str, Any] = {"memory": False}  # of the call that runs
 
 def serve_calls() -> None:
     """Call what stdin asks for and answer on stdout, until stdin ends."""
+    code = 1
+    try:
+        _serve_calls()
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:  # Python's own way out would wait for the thread that listens
+        os._exit(code)
+
+
+def _serve_calls() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()

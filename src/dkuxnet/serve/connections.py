@@ -8,7 +8,6 @@ longest for a request. And what is logged of all that is a line a minute.
 import asyncio
 import logging
 import time
-from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -43,8 +42,8 @@ class Connection(H11Protocol):
         most, there = self.limits.connections, self.connections
         if len(there) > most:
             log.warning("more than %d connections at once: the idlest are ended", most)
-            idle: list[Any] = [each for each in there if each.waits or each._drain]
-            idle.remove(self)
+            others = [each for each in there if isinstance(each, Connection) and each is not self]
+            idle = [each for each in others if each.waits or each._drain]
             if idle or len(there) > 2 * most:  # else all are busy, which they are not for long
                 min(idle, key=lambda each: each._since, default=self).abort()
 

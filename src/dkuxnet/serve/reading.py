@@ -141,7 +141,7 @@ def read_file(path: str, voxels: str, most: int, channels: list[str]) -> dict[st
     check_voxels(volume.array.size, most, "with all its channels")
     try:
         with Path(voxels).open("xb") as file:  # numpy's own ways do not tell of a full disk
-            file.write(memoryview(np.ascontiguousarray(volume.array)).cast("B"))
+            file.write(np.ascontiguousarray(volume.array).data.cast("B"))
     except OSError as error:
         raise UserError(str(no_room()) if error.errno in NO_ROOM else disk_reason(error)) from error
     return {
