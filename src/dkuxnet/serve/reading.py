@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,12 +51,14 @@ Edge = Annotated[int, Field(ge=1)]
 class Answer(BaseModel):
     """What the child says of a scan; its voxels, float32, stand in a file beside.
 
-    told: warnings. oriented: the file says how the patient lies.
+    order: of the voxels in that file, as numpy calls it. told: warnings. oriented: the file says how
+    the patient lies.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     shape: Annotated[list[Edge], Field(min_length=4, max_length=4)]
+    order: Literal["C", "F"]
     affine: Annotated[list[Row], Field(min_length=4, max_length=4)]
     modality: Word
     oriented: bool
@@ -139,13 +141,16 @@ def read_file(path: str, voxels: str, most: int, channels: list[str]) -> dict[st
         check_modality(f"case '{case.name}'", volume.modality, channels)
         oriented = formats.has_geometry(scan)
     check_voxels(volume.array.size, most, "with all its channels")
+    array, order = volume.array, "F" if volume.array.flags.f_contiguous else "C"
+    stored = array.T if order == "F" else np.ascontiguousarray(array)
     try:
         with Path(voxels).open("xb") as file:  # numpy's own ways do not tell of a full disk
-            file.write(np.ascontiguousarray(volume.array).data.cast("B"))
+            file.write(stored.data.cast("B"))
     except OSError as error:
         raise UserError(str(no_room()) if error.errno in NO_ROOM else disk_reason(error)) from error
     return {
-        "shape": list(volume.array.shape),
+        "shape": list(array.shape),
+        "order": order,
         "affine": volume.affine.tolist(),
         "modality": volume.modality,
         "oriented": oriented,
@@ -163,7 +168,7 @@ def read_back(content: object, voxels: Path, channels: int, most: int) -> ReadSc
     check_voxels(count, most, "with all its channels")
     if shape[0] != channels or min(shape[1:]) < 2 or voxels.stat().st_size != 4 * count:
         raise UserError("the scan was not read as expected: its voxels are not all there")
-    array = np.memmap(voxels, np.float32, "c", shape=shape)
+    array = np.memmap(voxels, np.float32, "c", shape=shape, order=answer.order)
     affine = check_affine(voxels, np.array(answer.affine))
     return ReadScan(Volume(array, affine, answer.modality), answer.oriented, answer.told)
 
