@@ -291,6 +291,20 @@ def test_a_head_that_never_ends_is_ended(server):
         assert ended(slow, 1) and ended(second, 1)
 
 
+def test_a_body_in_tiny_pieces_is_ended(server):
+    """Of a chunked body each chunk costs time, however small: 20 MB take a processor minutes."""
+    first = (
+        b"POST /jobs?name=a.nii HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with answering(server), connected(server, 8, first) as raws:
+        for raw in raws:
+            raw.settimeout(0.5)
+            with contextlib.suppress(OSError):
+                for _ in range(50):
+                    raw.sendall(b"1\r\nx\r\n" * 10_000)
+        assert all(ended(raw, 2) for raw in raws)
+
+
 def test_an_answer_that_nobody_fetches_is_ended(server):
     """The page's viewer is 2 MB, more than the system keeps for a connection."""
     request = b"GET /niivue.js HTTP/1.1\r\nHost: localhost\r\n\r\n"

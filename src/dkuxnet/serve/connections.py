@@ -1,20 +1,23 @@
 """Connections that take and give nothing: they end, so that they keep nobody else out.
 
 uvicorn ends one that is silent between two requests. Here ends one that sends no whole request in
-time, one that does not fetch its answer, and, where there are too many, the one that has waited
+time, one that sends its body in a million pieces, one that does not fetch its answer, and, where there are too many, the one that has waited
 longest for a request. And what is logged of all that is a line a minute.
 """
 
 import asyncio
 import logging
 import time
+from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dkuxnet.serve.limits import Limits
 
 log = logging.getLogger("dkuxnet.serve")
 LOG_SECONDS = 60.0
+MANY_PIECES, SMALL_PIECE = 1000, 128  # of a body, as they arrive; bytes on the average
 
 
 def guarded(limits: Limits) -> type["Connection"]:
@@ -28,6 +31,7 @@ class Connection(H11Protocol):
     limits = Limits()
     _head: asyncio.TimerHandle | None = None  # runs while a request is waited for
     _drain: asyncio.TimerHandle | None = None  # runs while the answer is not fetched
+    _pieces = _bytes = 0  # of the body that is being received
     _since = 0.0  # when it began to wait for one of the two
 
     @property
@@ -39,6 +43,7 @@ class Connection(H11Protocol):
         """Take a connection, in the place of another where there are too many."""
         super().connection_made(transport)
         self._look()
+        self._next_event, self.conn.next_event = self.conn.next_event, self._counted  # type: ignore[method-assign]  # h11 has no hook
         most, there = self.limits.connections, self.connections
         if len(there) > most:
             log.warning("more than %d connections at once: the idlest are ended", most)
@@ -46,6 +51,19 @@ class Connection(H11Protocol):
             idle = [each for each in others if each.waits or each._drain]
             if idle or len(there) > 2 * most:  # else all are busy, which they are not for long
                 min(idle, key=lambda each: each._since, default=self).abort()
+
+    def _counted(self) -> Any:
+        """h11's next event, unless it is one of very many small pieces: each costs time."""
+        event = self._next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
+            if self._pieces > MANY_PIECES and self._bytes < SMALL_PIECE * self._pieces:
+                log.warning("an upload in pieces of less than %d bytes is ended", SMALL_PIECE)
+                self.abort()
+                return h11.NEED_DATA
+        return event
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""

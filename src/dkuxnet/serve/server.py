@@ -70,6 +70,7 @@ def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=guarded(limits),
+        ws="none",
         log_level="error",
         access_log=False,
         server_header=False,
