@@ -21,12 +21,13 @@ from dicom_series import Scan
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
+from dkuxnet.data.images import read_image
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.serve.guard import Guard, host_is_ours
 from dkuxnet.serve.headers import check_header, check_zip
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
-from dkuxnet.serve.reading import ReadScan, only_case, read_back, read_file
+from dkuxnet.serve.reading import Reader, ReadScan, only_case, read_back, read_file
 from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
 from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
@@ -444,3 +445,60 @@ def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("dkuxnet.serve.reading.check_header", lambda case, most: 0)
     read = segmented(tmp_path, NOISE, max_voxels=215)
     assert read.state == "failed" and "has 216 voxels with all its channels" in read.error
+
+
+def test_a_long_and_thin_scan_is_refused(tmp_path):
+    """Its file is small, but resampling takes memory by the square of an edge."""
+    thin = np.random.default_rng(0).normal(size=(2, 2, 5000)).astype(np.float32)
+    task = segmented(tmp_path, thin, max_voxels=30_000)
+    assert task.state == "failed" and "5,000 voxels along an edge in its file" in task.error
+    (tmp_path / "b").mkdir()
+    task = segmented(tmp_path / "b", NOISE, max_voxels=30_000, network_shape=(2, 2, 5000))
+    assert "5,000 voxels along an edge at the spacing of the model" in task.error
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_scan_comes_back_from_the_child_as_it_was_read(tmp_path, ending, channels):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    task = Task("x", f"a{ending}", ending, ".nii.gz", False, folder)
+    noise = np.random.default_rng(0).normal(size=(channels, 4, 5, 6)).astype(np.float32)
+    affine = np.array([[0, -1.0, 0, 5], [2, 0, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1]])
+    formats.write(Volume(noise, affine), task.scan)
+    reader = Reader(Limits(), ["MRI"] * channels, tmp_path / "reading")
+    read = reader(task)
+    reader.stop()
+    here = read_image(only_case(task.scan), channels)
+    assert np.array_equal(read.volume.array, here.array) and read.volume.array.dtype == np.float32
+    assert np.array_equal(read.volume.affine, here.affine) and read.volume.array.flags.writeable
+    assert [path.name for path in folder.iterdir()] == [task.scan.name]
+    assert not list((tmp_path / "reading").iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [1, 10**6, 10**6, 10**6]},
+        {"shape": [1, 4, 5, 7]},
+        {"shape": [1, -4, -5, 6]},
+        {"shape": [4, 5, 6]},
+        {"shape": [2, 2, 5, 6]},
+        {"affine": [[0.0] * 4] * 4},
+        {"affine": [[1.0]]},
+        {"told": ["x"] * 1000},
+        {"told": [1]},
+        {"oriented": "yes"},
+        {"order": "K"},
+        {"more": 1},
+    ],
+)
+def test_what_a_child_says_is_checked(tmp_path, wrong):
+    voxels = tmp_path / "voxels"
+    formats.write(Volume(NOISE[:4, :5, :6], np.eye(4)), tmp_path / "scan.nii")
+    answer = read_file(str(tmp_path / "scan.nii"), str(voxels), 1000, ["MRI"])
+    assert read_back(answer, voxels, 1, 1000).volume.shape == (4, 5, 6)
+    with pytest.raises(UserError):
+        read_back(answer | wrong, voxels, 1, 1000)
+    with pytest.raises(UserError):
+        read_back(["no dict"], voxels, 1, 1000)

@@ -1,8 +1,9 @@
 """Connections that take and give nothing: they end, so that they keep nobody else out.
 
 uvicorn ends one that is silent between two requests. Here ends one that sends no whole request in
-time, one that sends its body in a million pieces, one that does not fetch its answer, and, where there are too many, the one that has waited
-longest for a request. And what is logged of all that is a line a minute.
+time, one that sends its body in very many pieces, one that does not fetch its answer, and, where
+there are too many, the one that has done neither for longest. And what is logged of all that is a
+line a minute.
 """
 
 import asyncio

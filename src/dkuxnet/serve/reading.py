@@ -51,8 +51,8 @@ Edge = Annotated[int, Field(ge=1)]
 class Answer(BaseModel):
     """What the child says of a scan; its voxels, float32, stand in a file beside.
 
-    order: of the voxels in that file, as numpy calls it. told: warnings. oriented: the file says how
-    the patient lies.
+    order: of the voxels in that file, as numpy calls it. told: warnings. oriented: the scan's own
+    file says how the patient lies.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.prediction.segment import Segmentation, Segmenter
-from dkuxnet.serve.headers import check_voxels
+from dkuxnet.serve.headers import check_edges, check_voxels
 from dkuxnet.serve.keep import keep_result
 from dkuxnet.serve.names import without_paths
 from dkuxnet.serve.reading import ReadScan
@@ -47,11 +47,10 @@ class Work:
         task.report("reading")
         read = self.read(task)
         scan = read.volume
-        check_voxels(
-            math.prod(self.segmenter.network_shape(scan)),
-            self.max_voxels,
-            "at the spacing of the model",
-        )
+        grid = self.segmenter.network_shape(scan)
+        check_edges(scan.shape, "in its file")
+        check_edges(grid, "at the spacing of the model")
+        check_voxels(math.prod(grid), self.max_voxels, "at the spacing of the model")
         task.report("segmenting")
         result = self.segmenter(
             scan,
