@@ -82,12 +82,13 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, temp: Path, *options: str) -> Iterator[Server]:
-    temp.mkdir()
+def serving(run: Path, temp: Path, *options: str, before: str = "") -> Iterator[Server]:
+    """before: lines of Python that the server's process runs first."""
+    temp.mkdir(exist_ok=True)
     command = [
         sys.executable,
         "-c",
-        "from dkuxnet.cli.commands import main; main()",
+        f"{before}\nfrom dkuxnet.cli.commands import main; main()",
         "serve",
         str(run),
         "--port",
@@ -102,7 +103,9 @@ def serving(run: Path, temp: Path, *options: str) -> Iterator[Server]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"TMPDIR": str(temp), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"TMPDIR": str(temp), "OMP_NUM_THREADS": "1"}
+        | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
         line = process.stdout.readline()

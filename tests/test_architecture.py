@@ -22,7 +22,7 @@ WINGS = {
     "report": {"core", "machine", "data", "runs", "evaluation"},
     "benchmark": {"core", "machine", "data", "models", "runs", "evaluation", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
-    "serve": {"core", "data", "prediction"},
+    "serve": {"core", "machine", "data", "prediction"},
     "cli": {"core", "machine", "data", "models", "evaluation", "prediction", "training"}
     | {"report", "benchmark", "export", "serve"},
     "": {"core", "data", "evaluation", "prediction", "training", "report", "benchmark", "cli"},

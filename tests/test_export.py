@@ -3,6 +3,7 @@ nothing behind.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from dkuxnet.core.lookup import lookup
 from dkuxnet.core.types import NetworkShape, Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.network_grid import to_network_grid
+from dkuxnet.export.monai_bundle import write_bundle
 from dkuxnet.export.onnx import write_onnx
 from dkuxnet.export.patch_model import Export, PatchModel, check_equal
-from dkuxnet.export.targets import export_run
+from dkuxnet.export.targets import TARGETS, export_run
 from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
 from dkuxnet.models.build import build_method
 from dkuxnet.models.methods.base import Ensemble
@@ -28,6 +30,8 @@ from dkuxnet.models.networks import NETWORKS
 from dkuxnet.models.networks.cpu import predicting
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.training.experiment import run_training
+from small_disk import FULL, small_disk
 
 SHAPE = NetworkShape(1, 3, default_groups(("background", "organ", "tumour"), 8))
 PATCH = (32, 16, 16)
@@ -250,13 +254,13 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
     for target in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="exists already"):
             export_run(dual_run, target, tmp_path / "there")
-    for target, module in (("onnx", "onnxruntime"), ("monai-bundle", "monai")):
+    for write, module in ((write_onnx, "onnxruntime"), (write_bundle, "monai")):
         monkeypatch.setattr(
             "dkuxnet.core.extras.find_spec",
             lambda name, gone=module: name if name != gone else None,
         )
         with pytest.raises(UserError, match=rf"needs {module}: pip install 'dkuxnet\[export\]'"):
-            export_run(dual_run, target, tmp_path / "a")
+            write(export_to(build("unet"), tmp_path / "a"))
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     for name in ("settings.json", "manifest.json"):
@@ -265,3 +269,52 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
         export_run(unfinished, "onnx", tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "unfinished"]
     assert (tmp_path / "there").read_text() == "mine"
+
+
+# --- a full disk, and exporters that die ---
+
+
+def abort(export: Export) -> str:
+    """An exporter that writes half a file and dies, as C++ does."""
+    export.output.write_bytes(b"half")
+    os.abort()
+
+
+@pytest.fixture(scope="module")
+def plain_run(prepared, tmp_path_factory) -> Path:
+    """A run whose export is quick."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    settings = {"network.name": "unet", "method.name": "supervised", "train.steps": 1}
+    run_training(
+        prepared,
+        run,
+        load_settings(overrides=settings | {"train.patch": [16, 16, 16], "train.device": "cpu"}),
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    "to, kind", [*((to, "mounted") for to in TARGETS), ("torchscript", "limited")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(plain_run, tmp_path, monkeypatch, to, kind):
+    free = (plain_run / "final.safetensors").stat().st_size // 2
+    with small_disk(tmp_path / "small", kind, 16) as disk:
+        output = disk.folder / "model"
+        if disk.mounted:
+            with (
+                disk.full(free),
+                pytest.raises(UserError, match=r"takes about \d+ MB and \d+ MB are free"),
+            ):
+                export_run(plain_run, to, output)
+        monkeypatch.setattr("dkuxnet.export.targets._check_room", lambda run, output: None)
+        with disk.full(free), pytest.raises(UserError, match=FULL) as error:
+            export_run(plain_run, to, output)
+        assert str(output) in str(error.value) and "Traceback" not in str(error.value)
+        assert disk.files() == [] and not list(disk.folder.glob(".*"))
+
+
+def test_an_exporter_that_aborts_is_one_line_and_leaves_nothing(dual_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(TARGETS, "torchscript", "test_export:abort")
+    with pytest.raises(UserError, match=r"cannot export to torchscript: .* crashes \(SIGABRT\)"):
+        export_run(dual_run, "torchscript", tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())

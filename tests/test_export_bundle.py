@@ -2,6 +2,7 @@
 voxel for voxel.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -243,6 +244,18 @@ def test_the_terms_of_the_weights_are_the_user_s(dual_run, tmp_path):
     with pytest.raises(UserError, match=r"--license .*none\.txt"):
         export_run(dual_run, "monai-bundle", tmp_path / "other", licence=tmp_path / "none.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "terms.txt"]
+
+
+def test_the_command_that_is_printed_works_or_says_what_to_install(dual_run, tmp_path, monkeypatch):
+    predictor, settings, manifest = load_predictor(dual_run, device="cpu")
+    said = write_bundle(Export(dual_run, predictor, settings, manifest, tmp_path / "all"))
+    assert said.endswith("--output_dir OUTPUT")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "dkuxnet.export.monai_bundle.find_spec", lambda name: None if name == "fire" else find(name)
+    )
+    said = write_bundle(Export(dual_run, predictor, settings, manifest, tmp_path / "less"))
+    assert said.endswith("OUTPUT; it needs fire: pip install 'dkuxnet[export]'")
 
 
 def test_nothing_is_left_of_a_bundle_that_failed(dual_run, tmp_path, monkeypatch):

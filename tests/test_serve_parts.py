@@ -3,6 +3,7 @@ what is warned of.
 """
 
 import asyncio
+import functools
 import threading
 import time
 import zipfile
@@ -20,12 +21,14 @@ from dicom_series import Scan
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
+from dkuxnet.data.images import read_image
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.serve.guard import Guard, host_is_ours
 from dkuxnet.serve.headers import check_header, check_zip
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
-from dkuxnet.serve.segmenting import Work, class_warnings, only_case, scan_warnings
+from dkuxnet.serve.reading import Reader, ReadScan, only_case, read_back, read_file
+from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
 from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
 
@@ -193,7 +196,7 @@ def test_which_hosts_are_this_server(host, bound, ours):
     assert host_is_ours(host, bound) is ours
 
 
-def test_an_upload_that_stands_still_is_dropped_and_a_whole_one_may_wait_for_its_answer():
+def test_an_upload_that_stands_still_or_drips_is_dropped_and_a_whole_one_may_wait_for_its_answer():
     """What comes after the whole body is the news that the sender is gone, which may take as long
     as the segmentation.
     """
@@ -205,6 +208,21 @@ def test_an_upload_that_stands_still_is_dropped_and_a_whole_one_may_wait_for_its
     guard = Guard(None, "127.0.0.1", Limits(silence_seconds=0.05))
     with pytest.raises(Refused, match="stood still"):
         asyncio.run(guard._limited(silent)())
+
+    async def dripping() -> dict:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def all_of(guard: Guard) -> None:
+        limited = guard._limited(dripping)
+        while True:
+            await limited()
+
+    with pytest.raises(Refused, match=r"brought less than 1 MB in 0.05 seconds"):
+        asyncio.run(asyncio.wait_for(all_of(guard), 5))
+    patient = Guard(None, "127.0.0.1", Limits(least_bytes=1, upload_seconds=0.1))
+    with pytest.raises(Refused, match=r"took longer than 0.1 seconds"):
+        asyncio.run(asyncio.wait_for(all_of(patient), 5))
     messages = iter([{"type": "http.request", "body": b"all"}])
 
     async def whole() -> dict:
@@ -308,18 +326,15 @@ def test_the_warnings_are_those_that_hold(tmp_path):
         assert "reaches the edge" in class_warnings(names, at_edge, sure)[0]
     scan = Volume(np.zeros((1, 9, 9, 9), np.float32), np.diag([1.0, 1, 5, 1]))
     formats.write(scan, tmp_path / "scan.h5")
-    assert scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3) == []
-    assert (
-        "5.0 mm long, much coarser than the 2.0 mm"
-        in scan_warnings(tmp_path / "scan.h5", scan, [2.0] * 3)[0]
-    )
+    assert scan_warnings(True, scan, [2.5] * 3) == []
+    assert "5.0 mm long, much coarser than the 2.0 mm" in scan_warnings(True, scan, [2.0] * 3)[0]
     assert formats.has_geometry(tmp_path / "scan.h5")
     import h5py
 
     with h5py.File(tmp_path / "scan.h5", "a") as file:
         del file.attrs["affine"]
     assert not formats.has_geometry(tmp_path / "scan.h5")
-    assert "0.625 mm was assumed" in scan_warnings(tmp_path / "scan.h5", scan, [2.5] * 3)[0]
+    assert "0.625 mm was assumed" in scan_warnings(False, scan, [2.5] * 3)[0]
 
 
 class Labels:
@@ -337,6 +352,13 @@ class Labels:
         )
 
 
+def read_here(task: Task, max_voxels: int = 1000) -> ReadScan:
+    """What `Reader` gives, read in this process."""
+    voxels = task.folder / "voxels"
+    answer = read_file(str(task.scan), str(voxels), max_voxels, Labels.channels)
+    return read_back(answer, voxels, len(Labels.channels), max_voxels)
+
+
 def segmented(
     folder: Path,
     array: np.ndarray,
@@ -348,7 +370,8 @@ def segmented(
     """The task of a NIfTI scan, finished."""
     segmenter = Labels()
     segmenter.network_shape = lambda scan: network_shape or scan.shape
-    queue = TaskQueue(folder, Limits(), Work(segmenter, max_voxels))
+    read = functools.partial(read_here, max_voxels=max_voxels)
+    queue = TaskQueue(folder, Limits(), Work(segmenter, read, max_voxels))
     task = queue.open("a.nii", *NIFTI, as_indices)
     formats.write(Volume(array, np.eye(4)), task.scan)
     if qform is not None:
@@ -399,7 +422,7 @@ def test_what_is_wrong_with_the_scan_itself_is_told_on_the_page(tmp_path):
 def test_a_scan_of_another_modality_is_told_on_the_page(tmp_path):
     segmenter = Labels()
     segmenter.network_shape = lambda scan: scan.shape
-    queue = TaskQueue(tmp_path, Limits(), Work(segmenter, 1000))
+    queue = TaskQueue(tmp_path, Limits(), Work(segmenter, read_here, 1000))
     task = queue.open("anna.dcm", ".dcm", ".nii.gz")
     Scan(np.arange(216, dtype=np.int16).reshape(6, 6, 6), modality="CT").enhanced().save_as(
         task.scan, enforce_file_format=True
@@ -419,6 +442,63 @@ def test_a_scan_that_is_large_once_it_is_read_is_refused(tmp_path, monkeypatch):
     """
     fine = segmented(tmp_path, NOISE, network_shape=(60, 60, 60))
     assert fine.state == "failed" and "has 216,000 voxels at the spacing of the model" in fine.error
-    monkeypatch.setattr("dkuxnet.serve.segmenting.check_header", lambda case, most: None)
+    monkeypatch.setattr("dkuxnet.serve.reading.check_header", lambda case, most: 0)
     read = segmented(tmp_path, NOISE, max_voxels=215)
     assert read.state == "failed" and "has 216 voxels with all its channels" in read.error
+
+
+def test_a_long_and_thin_scan_is_refused(tmp_path):
+    """Its file is small, but resampling takes memory by the square of an edge."""
+    thin = np.random.default_rng(0).normal(size=(2, 2, 5000)).astype(np.float32)
+    task = segmented(tmp_path, thin, max_voxels=30_000)
+    assert task.state == "failed" and "5,000 voxels along an edge in its file" in task.error
+    (tmp_path / "b").mkdir()
+    task = segmented(tmp_path / "b", NOISE, max_voxels=30_000, network_shape=(2, 2, 5000))
+    assert "5,000 voxels along an edge at the spacing of the model" in task.error
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_scan_comes_back_from_the_child_as_it_was_read(tmp_path, ending, channels):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    task = Task("x", f"a{ending}", ending, ".nii.gz", False, folder)
+    noise = np.random.default_rng(0).normal(size=(channels, 4, 5, 6)).astype(np.float32)
+    affine = np.array([[0, -1.0, 0, 5], [2, 0, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1]])
+    formats.write(Volume(noise, affine), task.scan)
+    reader = Reader(Limits(), ["MRI"] * channels, tmp_path / "reading")
+    read = reader(task)
+    reader.stop()
+    here = read_image(only_case(task.scan), channels)
+    assert np.array_equal(read.volume.array, here.array) and read.volume.array.dtype == np.float32
+    assert np.array_equal(read.volume.affine, here.affine) and read.volume.array.flags.writeable
+    assert [path.name for path in folder.iterdir()] == [task.scan.name]
+    assert not list((tmp_path / "reading").iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [1, 10**6, 10**6, 10**6]},
+        {"shape": [1, 4, 5, 7]},
+        {"shape": [1, -4, -5, 6]},
+        {"shape": [4, 5, 6]},
+        {"shape": [2, 2, 5, 6]},
+        {"affine": [[0.0] * 4] * 4},
+        {"affine": [[1.0]]},
+        {"told": ["x"] * 1000},
+        {"told": [1]},
+        {"oriented": "yes"},
+        {"order": "K"},
+        {"more": 1},
+    ],
+)
+def test_what_a_child_says_is_checked(tmp_path, wrong):
+    voxels = tmp_path / "voxels"
+    formats.write(Volume(NOISE[:4, :5, :6], np.eye(4)), tmp_path / "scan.nii")
+    answer = read_file(str(tmp_path / "scan.nii"), str(voxels), 1000, ["MRI"])
+    assert read_back(answer, voxels, 1, 1000).volume.shape == (4, 5, 6)
+    with pytest.raises(UserError):
+        read_back(answer | wrong, voxels, 1, 1000)
+    with pytest.raises(UserError):
+        read_back(["no dict"], voxels, 1, 1000)

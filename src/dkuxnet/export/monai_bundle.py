@@ -3,18 +3,20 @@
 Source: the MONAI bundle specification (Project MONAI), as MONAI 1.6 reads it.
 """
 
+import io
 import os
 import shutil
 import tempfile
 from importlib import metadata
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dkuxnet.core.documents import parse_json
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.extras import require
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import write_json
@@ -24,6 +26,7 @@ SCHEMA = (
     "meta_schema_20240725.json"
 )
 PARTS = "dkuxnet.export.bundle_parts"
+RUNS_WITH = ("fire", "ignite")  # `python -m monai.bundle run`
 NO_TERMS = (
     "The weights in models/ were trained by whoever exported this bundle with dkuxnet. Their "
     "licence is that person's to choose; none is granted here.\n"
@@ -51,7 +54,9 @@ def write_bundle(export: Export) -> str:
                 key: tensor.detach().cpu()
                 for key, tensor in export.model(probabilities=False).state_dict().items()
             }
-            torch.save(weights, folder / "models" / "model.pt")
+            content = io.BytesIO()  # torch's own writer ends the process where a disk is full
+            torch.save(weights, content)
+            (folder / "models" / "model.pt").write_bytes(content.getbuffer())
             (folder / "docs" / "README.md").write_text(_readme(export), "utf-8")
             (folder / "LICENSE").write_text(terms, "utf-8")
             folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
@@ -59,13 +64,20 @@ def write_bundle(export: Export) -> str:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(
-            f"{export.output}: cannot write there: {error.strerror or error}"
-        ) from error
+        raise UserError(f"{export.output}: cannot write there: {disk_reason(error)}") from error
     return (
         f"MONAI bundle; segment with: cd {export.output} && python -m monai.bundle run "
         "--config_file configs/inference.json --dataset_dir SCANS --output_dir OUTPUT"
+        f"{_to_install()}"
     )
+
+
+def _to_install() -> str:
+    """What MONAI's command needs and is not here, in words."""
+    missing = [name for name in RUNS_WITH if find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"; it needs {' and '.join(missing)}: pip install 'dkuxnet[export]'"
 
 
 def inference_config(export: Export) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """A finished run in a format of others: what `dkuxnet export` calls."""
 
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from dkuxnet.core.errors import UserError
-from dkuxnet.core.lookup import lookup
-from dkuxnet.export.patch_model import Export
-from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.lookup import lookup, unknown
+from dkuxnet.machine.child import Child, Ended, Failed
 
 TARGETS = {
     "monai-bundle": "dkuxnet.export.monai_bundle:write_bundle",
@@ -18,6 +21,8 @@ OF_ANY_SIZE = (
     "onnx",
     "torch-export",
 )  # where it is a choice: TorchScript always is, a bundle's network comes as code
+WRITE = "dkuxnet.export.targets:write_target"
+ROOM_FACTOR, ROOM_BYTES = 1.25, 2**21  # of the weights: a graph's code comes beside them
 
 
 def export_run(
@@ -35,7 +40,8 @@ def export_run(
     bundle. Raises UserError where `run` is not finished, `output` exists, or the network cannot be
     exported, and for an option that the target does not have; nothing is left behind then.
     """
-    write: Callable[[Export], str] = lookup(TARGETS, to, "target")
+    if to not in TARGETS:
+        raise unknown("target", to, TARGETS)
     output = Path(output)
     if licence and to != "monai-bundle":
         raise UserError(
@@ -51,5 +57,63 @@ def export_run(
         raise UserError(
             f"{output.absolute().parent} is no folder; make it first, or choose another --output"
         )
-    predictor, settings, manifest = load_predictor(run, weights, "cpu")
-    return write(Export(Path(run), predictor, settings, manifest, output, any_size, licence))
+    arguments = (TARGETS[to], str(run), weights, any_size, str(licence) if licence else None)
+    return _in_a_child(to, Path(run), output, arguments)
+
+
+def _in_a_child(to: str, run: Path, output: Path, arguments: Sequence[Any]) -> str:
+    """Call `write_target` in a process of its own, for a name beside `output`; then move it there.
+
+    torch's C++ ends its process where a disk is full, and libraries of others may as well.
+    """
+    child, beside = Child(), None
+    try:
+        _check_room(run, output)
+        beside = Path(tempfile.mkdtemp(prefix=f".{output.name[-100:]}.", dir=output.parent))
+        part = beside / output.name
+        try:
+            said = str(child.call(WRITE, str(part), *arguments))
+        except UserError as error:
+            raise UserError(str(error).replace(str(part), str(output))) from error
+        except (Ended, Failed) as error:
+            raise UserError(
+                f"{output}: cannot export to {to}: the process that writes it {error}; is there "
+                "room on the disk, and memory?"
+            ) from error
+        os.replace(part, output)
+        return said.replace(str(part), str(output))
+    except OSError as error:
+        raise UserError(f"{output}: cannot write: {disk_reason(error)}") from error
+    finally:
+        child.end()
+        if beside:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_target(
+    output: str, target: str, run: str, weights: str, any_size: bool, licence: str | None
+) -> str:
+    """Load the model of a run and call the function that is named by `target`.
+
+    Arguments and result are plain JSON: this runs in a child.
+    """
+    from dkuxnet.export.patch_model import Export
+    from dkuxnet.prediction.predictor import load_predictor
+
+    predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
+    terms = Path(licence) if licence else None
+    export = Export(Path(run), predictor, settings, manifest, Path(output), any_size, terms)
+    said: str = lookup({target: target}, target, "target")(export)
+    return said
+
+
+def _check_room(run: Path, output: Path) -> None:
+    """Raise UserError where the disk has no room for the weights of `run`, with a margin."""
+    sizes = [path.stat().st_size for path in run.glob("*.safetensors")]
+    needed = ROOM_BYTES + round(ROOM_FACTOR * max(sizes, default=0))
+    free = shutil.disk_usage(output.absolute().parent).free
+    if free < needed:
+        raise UserError(
+            f"{output}: cannot write: it takes about {needed / 2**20:.0f} MB and {free / 2**20:.0f}"
+            " MB are free; make room there, or choose another --output"
+        )

@@ -1,5 +1,6 @@
 """Graphs that plain torch loads without this package: TorchScript (.ts) and torch.export (.pt2)."""
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -38,9 +39,9 @@ def write_torchscript(export: Export) -> str:
             ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            torch.jit.save(
-                graph, str(part), _extra_files={CONSTANTS: json.dumps(export.constants())}
-            )
+            content = io.BytesIO()  # torch's own writer ends the process where a disk is full
+            torch.jit.save(graph, content, _extra_files={CONSTANTS: json.dumps(export.constants())})
+            part.write_bytes(content.getbuffer())
             load: Any = torch.jit.load
             apart = check_equal(model, load(str(part)), "TorchScript", other_sizes(model))
 
@@ -58,13 +59,14 @@ def write_torch_export(export: Export) -> str:
 
     def write(part: Path) -> None:
         nonlocal apart
-        with part.open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of weights that are not on the CPU, where these are
+        content = io.BytesIO()  # as above
+        with warnings.catch_warnings():
+            # of weights that are not on the CPU, where these are
+            warnings.simplefilter("ignore", UserWarning)
             torch.export.save(
-                program, file, extra_files={CONSTANTS: json.dumps(export.constants())}
+                program, content, extra_files={CONSTANTS: json.dumps(export.constants())}
             )
+        part.write_bytes(content.getbuffer())
         with part.open("rb") as file:
             loaded = torch.export.load(file).module()
         apart = check_equal(

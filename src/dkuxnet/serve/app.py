@@ -1,5 +1,6 @@
 """The addresses of the server. Each handler reads the request, makes one call and answers."""
 
+import logging
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -11,16 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
+from dkuxnet.core.errors import NO_ROOM
 from dkuxnet.serve import monai_label
 from dkuxnet.serve.guard import Guard
-from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.limits import Limits, Refused, no_room
 from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import ACCEPTED, label_ending, label_name, scan_suffix, shown
+from dkuxnet.serve.reading import Reader
 from dkuxnet.serve.segmenting import Work
 from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.uploads import receive_body
 from dkuxnet.serve.view import VIEWS, view_path
 
+log = logging.getLogger("dkuxnet.serve")
 STATIC = Path(str(resources.files("dkuxnet.serve"))) / "static"
 NIIVUE = Path(str(resources.files("dkuxnet.report"))) / "vendor" / "niivue.umd.js"
 TASK = "/jobs/{token}"
@@ -35,7 +39,9 @@ def create_app(
     """
     # FastAPI's own pages load scripts from elsewhere.
     app = FastAPI(title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None)
-    queue = app.state.queue = TaskQueue(folder, limits, Work(model.segmenter, limits.voxels, keep))
+    reader = app.state.reader = Reader(limits, model.segmenter.channels, folder / "reading")
+    work = Work(model.segmenter, reader, limits.voxels, keep)
+    queue = app.state.queue = TaskQueue(folder, limits, work)
     _add_page(app, model, limits, keep)
     _add_tasks(app, queue, limits)
     app.include_router(monai_label.router(model, queue, folder, limits))
@@ -134,6 +140,13 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     def refuse(request: Request, refused: Refused) -> JSONResponse:
         return JSONResponse({"detail": str(refused)}, refused.status)
+
+    @app.exception_handler(OSError)
+    def explain_disk(request: Request, error: OSError) -> JSONResponse:
+        log.error("a request failed: %s", error.strerror)
+        if error.errno in NO_ROOM:
+            return refuse(request, no_room())
+        return refuse(request, Refused(500, f"The server failed: {error.strerror or 'its disk'}."))
 
     @app.exception_handler(ClientDisconnect)
     def end(request: Request, gone: ClientDisconnect) -> Response:

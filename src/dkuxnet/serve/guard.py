@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -54,21 +55,26 @@ class Guard:
             raise self.limits.too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        """Receive the body, within the limits of size and of silence."""
-        count, whole = 0, False
+        """Receive the body, within the limits of size, of rate and of time."""
+        limits, count, whole = self.limits, 0, False
+        started = time.monotonic()
+        mark, due = 0, started + limits.silence_seconds  # of the bytes that must come by then
 
         async def limited() -> Message:
-            nonlocal count, whole
+            nonlocal count, whole, mark, due
+            until = min(due, started + limits.upload_seconds)
             try:
                 message = await asyncio.wait_for(
-                    receive(), None if whole else self.limits.silence_seconds
+                    receive(), None if whole else max(until - time.monotonic(), 0)
                 )
             except TimeoutError:
-                raise Refused(408, "The upload stood still for too long.") from None
+                raise limits.too_slow(due > started + limits.upload_seconds) from None
             count += len(message.get("body", b""))
             whole = whole or not message.get("more_body", False)
-            if count > self.limits.upload_bytes + FORM_BYTES:
-                raise self.limits.too_large()
+            if count > limits.upload_bytes + FORM_BYTES:
+                raise limits.too_large()
+            if count >= mark + limits.least_bytes:
+                mark, due = count, time.monotonic() + limits.silence_seconds
             return message
 
         return limited

@@ -9,6 +9,7 @@ from dkuxnet.data.dicom.tree import is_zip, opened_zip
 
 BYTES_A_VOXEL = 8  # the most that a format has
 MAX_FILES = 20_000  # in a zip of DICOM
+MAX_EDGE = 4096  # voxels; resampling holds a matrix of an edge before by the edge after
 
 
 def check_zip(path: Path, max_voxels: int) -> None:
@@ -25,11 +26,17 @@ def check_zip(path: Path, max_voxels: int) -> None:
         )
 
 
-def check_header(case: Case, max_voxels: int) -> None:
-    """Raise UserError where the header of a scan promises more voxels than `max_voxels`."""
+def check_header(case: Case, max_voxels: int) -> int:
+    """The voxels that the header of a scan promises.
+
+    Raises UserError where they are more than `max_voxels`.
+    """
+    promised = 0
     for path in case.images:
         header = formats.peek(path, series_uid=case.series_uid)
         check_voxels(header.voxels, max_voxels, "by its header")
+        promised += header.voxels
+    return promised
 
 
 def check_voxels(voxels: int, max_voxels: int, where: str) -> None:
@@ -38,4 +45,13 @@ def check_voxels(voxels: int, max_voxels: int, where: str) -> None:
         raise UserError(
             f"this scan has {voxels:,} voxels {where}, and this server takes {max_voxels:,} at "
             "most (--max-voxels); crop the scan or make it coarser"
+        )
+
+
+def check_edges(shape: tuple[int, ...], where: str) -> None:
+    """Raise UserError where an edge of (X, Y, Z) voxels is longer than `MAX_EDGE`."""
+    if max(shape) > MAX_EDGE:
+        raise UserError(
+            f"this scan has {max(shape):,} voxels along an edge {where}, and this server takes "
+            f"{MAX_EDGE:,} at most; crop the scan or make it coarser"
         )

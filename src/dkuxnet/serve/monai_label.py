@@ -103,6 +103,7 @@ class Sessions:
 def router(model: Model, queue: TaskQueue, folder: Path, limits: Limits) -> APIRouter:
     """The protocol's addresses."""
     routes, sessions = APIRouter(), Sessions(folder, limits)
+    receiving = asyncio.Semaphore(limits.waiting)
 
     @routes.get("/info/")
     def info() -> dict[str, Any]:
@@ -136,7 +137,9 @@ def router(model: Model, queue: TaskQueue, folder: Path, limits: Limits) -> APIR
             )
         if output not in ("all", "image", "json"):
             raise Refused(400, "Expected output=all, image or json.")
-        async with received_form(request) as form:
+        if receiving.locked():
+            raise limits.full()
+        async with receiving, received_form(request) as form:
             task = await _task_of(
                 form, sessions.get(session_id) if session_id else None, queue, limits
             )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +10,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dkuxnet.core.errors import UserError, data_warnings
-from dkuxnet.core.types import Case, Volume
+from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
-from dkuxnet.data.images import read_image
-from dkuxnet.data.inputs import find_cases
-from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.segment import Segmentation, Segmenter
-from dkuxnet.serve.headers import check_header, check_voxels, check_zip
+from dkuxnet.serve.headers import check_edges, check_voxels
 from dkuxnet.serve.keep import keep_result
 from dkuxnet.serve.names import without_paths
+from dkuxnet.serve.reading import ReadScan
 from dkuxnet.serve.tasks import Task
 from dkuxnet.serve.view import focus, write_views
 
@@ -32,10 +29,12 @@ COARSE = 2.0  # times the model's spacing
 class Work:
     """Segments one scan after another.
 
-    max_voxels: see `Limits`. keep: folder for a copy of every scan and its result.
+    read: gives the scan of a task. max_voxels: see `Limits`. keep: folder for a copy of every scan
+    and its result.
     """
 
     segmenter: Segmenter
+    read: Callable[[Task], ReadScan]
     max_voxels: int
     keep: Path | None = None
 
@@ -46,18 +45,12 @@ class Work:
         """
         started = time.monotonic()
         task.report("reading")
-        check_zip(task.scan, self.max_voxels)
-        with data_warnings() as told:  # shown on the page instead of the terminal
-            case = only_case(task.scan)
-            check_header(case, self.max_voxels)
-            scan = read_image(case, len(self.segmenter.channels))
-            check_modality(f"case '{case.name}'", scan.modality, self.segmenter.channels)
-        check_voxels(scan.array.size, self.max_voxels, "with all its channels")
-        check_voxels(
-            math.prod(self.segmenter.network_shape(scan)),
-            self.max_voxels,
-            "at the spacing of the model",
-        )
+        read = self.read(task)
+        scan = read.volume
+        grid = self.segmenter.network_shape(scan)
+        check_edges(scan.shape, "in its file")
+        check_edges(grid, "at the spacing of the model")
+        check_voxels(math.prod(grid), self.max_voxels, "at the spacing of the model")
         task.report("segmenting")
         result = self.segmenter(
             scan,
@@ -65,17 +58,15 @@ class Work:
             progress=lambda done, total: task.report("segmenting", done, total),
         )
         task.report("writing")
-        told = [without_paths(text, task.scan, task.name) for text in told]
-        results = self._results(task, scan, result, told)
+        results = self._results(task, read, result)
         results["seconds"] = round(time.monotonic() - started, 1)
         if self.keep:
             keep_result(self.keep, task, results)
         return results
 
-    def _results(
-        self, task: Task, scan: Volume, result: Segmentation, told: list[str]
-    ) -> dict[str, Any]:
-        """Write what task.folder is to hold. told: warnings from reading the scan."""
+    def _results(self, task: Task, read: ReadScan, result: Segmentation) -> dict[str, Any]:
+        """Write what task.folder is to hold."""
+        scan, told = read.volume, [without_paths(text, task.scan, task.name) for text in read.told]
         names, uncertainty = list(self.segmenter.labels), cast(Volume, result.uncertainty).array
         indices = np.zeros(scan.shape, np.uint8)
         for index, value in enumerate(self.segmenter.labels.values()):
@@ -84,27 +75,17 @@ class Work:
         step = write_views(scan, indices, uncertainty, task.folder)
         return {
             "shape": list(scan.shape),
-            "oriented": formats.has_geometry(task.scan),
+            "oriented": read.oriented,
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
             "focus": focus(indices, step),
             "classes": measured(names, indices, scan),
             "warnings": [
                 *(f"{text[0].upper()}{text[1:]}." for text in told),
-                *scan_warnings(task.scan, scan, self.segmenter.plan.spacing_mm),
+                *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
                 *class_warnings(names, indices, uncertainty),
             ],
         }
-
-
-def only_case(path: Path) -> Case:
-    """The one scan of a file. Raises UserError where it holds several."""
-    cases = find_cases([path])
-    if len(cases) != 1:
-        raise UserError(
-            f"{path}: expected one scan, but it holds {len(cases)}; send them one by one"
-        )
-    return cases[0]
 
 
 def measured(names: list[str], indices: NDArray[Any], scan: Volume) -> list[dict[str, Any]]:
@@ -122,10 +103,13 @@ def measured(names: list[str], indices: NDArray[Any], scan: Volume) -> list[dict
     ]
 
 
-def scan_warnings(path: Path, scan: Volume, model_spacing_mm: Sequence[float]) -> list[str]:
-    """What about the scan itself makes the result doubtful, in words for the page."""
+def scan_warnings(oriented: bool, scan: Volume, model_spacing_mm: Sequence[float]) -> list[str]:
+    """What about the scan itself makes the result doubtful, in words for the page.
+
+    oriented: see `Answer`.
+    """
     found = []
-    if not formats.has_geometry(path):
+    if not oriented:
         found.append(
             "This h5 file does not say how large its voxels are, nor how the patient lies: 0.625 "
             "mm was assumed. If that is wrong, so are the volumes, and the segmentation may be "

@@ -1,6 +1,7 @@
 """The server from start to end: port, model and private folder, of which nothing is left behind."""
 
 import contextlib
+import logging
 import shutil
 import signal
 import socket
@@ -9,15 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.prediction.segment import Segmenter
 from dkuxnet.serve.app import create_app
+from dkuxnet.serve.connections import OnceAMinute, guarded
 from dkuxnet.serve.keep import check_keep
 from dkuxnet.serve.limits import Limits
 from dkuxnet.serve.model import Model
 
 GRACE_SECONDS = 2  # for answers on their way when the server is stopped
+HEAD_BYTES = 16 * 2**10  # of a request, with its address
+ACCEPTED = 16  # connections that are taken before the first of them is looked at
+QUEUED = 512  # that the system may keep until then
 
 
 def serve_run(
@@ -38,23 +44,54 @@ def serve_run(
         check_keep(keep)
     with listening(host, port) as sock:
         model = Model.of(run, Segmenter(run, device=device))
-        with private_folder() as folder, stopped_by_signals():
+        with private_folder() as folder, stopped_by_signals(), few_words():
             app = create_app(model, folder, host, limits, keep)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app,
-                    log_level="error",
-                    access_log=False,
-                    server_header=False,
-                    timeout_graceful_shutdown=GRACE_SECONDS,
-                )
-            )
-            announce(address(host, sock))
             try:
+                announce(address(host, sock))
                 with contextlib.suppress(KeyboardInterrupt):
-                    server.run(sockets=[sock])
+                    Server(configured(app, limits)).run(sockets=[sock])
             finally:
                 app.state.queue.stop()
+                app.state.reader.stop()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, for which `backlog` is both numbers: how many wait, and how many are taken."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, with a long queue."""
+        await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(QUEUED)
+
+
+def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """uvicorn's settings for `app`."""
+    return uvicorn.Config(
+        app,
+        http=guarded(limits),
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        backlog=ACCEPTED,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+@contextlib.contextmanager
+def few_words() -> Iterator[None]:
+    """What goes wrong again and again is logged once a minute."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "dkuxnet.serve")]
+    rare = OnceAMinute()
+    for logger in loggers:
+        logger.addFilter(rare)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(rare)
 
 
 @contextlib.contextmanager
@@ -62,7 +99,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that already takes connections. Raises UserError where there cannot be one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.create_server((host, port), family=family, backlog=128)
+        sock = socket.create_server((host, port), family=family, backlog=QUEUED)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(

@@ -12,8 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.core.errors import UserError
-from dkuxnet.serve.limits import Limits
+from dkuxnet.core.errors import NO_ROOM, UserError
+from dkuxnet.serve.limits import Limits, no_room
 from dkuxnet.serve.names import FILE, without_paths
 
 log = logging.getLogger("dkuxnet.serve")
@@ -152,18 +152,22 @@ class TaskQueue:
             try:
                 task.result = self.work(task)
                 self._finish(task, "done")
-            except Cancelled:
-                self._finish(task, "failed", "Cancelled.")
-            except UserError as error:
-                self._finish(task, "failed", without_paths(str(error), task.scan, task.name))
             except Exception as error:
-                log.exception("a scan failed")
-                self._finish(
-                    task,
-                    "failed",
-                    f"The program failed on this scan ({type(error).__name__}); "
-                    "see the terminal in which it runs.",
-                )
+                self._finish(task, "failed", self._explained(task, error))
+
+    def _explained(self, task: Task, error: Exception) -> str:
+        """One line for whoever sent the scan; what is our own fault is logged."""
+        if isinstance(error, Cancelled):
+            return "Cancelled."
+        if isinstance(error, UserError):
+            return without_paths(str(error), task.scan, task.name)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return str(no_room())
+        log.error("a scan failed", exc_info=error)
+        return (
+            f"The program failed on this scan ({type(error).__name__}); "
+            "see the terminal in which it runs."
+        )
 
     def _next(self) -> Task | None:
         """The task that has waited longest, once there is one; None when the queue is stopped."""
