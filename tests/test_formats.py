@@ -514,7 +514,7 @@ def test_unwritable_folder(tmp_path, ending):
         tmp_path / "file" / f"a{ending}",
         tmp_path / f"taken{ending}",
     ):
-        with pytest.raises(UserError, match="cannot be written") as caught:
+        with pytest.raises(UserError, match="cannot (be written|write)") as caught:
             formats.write(oblique(), path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", f"taken{ending}"]

@@ -19,6 +19,9 @@ from dkuxnet.machine.memory import check_memory
 
 HEAD_BYTES = 65536
 CHUNK_BYTES = 1 << 16
+UNPACKED_BYTES = 1 << 20
+# What a header promises beyond this is inflated once without being kept before memory is taken.
+UNPROVEN_BYTES = 1 << 28
 MAGIC = (
     (b"NRRD", "NRRD"),
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
@@ -137,30 +140,40 @@ def check_size(path: Path, needed: int, available: int) -> None:
     check_memory(needed, str(path))
 
 
-def check_deflated(path: Path, start: int, needed: int) -> int:
-    """Inflate the voxels (zlib or gzip) from byte `start` on, to check length and checksum.
+def inflate(
+    path: Path, start: int, needed: int, keep: bool = True
+) -> tuple[NDArray[np.uint8], int]:
+    """Inflate the voxels (zlib or gzip) from byte `start` on: `needed` bytes, and the packed size.
 
-    ITK ignores damage in them and returns wrong voxels. Returns the number of their packed bytes.
-    Raises UserError or zlib.error.
+    The rest is inflated too, a little at a time, to check length and checksum. Where the header
+    promises much, all of it is inflated once before any memory is taken. keep: False gives an empty
+    array. Raises UserError or zlib.error.
     """
+    if keep and needed > UNPROVEN_BYTES:
+        inflate(path, start, needed, keep=False)
+    voxels = np.empty(needed if keep else 0, np.uint8)
     inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
     with path.open("rb") as file:
         file.seek(start)
-        while not inflater.eof and (chunk := file.read(CHUNK_BYTES)):
-            count += len(inflater.decompress(chunk))
+        while not inflater.eof:
+            packed = inflater.unconsumed_tail or file.read(CHUNK_BYTES)
+            part = inflater.decompress(packed, UNPACKED_BYTES)
+            if not packed and not part:
+                raise UserError(
+                    f"{path}: expected {needed} bytes of voxels, but it is cut short after "
+                    f"{count}; copy it again"
+                )
+            room = voxels[count : count + len(part)]
+            room[:] = np.frombuffer(part, np.uint8, len(room))
+            count += len(part)
             if count > needed + MAX_REST_BYTES:
                 raise UserError(
                     f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to "
                     "far more; export it again"
                 )
-        packed = file.tell() - len(inflater.unused_data) - start
-    if not inflater.eof:
-        raise UserError(
-            f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy "
-            "it again"
-        )
+        packed_bytes = file.tell() - len(inflater.unused_data) - start
     check_size(path, needed, count)
-    return packed
+    return voxels, packed_bytes
 
 
 def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> Volume:
