@@ -37,6 +37,7 @@ from fuzz_targets import (
 READINGS: dict[str, tuple[Callable[[Path], None], str]] = {}
 LARGE = 2**40
 MEBIBYTE = 2**20
+SECRET = b"TOPSECRET"
 
 
 def stranger(says: str, **variants):
@@ -56,12 +57,29 @@ def stranger(says: str, **variants):
 
 
 def readings(root: Path) -> dict[str, Callable[[], None]]:
+    import h5py
+
+    secrets(root).mkdir()
+    for name in ("secret.raw", "secret0.raw", "secret1.raw", "secret2.raw"):
+        (secrets(root) / name).write_bytes(SECRET * 200)
+    with h5py.File(secrets(root) / "secret.h5", "w") as file:
+        file["image"] = np.zeros((4, 5, 3), np.float32)
     made = {}
     for name, (read, _) in READINGS.items():
         folder = root / name.replace(" ", "_")
         folder.mkdir()
         made[name] = partial(read, folder)
     return made
+
+
+def secrets(root: Path) -> Path:
+    """A folder beside `root`, of whose files no byte may be read."""
+    return root.with_name(f"{root.name}-secrets")
+
+
+def secret(folder: Path, name: str = "secret.raw") -> Path:
+    """A file that is somebody else's: enough bytes for the voxels of any small scan."""
+    return secrets(folder.parent) / name
 
 
 class Harm:
@@ -682,7 +700,7 @@ def dicom_zip(folder: Path, variant: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[str, tuple[str, str]]:
+def told(tmp_path_factory):
     from strangers import outcomes
 
     root = tmp_path_factory.mktemp("hostile")
@@ -695,6 +713,10 @@ def told(tmp_path_factory) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.parametrize("name", READINGS)
 def test_a_hostile_file_is_one_clear_line(told, name):
-    kind, message = told[name]
-    assert kind == "USER-ERROR", message
-    assert READINGS[name][1] in message and message.isprintable() and len(message) < 2100
+    outcome = told[name]
+    assert outcome.kind == "USER-ERROR", outcome.message
+    assert READINGS[name][1] in outcome.message
+    assert outcome.message.isprintable() and len(outcome.message) < 2100
+    assert SECRET.decode() not in outcome.message and "not enough memory" not in outcome.message
+    assert outcome.opened == "", "it opened a file of somebody else's"
+    assert outcome.mebibytes <= 1024

@@ -140,6 +140,14 @@ def check_size(path: Path, needed: int, available: int) -> None:
     check_memory(needed, str(path))
 
 
+def check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    """Raise UserError where voxels are anything but one plain real number each."""
+    if dtype.kind not in "biuf":
+        raise UserError(
+            f"{path}: expected one real number a voxel, but its voxels are {dtype}; convert it"
+        )
+
+
 def inflate(
     path: Path, start: int, needed: int, keep: bool = True
 ) -> tuple[NDArray[np.uint8], int]:
@@ -221,11 +229,7 @@ def storable(volume: Volume, path: Path) -> Volume:
 
 def _plain(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     """Real numbers in native byte order and in a type that numpy, torch and every format know."""
-    if array.dtype.kind not in "biuf":
-        raise UserError(
-            f"{path}: expected one real number a voxel, but its voxels are {array.dtype}; convert "
-            "it"
-        )
+    check_numbers(path, array.dtype)
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
@@ -238,7 +242,8 @@ def _integers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind != "f":
         return array
     low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high) and np.array_equal(array, np.floor(array))):
+    whole = all(np.array_equal(part, np.floor(part)) for part in array)  # a slice at a time
+    if not (np.isfinite(low) and np.isfinite(high) and whole):
         raise UserError(
             f"{path}: expected a label map of whole numbers, but some voxels are not; give the "
             "label file"
