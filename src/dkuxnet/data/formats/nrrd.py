@@ -56,7 +56,8 @@ SIGNS = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1)),
 }
-DATA_FILE = re.compile(r"\s*data ?file\s*:", re.IGNORECASE)
+MAGIC = re.compile(r"NRRD000[1-5]")
+DATA_FILE = re.compile(r"\s*data ?file\s*:(?!=)", re.IGNORECASE)
 VECTORS = re.compile(r"\s*(none|\([^()]*\))")
 
 
@@ -103,6 +104,8 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
     lines, start = _inline.header_lines(
         path, "NRRD", lambda line: not line or bool(DATA_FILE.match(line))
     )
+    if not MAGIC.fullmatch(lines[0]):
+        raise _inline.wrong(path, "the first line", "NRRD0001 to NRRD0005", lines[0])
     if lines[-1]:
         raise UserError(
             f"{path}: expected header and voxels in one file, but they are in two; save it as one"
