@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dkuxnet.core.errors import UserError
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from fuzz_targets import (
     DECATHLON,
@@ -721,6 +723,13 @@ def texts(folder: Path, path: str, text: str, data: bytes = VOXELS) -> None:
 @stranger(
     "x.mha: ",
     return_alone="Comment = x\rElementDataFile = {secret}\nElementDataFile = LOCAL\n",
+    return_local="Comment = x\rElementDataFile = LOCAL\nElementDataFile = {secret}\n",
+    return_near="Comment = x\rElementDataFile = LOCAL\nElementDataFile = {near}\n",
+    return_list="Comment = x\rElementDataFile = LOCAL\nElementDataFile = LIST\n" + "{secret}\n" * 3,
+    return_pattern="Comment = x\rElementDataFile = LOCAL\n"
+    "ElementDataFile = {secrets}/secret%d.raw 0 2 1\n",
+    return_packed="Comment = x\rElementDataFile = LOCAL\nCompressedData = True\n"
+    "ElementDataFile = {secret}\n",
     return_first="ElementDataFile = {secret}\rElementDataFile = LOCAL\n",
     returns="\r".join(META.splitlines())
     + "\rElementDataFile = {secret}\rx = \nElementDataFile = LOCAL\n",
@@ -1041,16 +1050,16 @@ def nifti_extension(folder: Path, variant: int) -> None:
     data = nifti_of(vox_offset=368)
     data[348:352] = b"\1\0\0\0"
     data[352:352] = np.array([variant, 4, 0, 0], "<i4").tobytes()
-    (folder / "x.nii").write_bytes(data)
     packed = gzip.compress(bytes(data[:352])) + gzip.compress(bytes(data[352:]))
+    (folder / "bomb.nii.gz").write_bytes(packed + zeros(4096, 31))
+    try:
+        formats.read(folder / "bomb.nii.gz")
+    except UserError as error:
+        assert "goes on" in str(error), error
+    (folder / "x.nii").write_bytes(data)
     (folder / "x.nii.gz").write_bytes(packed + gzip_of(64 * MEBIBYTE))
     assert formats.read(folder / "x.nii").array.shape == (4, 5, 3)
     assert formats.read(folder / "x.nii.gz").array.shape == (4, 5, 3)
-    (folder / "y.nii.gz").write_bytes(packed + zeros(4096, 31))
-    try:
-        formats.read(folder / "y.nii.gz")
-    except Exception as error:
-        assert "goes on" in str(error)
 
 
 # --- HDF5 ---
@@ -1188,32 +1197,27 @@ def h5_chunks(folder: Path, variant: str) -> None:
 
     from dkuxnet.data import formats
 
-    shape = (64, 64, 64)
+    shape = (256, 256, 256)
     plist = h5p.create(h5p.DATASET_CREATE)
     plist.set_chunk((8192, 1024, 128) if variant == "chunk" else shape)
-    if variant in ("mask", "order") and variant == "mask":
+    if variant == "mask":
         plist.set_shuffle()
-    if variant == "both":
+    if variant in ("both", "lzf"):
         plist.set_filter(h5py.h5z.FILTER_LZF, 0, ())
-    if variant == "lzf":
-        plist.set_filter(h5py.h5z.FILTER_LZF, 0, ())
-    elif variant == "nbit":
-        plist.set_nbit() if hasattr(plist, "set_nbit") else plist.set_scaleoffset(2, 0)
-    elif variant == "unknown":
+    if variant == "unknown":
         plist.set_filter(31999, h5py.h5z.FLAG_OPTIONAL, ())
-    else:
+    elif variant == "nbit":
+        plist.set_scaleoffset(2, 0)
+    elif variant != "lzf":
         plist.set_deflate(9)
     if variant == "order":
         plist.set_shuffle()
     with h5py.File(folder / "x.h5", "w") as file:
-        most = (None, None, None) if variant == "chunk" else shape
-        most = tuple(h5s.UNLIMITED if n is None else n for n in most)
-        made = h5d.create(
-            file.id, b"image", h5t.NATIVE_FLOAT, h5s.create_simple(shape, most), plist
-        )
-        packed = zeros(4096)
-        if variant == "lzf":
-            packed = b"\0" + b"\0" + b"\xe0\xff\0" * (6 * MEBIBYTE)
+        most = (h5s.UNLIMITED,) * 3 if variant == "chunk" else shape
+        space = h5s.create_simple(shape, most)
+        kind = h5t.NATIVE_INT32 if variant == "nbit" else h5t.NATIVE_FLOAT
+        made = h5d.create(file.id, b"image", kind, space, plist)
+        packed = b"\0\0" + b"\xe0\xff\0" * (10 * MEBIBYTE) if variant == "lzf" else zeros(4096)
         made.write_direct_chunk((0, 0, 0), packed, 1 if variant == "mask" else 0)
     if variant in ("shared", "beyond"):
         share(folder / "x.h5", variant)
@@ -1231,13 +1235,15 @@ def share(path: Path, variant: str) -> None:
             place = made.id.get_offset()
         os.truncate(path, place + 1000)
         return
+    packed = zlib.compress(bytes(4 * MEBIBYTE), 9)
     with h5py.File(path, "w") as file:
         made = file.create_dataset(
             "image", (256, 1024, 1024), np.float32, chunks=(1, 1024, 1024), compression="gzip"
         )
-        made[...] = 0
+        for index in range(256):
+            made.id.write_direct_chunk((index, 0, 0), packed)
         places = [made.id.get_chunk_info(index).byte_offset for index in range(256)]
-        size = made.id.get_chunk_info(0).size
+    size = len(packed)
     data = path.read_bytes()
     for place in places[1:]:
         data = data.replace(place.to_bytes(8, "little"), places[0].to_bytes(8, "little"))
@@ -1501,7 +1507,7 @@ def dicom_elements(folder: Path, variant: str) -> None:
 
     data = slices()[0]
     at = data.index(b"\x28\x00\x02\x00US")
-    count = 4_000_000
+    count = 1_500_000
     items = b"\xfe\xff\x00\xe0\0\0\0\0" * count
     extra = {
         "elements": b"\x09\0\1\0UN\0\0\0\0\0\0" * count,
@@ -1530,10 +1536,10 @@ def zip_of(folder: Path, variant: int | str) -> None:
 
     path = folder / "x.zip"
     if isinstance(variant, int):  # zipfile unpacks these without a limit
-        with zipfile.ZipFile(path, "w", variant) as archive, archive.open("x.dcm", "w") as file:
-            file.write(slices()[0])
-            for _ in range(25):
-                file.write(bytes(16 * MEBIBYTE))
+        data, count = slices()[0], 96 * MEBIBYTE
+        with zipfile.ZipFile(path, "w", variant) as archive:
+            archive.writestr("x.dcm", data[:-44] + count.to_bytes(4, "little") + bytes(count))
+            archive.writestr("y.dcm", slices()[1])
     else:
         with zipfile.ZipFile(path, "w") as archive:
             if variant == "link":  # an entry that an unpacker would make a link of
