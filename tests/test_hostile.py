@@ -760,6 +760,8 @@ def texts(folder: Path, path: str, text: str, data: bytes = VOXELS) -> None:
     absent="Name = x\n",
     unended="ElementDataFile = LOCAL",
     packed="CompressedData = True\nCompressedDataSize = 60\nElementDataFile = {secret}\n",
+    spaces="Comment" + " " * 2**19 + "x\nElementDataFile = LOCAL\n",
+    digits="Offset = " + "1" * 2**19 + "x\nElementDataFile = LOCAL\n",
     other_lines="ElementDataFile = {secret}\r\nElementDataFile = LOCAL\r\n",
 )  # fmt: skip
 def mha_name(folder: Path, variant: str) -> None:
@@ -873,6 +875,11 @@ def nrrd_name(folder: Path, variant: str) -> None:
     text=("encoding: raw", "space directions: (1,0,0) (a,b,c) (0,0,1)\nencoding: raw"),
     numbers=("encoding: raw", "space directions: (1,0,0) (nan,1,0) (0,0,1)\nencoding: raw"),
     flat=("encoding: raw", "space directions: (1,0,0) (1,0,0) (0,0,1)\nencoding: raw"),
+    spaces=(
+        "encoding: raw",
+        "space directions: none" + " " * 2**19 + "x (0,1,0) (0,0,1)\nencoding: raw",
+    ),
+    digits=("encoding: raw", "spacings: " + "1" * 2**19 + "x 1 1\nencoding: raw"),
     brackets=("encoding: raw", "space directions: " + "(" * 50_000 + "\nencoding: raw"),
     spacings=("encoding: raw", "spacings: 1 0 1\nencoding: raw"),
     origin=(
@@ -1382,6 +1389,7 @@ LS, J2K, BASELINE, RLE = (f"1.2.840.10008.1.2.{end}" for end in ("4.80", "4.90",
     j2k_tiles=lambda: (J2K, tiles()),
     j2k_components=lambda: (J2K, jpeg_2000(4).replace(b"\0\1\7\1\1", b"\x40\0\7\1\1", 1)),
     j2k_coarse=lambda: (J2K, jpeg_2000(4).replace(b"\0\1\7\1\1", b"\0\1\7\xff\xff", 1)),
+    j2k_precincts=lambda: (J2K, precincts()),
     j2k_cut=lambda: (J2K, jpeg_2000(4)[:30]),
     rle=lambda: (RLE, rle(24 * MEBIBYTE)),
     rle_backward=lambda: (RLE, rle(24 * MEBIBYTE, (64, 3 * 10**9))),
@@ -1400,6 +1408,8 @@ def dicom_frame(folder: Path, variant: Callable[[], tuple[str, bytes]]) -> None:
         ds.Columns = 4 if b"JFIF" in packed or packed[:4] == b"\xff\x4f\xff\x51" else 5
         ds.PixelData = encapsulate([packed])
         ds["PixelData"].VR = "OB"
+        if b"\x11" * 6 in packed:
+            ds.Rows = ds.Columns = 2000
 
     written(folder, change)
 
@@ -1413,6 +1423,17 @@ def tiles() -> bytes:
     data[16:24] = (0).to_bytes(4, "big") * 2
     data[8:12], data[12:16] = (60_004).to_bytes(4, "big"), (4).to_bytes(4, "big")
     data[16:20] = (60_000).to_bytes(4, "big")
+    return bytes(data)
+
+
+def precincts() -> bytes:
+    """A JPEG 2000 whose pieces are 2 x 2 pixels: for each a decoder takes 500 bytes."""
+    data = bytearray(jpeg_2000(2000))
+    at = data.index(b"\xff\x52")
+    length, levels = int.from_bytes(data[at + 2 : at + 4], "big"), data[at + 9]
+    data[at + 4] |= 1
+    data[at + 2 + length : at + 2 + length] = b"\x11" * (levels + 1)
+    data[at + 2 : at + 4] = (length + levels + 1).to_bytes(2, "big")
     return bytes(data)
 
 
@@ -1500,7 +1521,7 @@ def dicom_deflated(folder: Path, variant: bytes) -> None:
     formats.read(folder / "x.dcm")
 
 
-@stranger("x.zip", elements="elements", items="items", raw="raw")
+@stranger("x.zip", elements="elements", items="items", raw="raw", fragments="fragments")
 def dicom_elements(folder: Path, variant: str) -> None:
     """A small zip of a data set of millions of elements, of which objects would be made."""
     from dkuxnet.data import formats
@@ -1512,11 +1533,33 @@ def dicom_elements(folder: Path, variant: str) -> None:
     extra = {
         "elements": b"\x09\0\1\0UN\0\0\0\0\0\0" * count,
         "items": b"\x00\x52\x29\x92SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\0\0\0\0",
+        "fragments": b"",
         "raw": b"\x00\x52\x29\x92SQ\0\0" + len(items).to_bytes(4, "little") + items,
     }[variant]
     with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        if variant == "fragments":  # a frame in millions of pieces of no bytes
+            data = data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
+            data, at = data[:-48] + b"OB\0\0\xff\xff\xff\xff" + items, len(data[:-48]) + 8
+            data += b"\xfe\xff\xdd\xe0\0\0\0\0"
         archive.writestr("a.dcm", data[:at] + extra + data[at:])
         archive.writestr("b.dcm", slices()[1])
+    formats.read(folder / "x.zip")
+
+
+@stranger("header is far larger")
+def dicom_meta(folder: Path) -> None:
+    """An element of 400 MiB in what stands before the data set, where all is read."""
+    from dkuxnet.data import formats
+
+    data, count = slices()[0], 400 * MEBIBYTE
+    with (
+        zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.dcm", "w") as file,
+    ):
+        file.write(data[:132] + b"\2\0\2\1OB\0\0" + count.to_bytes(4, "little"))
+        for _ in range(25):
+            file.write(bytes(16 * MEBIBYTE))
+        file.write(data[144:])  # behind the length of all that
     formats.read(folder / "x.zip")
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,14 @@ def check_size(path: Path, needed: int, available: int) -> None:
     check_memory(needed, str(path))
 
 
+def check_axes(path: Path, shape: Sequence[int]) -> None:
+    """Raise UserError where voxels are no 3D scan, nor channels of one."""
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UserError(
+            f"{path}: expected a 3D scan, but its shape is {tuple(shape)}; give one volume per file"
+        )
+
+
 def check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
     """Raise UserError where voxels are anything but one plain real number each."""
     if dtype.kind not in "biuf":
@@ -192,10 +200,7 @@ def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> 
     """
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{path}: expected a 3D scan, but its shape is {array.shape}; give one volume per file"
-        )
+    check_axes(path, array.shape)
     if kind == "label" and array.ndim != 3:
         raise UserError(
             f"{path}: expected a 3D label map, but its shape is {array.shape}; give one channel"

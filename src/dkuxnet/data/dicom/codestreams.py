@@ -13,6 +13,9 @@ SCAN = 0xDA
 OTHERS = {0xC4, 0xDB, 0xDD, 0xFE, PRESETS} | {*range(0xE0, 0xF0)} - {0xEB}
 TILE_PIXELS = 1024  # the least that a tile may hold on average, where there are many
 FREE_TILES = 64
+START_OF_TILE, START_OF_DATA, END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
+PRECINCTS = {b"\xff\x52": (4, 14), b"\xff\x53": (5, 11)}  # where style and sizes lie
+LEAST_PRECINCT = 5  # power of two
 RLE_RATIO = 64  # two bytes become at most 128
 FREE_RLE_BYTES = 2**27
 
@@ -70,7 +73,31 @@ def _size_of_jpeg_2000(frame: bytes) -> tuple[int, int]:
     tiles = -((tile_top - bottom) // height) * -((tile_left - right) // width)
     if tiles > max(FREE_TILES, rows * columns // TILE_PIXELS):
         raise ValueError(f"a frame has {tiles} tiles of {width} x {height} pixels")
+    _check_precincts(frame)
     return rows, columns
+
+
+def _check_precincts(frame: bytes) -> None:
+    """Check that pieces of JPEG 2000 are not tiny: a decoder makes an object of each."""
+    at, end_of_tile = 2, 0
+    while at < len(frame):
+        marker = frame[at : at + 2]
+        if marker == START_OF_DATA:
+            if end_of_tile <= at:
+                return  # the last one
+            at = end_of_tile
+            continue
+        if marker == END:
+            return
+        following = at + 2 + _number(frame, at + 2, 2)
+        if marker == START_OF_TILE:
+            end_of_tile = at + _number(frame, at + 6, 4)
+        elif marker in PRECINCTS:
+            style, first = PRECINCTS[marker]
+            sizes = frame[at + first : following] if frame[at + style] & 1 else b""
+            if any(min(size & 15, size >> 4) < LEAST_PRECINCT for size in sizes):
+                raise ValueError("a frame has precincts of fewer than 32 x 32 pixels")
+        at = following
 
 
 def _check_rle(frame: bytes, pixels: int) -> None:

@@ -1,5 +1,6 @@
 """The header of a DICOM file: whether it is an image, of which series, where its frames lie."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ PIXELS_GROUP = 0x7FE0
 # lie have a tenth of these.
 MAX_READS = 1_000_000
 MAX_ITEMS = 200_000
-MAX_ELEMENT_BYTES = 2**24
+MAX_SEQUENCE_BYTES = 2**24
+MAX_ELEMENT_BYTES = 2**26
 BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
 STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
@@ -150,14 +152,14 @@ def read_dataset(
     ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
     dataset = read_partial(
-        cast(BinaryIO, _Bounded(stream)),
+        cast(BinaryIO, _Bounded(stream, sys.maxsize if voxels else MAX_ELEMENT_BYTES)),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
     )
     for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
         raw = dataset.get_item(tag)
-        if tag.group != PIXELS_GROUP and isinstance(raw, RawDataElement):
+        if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
             _check_sequence(raw.value or b"")
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: what pydicom found
         implicit = dataset.original_encoding[0]
@@ -173,8 +175,9 @@ class _Bounded:
     Only to inflate a deflated file does it ask for all that is left.
     """
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: IO[bytes], most: int):
         self._stream = stream
+        self._most = most
         self._left = MAX_READS
         self.seek, self.tell = stream.seek, stream.tell
 
@@ -182,15 +185,15 @@ class _Bounded:
         self._left -= 1
         if size is None or size < 0:
             raise ValueError("it is deflated as a whole, which is not supported")
-        if self._left < 0:
-            raise ValueError("its header has far more elements than that of a scan")
+        if self._left < 0 or size > self._most:
+            raise ValueError("its header is far larger than that of a scan")
         return self._stream.read(size)
 
 
 def _check_sequence(value: bytes) -> None:
     """Check the bytes of an element, of which pydicom makes objects where it is a sequence."""
     items = sum(value.count(mark) for mark in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
-    if len(value) > MAX_ELEMENT_BYTES or items > MAX_ITEMS:
+    if len(value) > MAX_SEQUENCE_BYTES or items > MAX_ITEMS:
         raise ValueError("an element of its header is far larger than that of a scan")
 
 

@@ -17,14 +17,14 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, finish, reading
 from dkuxnet.data.dicom.codestreams import check_codestream
-from dkuxnet.data.dicom.headers import group, quiet, read_dataset
+from dkuxnet.data.dicom.headers import MAX_ITEMS, group, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.stack import Stack, arrange
 from dkuxnet.data.dicom.tree import opened, place
 from dkuxnet.machine.memory import check_memory
 
 MAX_VOXELS = 2**31  # 8 GiB as float32
-FREE_BYTES = 2**29  # any file may unpack to this
+FREE_BYTES = 2**28  # any file may unpack to this
 PIXEL_TAGS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -82,6 +82,7 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
                 dataset = read_dataset(stream, voxels=True, tags=TAGS)
+                _check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = _frame(dataset, frame)
 
@@ -96,6 +97,14 @@ def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         return apply_modality_lut(stored, dataset)
     return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
+
+
+def _check_fragments(dataset: Dataset) -> None:
+    """Check that pydicom will not be given far more pieces of frames than a scan has to list."""
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        pieces = dataset.PixelData.count(b"\xfe\xff\x00\xe0")
+        if pieces > MAX_ITEMS:
+            raise ValueError(f"its frames are in {pieces} pieces")
 
 
 def _checked(dataset: Dataset, frame: int) -> Dataset:

@@ -31,6 +31,7 @@ from dkuxnet.data.checks import (
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_AXIS = 10**9
+MAX_WORD = 64  # letters of a number
 # No control characters. A carriage return ends no line by itself: some readers take it for an end.
 LINE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*(\r?\n)")
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
@@ -91,10 +92,12 @@ def wrong(path: Path, key: str, expected: str, value: str) -> UserError:
 
 def numbers(path: Path, key: str, text: str, count: int) -> NDArray[np.float64]:
     """`count` finite numbers that stand in field `key`; else UserError."""
-    words = text.split()
-    if len(words) != count or not all(map(NUMBER.fullmatch, words)):
+    words = text.split(maxsplit=count)
+    plain = all(len(word) <= MAX_WORD and NUMBER.fullmatch(word) for word in words)
+    values = np.array(words if plain else [], dtype=np.float64)
+    if len(values) != count or not np.isfinite(values).all():
         raise wrong(path, key, f"{count} numbers", text)
-    return np.array(words, dtype=np.float64)
+    return values
 
 
 def sizes(path: Path, key: str, text: str, count: int) -> tuple[int, ...]:
@@ -158,10 +161,12 @@ def _stored(path: Path, header: InlineHeader) -> NDArray[Any]:
         if header.packing == "raw":
             array = np.fromfile(file, header.dtype, header.voxels)
         elif header.packing == "hex":
-            array = np.frombuffer(bytes.fromhex(file.read().decode("latin-1")), header.dtype)
+            text = file.read(3 * header.nbytes)  # some have line ends, or spaces between bytes
+            array = np.frombuffer(bytes.fromhex(text.decode("latin-1")), header.dtype)
         else:
+            text = file.read(MAX_WORD * header.voxels)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # of text that is no number
-                array = np.fromstring(file.read(), header.dtype, header.voxels, sep=" ")
+                array = np.fromstring(text, header.dtype, header.voxels, sep=" ")
     check_size(path, header.nbytes, array.nbytes)
     return array[: header.voxels]

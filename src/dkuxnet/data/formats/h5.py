@@ -16,13 +16,22 @@ from numpy.typing import NDArray
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import MAX_DEFLATE_RATIO, Header, check_size, finish, reading, require
+from dkuxnet.data.checks import (
+    MAX_DEFLATE_RATIO,
+    Header,
+    check_axes,
+    check_size,
+    finish,
+    reading,
+    require,
+)
 from dkuxnet.machine.memory import check_memory
 
 LA_SPACING_MM = 0.625
 SLACK_BYTES = 1 << 16
 MAX_ITEM_BYTES = 16
 MAX_LISTED = 20
+CHUNK_ENTRY_BYTES = 8  # of the index, at least
 LARGE_CHUNK_BYTES = 1 << 26
 MAX_LZF_RATIO = 132  # of three bytes come at most 264 and of one byte one
 
@@ -92,6 +101,7 @@ def _header(path: Path, dataset: h5py.Dataset) -> Header:
     _check_type(path, dataset.id.get_type())
     if dataset.shape is None:
         raise UserError(f"{path}: expected voxels, but the dataset is empty; export it again")
+    check_axes(path, dataset.shape)
     return Header(tuple(dataset.shape), dataset.dtype)
 
 
@@ -124,20 +134,29 @@ def _own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
 
 def _check_stored(path: Path, dataset: h5py.Dataset, header: Header) -> None:
     """Check that the file can hold what the header promises, before HDF5 unpacks any of it."""
-    chunks: list[h5d.StoreInfo] = []
-    if dataset.chunks is not None:
-        dataset.id.chunk_iter(chunks.append)
-        stored = sum(chunk.size for chunk in chunks)
-    else:
-        stored = dataset.id.get_storage_size()
-    if stored > path.stat().st_size:  # also where two chunks are said to lie in one place
+    size = path.stat().st_size
+    chunks = _chunks(dataset, size // CHUNK_ENTRY_BYTES) if dataset.chunks is not None else []
+    stored = sum(chunk.size for chunk in chunks) or dataset.id.get_storage_size()
+    if stored > size or len(chunks) > size // CHUNK_ENTRY_BYTES:
+        # Also where chunks are said to lie in one place, or their index leads in a circle.
         raise UserError(
-            f"{path}: expected {stored} bytes of voxels in the file, but it is shorter; copy it "
-            "again"
+            f"{path}: expected more bytes of voxels than the file has; copy or export it again"
         )
     check_size(path, header.nbytes, stored * MAX_DEFLATE_RATIO)
     if dataset.chunks is not None:
         _check_chunks(path, dataset, header, chunks)
+
+
+def _chunks(dataset: h5py.Dataset, most: int) -> list[h5d.StoreInfo]:
+    """The chunks of a dataset as the file lists them; one more than `most` where there are more."""
+    chunks: list[h5d.StoreInfo] = []
+
+    def take(chunk: h5d.StoreInfo) -> bool | None:
+        chunks.append(chunk)
+        return True if len(chunks) > most else None  # anything but None ends the list
+
+    dataset.id.chunk_iter(take)
+    return chunks
 
 
 def _check_chunks(

@@ -11,7 +11,6 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import _inline
 
 LAST = re.compile(r"\s*ElementDataFile\b", re.IGNORECASE)
-FIELD = re.compile(r"\s*([^=]*[^=\s])\s*=(.*)")
 TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -43,13 +42,13 @@ class MetaImage:
         if axes not in (2, 3, 4):  # MetaIO has room for 10 and writes past its own memory beyond
             raise _inline.wrong(path, "NDims", "3", str(axes))
         shape = _inline.sizes(path, "DimSize", fields.get("", "dimsize"), axes)
-        if axes == 2:
-            raise UserError(
-                f"{path}: expected a 3D scan, but its shape is {shape}; give one volume per file"
-            )
         channels = _inline.sizes(
             path, "ElementNumberOfChannels", fields.get("1", "elementnumberofchannels"), 1
         )
+        if axes == 2 or (axes == 4 and channels != (1,)):
+            raise UserError(
+                f"{path}: expected a 3D scan, but its shape is {shape}; give one volume per file"
+            )
         packed_bytes = None
         if packed := fields.true(False, "compresseddata"):
             # MetaIO leaves voxels unset where it is wrong.
@@ -92,16 +91,16 @@ class _Fields:
         self._path = path
         self._values: dict[str, str] = {}
         for line in filter(str.strip, lines):
-            field = FIELD.fullmatch(line)
-            if field is None:
+            name, mark, value = line.partition("=")
+            name = name.strip()
+            if not name or not mark:
                 raise _inline.wrong(path, "each line", "'key = value'", line)
-            key = field[1].lower()
-            if key in self._values:
+            if name.lower() in self._values:
                 raise UserError(
-                    f"{path}: expected {field[1][:80]} once in the header, but it is there again; "
+                    f"{path}: expected {name[:80]} once in the header, but it is there again; "
                     "save the scan again"
                 )
-            self._values[key] = field[2].strip()
+            self._values[name.lower()] = value.strip()
 
     def get(self, default: str, *names: str) -> str:
         """The value under one of several names of the same thing."""

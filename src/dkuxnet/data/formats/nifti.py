@@ -26,6 +26,7 @@ from dkuxnet.data.checks import (
     UNPACKED_BYTES,
     UNPROVEN_BYTES,
     Header,
+    check_axes,
     check_numbers,
     check_size,
     content,
@@ -68,7 +69,7 @@ class Nifti:
     """Channels are on the last axis in the file and on the first in the volume."""
 
     def peek(self, path: Path, kind: str = "image") -> Header:
-        """Read the header. Raises UserError where it is none or has an empty axis."""
+        """Read the header. Raises UserError where it is none or no 3D scan."""
         with _opened(path) as (header, _):
             return header
 
@@ -128,10 +129,8 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
         # Of the header alone: nibabel would read extensions of whatever size they state.
         fields: nibabel.Nifti1Header = form(block[: form.sizeof_hdr])  # type: ignore[no-untyped-call]  # nibabel's
         shape = fields.get_data_shape()
-        if any(n <= 0 for n in shape):
-            raise UserError(
-                f"{path}: expected a 3D scan, but its shape is {shape}; export it again"
-            )
+        vector = len(shape) == 5 and shape[3] == 1
+        check_axes(path, (*shape[:3], shape[4]) if vector else shape)
         check_numbers(path, fields.get_data_dtype())
         if packed and fields.get_data_offset() > MAX_REST_BYTES:
             raise UserError(

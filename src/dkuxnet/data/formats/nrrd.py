@@ -58,7 +58,7 @@ SIGNS = {
 }
 MAGIC = re.compile(r"NRRD000[1-5]")
 DATA_FILE = re.compile(r"\s*data ?file\s*:(?!=)", re.IGNORECASE)
-VECTORS = re.compile(r"\s*(none|\([^()]*\))")
+VECTORS = re.compile(r"none|\([^()]*\)")
 
 
 @dataclass(frozen=True)
