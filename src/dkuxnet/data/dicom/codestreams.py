@@ -15,7 +15,7 @@ TILE_PIXELS = 1024  # the least that a tile may hold on average, where there are
 FREE_TILES = 64
 START_OF_TILE, START_OF_DATA, END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"
 PRECINCTS = {b"\xff\x52": (4, 14), b"\xff\x53": (5, 11)}  # where style and sizes lie
-LEAST_PRECINCT = 5  # power of two
+FREE_PIECES, PIECE_PIXELS = 4096, 256
 RLE_RATIO = 64  # two bytes become at most 128
 FREE_RLE_BYTES = 2**27
 
@@ -73,12 +73,12 @@ def _size_of_jpeg_2000(frame: bytes) -> tuple[int, int]:
     tiles = -((tile_top - bottom) // height) * -((tile_left - right) // width)
     if tiles > max(FREE_TILES, rows * columns // TILE_PIXELS):
         raise ValueError(f"a frame has {tiles} tiles of {width} x {height} pixels")
-    _check_precincts(frame)
+    _check_precincts(frame, rows, columns)
     return rows, columns
 
 
-def _check_precincts(frame: bytes) -> None:
-    """Check that pieces of JPEG 2000 are not tiny: a decoder makes an object of each."""
+def _check_precincts(frame: bytes, rows: int, columns: int) -> None:
+    """Check that the pieces of a frame are not far too many: a decoder makes an object of each."""
     at, end_of_tile = 2, 0
     while at < len(frame):
         marker = frame[at : at + 2]
@@ -95,8 +95,14 @@ def _check_precincts(frame: bytes) -> None:
         elif marker in PRECINCTS:
             style, first = PRECINCTS[marker]
             sizes = frame[at + first : following] if frame[at + style] & 1 else b""
-            if any(min(size & 15, size >> 4) < LEAST_PRECINCT for size in sizes):
-                raise ValueError("a frame has precincts of fewer than 32 x 32 pixels")
+            coarsest = len(sizes) - 1  # sizes begin with that of the coarsest resolution
+            pieces = sum(
+                -(-rows // 2 ** (coarsest - level + (size >> 4)))
+                * -(-columns // 2 ** (coarsest - level + (size & 15)))
+                for level, size in enumerate(sizes)
+            )
+            if pieces > max(FREE_PIECES, rows * columns // PIECE_PIXELS):
+                raise ValueError(f"a frame has {pieces} precincts")
         at = following
 
 
