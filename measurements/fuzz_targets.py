@@ -90,7 +90,8 @@ class Target:
     """A kind of file.
 
     seeds: makes valid files. read: takes the bytes of a file and an empty folder. unpack, pack:
-    undo and redo what is around the part worth spoiling. tree: the file is JSON.
+    undo and redo what is around the part worth spoiling. tree: the file is JSON. spoil: changes
+    what is peculiar to the format, such as a line of its header.
     """
 
     seeds: Callable[[], list[bytes]]
@@ -98,6 +99,7 @@ class Target:
     unpack: Callable[[bytes], bytes] = bytes
     pack: Callable[[bytes], bytes] = bytes
     tree: bool = False
+    spoil: Callable[[bytes, Random], bytes] | None = None
 
 
 def spoilt(target: Target, data: bytes, random: Random) -> bytes:
@@ -106,10 +108,10 @@ def spoilt(target: Target, data: bytes, random: Random) -> bytes:
         data = target.unpack(data)
     except Exception:  # what another spoilt before
         return data
+    special = _other_leaf if target.tree else target.spoil
     for _ in range(random.choice((1, 1, 2, 4))):
-        data = (_other_leaf if target.tree and random.random() < 0.7 else _other_bytes)(
-            data, random
-        )
+        way = special if special is not None and random.random() < 0.7 else _other_bytes
+        data = way(data, random)
     return target.pack(data)
 
 
@@ -166,6 +168,166 @@ def _other_leaf(data: bytes, random: Random) -> bytes:
         else:
             node[key] = random.choice(LEAVES)
     return json.dumps(tree).encode()
+
+
+# --- headers: what knows their keys, numbers, types and line ends ---
+
+LINE_ENDS = [
+    b"\n",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b"\r\r\n",
+    b"\n\n",
+    b"\x0b",
+    b"\x0c",
+    b"\x85",
+    b"\0",
+    b"",
+]
+VALUES = [
+    *(b"LOCAL", b"LIST", b"/etc/passwd", b"x%d.raw 0 9 1", b"../x.raw", b"x.raw", b"\xc3\xa9"),
+    *(b"True", b"False", b"4 5 3", b"4 5 3 1", b"1 1 1", b"1 0 0 0 1 0 0 0 1", b"nan nan nan"),
+    *(b"MET_FLOAT", b"MET_UCHAR", b"MET_DOUBLE_ARRAY", b"float", b"uchar", b"block", b"double"),
+    *(b"raw", b"gzip", b"ascii", b"hex", b"bzip2", b"little", b"big", b"left-posterior-superior"),
+    *(b"(1,0,0) (0,1,0) (0,0,1)", b"none (1,0,0) (0,1,0) (0,0,1)", b"(0,0,0)", b"((((", b"none"),
+    *(b"domain domain domain", b"vector domain domain domain", b"list domain domain domain"),
+]
+META_KEYS = [
+    *(b"ObjectType", b"NDims", b"DimSize", b"ElementType", b"ElementDataFile", b"BinaryData"),
+    *(b"CompressedData", b"CompressedDataSize", b"ElementNumberOfChannels", b"HeaderSize"),
+    *(b"ElementSpacing", b"ElementSize", b"Offset", b"Position", b"Origin", b"TransformMatrix"),
+    *(b"Rotation", b"BinaryDataByteOrderMSB", b"ElementByteOrderMSB", b"Comment", b"Name"),
+]
+NRRD_KEYS = [
+    *(b"type", b"dimension", b"sizes", b"encoding", b"endian", b"kinds", b"space", b"content"),
+    *(b"space directions", b"space origin", b"space dimension", b"spacings", b"axis mins"),
+    *(b"centers", b"data file", b"datafile", b"byte skip", b"line skip", b"block size"),
+    *(b"measurement frame", b"labels", b"units", b"thicknesses", b"max", b"#", b"key:"),
+]
+
+
+def other_line(keys: list[bytes], mark: bytes, last: bytes) -> Callable[[bytes, Random], bytes]:
+    """Spoils a header of lines: keys, values, marks between them, line ends, order, number.
+
+    last: what ends the header, which what stands behind it must not look like.
+    """
+
+    def spoil(data: bytes, random: Random) -> bytes:
+        end = data.find(last) + len(last)
+        lines = [[*_parts(line, mark), b"\n"] for line in data[:end].split(b"\n")]
+        place = random.randrange(len(lines))
+        line = lines[place]
+        way = random.randrange(8)
+        if way == 0:
+            line[2] = random.choice([*VALUES, *(word.encode() for word in WORDS)])
+        elif way == 1:
+            line[3] = random.choice(LINE_ENDS)
+        elif way == 2:
+            line[1] = random.choice([b":", b": ", b"=", b" = ", b":=", b"\t=\t", b"", b" "])
+        elif way == 3:
+            line[0] = random.choice(
+                [line[0].lower(), line[0].upper(), b" " + line[0], b"#" + line[0]]
+            )
+        elif way == 4:
+            lines.insert(place, list(random.choice(lines)))
+        elif way == 5:
+            lines.insert(place, [random.choice(keys), mark, random.choice(VALUES), b"\n"])
+        elif way == 6:
+            del lines[place]
+        else:
+            words = line[2].split() or [b""]
+            words[random.randrange(len(words))] = random.choice(WORDS).encode()
+            line[2] = b" ".join(words)
+        return b"".join(map(b"".join, lines))[:-1] + data[end:]
+
+    return spoil
+
+
+def _parts(line: bytes, mark: bytes) -> tuple[bytes, bytes, bytes]:
+    key, found, value = line.partition(mark)
+    return key, found, value
+
+
+def other_field(data: bytes, random: Random) -> bytes:
+    """Spoils a NIfTI-1: extensions and their sizes, dimensions, types, scaling, offsets."""
+    data = bytearray(data)
+    if len(data) < 352:
+        return bytes(data)
+    number = random.choice(NUMBERS)
+    way = random.randrange(6)
+    if way == 0:  # an extension
+        size = random.choice([0, 1, 7, 8, 15, 16, 17, 32, -1, -16, 2**20, 2**31 - 1, -(2**31)])
+        content = random.randbytes(random.choice([0, 8, 24]))
+        data[348:352] = bytes([random.choice([0, 1, 1, 1, 255]), 0, 0, 0])
+        data[352:352] = np.array([size, random.choice([0, 2, 4, 6, 99])], "<i4").tobytes() + content
+        if random.random() < 0.7:
+            data[108:112] = np.array([360 + len(content)], "<f4").tobytes()
+    elif way == 1:
+        place = random.randrange(8)
+        data[40 + 2 * place : 42 + 2 * place] = np.array(number, "<i8").astype("<i2").tobytes()
+    elif way == 2:  # type and its bits
+        kind = random.choice(
+            [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 1792]
+        )
+        data[70:74] = np.array([kind, random.choice([8, 16, 32, 64, 128, 256])], "<i2").tobytes()
+    elif way == 3:
+        place = random.choice(
+            [76, 80, 84, 88, 108, 112, 116, 256, 260, 264, 268, 280, 284, 296, 312]
+        )
+        value = random.choice([0, 1, -1, 352, 360, 1e9, -1e9, 1e30, np.nan, np.inf, 0.5])
+        data[place : place + 4] = np.array([value], "<f4").tobytes()
+    elif way == 4:
+        data[344:348] = random.choice([b"ni1\0", b"n+1\0", b"n+2\0", b"\0\0\0\0"])
+    else:
+        data[252:256] = np.array([number, number], "<i8").astype("<i2").tobytes()
+    return bytes(data)
+
+
+# Of a datatype in HDF5: version and class, three bytes of flags, its size in four
+DATATYPE = re.compile(rb"[\x10-\x3b][\x00-\x3f][\x00-\xff]\x00[\x01-\x20]\x00{3}", re.DOTALL)
+
+
+def other_type(data: bytes, random: Random) -> bytes:
+    """Spoils an HDF5: classes and sizes of its datatypes, filters, addresses and lengths."""
+    found = list(DATATYPE.finditer(data[:8192]))
+    way = random.randrange(3)
+    if way == 0 and found:
+        place = random.choice(found).start()
+        kind = bytes([random.choice([0x10, 0x20, 0x30]) | random.randrange(12)])
+        return data[:place] + kind + data[place + 1 :]
+    if way == 1 and found:
+        place = random.choice(found).start() + 4
+        size = random.choice([0, 1, 2, 3, 4, 8, 16, 17, 2**16, 2**30, 2**31, 2**32 - 1])
+        return data[:place] + size.to_bytes(4, "little") + data[place + 4 :]
+    place = 8 * random.randrange(max(1, min(len(data), 8192) // 8))
+    value = random.choice([0, 1, 8, 96, 800, 2048, len(data), 2**31, 2**32, 2**40, 2**64 - 1])
+    return data[:place] + value.to_bytes(8, "little") + data[place + 8 :]
+
+
+@cache
+def types() -> list[bytes]:
+    """HDF5 files of every class of datatype, of which but the first are refused."""
+    import h5py
+
+    made = scans(".h5")
+    kinds: list[Any] = [
+        *(h5py.vlen_dtype(np.uint8), h5py.ref_dtype, h5py.regionref_dtype, h5py.string_dtype()),
+        *(np.dtype("c8"), np.dtype("V9"), np.dtype("(3,)f4"), np.dtype("S7"), np.dtype(bool)),
+        *(np.dtype([("a", "f4"), ("b", "i2")]), h5py.enum_dtype({"a": 1, "b": 2, "c": 3})),
+    ]
+    for kind in kinds:
+        file = io.BytesIO()
+        with h5py.File(file, "w") as opened:
+            opened.create_dataset("image", (4, 5, 3), kind, chunks=(2, 5, 3))
+        made = [*made, file.getvalue()]
+    for options in ({"compression": "lzf"}, {"compression": "gzip", "shuffle": True}, {}):
+        file = io.BytesIO()
+        with h5py.File(file, "w") as opened:
+            opened.create_dataset("image", data=volume().array, fletcher32=True, **options)
+            opened["label"] = h5py.ExternalLink("x.h5", "/label")
+        made = [*made, file.getvalue()]
+    return made
 
 
 # --- scans ---
@@ -535,16 +697,21 @@ def read_weights(data: bytes, folder: Path) -> None:
 
 
 TARGETS = {
-    "nifti": Target(lambda: scans(".nii"), reads(".nii")),
+    "nifti": Target(lambda: scans(".nii"), reads(".nii"), spoil=other_field),
     "nifti-gz": Target(
         lambda: scans(".nii.gz"),
         reads(".nii.gz"),
         gzip.decompress,
         lambda data: gzip.compress(data, 1, mtime=0),
+        spoil=other_field,
     ),
-    "nrrd": Target(lambda: scans(".nrrd"), reads(".nrrd")),
-    "mha": Target(lambda: scans(".mha"), reads(".mha")),
-    "h5": Target(lambda: scans(".h5"), reads(".h5")),
+    "nrrd": Target(
+        lambda: scans(".nrrd"), reads(".nrrd"), spoil=other_line(NRRD_KEYS, b": ", b"\n\n")
+    ),
+    "mha": Target(
+        lambda: scans(".mha"), reads(".mha"), spoil=other_line(META_KEYS, b" = ", b"LOCAL\n")
+    ),
+    "h5": Target(types, reads(".h5"), spoil=other_type),
     "dicom": Target(lambda: slices()[2:], read_dicom),
     "dicom-zip": Target(
         lambda: [zipped(zipfile.ZIP_STORED), zipped(zipfile.ZIP_DEFLATED)], reads(".zip")

@@ -3,38 +3,58 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 GIBIBYTE = 2**30
 PROGRAM = """
-import resource, sys, warnings
+import os, resource, sys, warnings
 from pathlib import Path
 import numpy, torch, blosc2, h5py, nibabel, SimpleITK, pydicom, safetensors.torch, dkuxnet.training.experiment, dkuxnet.prediction.segment
+import pydicom.pixels.decoders, dkuxnet.data.dicom.read
 from dkuxnet.core.errors import UserError
-here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (here + {limit}, here + {limit}))
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 sys.path.insert(0, {tests!r})
 import test_hostile
-for name, read in test_hostile.readings(Path({folder!r})).items():
+from opened import Watch
+def pages(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (here + {limit}, here + {limit}))
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+readings = test_hostile.readings(Path({folder!r}))
+watch = Watch(test_hostile.secrets(Path({folder!r})))
+for name, read in readings.items():
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+    before = pages("VmRSS")
     try:
         read()
+        told = "NOTHING", ""
     except UserError as error:
-        print(name, "USER-ERROR", error, sep="\\t")
+        told = "USER-ERROR", error
     except BaseException as error:
-        print(name, type(error).__name__, error, sep="\\t")
-    else:
-        print(name, "NOTHING", sep="\\t")
+        told = type(error).__name__, error
+    print(name, told[0], (pages("VmHWM") - before) >> 10, ",".join(watch.names()), told[1], sep="\t")
 """
 
 
-def outcomes(folder: Path, limit: int = 3 * GIBIBYTE) -> dict[str, tuple[str, str]]:
-    """What comes of each of `test_hostile.readings` in a process that may take `limit` bytes: name
-    -> (kind, message).
-    """
+class Outcome(NamedTuple):
+    """What came of a reading: a kind, the most memory it took, the secrets it opened."""
+
+    kind: str
+    mebibytes: int
+    opened: str
+    message: str
+
+
+def outcomes(folder: Path, limit: int = 3 * GIBIBYTE) -> dict[str, Outcome]:
+    """What comes of each of `test_hostile.readings` in a process that may take `limit` bytes."""
     program = PROGRAM.format(limit=limit, tests=str(Path(__file__).parent), folder=str(folder))
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300
     )
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr[-2000:]
-    return {name: (kind, " ".join(rest)) for name, kind, *rest in lines}
+    return {
+        name: Outcome(kind, int(mebibytes), opened, " ".join(message))
+        for name, kind, mebibytes, opened, *message in lines
+    }

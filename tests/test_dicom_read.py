@@ -2,16 +2,23 @@
 reader; and what is refused.
 """
 
+import io
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydicom import dcmread
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     BasicTextSRStorage,
     EncapsulatedPDFStorage,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
     SegmentationStorage,
 )
@@ -129,6 +136,70 @@ def test_compression_that_can_be_undone_is(tmp_path):
     for ds in slices:
         ds.compress(RLELossless)
     assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
+
+
+def jpeg_2000(plane: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(plane).save(file, "JPEG2000", no_jp2=True, irreversible=False, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (np.uint8, {}),
+        (np.uint16, {}),
+        (np.uint8, {"tile_size": (64, 64)}),
+        (np.uint16, {"precinct_size": (64, 64)}),
+    ],
+)
+def test_jpeg_2000_is_read_as_it_was_packed(tmp_path, dtype, options):
+    scan = Scan(noise((4, 150, 130), dtype))
+    slices = scan.slices()
+    for ds, plane in zip(slices, scan.voxels, strict=True):
+        ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        ds.PixelData = encapsulate([jpeg_2000(plane, **options)])
+        ds["PixelData"].VR = "OB"
+    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
+
+
+def test_jpeg_ls_and_several_frames_and_fragments_are_read_as_they_were_packed(tmp_path):
+    pytest.importorskip("jpeg_ls")
+    scan = Scan(noise(dtype=np.uint16))
+    slices = scan.slices()
+    for ds in slices:
+        ds.compress(JPEGLSLossless)
+    packed = [next(generate_frames(ds.PixelData, number_of_frames=1)) for ds in slices]
+    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
+    for number, options in enumerate(({}, {"has_bot": False}, {"fragments_per_frame": 3})):
+        whole = scan.enhanced()
+        whole.file_meta.TransferSyntaxUID = JPEGLSLossless
+        whole.PixelData = encapsulate(packed, **options)
+        whole["PixelData"].VR = "OB"
+        folder = save([whole], tmp_path / f"whole{number}")
+        assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+    tabled = scan.enhanced()
+    tabled.file_meta.TransferSyntaxUID = JPEGLSLossless
+    tabled.PixelData, tabled.ExtendedOffsetTable, tabled.ExtendedOffsetTableLengths = (
+        encapsulate_extended(packed)
+    )
+    tabled["PixelData"].VR = "OB"
+    folder = save([tabled], tmp_path / "tabled")
+    assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+
+
+def test_jpeg_is_read_as_the_eye_sees_it(tmp_path):
+    smooth = np.indices((4, 40, 50)).sum(axis=0).astype(np.uint8)
+    scan = Scan(smooth)
+    slices = scan.slices()
+    for ds, plane in zip(slices, smooth, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(plane).save(file, "JPEG", quality=95)
+        ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        ds.PixelData = encapsulate([file.getvalue()])
+        ds["PixelData"].VR = "OB"
+    array = formats.read(save(slices, tmp_path / "scan")).array
+    assert np.abs(array - smooth.T).max() <= 3
 
 
 def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):

@@ -26,7 +26,7 @@ from dkuxnet.data import formats
 from dkuxnet.data.dicom.codes import PRIVATE_SCHEME, codes_of
 from dkuxnet.data.dicom.segmentation import write_label, write_probabilities, write_uncertainty
 from dkuxnet.data.dicom.series import one_series
-from dkuxnet.prediction.predict import predict_scans
+from dkuxnet.prediction.predict import ScansFailed, predict_scans
 from test_predict import fake_run
 
 DCMQI = Path(sys.executable).with_name("segimage2itkimage")
@@ -366,6 +366,20 @@ def test_what_cannot_become_seg_is_one_line(tmp_path, monkeypatch):
     scan.write(tmp_path / "nowhere", FrameOfReferenceUID=None)
     refused(lambda: predict(tmp_path / "nowhere"), "no frame of reference")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_scan_is_no_other_scan_s_trouble(tmp_path, monkeypatch):
+    """Its voxels can be read, but no segmentation can be written of what its headers say."""
+    run, scan = fake_run(monkeypatch), Scan(blobs())
+    scan.write(tmp_path / "in" / "anna")
+    Scan(blobs()).write(tmp_path / "in" / "ben", FrameOfReferenceUID=["1.2.3", "1.2.4"])
+    assert (
+        formats.read(tmp_path / "in" / "ben").shape == formats.read(tmp_path / "in" / "anna").shape
+    )
+    with pytest.raises(ScansFailed) as caught:
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out", form="dicom-seg")
+    assert list(caught.value.failed) == ["ben"] and "\n" not in caught.value.failed["ben"]
+    assert [path.name for path in caught.value.written] == ["anna.dcm"]
 
 
 def test_a_source_without_patient_is_enough(tmp_path):

@@ -68,7 +68,10 @@ def draw(wings: dict[str, set[str]]) -> str:
     """The figure of a table of wings; KeyError where one has no place, ValueError where it left."""
     wings = {name: uses for name, uses in wings.items() if name}
     ground = [name for name, uses in wings.items() if uses <= {"core"}]
-    (roof,) = [name for name, uses in wings.items() if uses == wings.keys() - {name}]
+    used = set().union(*wings.values())
+    (roof,) = [
+        name for name, uses in wings.items() if name not in used and {"report", "serve"} <= uses
+    ]
     gone = (PLACES.keys() | BARS.keys()) - wings.keys()
     if gone:
         raise ValueError(f"docs/generate/figure.py places {sorted(gone)}: no such wing")

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from dkuxnet.machine.memory import check_memory
 
 HEAD_BYTES = 65536
 CHUNK_BYTES = 1 << 16
+UNPACKED_BYTES = 1 << 20
+# What a header promises beyond this is inflated once without being kept before memory is taken.
+UNPROVEN_BYTES = 1 << 28
 MAGIC = (
     (b"NRRD", "NRRD"),
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
@@ -137,30 +140,56 @@ def check_size(path: Path, needed: int, available: int) -> None:
     check_memory(needed, str(path))
 
 
-def check_deflated(path: Path, start: int, needed: int) -> int:
-    """Inflate the voxels (zlib or gzip) from byte `start` on, to check length and checksum.
+def check_axes(path: Path, shape: Sequence[int]) -> None:
+    """Raise UserError where voxels are no 3D scan, nor channels of one."""
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UserError(
+            f"{path}: expected a 3D scan, but its shape is {tuple(shape)}; give one volume per file"
+        )
 
-    ITK ignores damage in them and returns wrong voxels. Returns the number of their packed bytes.
-    Raises UserError or zlib.error.
+
+def check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    """Raise UserError where voxels are anything but one plain real number each."""
+    if dtype.kind not in "biuf":
+        raise UserError(
+            f"{path}: expected one real number a voxel, but its voxels are {dtype}; convert it"
+        )
+
+
+def inflate(
+    path: Path, start: int, needed: int, keep: bool = True
+) -> tuple[NDArray[np.uint8], int]:
+    """Inflate the voxels (zlib or gzip) from byte `start` on: `needed` bytes, and the packed size.
+
+    The rest is inflated too, a little at a time, to check length and checksum. Where the header
+    promises much, all of it is inflated once before any memory is taken. keep: False gives an empty
+    array. Raises UserError or zlib.error.
     """
+    if keep and needed > UNPROVEN_BYTES:
+        inflate(path, start, needed, keep=False)
+    voxels = np.empty(needed if keep else 0, np.uint8)
     inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
     with path.open("rb") as file:
         file.seek(start)
-        while not inflater.eof and (chunk := file.read(CHUNK_BYTES)):
-            count += len(inflater.decompress(chunk))
+        while not inflater.eof:
+            packed = inflater.unconsumed_tail or file.read(CHUNK_BYTES)
+            part = inflater.decompress(packed, UNPACKED_BYTES)
+            if not packed and not part:
+                raise UserError(
+                    f"{path}: expected {needed} bytes of voxels, but it is cut short after "
+                    f"{count}; copy it again"
+                )
+            room = voxels[count : count + len(part)]
+            room[:] = np.frombuffer(part, np.uint8, len(room))
+            count += len(part)
             if count > needed + MAX_REST_BYTES:
                 raise UserError(
                     f"{path}: expected {needed} bytes of voxels by its header, but it unpacks to "
                     "far more; export it again"
                 )
-        packed = file.tell() - len(inflater.unused_data) - start
-    if not inflater.eof:
-        raise UserError(
-            f"{path}: expected {needed} bytes of voxels, but it is cut short after {count}; copy "
-            "it again"
-        )
+        packed_bytes = file.tell() - len(inflater.unused_data) - start
     check_size(path, needed, count)
-    return packed
+    return voxels, packed_bytes
 
 
 def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> Volume:
@@ -171,10 +200,7 @@ def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> 
     """
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{path}: expected a 3D scan, but its shape is {array.shape}; give one volume per file"
-        )
+    check_axes(path, array.shape)
     if kind == "label" and array.ndim != 3:
         raise UserError(
             f"{path}: expected a 3D label map, but its shape is {array.shape}; give one channel"
@@ -208,11 +234,7 @@ def storable(volume: Volume, path: Path) -> Volume:
 
 def _plain(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     """Real numbers in native byte order and in a type that numpy, torch and every format know."""
-    if array.dtype.kind not in "biuf":
-        raise UserError(
-            f"{path}: expected one real number a voxel, but its voxels are {array.dtype}; convert "
-            "it"
-        )
+    check_numbers(path, array.dtype)
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
@@ -225,7 +247,8 @@ def _integers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind != "f":
         return array
     low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high) and np.array_equal(array, np.floor(array))):
+    whole = all(np.array_equal(part, np.floor(part)) for part in array)  # a slice at a time
+    if not (np.isfinite(low) and np.isfinite(high) and whole):
         raise UserError(
             f"{path}: expected a label map of whole numbers, but some voxels are not; give the "
             "label file"

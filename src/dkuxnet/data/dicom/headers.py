@@ -1,5 +1,6 @@
 """The header of a DICOM file: whether it is an image, of which series, where its frames lie."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset
+from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -39,6 +41,12 @@ TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 PIXELS_GROUP = 0x7FE0
+# Of a header: elements of it become objects of up to 2 KB each. 5,000 frames that say where they
+# lie have a tenth of these.
+MAX_READS = 1_000_000
+MAX_ITEMS = 200_000
+MAX_SEQUENCE_BYTES = 2**24
+MAX_ELEMENT_BYTES = 2**26
 BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
 STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
@@ -60,10 +68,12 @@ class Plane:
 class Image:
     """A file of one or more frames.
 
-    planes: one for each frame, None where the file does not say where the frame lies.
+    planes: one for each frame, None where the file does not say where the frame lies. file_bytes:
+    what it takes on the disk.
     """
 
     name: str
+    file_bytes: int
     series_uid: str
     study_uid: str
     description: str
@@ -101,7 +111,7 @@ def read_header(path: Path, entry: Entry) -> Image | None:
             )
         with entry.open() as stream:
             header = read_dataset(stream, tags=TAGS)
-        return _image(where, entry.name, header)
+        return _image(where, entry, header)
 
 
 @contextmanager
@@ -138,20 +148,53 @@ def read_dataset(
     tags: read these alone, None for all. voxels: whether to read them too.
 
     Reading ends at group 0, which no valid file holds: a gigabyte of zeros would be read as a
-    hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.)
+    hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.) Raises
+    ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
     dataset = read_partial(
-        cast(BinaryIO, stream),
+        cast(BinaryIO, _Bounded(stream, sys.maxsize if voxels else MAX_ELEMENT_BYTES)),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
     )
+    for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
+            _check_sequence(raw.value or b"")
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: what pydicom found
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
     return dataset
+
+
+class _Bounded:
+    """A stream for pydicom, which reads each element by itself.
+
+    Only to inflate a deflated file does it ask for all that is left.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int):
+        self._stream = stream
+        self._most = most
+        self._left = MAX_READS
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int | None = None) -> bytes:
+        self._left -= 1
+        if size is None or size < 0:
+            raise ValueError("it is deflated as a whole, which is not supported")
+        if self._left < 0 or size > self._most:
+            raise ValueError("its header is far larger than that of a scan")
+        return self._stream.read(size)
+
+
+def _check_sequence(value: bytes) -> None:
+    """Check the bytes of an element, of which pydicom makes objects where it is a sequence."""
+    items = sum(value.count(mark) for mark in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
+    if len(value) > MAX_SEQUENCE_BYTES or items > MAX_ITEMS:
+        raise ValueError("an element of its header is far larger than that of a scan")
 
 
 def _first_group(first: bytes) -> bytes:
@@ -173,10 +216,10 @@ def _bare(where: Path, entry: Entry) -> Image | None:
         )
     except Exception:  # any other file that happens to start like a data set
         return None
-    return _image(where, entry.name, header) if named else None
+    return _image(where, entry, header) if named else None
 
 
-def _image(where: Path, name: str, header: Dataset) -> Image | None:
+def _image(where: Path, entry: Entry, header: Dataset) -> Image | None:
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     if kind is None:
         raise UserError(
@@ -192,7 +235,8 @@ def _image(where: Path, name: str, header: Dataset) -> Image | None:
             "it again"
         )
     return Image(
-        name=name,
+        name=entry.name,
+        file_bytes=entry.size,
         series_uid=str(header.SeriesInstanceUID),
         study_uid=str(header.StudyInstanceUID),
         description=str(header.get("SeriesDescription", "")),

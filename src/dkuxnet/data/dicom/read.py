@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
@@ -14,14 +15,28 @@ from pydicom.uid import UID
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import finish, reading
-from dkuxnet.data.dicom.headers import group, quiet, read_dataset
+from dkuxnet.data.checks import MAX_DEFLATE_RATIO, finish, reading
+from dkuxnet.data.dicom.codestreams import check_codestream
+from dkuxnet.data.dicom.headers import MAX_ITEMS, group, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.stack import Stack, arrange
 from dkuxnet.data.dicom.tree import opened, place
 from dkuxnet.machine.memory import check_memory
 
 MAX_VOXELS = 2**31  # 8 GiB as float32
+FREE_BYTES = 2**28  # any file may unpack to this
+PIXEL_TAGS = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+# All that voxels need. A file may hold millions of other elements.
+TAGS = (
+    *PIXEL_TAGS,
+    *("NumberOfFrames", "PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "SpecificCharacterSet"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
 JPEG, JPEG_2000 = "pylibjpeg pylibjpeg-libjpeg", "pylibjpeg pylibjpeg-openjpeg"
 
 
@@ -40,6 +55,12 @@ def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
         raise UserError(
             f"{series.path}: series {series.uid} has {header.shape[::-1]} voxels, more than "
             f"{MAX_VOXELS:.2g}; crop it"
+        )
+    packed = sum(image.file_bytes for image in series.images)
+    if header.nbytes > max(FREE_BYTES, MAX_DEFLATE_RATIO * packed):
+        raise UserError(
+            f"{series.path}: series {series.uid} has {header.voxels} voxels in {packed} bytes, "
+            "which no scan does; export it again"
         )
     check_memory(header.nbytes, str(series.path))
     with reading(series.path, "DICOM"):
@@ -60,17 +81,52 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
             if entry.name not in slices:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
-                dataset = read_dataset(stream, voxels=True)
+                dataset = read_dataset(stream, voxels=True, tags=TAGS)
+                _check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = _frame(dataset, frame)
 
 
 def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     """(rows, columns) of one frame in the modality's units."""
-    stored = pixel_array(dataset, index=frame if "NumberOfFrames" in dataset else None)
+    index: int | None = frame if "NumberOfFrames" in dataset else None
+    pixels = dataset
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        pixels, index = _checked(dataset, frame), None
+    stored = pixel_array(pixels, index=index)
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         return apply_modality_lut(stored, dataset)
     return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
+
+
+def _check_fragments(dataset: Dataset) -> None:
+    """Check that pydicom will not be given far more pieces of frames than a scan has to list."""
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        pieces = dataset.PixelData.count(b"\xfe\xff\x00\xe0")
+        if pieces > MAX_ITEMS:
+            raise ValueError(f"its frames are in {pieces} pieces")
+
+
+def _checked(dataset: Dataset, frame: int) -> Dataset:
+    """A data set of one compressed frame alone, whose decoder will make what the data set says."""
+    tables = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+    packed = get_frame(
+        dataset.PixelData,
+        frame,
+        number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+        extended_offsets=tuple(dataset[table].value for table in tables)
+        if tables[0] in dataset
+        else None,
+    )
+    check_codestream(packed, dataset.file_meta.TransferSyntaxUID, dataset.Rows, dataset.Columns)
+    single = Dataset()
+    single.file_meta = dataset.file_meta
+    for tag in PIXEL_TAGS:
+        if tag in dataset:
+            single.add(dataset[tag])
+    single.PixelData = encapsulate([packed], has_bot=False)
+    single["PixelData"].VR = "OB"
+    return single
 
 
 def _check_decoders(series: Series) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
 from dkuxnet.core import extras
@@ -74,8 +74,8 @@ def check_replaceable(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        header = dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True)
-        kind = header.get("SOPClassUID")
+        with path.open("rb") as stream:
+            kind = read_dataset(stream, tags=["SOPClassUID"]).get("SOPClassUID")
     except Exception:  # not DICOM, or damaged
         kind = None
     if kind not in SEG_CLASSES:
@@ -87,9 +87,13 @@ def writers(
 ) -> dict[str, Writer]:
     """The functions that write "label", "probabilities" and "uncertainty" of `series` to a path.
 
-    Raises UserError where the series has no frame of reference.
+    Raises UserError where the series has no frame of reference, or where its files are damaged so
+    that no segmentation can be written of them, though they could be read.
     """
     _frame_of_reference(series)
+    spot = np.zeros(series.header.shape, np.uint8)
+    spot[0, 0, 0] = 1
+    _segmentation(spot, _described(["spot"]), series, "BINARY", "label")
     return {
         "label": lambda volume, path: write_label(volume, labels, series, path, segmentation_type),
         "probabilities": lambda volume, path: write_probabilities(volume, labels, series, path),
@@ -144,10 +148,23 @@ def _write(
     kind: str,
     what: str,
 ) -> None:
-    version = metadata.version("dkuxnet")
+    segmentation = _segmentation(segments, described, series, kind, what)
     with quiet():
+        atomically(path, segmentation.save_as)
+
+
+def _segmentation(
+    segments: NDArray[Any],
+    described: Sequence[SegmentDescription],
+    series: Series,
+    kind: str,
+    what: str,
+) -> Segmentation:
+    version = metadata.version("dkuxnet")
+    sources = _sources(series)
+    with reading(series.path, "DICOM"), quiet():
         segmentation = Segmentation(
-            source_images=_sources(series),
+            source_images=sources,
             pixel_array=_volume(segments, series),
             segmentation_type=kind,
             segment_descriptions=described,
@@ -166,7 +183,7 @@ def _write(
         )
         if "ContentCreatorName" not in segmentation:  # must be present, but may be empty
             segmentation.ContentCreatorName = None
-        atomically(path, segmentation.save_as)
+    return segmentation
 
 
 def _volume(segments: NDArray[Any], series: Series) -> hd.Volume:

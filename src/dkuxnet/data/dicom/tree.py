@@ -34,11 +34,13 @@ HEAD_BYTES = 1024
 class Entry:
     """A file of the tree.
 
-    name: its path in the tree, with slashes. open: gives a new stream of its bytes.
+    name: its path in the tree, with slashes. open: gives a new stream of its bytes. size: bytes
+    that it takes on the disk, packed if it lies in a zip.
     """
 
     name: str
     open: Opener
+    size: int
 
 
 @contextmanager
@@ -55,9 +57,12 @@ def opened(path: Path) -> Iterator[Iterator[Entry]]:
     elif is_zip(path):
         with opened_zip(path) as archive:
             files = _checked_files(path, archive)
-            yield (Entry(info.filename, partial(archive.open, info)) for info in files)
+            yield (
+                Entry(info.filename, partial(archive.open, info), info.compress_size)
+                for info in files
+            )
     elif path.is_file():
-        yield iter([Entry(path.name, lambda: path.open("rb"))])
+        yield iter([Entry(path.name, lambda: path.open("rb"), path.stat().st_size)])
     else:
         raise UserError(f"{path}: expected DICOM files, but there is nothing; check the path")
 
@@ -129,7 +134,8 @@ def _in_folder(root: Path) -> Iterator[Entry]:
                 count += 1
                 _check_count(root, count)
                 file = Path(item.path)
-                yield Entry(file.relative_to(root).as_posix(), _file_opener(file))
+                size = item.stat(follow_symlinks=False).st_size
+                yield Entry(file.relative_to(root).as_posix(), _file_opener(file), size)
 
 
 def _file_opener(file: Path) -> Opener:
@@ -140,8 +146,8 @@ def _file_opener(file: Path) -> Opener:
 def opened_zip(path: Path, max_files: int = MAX_FILES) -> Iterator[zipfile.ZipFile]:
     """The zip `path`, of which nothing but the list of its files has been read.
 
-    zipfile never unpacks more of a file than the size in that list. Raises UserError where `path`
-    is no zip, or where its list is far too long for `max_files`.
+    zipfile never unpacks more of a deflated file than the size in that list. Raises UserError where
+    `path` is no zip, or where its list is far too long for `max_files`.
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a zip of DICOM files, but there is none; check the path")
@@ -186,6 +192,12 @@ def _checked_files(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo
     for info in files:
         if info.flag_bits & 1:
             raise UserError(f"{path}: is encrypted; zip it again without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks the others without a limit
+            raise UserError(
+                f"{path}: is packed in a way that is not read here ({info.compress_type}); zip it "
+                "with deflate"
+            )
         inside = PurePosixPath(info.filename.replace("\\", "/"))
         if (
             not inside.parts

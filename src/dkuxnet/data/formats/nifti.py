@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from dkuxnet.core.errors import DataWarning, UserError
@@ -22,13 +23,20 @@ from dkuxnet.data.checks import (
     CHUNK_BYTES,
     MAX_DEFLATE_RATIO,
     MAX_REST_BYTES,
+    UNPACKED_BYTES,
+    UNPROVEN_BYTES,
     Header,
+    check_axes,
+    check_numbers,
     check_size,
+    content,
     finish,
     reading,
     require,
 )
+from dkuxnet.machine.memory import check_memory
 
+NIFTI_2_BYTES = 540
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # codes for metre and micrometre; all others mean mm
 # How far sform and qform may differ without a warning: rounding, and 5 degrees of shear.
 FORMS_MM, FORMS_DIRECTION = 1.0, 0.1
@@ -37,19 +45,23 @@ SHEAR_TOLERANCE = math.sin(math.radians(0.1))  # cosine of the angle between two
 
 @dataclass(frozen=True)
 class NiftiHeader(Header):
-    """A header and nibabel's image of it, whose voxels are read when asked for."""
+    """A header as nibabel reads it, and the voxels, which are read when asked for.
 
-    image: nibabel.Nifti1Image
+    voxel_data: where the voxels lie in the file, and how they are scaled.
+    """
 
-    @property
-    def voxel_data(self) -> ArrayProxy:
-        """Where the voxels lie in the file, and how they are scaled."""
-        return cast(ArrayProxy, self.image.dataobj)  # a proxy, since the image is from a file
+    fields: nibabel.Nifti1Header
+    voxel_data: ArrayProxy
 
     @property
     def unit_mm(self) -> float:
         """The header's unit of length in mm."""
-        return MM_PER_UNIT.get(int(self.image.header["xyzt_units"]) & 7, 1.0)
+        return MM_PER_UNIT.get(int(self.fields["xyzt_units"]) & 7, 1.0)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the stored numbers are to be scaled."""
+        return (self.voxel_data.slope, self.voxel_data.inter) != (1, 0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Nifti:
     """Channels are on the last axis in the file and on the first in the volume."""
 
     def peek(self, path: Path, kind: str = "image") -> Header:
-        """Read the header. Raises UserError where it is none or has an empty axis."""
+        """Read the header. Raises UserError where it is none or no 3D scan."""
         with _opened(path) as (header, _):
             return header
 
@@ -73,8 +85,11 @@ class Nifti:
             check_size(
                 path, header.nbytes, size * MAX_DEFLATE_RATIO if packed else max(0, size - start)
             )
+            check_memory(header.nbytes + 4 * header.voxels * header.scaled, str(path))
+            if packed:
+                _check_unpacked(path, file, start, header.nbytes)
             array = _channels_first(_voxels(header))
-            affine = np.diag([header.unit_mm] * 3 + [1.0]) @ header.image.affine
+            affine = np.diag([header.unit_mm] * 3 + [1.0]) @ header.fields.get_best_affine()
             if packed:
                 _read_to_end(path, file)
         volume = finish(path, array, affine, kind)
@@ -104,18 +119,26 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
     packed = path.name.lower().endswith(".gz")
     require(path, "gzip" if packed else "NIfTI")
     with reading(path, "NIfTI"), _stream(path, packed) as file:
-        (header_bytes,) = np.frombuffer(file.read(4), "<i4").tolist()
-        file.seek(0)
-        second = header_bytes in (540, int(np.int32(540).byteswap()))
-        form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-        files = form.make_file_map({"image": cast(Any, file)})  # any open file will do
-        image = form.from_file_map(files, mmap=False)
-        shape = image.header.get_data_shape()
-        if any(n <= 0 for n in shape):
+        block = file.read(NIFTI_2_BYTES)
+        if content(block) != "NIfTI":
             raise UserError(
-                f"{path}: expected a 3D scan, but its shape is {shape}; export it again"
+                f"{path}: expected NIfTI by its name, but it holds {content(block)}; rename or "
+                "convert it"
             )
-        yield NiftiHeader(shape, image.header.get_data_dtype(), image), file
+        form = nibabel.Nifti2Header if block[4:8] == b"n+2\0" else nibabel.Nifti1Header
+        # Of the header alone: nibabel would read extensions of whatever size they state.
+        fields: nibabel.Nifti1Header = form(block[: form.sizeof_hdr])  # type: ignore[no-untyped-call]  # nibabel's
+        shape = fields.get_data_shape()
+        vector = len(shape) == 5 and shape[3] == 1
+        check_axes(path, (*shape[:3], shape[4]) if vector else shape)
+        check_numbers(path, fields.get_data_dtype())
+        if packed and fields.get_data_offset() > MAX_REST_BYTES:
+            raise UserError(
+                f"{path}: expected voxels near the beginning, but its header puts them behind "
+                f"{fields.get_data_offset()} bytes; export it again"
+            )
+        voxels = ArrayProxy(cast(Any, file), fields, mmap=False)  # any open file will do
+        yield NiftiHeader(shape, fields.get_data_dtype(), fields, voxels), file
 
 
 def _stream(path: Path, packed: bool) -> IO[bytes]:
@@ -136,11 +159,28 @@ def _read_to_end(path: Path, file: IO[bytes]) -> None:
     )
 
 
+def _check_unpacked(path: Path, file: IO[bytes], start: int, needed: int) -> None:
+    """Unpack all voxels once and keep none, where they are so many that memory is a matter."""
+    if needed <= UNPROVEN_BYTES:
+        return
+    file.seek(start)
+    left = needed
+    while left and (part := file.read(min(left, UNPACKED_BYTES))):
+        left -= len(part)
+    check_size(path, needed, needed - left)
+
+
 def _voxels(header: NiftiHeader) -> NDArray[Any]:
+    """The stored numbers or, scaled as nibabel does, float32; slice by slice, to save memory."""
     data = header.voxel_data
-    if (data.slope, data.inter) == (1, 0):
-        return np.asarray(data.get_unscaled())
-    return header.image.get_fdata(dtype=np.float32, caching="unchanged")
+    stored = np.asarray(data.get_unscaled())
+    if not header.scaled:
+        return stored
+    array = np.empty(stored.shape, np.float32, order="F")
+    slope, inter = np.float64(data.slope), np.float64(data.inter)
+    for index in range(stored.shape[-1]):
+        array[..., index] = apply_read_scaling(stored[..., index], slope, inter)
+    return array
 
 
 def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
@@ -155,8 +195,8 @@ def _compare_forms(path: Path, header: NiftiHeader) -> None:
     A little shear, which a qform cannot hold, is not a different place.
     """
     try:
-        sform, sform_code = header.image.get_sform(coded=True)
-        qform, qform_code = header.image.get_qform(coded=True)
+        sform, sform_code = header.fields.get_sform(coded=True)
+        qform, qform_code = header.fields.get_qform(coded=True)
     except (ValueError, HeaderDataError):  # no rotation: no program can take that qform
         return
     if not sform_code or not qform_code:
