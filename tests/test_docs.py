@@ -126,6 +126,14 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     assert list((tmp_path / "predictions").glob("*.nii.gz"))
 
 
+@pytest.mark.slow
+def test_the_readme_s_python_satisfies_a_type_checker(tmp_path):
+    (tmp_path / "readme.py").write_text(blocks("README.md")[0])
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "readme.py"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout
+
+
 def test_links_between_the_pages_lead_somewhere():
     written = {"reference/settings.md", "reference/cli.md", "reference/api.md"}  # by the build
     for page in PAGES:

@@ -69,9 +69,7 @@ def draw(wings: dict[str, set[str]]) -> str:
     wings = {name: uses for name, uses in wings.items() if name}
     ground = [name for name, uses in wings.items() if uses <= {"core"}]
     used = set().union(*wings.values())
-    (roof,) = [
-        name for name, uses in wings.items() if name not in used and {"report", "serve"} <= uses
-    ]
+    (roof,) = [name for name, uses in wings.items() if name not in used and "benchmark" in uses]
     gone = (PLACES.keys() | BARS.keys()) - wings.keys()
     if gone:
         raise ValueError(f"docs/generate/figure.py places {sorted(gone)}: no such wing")

@@ -79,7 +79,12 @@ EXTENSION_POINTS = {
         ["Volume", "Case", "Source", "Views", "Batch", "NetworkShape", "Group", "Output"],
     ),
     "Options": ("dkuxnet.core.lookup", ["parse_options"]),
-    "Files of scans": ("dkuxnet.data.formats", ["Format", "read", "write"]),
+    "Files of scans": ("dkuxnet.data.formats", ["Format", "peek", "read", "write"]),
+    "The header of a file": ("dkuxnet.data.checks", ["Header"]),
+    "What a run and a prepared set say of themselves": (
+        "dkuxnet.core.schemas",
+        ["Manifest", "Prepared", "Plan", "Fingerprint", "Split"],
+    ),
     "Folders of scans": ("dkuxnet.data.layouts", ["find_source"]),
     "A model in memory": ("dkuxnet.prediction.segment", ["Segmenter", "Segmentation"]),
 }

@@ -1,1 +1,1 @@
-"""All comparing of runs: a grid of trainings, its figures, and pages of them."""
+"""Comparing runs: a grid of trainings, its statistics, tables and pages."""

@@ -29,7 +29,7 @@ from dkuxnet.benchmark.trainings import RunProgress, make
 from dkuxnet.core.config import Settings, flatten, how_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Document, Split
-from dkuxnet.core.types import NetworkShape
+from dkuxnet.core.types import NetworkShape, StrPath
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine.files import inside, write_text
 from dkuxnet.machine.lock import locked
@@ -61,9 +61,9 @@ class Watch:
 
 
 def run_benchmark(
-    file: Path,
-    prepared: Path | None = None,
-    output: Path | None = None,
+    file: StrPath,
+    prepared: StrPath | None = None,
+    output: StrPath | None = None,
     processes: int = 1,
     watch: Watch | None = None,
 ) -> Comparison:
@@ -71,9 +71,9 @@ def run_benchmark(
 
     prepared, output: in place of the file's. processes: trainings at once; above 1 each has a
     process and its share of the cores. Raises UserError, before anything is made, for whatever is
-    wrong with the grid or does not fit the data or the runs that are there; train.Interrupted after
-    Ctrl-C or SIGTERM: the same call goes on. A run that fails stops no other: its line is in the
-    comparison.
+    wrong with the grid or does not fit the data or the runs that are there;
+    training.loop.Interrupted after Ctrl-C or SIGTERM: the same call goes on. A run that fails stops
+    no other: its line is in the comparison.
     """
     watch = watch or Watch()
     grid = read_grid(file, prepared, output)

@@ -40,7 +40,7 @@ def write_runs_report(folders: Sequence[Path], output: Path | None = None) -> Pa
     if not path.parent.is_dir():
         raise UserError(f"{path}: cannot write: the folder {path.parent} does not exist; create it")
     described = describe(compare_runs(folders))
-    write_bytes(path, render("comparison.html", described, ["report/table.js"]))
+    write_bytes(path, render("comparison.html", described, ["report/table.js"], "benchmark"))
     return path
 
 

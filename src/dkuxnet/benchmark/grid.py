@@ -16,6 +16,7 @@ from dkuxnet.core.config import Section, Settings, explain, flatten, load_settin
 from dkuxnet.core.documents import read_toml
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup, parse_options, unknown
+from dkuxnet.core.types import StrPath
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
 
@@ -73,7 +74,9 @@ class WantedRun:
         return f"{self.arm}_{self.network}_n{self.labelled or 'all'}_seed{self.seed}"
 
 
-def read_grid(file: Path, prepared: Path | None = None, output: Path | None = None) -> Grid:
+def read_grid(
+    file: StrPath, prepared: StrPath | None = None, output: StrPath | None = None
+) -> Grid:
     """The grid that `file` describes, its bound added where it is not listed.
 
     prepared, output: in place of the file's; paths in the file are relative to its folder. Raises

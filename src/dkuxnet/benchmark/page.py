@@ -38,7 +38,7 @@ def write_page(comparison: Comparison, output: Path) -> Path:
             "arm. The dashed line is supervised training with the labels of the whole pool.",
         }
     path = output / "benchmark.html"
-    write_bytes(path, render("comparison.html", described))
+    write_bytes(path, render("comparison.html", described, package="benchmark"))
     return path
 
 

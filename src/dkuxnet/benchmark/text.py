@@ -88,17 +88,17 @@ def show_metrics(row: Row) -> list[Cell]:
 
 
 def show_spread(metric: Metric, mean: float, std: float | None) -> Cell:
-    """ "0.8692", "± 0.0025"; the mean alone where there is one seed."""
+    """As in "0.8692", "± 0.0025"; the mean alone where there is one seed."""
     return metric.show(mean, True), "" if std is None else f"± {metric.show(std, True)}"
 
 
 def show_gain(gain: Estimate | None) -> Cell:
-    """ "+0.0123", "(+0.0010 to +0.0240)"."""
+    """As in "+0.0123", "(+0.0010 to +0.0240)"."""
     return _show(gain, partial(DICE.show, compared=True, sign="+"))
 
 
 def show_share(share: Share | None) -> Cell:
-    """ "62 %", "(20 % to 110 %)", with a mark where the gap is not clear."""
+    """As in "62 %", "(20 % to 110 %)", with a mark where the gap is not clear."""
     if share is None or share.share is None:
         return NOTHING, ""
     text, interval = _show(share.share, percent)
@@ -119,7 +119,7 @@ def show_p(test: Tested | None) -> Cell:
 
 
 def seeds_of(row: Row) -> str:
-    """ "seed 0 0.8710, seed 1 failed"."""
+    """As in "seed 0 0.8710, seed 1 failed"."""
     found = {seed: DICE.show(dice, True) for seed, dice in row.dice_by_seed.items()}
     found |= dict.fromkeys(row.failed, "failed")
     return ", ".join(f"seed {seed} {text}" for seed, text in sorted(found.items())) or "none yet"

@@ -180,12 +180,12 @@ def _against(arm: Arm, first: str, cases: str) -> str:
 
 
 def _apart(difference: float) -> str:
-    """ "0.042 above"."""
+    """As in "0.042 above"."""
     return f"{DICE.show(abs(difference))} {'above' if difference >= 0 else 'below'}"
 
 
 def _signed(interval: tuple[float, float]) -> str:
-    """ "-0.010 to +0.024"."""
+    """As in "-0.010 to +0.024"."""
     return between(interval, partial(DICE.show, sign="+"))
 
 

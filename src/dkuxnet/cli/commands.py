@@ -115,7 +115,7 @@ def options(
 def prepare(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of scans: nnU-Net, MSD, LA h5, LA challenge, or plain images."),
+        typer.Argument(help="Folder of scans: nnU-Net, MSD, left atrium, DICOM, or plain files."),
     ],
     prepared: Annotated[Path, typer.Argument(help="New folder for the prepared cases.")],
     spacing_mm: Annotated[

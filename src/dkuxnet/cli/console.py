@@ -205,8 +205,8 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
         )
         _say(
             f"{run.arm}, {run.network}, {'all' if run.labelled is None else run.labelled} "
-            f"labelled, seed {run.seed}: "
-            f"Dice {row.dice_by_seed[run.seed]:.4f}, {row.minutes_by_seed[run.seed]:.1f} min"
+            f"labelled, seed {run.seed}: Dice {row.dice_by_seed[run.seed]:.4f}, "
+            f"{row.minutes_by_seed[run.seed]:.1f} min"
         )
     if comparison.done + len(comparison.failed) < comparison.wanted:  # else it is shown at the end
         _show_comparison(comparison)
@@ -243,13 +243,14 @@ def _show_comparison(comparison: "Comparison") -> None:
 
 
 def _show_summary(summary: "dict[str, dict[str, Statistic]]", title: str) -> None:
+    from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
     from dkuxnet.evaluation.metrics import METRICS
 
     table = Table(title=title, title_justify="left")
     for column in ("class", "metric", "mean", "std", "95 % interval"):
         table.add_column(column, justify="left" if column in ("class", "metric") else "right")
     for name, metrics in summary.items():
-        if name == "foreground mean" and len(summary) == 2:
+        if name == FOREGROUND_MEAN and len(summary) == 2:
             continue  # of a single class it says the same again
         for metric in METRICS:
             if statistic := metrics.get(metric.key):
@@ -257,9 +258,10 @@ def _show_summary(summary: "dict[str, dict[str, Statistic]]", title: str) -> Non
                 table.add_row(
                     escape(name),
                     metric.title,
-                    f"{statistic.mean:.4f}",
-                    "-" if std is None else f"{std:.4f}",
-                    f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "one case",
+                    metric.show(statistic.mean, compared=True),
+                    "-" if std is None else metric.show(std, compared=True),
+                    " to ".join(metric.show(edge, compared=True) for edge in low_high or ())
+                    or "one case",
                 )
     console.print(table)
 

@@ -21,6 +21,7 @@ from pydantic import (
 from dkuxnet.core.documents import parse_toml, read_toml
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
+from dkuxnet.core.types import StrPath
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
@@ -174,7 +175,7 @@ class InferSettings(Section):
 
 
 class Settings(Section):
-    """All settings of a run; `run.settings.json` holds them as they were used."""
+    """All settings of a run; RUN/settings.json holds them as they were used."""
 
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
@@ -194,7 +195,7 @@ def presets() -> list[str]:
 
 
 def load_settings(
-    preset: str = "default", config: Path | None = None, overrides: dict[str, Any] | None = None
+    preset: str = "default", config: StrPath | None = None, overrides: dict[str, Any] | None = None
 ) -> Settings:
     """Merge preset, file and overrides ("train.lr" -> value), later ones winning.
 
@@ -207,11 +208,10 @@ def load_settings(
         (resources.files("dkuxnet.core.presets") / f"{preset}.toml").read_text("utf-8")
     )
     if config is not None:
-        _lay_over(values, read_toml(config))
+        _lay_over(values, read_toml(Path(config)))
     given: dict[str, Any] = {}
-    for key, value in (
-        overrides or {}
-    ).items():  # gathered first, so that a name and its options come together
+    # gathered first, so that a name and its options come together
+    for key, value in (overrides or {}).items():
         _merge(given, _nested(key, value))
     _lay_over(values, given)
     return validate(values)
@@ -304,9 +304,9 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserEr
         return UserError(f"{what} {'.'.join(path)}: {first['msg']}, got {first['input']!r}")
     within: Any = model
     for part in path[:-1]:
-        within = (
-            get_args(within)[0] if part.isdigit() else within.model_fields[part].annotation
-        )  # a list's entry, or a field
+        # a list's entry, or a field
+        entry = part.isdigit()
+        within = get_args(within)[0] if entry else within.model_fields[part].annotation
     prefix = ".".join(path[:-1])
     return unknown(
         what,

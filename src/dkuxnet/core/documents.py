@@ -19,9 +19,8 @@ MAX_TOML_BYTES = 1 << 18
 MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
 PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""  # of a dotted key in TOML
-TOO_DEEP_KEY = re.compile(
-    rf"(?<![\w-])(?:{PART}\.[ \t]*+){{{MAX_DEPTH}}}"
-)  # tomllib takes memory by the square of the parts
+# tomllib takes memory by the square of the parts
+TOO_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{PART}\.[ \t]*+){{{MAX_DEPTH}}}")
 NOT_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:|^\.|^$")
 
 
@@ -64,7 +63,7 @@ def read_text(path: Path, most: int, errors: str = "strict") -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What stands in `text`.
+    """The content of `text`.
 
     Raises ValueError where it is not JSON, or is nested too deeply, or holds a number that is NaN,
     infinite or over 64 bits, or a text that is not Unicode.
@@ -119,7 +118,7 @@ def _check(content: Any) -> None:
             elif isinstance(value, str):
                 value.encode()  # half of a surrogate pair is a ValueError
             elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"it holds {value}, which is no number")
+                raise ValueError(f"it holds {value}, which is not finite")
             elif isinstance(value, int) and abs(value) > MAX_INT:
                 raise ValueError("it holds a whole number of more than 64 bits")
         if not below:

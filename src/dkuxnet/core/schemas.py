@@ -151,7 +151,7 @@ class Prepared(_Planned):
     @model_validator(mode="after")
     def _no_case_twice(self) -> Self:
         if len({case.name for case in self.cases}) < len(self.cases):
-            raise ValueError("a name of a case stands twice")
+            raise ValueError("a name of a case appears twice")
         return self
 
 

@@ -6,6 +6,7 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Who follows a long work is told:
+StrPath = str | os.PathLike[str]
+
+# Callbacks that report the progress of a long job:
 CountProgress = Callable[[int, int], None]  # done, of how many
 CaseProgress = Callable[[str, int, int], None]  # what, cases done, of how many
-TrainProgress = Callable[
-    [str, int, int, "dict[str, float]"], None
-]  # what, done, of how many, figures
+# what, done, of how many, figures
+TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from dkuxnet.core.schemas import (
     PreparedCase,
     PreparedInfo,
 )
-from dkuxnet.core.types import Case, CaseProgress, Source, Volume
+from dkuxnet.core.types import Case, CaseProgress, Source, StrPath, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -48,14 +48,14 @@ MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in th
 
 @stopping_on_sigterm()
 def prepare_scans(
-    source: Path,
-    prepared: Path,
+    source: StrPath,
+    prepared: StrPath,
     spacing_mm: float | None = None,
     layout: str = "auto",
     processes: int = 2,
     progress: CaseProgress | None = None,
     test_cases: int = 0,
-    split: Path | None = None,
+    split: StrPath | None = None,
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
@@ -66,10 +66,10 @@ def prepare_scans(
     """
     if spacing_mm is not None and not 0 < spacing_mm < math.inf:
         raise UserError(f"--spacing-mm must be a number above 0, got {spacing_mm}")
-    prepared = Path(prepared)
+    source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
-    found = find_source(Path(source), layout)
+    found = find_source(source, layout)
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     with whole_folder(prepared) as folder, workers(processes) as map_:
         (folder / "cases").mkdir()
@@ -88,7 +88,7 @@ def prepare_scans(
         store = partial(_store_quietly, found, labels, plan, folder / "cases")
         described = Prepared(
             version=VERSION,
-            source=str(Path(source).resolve()),
+            source=str(source.resolve()),
             layout=found.layout,
             channels=list(found.channels),
             labels=labels,

@@ -118,5 +118,5 @@ def _check_names(names: Sequence[str], cases: Sequence[str], file: Path | None) 
         if name not in known:
             raise UserError(f"{file}: case '{name}' is not in the prepared data set")
         if name in seen:
-            raise UserError(f"{file}: case '{name}' stands in more than one list, or twice in one")
+            raise UserError(f"{file}: case '{name}' is in more than one list, or twice in one")
         seen.add(name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.schemas import Statistic
-from dkuxnet.core.types import CountProgress, Volume
+from dkuxnet.core.types import CountProgress, StrPath, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layouts import find_source
@@ -159,7 +159,7 @@ def evaluate_pair(
 
 
 def evaluate_folders(
-    predictions: Path, labels: Path, progress: CountProgress | None = None
+    predictions: StrPath, labels: StrPath, progress: CountProgress | None = None
 ) -> Evaluation:
     """Score every prediction of a folder against the label of the same case.
 

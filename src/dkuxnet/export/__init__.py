@@ -1,1 +1,1 @@
-"""What leaves the house: models and segmentations in the formats of others."""
+"""A finished model in formats that other programs read."""

@@ -85,7 +85,7 @@ def _in_onnxruntime(path: Path) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """In this block the exporter logs nothing: it tells what is no concern of a user."""
+    """Silence the exporter's log: it is of no use to users."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

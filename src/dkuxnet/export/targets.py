@@ -17,10 +17,8 @@ TARGETS = {
     "torch-export": "dkuxnet.export.torch_graphs:write_torch_export",
     "torchscript": "dkuxnet.export.torch_graphs:write_torchscript",
 }
-OF_ANY_SIZE = (
-    "onnx",
-    "torch-export",
-)  # where it is a choice: TorchScript always is, a bundle's network comes as code
+# where it is a choice: TorchScript always is, a bundle's network comes as code
+OF_ANY_SIZE = ("onnx", "torch-export")
 WRITE = "dkuxnet.export.targets:write_target"
 ROOM_FACTOR, ROOM_BYTES = 1.25, 2**21  # of the weights: a graph's code comes beside them
 

@@ -14,11 +14,8 @@ from dkuxnet.export.patch_model import Export, PatchModel, check_equal, first_li
 from dkuxnet.machine.files import atomically
 
 STRIDE = 16  # of every network's deepest level
-EXAMPLE = (
-    2 * STRIDE,
-    3 * STRIDE,
-    4 * STRIDE,
-)  # all edges differ, none is one voxel deep down: else torch takes them as fixed
+# all edges differ, none is one voxel deep down: else torch takes them as fixed
+EXAMPLE = (2 * STRIDE, 3 * STRIDE, 4 * STRIDE)
 CONSTANTS = "dkuxnet.json"  # the extra file with Export.constants
 
 

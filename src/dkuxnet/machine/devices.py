@@ -18,7 +18,10 @@ OUT_OF_MEMORY_ON_CPU = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises UserError for a device that is not there."""
+    """The device by its name; "auto" is the GPU where there is one.
+
+    Raises UserError for a device that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world() > 1:

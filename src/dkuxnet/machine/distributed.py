@@ -33,7 +33,7 @@ JOINING = 600  # seconds that processes wait for each other at the start
 
 
 class ToldElsewhere(UserError):
-    """Another process has run into something and tells it."""
+    """Another process failed and reports the error itself."""
 
 
 def world() -> int:
@@ -53,7 +53,7 @@ def local_rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun started, until the end of the block.
+    """Join the processes that torchrun started, for the duration of the block.
 
     Without torchrun nothing happens. Raises UserError in the processes that are left when another
     one ends.
@@ -87,9 +87,9 @@ def of_this_start(store: Store, number: int, count: int, seconds: float = JOININ
     """The part of torchrun's store that is of this start alone.
 
     torchrun keeps one store over all its restarts, in which the addresses of the processes before
-    still stand: who is quick would call the dead. So the first process invents a name, and tells it
-    to each that says who it is until each has heard it. Raises UserError where not all of them come
-    within `seconds`.
+    still stand: a fast process would connect to one that is gone. So the first process invents a
+    name, and tells it to each that says who it is until each has heard it. Raises UserError where
+    not all of them come within `seconds`.
     """
     store.set_timeout(datetime.timedelta(seconds=seconds))
     try:

@@ -44,7 +44,7 @@ def free_bytes(device: "torch.device | None" = None) -> int | None:
 
 
 def check_memory(needed: int, what: str = "this scan") -> None:
-    """Raises UserError where `needed` bytes for `what` are more than there are free.
+    """Raises UserError where `needed` bytes for `what` are more than are free.
 
     Asked before they are taken: a system that has none left may end the program, or another.
     """
@@ -74,8 +74,8 @@ def giving_back_large_blocks() -> AbstractContextManager[None]:
     """In this block 8 MiB or more go back to the system as soon as they are free.
 
     By itself glibc raises that limit to 32 MiB when it sees large blocks freed, and keeps what is
-    below as holes between others. 64 MiB of smaller ones are kept: those of a small network then
-    come not as new pages in every step. Without glibc nothing happens.
+    below as holes between others. 64 MiB of smaller ones are kept: so that a
+    small network does not map new pages in every step. Without glibc nothing happens.
     """
     return _malloc_limits(65536, 2**23, 2**26)
 

@@ -1,4 +1,4 @@
-"""The files of a prediction: what stands in their way before the work, and how they are written."""
+"""The output files of a prediction: checked before the work, then written."""
 
 import json
 import os

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import Case, CaseProgress
+from dkuxnet.core.types import Case, CaseProgress, StrPath
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.values import check_modality
@@ -24,16 +24,16 @@ class ScansFailed(UserError):
 
 
 def predict_scans(
-    run: Path,
-    inputs: Sequence[Path],
-    output: Path,
+    run: StrPath,
+    inputs: Sequence[StrPath],
+    output: StrPath,
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
     weights: str = "final",
     device: str = "auto",
     progress: CaseProgress | None = None,
     *,
-    localise: Path | None = None,
+    localise: StrPath | None = None,
     margin_mm: float | None = None,
     series_uid: str | None = None,
     form: str = "auto",
@@ -60,10 +60,11 @@ def predict_scans(
         )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
-    cases = find_cases(inputs, series_uid)
+    cases = find_cases([Path(each) for each in inputs], series_uid)
     outputs = Outputs(Path(output), cases, kinds, form, segmentation_type or "binary")
     outputs.check()
-    segmenter = Segmenter(run, weights, device, localise, margin_mm)
+    localiser = None if localise is None else Path(localise)
+    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
     outputs.check_description(segmenter.labels)
     written: list[Path] = []
     failed: dict[str, str] = {}

@@ -10,13 +10,14 @@ from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Manifest
+from dkuxnet.core.types import StrPath
 from dkuxnet.machine.devices import choose_device, to_device
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import RunFolder
 
 
 def load_predictor(
-    run: Path, weights: str = "final", device: str = "auto"
+    run: StrPath, weights: str = "final", device: str = "auto"
 ) -> tuple[nn.Module, Settings, Manifest]:
     """The trained predictor of a run in eval mode, its settings and its manifest.
 
@@ -25,7 +26,7 @@ def load_predictor(
     """
     if weights not in ("final", "best"):
         raise unknown("weights", weights, ("final", "best"))
-    folder = RunFolder.open(run)
+    folder = RunFolder.open(Path(run))
     settings, manifest = folder.settings, folder.manifest
     tensors = folder.load_weights(weights)
     shape, network = manifest.shape, manifest.plan.network

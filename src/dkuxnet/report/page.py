@@ -11,6 +11,7 @@ from typing import Any
 from dkuxnet.core.config import flatten
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Manifest, Statistic
+from dkuxnet.core.types import StrPath
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
 from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric
@@ -24,7 +25,7 @@ from dkuxnet.report.words import places, tell, tell_data, uses_unlabelled, wall_
 from dkuxnet.runs.folder import RunFolder
 
 
-def write_report(run: Path, output: Path | None = None) -> Path:
+def write_report(run: StrPath, output: StrPath | None = None) -> Path:
     """Write the page of the run in folder `run`; returns its path.
 
     output: RUN/report.html where None. Works at any time: a run that has not finished, has no test

@@ -13,16 +13,17 @@ from markupsafe import Markup
 NIIVUE = "report/vendor/niivue.umd.js"
 
 
-def render(template: str, page: dict[str, Any], scripts: Sequence[str] = ()) -> bytes:
-    """Fill the template of that name.
+def render(
+    template: str, page: dict[str, Any], scripts: Sequence[str] = (), package: str = "report"
+) -> bytes:
+    """Fill the template of that name, of a package of ours, or of this one that all pages share.
 
     Everything in `page` is escaped: names come from outside, and need not be valid Unicode.
     scripts: files of this package that the page runs, in this order. Its Content-Security-Policy
     names each by its hash, so the browser runs no other, whatever a name holds, and loads nothing.
     """
-    loader = ChoiceLoader(
-        [PackageLoader("dkuxnet", "report"), PackageLoader("dkuxnet", "benchmark")]
-    )
+    folders = dict.fromkeys((package, "report"))
+    loader = ChoiceLoader([PackageLoader("dkuxnet", folder) for folder in folders])
     environment = Environment(
         loader=loader,
         autoescape=True,

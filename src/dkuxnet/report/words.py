@@ -67,7 +67,7 @@ def wall_times(manifest: Manifest, rows: list[dict[str, float]]) -> dict[str, st
 
 
 def duration(seconds: float) -> str:
-    """ "42 s", "12 min 5 s", "3 h 20 min"."""
+    """As in "42 s", "12 min 5 s", "3 h 20 min"."""
     minutes, left = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{left} s"
@@ -121,16 +121,16 @@ def places(
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 scan", "2 scans"."""
+    """As in "1 scan", "2 scans"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def by(numbers: Sequence[float], digits: int = 0) -> str:
-    """ "48 × 48 × 32", with at most `digits` decimals."""
+    """As in "48 × 48 × 32", with at most `digits` decimals."""
     texts = (f"{number:.{digits}f}" for number in numbers)
     return " × ".join(text.rstrip("0").rstrip(".") if "." in text else text for text in texts)
 
 
 def join(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """As in "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,6 +1,7 @@
 """A run folder: settings, manifest, metrics, checkpoints, weights.
 
-Every file appears whole or not at all.
+Files are written whole or not at all; metrics and TensorBoard events are appended, and a last line
+that a kill cut off is ignored.
 
 RUN/settings.json        the settings as used
 RUN/manifest.json        data, split, versions, machine

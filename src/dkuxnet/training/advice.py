@@ -1,4 +1,4 @@
-"""What to lower, and to what, where a training's memory does not suffice."""
+"""Which batch or patch would fit where memory runs out."""
 
 import math
 from collections.abc import Sequence
@@ -34,13 +34,11 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     unlabelled = unlabelled_patches(job)
     patches, least = train.labelled_batch + unlabelled, 1 + min(unlabelled, 1)
     step = f"a step on {patches} {'patches' if patches > 1 else 'patch'} of {_listed(patch)}"
-    fixed = 3 * sum(
-        parameter.nbytes for parameter in method.parameters()
-    )  # gradients, and the optimiser's two averages
+    # gradients, and the optimiser's two averages
+    fixed = 3 * sum(parameter.nbytes for parameter in method.parameters())
     voxel = step_bytes_per_voxel(method, job, unlabelled)
-    if (
-        voxel is None or free is None or fixed + voxel * math.prod(patch) <= room
-    ):  # not known, or it was not the step alone
+    # not known, or it was not the step alone
+    if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
         half = plan_patch(patch, math.prod(patch) // 2)
         share = math.prod(half) / math.prod(patch)
         return (
@@ -54,8 +52,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     if needed(math.prod(patch) * least / patches) <= room:
         fits.append(
             f"train.labelled_batch=1 and train.unlabelled_batch={min(train.unlabelled_batch, 1)} "
-            "would need about "
-            f"{_gib(needed(math.prod(patch) * least / patches))}"
+            f"would need about {_gib(needed(math.prod(patch) * least / patches))}"
         )
     smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0))
     if needed(math.prod(smaller)) <= room:
@@ -79,12 +76,8 @@ def step_bytes_per_voxel(method: Method[Any], job: Job, unlabelled: int) -> floa
         patch = [min(edge, n) for n in job.patch]
         try:
             return STEP_OVER_KEPT * _kept_bytes(method, job, unlabelled, patch) / math.prod(patch)
-        except (
-            RuntimeError,
-            ValueError,
-            MemoryError,
-        ):  # too small for the network, or too large for what is left
-            continue
+        except (RuntimeError, ValueError, MemoryError):
+            continue  # too small for the network, or too large for what is left
     return None
 
 
@@ -115,9 +108,8 @@ def _kept_bytes(method: Method[Any], job: Job, unlabelled: int, patch: list[int]
         torch.autocast(job.device.type, torch.bfloat16, enabled=short),
         saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        losses = method.train().losses(
-            batch, job.settings.train.steps - 1
-        )  # late: what ramps up is there
+        last = job.settings.train.steps - 1  # what ramps up is there by then
+        losses = method.train().losses(batch, last)
     return sum(storage.nbytes() for storage in kept.values()) if losses else 0
 
 

@@ -15,7 +15,7 @@ from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
-from dkuxnet.core.types import Batch, TrainProgress
+from dkuxnet.core.types import Batch, StrPath, TrainProgress
 from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.machine.distributed import joined, on_rank_zero, rank
 from dkuxnet.machine.lock import locked
@@ -40,8 +40,8 @@ Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 @telling_out_of_memory()
 @telling_disk_errors()
 def run_training(
-    prepared: Path,
-    run: Path,
+    prepared: StrPath,
+    run: StrPath,
     settings: Settings,
     resume: bool = False,
     progress: TrainProgress | None = None,
@@ -52,6 +52,7 @@ def run_training(
     UserError for anything wrong with the input, `training.loop.Interrupted` after Ctrl-C. A new run
     that fails before it saved anything leaves no folder.
     """
+    prepared, run = Path(prepared), Path(run)
     with joined(), ExitStack() as open_run:
         show = progress if progress and not rank() else _silent
         job = resumed_job(prepared, run) if resume else new_job(prepared, settings)

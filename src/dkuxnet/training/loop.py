@@ -162,9 +162,8 @@ def train(
             minutes = (time.monotonic() - saved) / 60
             due = state.step % settings.save_every == 0 or minutes >= settings.save_minutes
             if due or stop.asked:
-                finite_means(
-                    state.window, step
-                )  # weights that a broken loss spoilt replace no good ones
+                # weights that a broken loss has spoilt must not replace good ones
+                finite_means(state.window, step)
                 run.save_checkpoint(state.to_checkpoint())
                 saved = time.monotonic()
             if stop.asked:

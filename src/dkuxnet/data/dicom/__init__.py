@@ -1,4 +1,1 @@
-"""DICOM in: the volume of one series from a folder, a tree, a zip or a multi-frame file.
-
-Only headers are read until the series is known to be an even stack.
-"""
+"""DICOM: reading a series as a volume, and writing segmentations as DICOM SEG."""

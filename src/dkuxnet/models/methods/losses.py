@@ -79,7 +79,7 @@ def group_probabilities(output: Output) -> Tensor:
 def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
     """Class indices -> group indices, (B, X, Y, Z) int64 -> same shape.
 
-    Raises ValueError for a class that stands in no group.
+    Raises ValueError for a class that is in no group.
     """
     table = torch.full((256,), -1, dtype=torch.int64, device=label.device)
     for index, group in enumerate(groups):
@@ -88,7 +88,7 @@ def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
     # on a GPU this check would halt the stream; prepared labels are checked
     if label.device.type == "cpu" and (merged < 0).any():
         raise ValueError(
-            f"label holds class {int(label[merged < 0][0])}, which stands in no group of {groups}"
+            f"label holds class {int(label[merged < 0][0])}, which is in no group of {groups}"
         )
     return merged
 
