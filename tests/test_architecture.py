@@ -23,7 +23,7 @@ WINGS = {
     "benchmark": {"core", "machine", "data", "models", "runs", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
     "serve": {"core", "data", "prediction"},
-    "cli": {"core", "machine", "data", "models", "evaluation", "prediction", "training"}
+    "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
     | {"report", "benchmark", "export", "serve"},
     "": {"core", "cli"},  # the package itself: the public names, and `python -m dkuxnet`
 }
