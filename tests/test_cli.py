@@ -200,9 +200,7 @@ MISTAKES = {
     f"{TRAIN} --split NEW/none.json": ["none.json: cannot read the split"],
     f"{TRAIN} --device cuda:99": ["cuda:99", "not available here"],
     f"{TRAIN} --device gpu": ["gpu", "not available here"],
-    TRAIN.replace("NEW", "FULL"): [
-        "full exists already; choose another run folder, or go on with --resume"
-    ],
+    TRAIN.replace("NEW", "FULL"): ["full exists already; choose another run folder"],
     TRAIN.replace("NEW", "FILE/run"): ["cannot write"],
     "train PREPARED FULL --resume": ["is not a run folder"],
     "predict NEW/run NEW/scan.nii.gz --output NEW": [

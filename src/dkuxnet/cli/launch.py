@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dkuxnet.machine.distributed import any_rank
+from dkuxnet.runs.folder import RunFolder
 
 
 def relaunch(devices: int) -> int:
@@ -40,4 +41,4 @@ def goes_on(run: Path) -> bool:
     """
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     # each machine's torchrun counts for itself
-    return any_rank(counted, torch.device("cpu")) and (run / "settings.json").is_file()
+    return any_rank(counted, torch.device("cpu")) and RunFolder(run).is_run

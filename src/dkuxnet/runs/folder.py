@@ -67,7 +67,7 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            go_on = ", or go on with --resume" if (folder / "settings.json").exists() else ""
+            go_on = ", or go on with --resume" if RunFolder(folder).is_run else ""
             raise UserError(f"{folder} exists already; choose another run folder{go_on}")
         parents = missing_parents(folder)
         try:
@@ -86,11 +86,16 @@ class RunFolder:
     def open(cls, folder: Path) -> "RunFolder":
         """Raises UserError where `folder` holds no run."""
         run = cls(folder)
-        if not (run.folder / "settings.json").is_file():
+        if not run.is_run:
             raise UserError(
                 f"{folder} is not a run folder (no settings.json); dkuxnet train makes one"
             )
         return run
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was made in the folder, whole."""
+        return (self.folder / "settings.json").is_file()
 
     def check_own(self) -> None:
         """Raises UserError where something in the folder is a link.
