@@ -148,14 +148,18 @@ def write(volume: Volume, path: str | Path) -> None:
         raise UserError(
             f"{path}: cannot write: expected the folder {path.parent} to exist; create it"
         )
-    try:
-        atomically(path, lambda part: form.write(volume, part))
-    except UserError:
-        raise
-    except Exception as error:  # each library raises types of its own
-        raise UserError(
-            f"{path}: cannot write: {reason(error)}; check the folder's rights and space"
-        ) from error
+
+    def written(part: Path) -> None:
+        try:
+            form.write(volume, part)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # each library raises types of its own
+            raise UserError(
+                f"{path}: cannot write: {reason(error)}; check the folder's rights and space"
+            ) from error
+
+    atomically(path, written)
 
 
 def _format_of(path: Path) -> Format:

@@ -96,7 +96,7 @@ class Nrrd:
         try:
             inflate(path, self.peek(path).start, volume.array.nbytes, keep=False)
         except (UserError, zlib.error) as error:
-            raise OSError("the disk did not take all of it") from error
+            raise RuntimeError("the disk did not take all of it") from error
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
