@@ -23,7 +23,7 @@ WINGS = {
     "benchmark": {"core", "machine", "data", "models", "runs", "evaluation", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
     "serve": {"core", "machine", "data", "prediction"},
-    "cli": {"core", "machine", "data", "models", "evaluation", "prediction", "training"}
+    "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
     | {"report", "benchmark", "export", "serve"},
     "": {"core", "data", "evaluation", "prediction", "training", "report", "benchmark", "cli"},
     # ^ the package itself: the public names (the commands' jobs), and `python -m dkuxnet`
