@@ -254,13 +254,14 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
     for target in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="exists already"):
             export_run(dual_run, target, tmp_path / "there")
+    export = export_to(build("unet"), tmp_path / "a")
     for write, module in ((write_onnx, "onnxruntime"), (write_bundle, "monai")):
         monkeypatch.setattr(
             "dkuxnet.core.extras.find_spec",
             lambda name, gone=module: name if name != gone else None,
         )
         with pytest.raises(UserError, match=rf"needs {module}: pip install 'dkuxnet\[export\]'"):
-            write(export_to(build("unet"), tmp_path / "a"))
+            write(export)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     for name in ("settings.json", "manifest.json"):

@@ -27,9 +27,10 @@ from dkuxnet.benchmark.page import write_page
 from dkuxnet.benchmark.text import write_tables
 from dkuxnet.benchmark.trainings import RunProgress, make
 from dkuxnet.core.config import Settings, flatten, how_settings
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Document, Split
-from dkuxnet.core.types import NetworkShape, StrPath
+from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine.files import inside, write_text
 from dkuxnet.machine.lock import locked

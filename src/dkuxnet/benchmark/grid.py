@@ -13,10 +13,9 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from dkuxnet.core.config import Section, Settings, explain, flatten, load_settings
-from dkuxnet.core.documents import read_toml
+from dkuxnet.core.documents import StrPath, read_toml
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup, parse_options, unknown
-from dkuxnet.core.types import StrPath
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
 

@@ -18,10 +18,9 @@ from pydantic import (
     ValidationError,
 )
 
-from dkuxnet.core.documents import parse_toml, read_toml
+from dkuxnet.core.documents import StrPath, parse_toml, read_toml
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
-from dkuxnet.core.types import StrPath
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Queries = Annotated[int, Field(ge=1, le=4096)]

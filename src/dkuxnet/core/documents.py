@@ -6,6 +6,7 @@ is not that, it is a UserError; what stands in the document is its reader's to c
 
 import json
 import math
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.regular import open_regular
 
+StrPath = str | os.PathLike[str]  # a path as users give it
 MAX_BYTES = 1 << 24  # a data set of 100,000 cases has about 12 MB
 MAX_TOML_BYTES = 1 << 18
 MAX_DEPTH = 64

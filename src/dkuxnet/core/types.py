@@ -6,7 +6,6 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-StrPath = str | os.PathLike[str]
 
 # Callbacks that report the progress of a long job:
 CountProgress = Callable[[int, int], None]  # done, of how many

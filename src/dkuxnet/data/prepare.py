@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.schemas import (
     LEAST_MM,
@@ -28,7 +29,7 @@ from dkuxnet.core.schemas import (
     PreparedCase,
     PreparedInfo,
 )
-from dkuxnet.core.types import Case, CaseProgress, Source, StrPath, Volume
+from dkuxnet.core.types import Case, CaseProgress, Source, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.schemas import Statistic
-from dkuxnet.core.types import CountProgress, StrPath, Volume
+from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layouts import find_source

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import Case, CaseProgress, StrPath
+from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.values import check_modality

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from dkuxnet.core.config import Settings
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Manifest
-from dkuxnet.core.types import StrPath
 from dkuxnet.machine.devices import choose_device, to_device
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import RunFolder

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.core.config import flatten
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Manifest, Statistic
-from dkuxnet.core.types import StrPath
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
 from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
+from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
-from dkuxnet.core.types import Batch, StrPath, TrainProgress
+from dkuxnet.core.types import Batch, TrainProgress
 from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
 from dkuxnet.machine.distributed import joined, on_rank_zero, rank
 from dkuxnet.machine.lock import locked
