@@ -3,6 +3,7 @@ command line.
 """
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -352,6 +353,16 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["n_cases"] == 5
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 5 * 2
     assert (run / "report.html").is_file()
+
+
+def test_a_log_of_plain_ascii_takes_any_name(scans, tmp_path):
+    prepared = tmp_path / "Prüfung"
+    told = subprocess.run(
+        [sys.executable, "-m", "dkuxnet", "prepare", str(scans), str(prepared)],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert told.returncode == 0 and rb"Pr\xfcfung" in told.stdout and prepared.is_dir()
 
 
 def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(

@@ -3,6 +3,7 @@
 Nothing here imports torch before a command needs it.
 """
 
+import io
 import os
 import shlex
 import sys
@@ -57,6 +58,9 @@ def main() -> None:
 
     A UserError becomes one line on stderr and exit code 1, a DataWarning one line on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
