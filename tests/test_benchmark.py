@@ -589,10 +589,7 @@ MISTAKES = {
         ("data.test_cases = 2", "data.test_cases = 5"),
         "data.test_cases=5 leaves none of 5 labelled cases",
     ),
-    "overlap": (
-        ("data.test_cases = 2", 'data.split = "split.json"'),
-        "stands in more than one list",
-    ),
+    "overlap": (("data.test_cases = 2", 'data.split = "split.json"'), "is in more than one list"),
     "no split": (
         ("data.test_cases = 2", 'data.split = "none.json"'),
         "none.json: cannot read the split",

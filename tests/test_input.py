@@ -11,7 +11,6 @@ import blosc2
 import numpy as np
 import pytest
 import torch
-from test_dataset_loader import SHAPES, write_set
 
 from dkuxnet import load_settings
 from dkuxnet.core.errors import UserError
@@ -27,6 +26,7 @@ from dkuxnet.training.job import new_job
 from dkuxnet.training.optimiser import SGD, AdamW
 from dkuxnet.training.patches import LABELLED, PatchStream
 from dkuxnet.training.views import make_views
+from test_patches import SHAPES, write_set
 
 
 def fresh_python(program: str, *arguments: object) -> str:

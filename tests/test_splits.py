@@ -106,10 +106,10 @@ def test_a_data_set_without_labels_is_refused():
 @pytest.mark.parametrize(
     ("lists", "part"),
     [
-        ({"train": ["a", "a"]}, "'a' stands in more than one list, or twice in one"),
-        ({"train": ["a"], "test": ["a"]}, "'a' stands in more than one list"),
-        ({"train": ["a"], "validation": ["b"], "test": ["b"]}, "'b' stands in more than one list"),
-        ({"labelled": ["a"], "unlabelled": ["a"]}, "'a' stands in more than one list"),
+        ({"train": ["a", "a"]}, "'a' is in more than one list, or twice in one"),
+        ({"train": ["a"], "test": ["a"]}, "'a' is in more than one list"),
+        ({"train": ["a"], "validation": ["b"], "test": ["b"]}, "'b' is in more than one list"),
+        ({"labelled": ["a"], "unlabelled": ["a"]}, "'a' is in more than one list"),
         ({"train": ["a", "x"]}, "'x' is not in the prepared data set"),
         ({"train": ["a"], "test": ["h"]}, "'h' is in the validation or test list but has no label"),
         (
