@@ -24,6 +24,7 @@ pytest.importorskip("fastapi")
 from serving import Server, outcome, send, serving, tiny_run, write_scan
 from small_disk import small_disk
 
+pytestmark = pytest.mark.slow  # servers that are attacked for seconds
 SMALL = """
 import functools, resource
 import dkuxnet.serve.limits as limits
