@@ -37,7 +37,8 @@ class DataSettings(Section):
     labelled: keep the labels of the first N cases (None: of all).
     validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
     last N labelled cases are the test list, where no split file says otherwise.
-    foreground_share: share of labelled patches that are centred on a foreground voxel.
+    foreground_share: share of labelled patches that are centred on a voxel of a foreground class,
+    drawn among those of the case.
     """
 
     labelled: PositiveInt | None = None

@@ -222,8 +222,9 @@ class Statistic(Document):
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
-    arrays_sha256: one checksum over all arrays that the run opens; older runs have none. What has a
-    None comes when the training, then the test, has ended. test: class -> metric -> figures.
+    arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
+    class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes when the
+    training, then the test, has ended. test: class -> metric -> figures.
     """
 
     prepared: str
@@ -237,6 +238,7 @@ class Manifest(_Planned):
     machine: Machine
     uses_unlabelled: bool = True
     arrays_sha256: str | None = None
+    class_first: bool = False
     steps_done: int | None = None
     train_seconds: Seconds | None = None
     evaluate_seconds: Seconds | None = None

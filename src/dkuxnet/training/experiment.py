@@ -170,6 +170,7 @@ def patch_streams(job: Job) -> list[PatchStream]:
             chosen.seed,
             True,
             data.foreground_share,
+            job.class_first,
         )
     ]
     if count := unlabelled_patches(job):

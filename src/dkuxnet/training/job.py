@@ -27,7 +27,8 @@ from dkuxnet.runs.folder import RunFolder, machine
 class Job:
     """What a training is about: who trains and judges, what the network must hold.
 
-    patch: (X, Y, Z) in voxels. data describes the set and opens no array. `training`, `validation`
+    patch: (X, Y, Z) in voxels. class_first: see `PatchStream`; of a single class there is no such
+    choice. data describes the set and opens no array. `training`, `validation`
     and `test` open what the split lets each of them see.
     """
 
@@ -40,6 +41,7 @@ class Job:
     shape: NetworkShape
     patch: tuple[int, int, int]
     device: torch.device
+    class_first: bool
 
 
 def new_job(prepared: Path, settings: Settings) -> Job:
@@ -63,6 +65,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         network_shape(data, settings),
         patch,
         choose_device(settings.train.device),
+        class_first=len(data.class_names) > 2,
     )
 
 
@@ -123,6 +126,7 @@ def resumed_job(prepared: Path, run: Path) -> Job:
         manifest.shape,
         manifest.patch,
         choose_device(settings.train.device),
+        manifest.class_first,
     )
 
 
@@ -192,6 +196,7 @@ def describe(job: Job, method: Method[Any]) -> Manifest:
         method=job.settings.method.name,
         uses_unlabelled=unlabelled_patches(job) > 0,
         patch=job.patch,
+        class_first=job.class_first,
         parameters=sum(p.numel() for p in method.parameters()),
         machine=machine(job.device),
     )
