@@ -25,9 +25,12 @@ from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.dual_mutual import DualMutual
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.predictor import load_predictor
-from dkuxnet.training import experiment
+from dkuxnet.prediction.windows import GridPrediction
+from dkuxnet.report.words import tell
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
-from dkuxnet.training.job import resumed_job
+from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
@@ -231,6 +234,60 @@ def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
     np.testing.assert_allclose(uncertainty.affine, info.prepared_affine, atol=1e-4)
     assert uncertainty.array.dtype == groups.array.dtype == np.uint8 and uncertainty.array.max() > 0
     assert abs(groups.array.astype(int).sum(axis=0) - 255).max() <= 2  # a distribution, rounded
+
+
+def split_with_validation(prepared, tmp_path):
+    names = PreparedSet(prepared).names
+    path = tmp_path / "with_validation.json"
+    lists = {"train": names[:3], "validation": [names[3]], "test": [names[4]]}
+    path.write_text(json.dumps(lists))
+    return path
+
+
+def test_what_validation_chose_is_what_evaluation_prediction_and_exports_take(
+    scans, prepared, tmp_path, monkeypatch
+):
+    run, scores = tmp_path / "run", iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(experiment, "validation_dice", lambda *job: next(scores))
+    split = str(split_with_validation(prepared, tmp_path))
+    steps = {"train__steps": 30, "train__validate_every": 10, "train__lr": 0.01}
+    manifest = run_training(prepared, run, settings(data__split=split, **steps))
+    assert not same(weights(run, "best"), weights(run)) and manifest.weights == "best"
+    [name] = manifest.split.test
+    scan = scans / "imagesTr" / f"{name}_0000.nii.gz"
+    of = {None: [], "best": [], "final": []}
+    for chosen in of:
+        [written] = predict_scans(run, [scan], tmp_path / f"out {chosen}", weights=chosen)
+        of[chosen] = formats.read(written, "label").array
+    theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label").array
+    assert np.array_equal(of[None], of["best"]) and np.array_equal(of[None], theirs)
+    assert not np.array_equal(of[None], of["final"])
+    assert "chose the weights" in " ".join(tell(settings(), manifest, 30, True))
+    folder = RunFolder(run)
+    assert folder.choose_weights() == "best" and folder.choose_weights("final") == "final"
+    (run / "final.safetensors").unlink()  # as before the training has ended
+    with pytest.raises(UserError, match="`final` comes at the end of a training"):
+        load_predictor(run)
+
+
+def test_a_run_without_validation_is_its_final_weights(prepared, tmp_path):
+    run = tmp_path / "run"
+    assert run_training(prepared, run, settings(train__steps=1)).weights == "final"
+    shutil.copy(run / "final.safetensors", run / "best.safetensors")  # a stray file says nothing
+    assert RunFolder(run).choose_weights() == "final"
+
+
+@pytest.mark.parametrize("largest, expected", [(False, 0.8), (True, 1.0)])
+def test_validation_scores_what_would_be_predicted(prepared, monkeypatch, largest, expected):
+    job = new_job(prepared, settings(data__validation_cases=1, infer__largest_component=largest))
+    truth = np.zeros((8, 8, 8), np.int64)
+    truth[2:4, 2:4, 2:4], truth[5:7, 5:7, 5:7] = 1, 2
+    found = truth.copy()
+    found[0, 0, 0:4] = found[7, 0, 0:4] = 1, 1, 2, 2  # stray voxels
+    prob = np.eye(3)[found].transpose(3, 0, 1, 2)
+    monkeypatch.setattr(scoring, "sliding_window", lambda *window: GridPrediction(prob))
+    monkeypatch.setattr(job.validation, "array", lambda name, kind: truth)
+    assert scoring.validation_dice(torch.nn.Identity(), job) == pytest.approx(expected)
 
 
 def split_with_test(prepared, tmp_path):

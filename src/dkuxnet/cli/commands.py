@@ -29,7 +29,9 @@ app = typer.Typer(
 
 # what several commands take
 FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-Weights = Annotated[str, typer.Option(help="final or best.")]
+Weights = Annotated[
+    str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
 # what is set for a training
@@ -93,6 +95,13 @@ def _end_telling(failed: list[str]) -> None:
         typer.echo(f"error: {line}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _weights_of(run: Path, asked: str | None = None) -> str:
+    from dkuxnet.cli.console import weights_chosen
+    from dkuxnet.runs.folder import RunFolder
+
+    return asked or weights_chosen(RunFolder(run).choose_weights())
 
 
 def _show_version(wanted: bool) -> None:
@@ -224,7 +233,7 @@ def predict(
     save_uncertainty: Annotated[
         bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
     ] = False,
-    weights: Weights = "final",
+    weights: Weights = None,
     device: Device = "auto",
     localise: Annotated[
         Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
@@ -267,7 +276,8 @@ def predict(
     except ScansFailed as error:
         failed, written = list(error.failed.values()), error.written
     if written:
-        typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+        maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}"
+        typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
     _end_telling(failed)
 
 
@@ -306,7 +316,7 @@ def serve(
         device,
         limits,
         keep,
-        lambda where: typer.echo(f"open {where}   (Ctrl-C ends it)"),
+        lambda where: typer.echo(f"weights: {_weights_of(run)}\nopen {where}   (Ctrl-C ends it)"),
     )
 
 
@@ -315,7 +325,7 @@ def export(
     run: FinishedRun,
     to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
     output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
-    weights: Weights = "final",
+    weights: Weights = None,
     any_size: Annotated[
         bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")
     ] = False,
@@ -329,7 +339,8 @@ def export(
 
     slow = ", which can take a minute or more" if to in ("onnx", "torch-export") else ""
     typer.echo(f"export {run} to {to}{slow}", err=True)
-    typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
+    written = export_run(run, to, output, weights, any_size, license_)
+    typer.echo(f"{output}: {written}; weights: {_weights_of(run, weights)}")
 
 
 @app.command()

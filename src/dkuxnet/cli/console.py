@@ -114,11 +114,16 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
 def show_trained(manifest: "Manifest", run: Path) -> None:
     _say(
         f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
-        f"{manifest.train_seconds or 0:.0f} s; weights in {run}"
+        f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
     if manifest.test:
         _show_summary(manifest.test, f"{len(manifest.split.test)} test cases")
     _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
+
+
+def weights_chosen(weights: str | None) -> str:
+    """Which weights a command takes, in words."""
+    return "best, by the validation cases" if weights == "best" else "final"
 
 
 def show_evaluation(result: "Evaluation") -> None:

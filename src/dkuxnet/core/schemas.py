@@ -223,6 +223,7 @@ class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
     arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
+    weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
     class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes when the
     training, then the test, has ended. test: class -> metric -> figures.
     """
@@ -243,6 +244,7 @@ class Manifest(_Planned):
     train_seconds: Seconds | None = None
     evaluate_seconds: Seconds | None = None
     peak_memory_gib: float | None = None
+    weights: Literal["final", "best"] | None = None
     test: dict[str, dict[str, Statistic]] | None = None
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.lookup import unknown
 from dkuxnet.core.regular import check_regular
 from dkuxnet.core.schemas import Machine, Manifest, read_document
 from dkuxnet.machine.files import (
@@ -189,6 +190,19 @@ class RunFolder:
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     # --- state and weights ---
+
+    def choose_weights(self, asked: str | None = None) -> str:
+        """The name of the weights to use: what was asked for, or else the run's own.
+
+        That is `best` where validation cases chose it, and `final` where there were none or the
+        training has not ended. Evaluation, report, prediction, server and exports all ask here.
+        Raises UserError for any other name.
+        """
+        if asked is not None and asked not in ("final", "best"):
+            raise unknown("weights", asked, ("final", "best"))
+        files = (self.folder / f"{name}.safetensors" for name in ("final", "best"))
+        validated = all(file.exists() for file in files) and self.manifest.split.validation
+        return asked or ("best" if validated else "final")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save the state of a training, see `checkpoints.save`."""

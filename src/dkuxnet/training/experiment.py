@@ -109,12 +109,17 @@ def train_and_evaluate(
     except NotFinite as error:
         cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
         raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
+    weights = on_rank_zero(folder.choose_weights)
     folder.update_manifest(
         train_seconds=round(state.seconds, 1),
         steps_done=state.step,
         peak_memory_gib=peak_memory_gib(job.device),
+        weights=weights,
     )
     if job.split.test:
+        if weights == "best":
+            chosen = on_rank_zero(lambda: folder.load_weights(weights))
+            state.predicting().load_state_dict(chosen)
         predictor = state.predicting().predictor().eval()
         evaluate_test(
             folder, predictor, job, lambda done, total: progress("evaluate", done, total, {})

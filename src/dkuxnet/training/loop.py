@@ -117,7 +117,7 @@ class TrainState:
             many = f"{in_a_row} steps in a row"
             if in_a_row < min(MOST_IN_A_ROW, steps):
                 many = f"{len(self.skipped)} of the last {RECENT} steps"
-            last = ", ".join(broken({name: float(value) for name, value in figures.items()}))
+            last = ", ".join(broken({name: value.item() for name, value in figures.items()}))
             raise NotFinite(
                 self.step,
                 f"{many} were not finite and left out (train.on_nan=skip), at step {self.step} "
