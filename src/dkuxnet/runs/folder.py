@@ -68,7 +68,10 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            go_on = ", or go on with --resume" if RunFolder(folder).is_run else ""
+            there = RunFolder(folder)
+            go_on = ", or go on with --resume" if there.is_run else ""
+            if there.is_run and not there.has_saved:
+                go_on += " (nothing is saved in it yet: it can be deleted as well)"
             raise UserError(f"{folder} exists already; choose another run folder{go_on}")
         parents = missing_parents(folder)
         try:

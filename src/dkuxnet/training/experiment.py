@@ -28,7 +28,7 @@ from dkuxnet.machine.memory import (
 )
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import MutedRun, RunFolder
-from dkuxnet.training.advice import memory_advice
+from dkuxnet.training.advice import check_step_fits, memory_advice
 from dkuxnet.training.job import Job, describe, new_job, resumed_job, unlabelled_patches
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
@@ -62,6 +62,7 @@ def run_training(
         open_run.enter_context(giving_back_large_blocks())
         built = build_method(job.settings, job.shape, job.data.meta.plan.network)
         method = to_device(built, job.device)
+        check_step_fits(method, job, free_bytes(job.device), resume)
         state = make_state(method, job.settings.train)
         if not resume:
             on_rank_zero(lambda: RunFolder.make(run, job.settings, describe(job, method)))
