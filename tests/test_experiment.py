@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet, write_array
 from dkuxnet.evaluation.evaluate import evaluate_folders
+from dkuxnet.machine.devices import choose_device
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import forget_peak_memory
 from dkuxnet.models.methods import METHODS
@@ -367,6 +369,29 @@ def test_a_run_that_fails_before_it_saves_leaves_no_folder(prepared, tmp_path):
 def test_sizes_that_no_network_can_have_are_one_clear_line(prepared, tmp_path, option, value):
     with pytest.raises(UserError, match=r"network.*dk-uxnet-tiny"):
         run_training(prepared, tmp_path / "run", settings(**{f"network__{option}": value}))
+
+
+def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):
+    """Its first start had refused the folder of another run; the second would change that."""
+    run, mine = tmp_path / "run", settings(train__steps=2)
+    run_training(prepared, run, mine)
+    with pytest.raises(UserError, match="exists already and is a finished run; choose another"):
+        check_begun_here(run, mine)
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    del manifest["steps_done"]
+    (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    check_begun_here(run, mine)
+    with pytest.raises(UserError, match="exists already and is a run of other settings"):
+        check_begun_here(run, settings(train__steps=3))
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", ""])
+def test_a_device_that_is_not_here_is_a_short_line(name):
+    if name == "mps" and torch.backends.mps.is_available():
+        return
+    with pytest.raises(UserError, match="not available here; try auto or cpu") as told:
+        choose_device(name)
+    assert len(str(told.value)) < 200
 
 
 def test_a_damaged_manifest_and_unknown_weights_are_one_clear_line(prepared, tmp_path):

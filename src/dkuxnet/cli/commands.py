@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
+from dkuxnet.core.errors import TOLD, DataWarning, UserError, telling_disk_errors
 
 if TYPE_CHECKING:
     from dkuxnet.core.config import Settings
@@ -70,11 +70,21 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            # set by torchrun for one of several processes
-            rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-            who = f"process {rank} of {world}: " if rank and world != "1" else ""
-            typer.echo(f"error: {who}{error}", err=True)
+            _tell_error(error)
             sys.exit(1)
+
+
+def _tell_error(error: UserError) -> None:
+    """One line on stderr; of one of several processes, to whoever started them."""
+    # set by torchrun, and by --devices
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    told = os.environ.get(TOLD)
+    if rank is None or world == "1":
+        typer.echo(f"error: {error}", err=True)
+    elif told is None:
+        typer.echo(f"error: process {rank} of {world}: {error}", err=True)
+    elif not error.told_elsewhere:
+        (Path(told) / rank).write_text(str(error), "utf-8")
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:
@@ -82,7 +92,8 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DataWarning):
-            typer.echo(f"warning: {message}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # of several processes each would say it
+                typer.echo(f"warning: {message}", err=True)
         else:
             others(message, category, *where, **more)
 
@@ -174,11 +185,6 @@ def train(
     devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
-    if devices > 1:
-        from dkuxnet.cli.launch import relaunch
-
-        raise typer.Exit(relaunch(devices))
-
     from dkuxnet.core.config import load_settings, parse_override
 
     named = {
@@ -198,22 +204,39 @@ def train(
             "--resume takes the settings of the run: leave out --preset, --config, --set and the "
             "others"
         )
-    _train(prepared, run, load_settings(preset, config, overrides), resume)
+    settings = load_settings(preset, config, overrides)
+    if devices > 1 and "RANK" not in os.environ:
+        from dkuxnet.cli.launch import in_processes
+
+        raise typer.Exit(in_processes(devices))
+    _train(prepared, run, settings, resume)
+
+
+def again(prepared: Path, run: Path) -> str:
+    """The command that goes on with a training, in as many processes."""
+    words = ["dkuxnet", "train", str(prepared), str(run), "--resume"]
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and world != "1":
+        words += ["--devices", world]
+    return shlex.join(words)
 
 
 def _train(prepared: Path, run: Path, settings: "Settings", resume: bool) -> None:
     from dkuxnet.cli.console import show_trained, train_progress
-    from dkuxnet.cli.launch import goes_on, is_first
+    from dkuxnet.cli.launch import check_begun_here, goes_on, is_first
     from dkuxnet.machine.distributed import joined
     from dkuxnet.training.experiment import run_training
     from dkuxnet.training.loop import Interrupted
 
     try:
         with joined(), train_progress() as progress:
-            manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
+            if not resume and goes_on(run):
+                check_begun_here(run, settings)
+                resume = True
+            manifest = run_training(prepared, run, settings, resume, progress)
     except Interrupted as stop:
-        again = shlex.join(["dkuxnet", "train", str(prepared), str(run), "--resume"])
-        typer.echo(f"{stop}\nGo on with: {again}", err=True)
+        if is_first():
+            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
         raise typer.Exit(130) from None
     if is_first():
         show_trained(manifest, run)
