@@ -283,7 +283,7 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("train", "Missing argument"),
         ("train a b --stepz 3", "--stepz"),
         ("train a b --steps many", "'--steps'"),
-        ("train a b --resume --steps 3", "--resume takes the settings of the run"),
+        ("train a b --resume --seed 3", "--resume takes the settings of the run"),
         ("train a b --resume --preset demo", "--resume takes the settings of the run"),
         ("prepare a", "Missing argument"),
         ("prepare a b --processes 0", "--processes"),

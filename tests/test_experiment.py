@@ -3,6 +3,7 @@ used without its data.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, data_warnings
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet, write_array
@@ -34,6 +35,7 @@ from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
+from dkuxnet.training.optimiser import learning_rate
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
 TINY = DK_UXNET | {
@@ -369,6 +371,60 @@ def test_a_run_that_fails_before_it_saves_leaves_no_folder(prepared, tmp_path):
 def test_sizes_that_no_network_can_have_are_one_clear_line(prepared, tmp_path, option, value):
     with pytest.raises(UserError, match=r"network.*dk-uxnet-tiny"):
         run_training(prepared, tmp_path / "run", settings(**{f"network__{option}": value}))
+
+
+def test_a_run_goes_on_to_more_steps_with_their_learning_rate(prepared, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    run_training(prepared, run, settings(data__labelled=2, train__steps=4))
+    with pytest.raises(UserError, match="has done 4 steps: --steps 3 leaves none"):
+        run_training(prepared, run, settings(), resume=True, steps=3)
+    bits, shown = (run / "final.safetensors").read_bytes(), (run / "settings.json").read_bytes()
+    with data_warnings() as told:  # the same number changes nothing
+        run_training(prepared, run, settings(), resume=True, steps=4)
+    assert not told and (run / "final.safetensors").read_bytes() == bits
+    assert (run / "settings.json").read_bytes() == shown
+    with data_warnings() as told:
+        manifest = run_training(prepared, run, settings(), resume=True, steps=8)
+    assert manifest.steps_done == 8 and manifest.planned_steps == (4, 8)
+    expected = learning_rate(4, settings(train__steps=8).train)
+    assert told == [
+        "the learning rate falls over 8 steps instead of 4 now: from step 4 on it is "
+        f"{expected:.3g} instead of 0"
+    ]
+    run_training(prepared, whole, settings(data__labelled=2, train__steps=8))
+    rates = [[row["lr"] for row in RunFolder(each).metrics()[-2:]] for each in (run, whole)]
+    assert rates[0] == rates[1] and not same(weights(run), weights(whole))
+    assert RunFolder(run).settings.train.steps == 8
+    edited = json.loads((run / "settings.json").read_text("utf-8"))
+    edited["train"]["steps"] = 9
+    (run / "settings.json").write_text(json.dumps(edited), "utf-8")
+    with pytest.raises(
+        UserError, match=r"has 9 steps, but the run is one of 8; .*--resume --steps"
+    ):
+        run_training(prepared, run, settings(), resume=True)
+    manifest = run_training(prepared, run, settings(), resume=True, steps=9)
+    assert manifest.planned_steps == (4, 8, 9)
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ({}, "dual-mutual learns from unlabelled scans, and there is none: .*--labelled N"),
+        (
+            {"data__labelled": 2, "train__unlabelled_batch": 0},
+            "and train.unlabelled_batch is 0: .*leave that setting out",
+        ),
+        ({"data__labelled": 2}, None),
+        ({"method__name": "supervised"}, None),
+    ],
+)
+def test_a_method_that_gets_no_unlabelled_scan_says_so(prepared, tmp_path, chosen, said):
+    split = str(split_with_validation(prepared, tmp_path))  # all its cases have labels
+    with data_warnings() as told:
+        run_training(
+            prepared, tmp_path / "run", settings(data__split=split, train__steps=1, **chosen)
+        )
+    assert [bool(re.search(said or "", line)) for line in told] == [True] * bool(said), told
 
 
 def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):

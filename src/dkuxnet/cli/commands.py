@@ -40,6 +40,9 @@ Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over t
 Network = Annotated[str | None, typer.Option(help="Network by name.")]
 Method = Annotated[str | None, typer.Option(help="Semi-supervised method by name.")]
 Labelled = Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")]
+LabelledSeed = Annotated[
+    int | None, typer.Option(min=0, help="Draw the N cases of --labelled by this seed instead.")
+]
 Split = Annotated[
     Path | None, typer.Option(help="JSON file with train, validation and test lists.")
 ]
@@ -48,7 +51,10 @@ Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count.")
+    bool,
+    typer.Option(
+        "--resume", help="Go on with RUN where it stopped; its settings count, but for --steps."
+    ),
 ]
 Devices = Annotated[
     int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")
@@ -176,6 +182,7 @@ def train(
     network: Network = None,
     method: Method = None,
     labelled: Labelled = None,
+    labelled_seed: LabelledSeed = None,
     split: Split = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -191,6 +198,7 @@ def train(
         "network.name": network,
         "method.name": method,
         "data.labelled": labelled,
+        "data.labelled_seed": labelled_seed,
         "train.steps": steps,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
@@ -199,17 +207,19 @@ def train(
     overrides = dict(map(parse_override, set_ or [])) | {
         key: value for key, value in named.items() if value is not None
     }
-    if resume and (overrides or config or preset != "default"):
+    if resume and (overrides.keys() - {"train.steps"} or config or preset != "default"):
         raise typer.BadParameter(
             "--resume takes the settings of the run: leave out --preset, --config, --set and the "
-            "others"
+            "others but --steps"
         )
     settings = load_settings(preset, config, overrides)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
 
-        raise typer.Exit(in_processes(devices))
-    _train(prepared, run, settings, resume)
+        code, errors = in_processes(devices)
+        _end_telling(errors)
+        raise typer.Exit(code)
+    _train(prepared, run, settings, resume, steps if resume else None)
 
 
 def again(prepared: Path, run: Path) -> str:
@@ -221,7 +231,9 @@ def again(prepared: Path, run: Path) -> str:
     return shlex.join(words)
 
 
-def _train(prepared: Path, run: Path, settings: "Settings", resume: bool) -> None:
+def _train(
+    prepared: Path, run: Path, settings: "Settings", resume: bool, steps: int | None
+) -> None:
     from dkuxnet.cli.console import show_trained, train_progress
     from dkuxnet.cli.launch import check_begun_here, goes_on, is_first
     from dkuxnet.machine.distributed import joined
@@ -233,7 +245,7 @@ def _train(prepared: Path, run: Path, settings: "Settings", resume: bool) -> Non
             if not resume and goes_on(run):
                 check_begun_here(run, settings)
                 resume = True
-            manifest = run_training(prepared, run, settings, resume, progress)
+            manifest = run_training(prepared, run, settings, resume, progress, steps)
     except Interrupted as stop:
         if is_first():
             typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)

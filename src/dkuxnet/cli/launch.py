@@ -20,10 +20,10 @@ from dkuxnet.training.job import settings_of, write_out_options
 PATIENCE = 60  # seconds for the others to end by themselves once one has ended
 
 
-def in_processes(devices: int) -> int:
+def in_processes(devices: int) -> tuple[int, list[str]]:
     """Run this very command in `devices` processes on this machine.
 
-    What goes wrong is told once, whichever process it came from. Returns the exit code.
+    Returns the exit code and what went wrong, each error once, however many processes met it.
     """
     with socket.socket() as free, tempfile.TemporaryDirectory() as told:
         free.bind(("127.0.0.1", 0))
@@ -42,15 +42,15 @@ def in_processes(devices: int) -> int:
         ]
         _wait(processes)
         files = sorted(Path(told).iterdir(), key=lambda path: int(path.name))
-        for line in dict.fromkeys(path.read_text("utf-8") for path in files):
-            print(f"error: {line}", file=sys.stderr)
+        errors = list(dict.fromkeys(path.read_text("utf-8") for path in files))
     codes = [process.returncode for process in processes]
-    for rank, code in enumerate(codes):
-        if code < 0 and not files:
-            print(
-                f"error: process {rank} of {devices} was ended by signal {-code}", file=sys.stderr
-            )
-    return next((abs(code) for code in codes if code), 0)
+    if not errors:
+        errors = [
+            f"process {rank} of {devices} was ended by signal {-code}"
+            for rank, code in enumerate(codes)
+            if code < 0
+        ]
+    return next((abs(code) for code in codes if code), 0), errors
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"]) -> None:

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `what` whose name is not among `known`: the near match, then the list."""
+def unknown(
+    what: str, name: str, known: Iterable[str], meant: Mapping[str, str] | None = None
+) -> UserError:
+    """The error for a `what` whose name is not among `known`: the near match, then the list.
+
+    meant: names that others have for a thing, which tell more than letters.
+    """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = [(meant or {}).get(name, "")]
+    near = [each for each in near if each] or difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return UserError(f"unknown {what} '{name}'{hint} known: {', '.join(known) or 'none'}")
 

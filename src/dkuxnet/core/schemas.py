@@ -224,8 +224,9 @@ class Manifest(_Planned):
 
     arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
     weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
-    class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes when the
-    training, then the test, has ended. test: class -> metric -> figures.
+    planned_steps: the steps that the run was begun with, and then was lengthened to; none in older
+    runs. class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes
+    when the training, then the test, has ended. test: class -> metric -> figures.
     """
 
     prepared: str
@@ -240,6 +241,7 @@ class Manifest(_Planned):
     uses_unlabelled: bool = True
     arrays_sha256: str | None = None
     class_first: bool = False
+    planned_steps: Annotated[tuple[int, ...], LISTED] = ()
     steps_done: int | None = None
     train_seconds: Seconds | None = None
     evaluate_seconds: Seconds | None = None

@@ -145,6 +145,14 @@ class RunFolder:
         updated = Manifest.model_validate(self.manifest.to_json() | entries)
         write_json(self.folder / "manifest.json", updated.to_json())
 
+    def lengthen(self, settings: Settings, planned_steps: tuple[int, ...]) -> None:
+        """Take the settings with other steps, and forget the end that the run has come to."""
+        ended = ("steps_done", "weights", "test", "evaluate_seconds")
+        kept = {key: value for key, value in self.manifest.to_json().items() if key not in ended}
+        updated = Manifest.model_validate(kept | {"planned_steps": planned_steps})
+        write_json(self.folder / "settings.json", settings.model_dump(mode="json"))
+        write_json(self.folder / "manifest.json", updated.to_json())
+
     # --- metrics ---
 
     def log(self, step: int, values: dict[str, float]) -> None:
