@@ -170,7 +170,7 @@ def prepare(
         meta = prepare_scans(
             source, prepared, spacing_mm, layout, processes, progress, test_cases, split
         )
-    show_prepared(meta, prepared)
+    show_prepared(meta, prepared, split)
 
 
 @app.command()

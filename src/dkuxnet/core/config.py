@@ -333,5 +333,5 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserEr
         what,
         ".".join(path),
         [f"{prefix}.{name}" if prefix else name for name in within.model_fields],
-        {".".join(path): MEANT.get(path[-1].lower().replace("-", "_"), "")},
+        MEANT.get(path[-1].lower().replace("-", "_"), ""),
     )

@@ -13,16 +13,13 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
-def unknown(
-    what: str, name: str, known: Iterable[str], meant: Mapping[str, str] | None = None
-) -> UserError:
+def unknown(what: str, name: str, known: Iterable[str], meant: str = "") -> UserError:
     """The error for a `what` whose name is not among `known`: the near match, then the list.
 
-    meant: names that others have for a thing, which tell more than letters.
+    meant: the near match where the meaning tells more than the letters.
     """
     known = list(known)
-    near = [(meant or {}).get(name, "")]
-    near = [each for each in near if each] or difflib.get_close_matches(str(name), known, n=1)
+    near = [meant] if meant else difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return UserError(f"unknown {what} '{name}'{hint} known: {', '.join(known) or 'none'}")
 
