@@ -53,8 +53,8 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which cases train.
 
-    labelled: keep the labels of N cases (None: of all), of the first N, or, with labelled_seed, of
-    N that this seed draws. split: of the cases: see `data.splits`.
+    labelled: keep the labels of the first N cases (None: of all). labelled_seed: draws which N
+    keep them instead.
     validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
     last N labelled cases are the test list, where no split file says otherwise.
     foreground_share: share of labelled patches that are centred on a voxel of a foreground class,
