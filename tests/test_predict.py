@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -51,12 +53,12 @@ def run(monkeypatch) -> Path:
     return fake_run(monkeypatch)
 
 
-def fake_run(monkeypatch, channels: int = 1) -> Path:
+def fake_run(monkeypatch, channels: int = 1, edge_mm: float = 1.8) -> Path:
     z_scores = [{"kind": "z-score"}] * channels
     manifest = described.manifest(
         labels={"background": 0, "LA": 255},
         channels=["MRI"] * channels,
-        plan=described.PLAN | {"spacing_mm": [1.8] * 3, "normalisation": z_scores},
+        plan=described.PLAN | {"spacing_mm": [edge_mm] * 3, "normalisation": z_scores},
         network_shape=described.MANIFEST["network_shape"] | {"in_channels": channels},
     )
     monkeypatch.setattr(
@@ -213,6 +215,66 @@ def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
     sure = np.abs(prob.array[1] - 0.5)
     assert doubt.array[sure < 0.1].mean() > 0.3 > 0.05 > doubt.array[sure > 0.499].mean()
     assert written.parent == tmp_path / "out"
+
+
+def corners(path: Path) -> list:
+    """Where nibabel and ITK put the corners of a file, or that ITK refuses it."""
+    affine, ends = nibabel.load(path).affine, [(0, 0, 0), (25, 0, 0), (0, 20, 0), (0, 0, 14)]
+    found = [(affine @ [*end, 1])[:3].tolist() for end in ends]
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        return [*found, "refused"]
+    more = (0,) * (image.GetDimension() - 3)
+    return found + [image.TransformIndexToPhysicalPoint((*end, *more))[:3] for end in ends]
+
+
+def with_forms(
+    path: Path, sform: int, qform: int, unit: str = "mm", form=nibabel.Nifti1Image, shear: float = 0
+) -> Path:
+    """A scan whose sform and qform differ, by their codes."""
+    volume = scan("oblique")
+    image, moved = form(volume.array, None), volume.affine.copy()
+    image.header["pixdim"][1:4] = SPACING_MM
+    sheared = volume.affine.copy()
+    sheared[:3, 1] += shear * sheared[:3, 0]
+    moved[:3, 3] += (0, 0.4, 7)
+    image.set_sform(sheared, code=sform)
+    image.set_qform(moved, code=qform, update_affine=False)
+    image.header.set_xyzt_units(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path
+
+
+PLACES = {
+    "no codes": (0, 0),
+    "sform": (2, 0),
+    "qform": (0, 1),
+    "both": (1, 2),
+    "talairach": (3, 4),
+    "micrometres": (1, 1, "micron"),
+    "metres without codes": (0, 0, "meter"),
+    "NIfTI-2": (0, 0, "mm", nibabel.Nifti2Image),
+    "sheared": (1, 1, "mm", nibabel.Nifti1Image, 0.05),
+    "sheared, sform alone": (1, 0, "mm", nibabel.Nifti1Image, 0.05),
+}
+
+
+@pytest.mark.filterwarnings("ignore::dkuxnet.core.errors.DataWarning")
+@pytest.mark.parametrize("place", PLACES)
+def test_every_reader_puts_a_map_where_it_puts_the_nifti_scan(monkeypatch, tmp_path, place):
+    edge = {"micron": 1.8e-3, "meter": 1000.0}.get([*PLACES[place], "mm", "mm"][2], 1.8)
+    path = with_forms(tmp_path / "in" / "case.nii.gz", *PLACES[place])
+    (written,) = predict_scans(
+        fake_run(monkeypatch, edge_mm=edge), [path], tmp_path / "out", True, True
+    )
+    before = nibabel.load(path).header
+    for each in (written, *(written.parent).glob("*/case.nii.gz")):
+        assert corners(each) == corners(path)
+        after = nibabel.load(each).header
+        for name in ("sform_code", "qform_code", "xyzt_units", "sizeof_hdr"):
+            assert after[name] == before[name]
 
 
 def test_only_what_was_asked_for_is_written(run, tmp_path):

@@ -34,4 +34,4 @@ def read_image(case: Case, channels: int) -> Volume:
             "each axis are needed"
         )
     check_values(f"case '{case.name}'", str(case.images[0]), array)
-    return Volume(array, first.affine, first.modality)
+    return Volume(array, first.affine, first.modality, first.nifti)

@@ -137,6 +137,7 @@ def store_case(
         affine=image.affine.tolist(),
         spacing_mm=image.spacing_mm,
         prepared_affine=grid.affine.tolist(),
+        nifti=image.nifti.hex(),
     )
     sha256 = {
         f"{kind}.b2nd": write_array(folder / f"{case.name}.{kind}.b2nd", array)
