@@ -178,7 +178,7 @@ def read_back(content: object, voxels: Path, channels: int, most: int) -> ReadSc
 
 def only_case(path: Path) -> Case:
     """The one scan of a file. Raises UserError where it holds several."""
-    cases = find_cases([path])
+    cases = find_cases([path], channels=1)
     if len(cases) != 1:
         raise UserError(
             f"{path}: expected one scan, but it holds {len(cases)}; send them one by one"

@@ -114,6 +114,14 @@ class Nifti:
                 read_to_end(path, file)
         volume = replace(finish(path, array, affine, kind), nifti=header.place)
         _compare_forms(path, header)
+        if header.unit_mm != 1:
+            unit = "metres" if header.unit_mm > 1 else "micrometres"
+            warnings.warn(
+                f"{path}: its header counts in {unit}: its voxels are taken as "
+                f"{' x '.join(f'{edge:.3g}' for edge in volume.spacing_mm)} mm",
+                DataWarning,
+                stacklevel=2,
+            )
         return volume
 
     def write(self, volume: Volume, path: Path) -> None:
