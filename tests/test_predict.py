@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 import described
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.config import validate
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.layouts import find_source
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.prediction.predict import ScansFailed, predict_scans
 
@@ -170,6 +171,135 @@ def test_missing_and_unknown_inputs_are_refused(tmp_path):
     touch(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png"):
         find_cases([tmp_path / "a.png"])
+
+
+# --- numbers that count channels, or patients: the channels of the model decide ---
+
+
+def found(channels: int, *inputs: Path, listed: Path | None = None) -> dict[str, list[str]]:
+    cases = find_cases(inputs, channels=channels, listed=listed)
+    return {case.name: [path.name for path in case.images] for case in cases}
+
+
+def numbered(folder: Path, *names: str) -> None:
+    touch(*(folder / f"{name}.nii.gz" for name in names))
+
+
+@pytest.mark.filterwarnings("ignore::dkuxnet.core.errors.DataWarning")
+@pytest.mark.parametrize("given", ["folder", "files"])
+def test_a_model_of_one_channel_takes_numbered_patients_one_by_one(run, tmp_path, given):
+    files = [write(tmp_path / "in" / f"case_{i:04d}.nii.gz", scan(seed=i)) for i in range(3)]
+    inputs = [tmp_path / "in"] if given == "folder" else files
+    written = predict_scans(run, inputs, tmp_path / "out")
+    assert [path.name for path in written] == [path.name for path in files]
+    for i, path in enumerate(written):
+        assert dice(formats.read(path).array == 255, expected(scan(seed=i))) > 0.95
+
+
+def test_preparation_and_prediction_take_the_same_cases(tmp_path):
+    numbered(tmp_path, "case_0000", "case_0001", "case_0002", "b_0000", "scan_2018")
+    with data_warnings() as told:
+        there = {
+            case.name: [path.name for path in case.images] for case in find_source(tmp_path).cases
+        }
+        assert found(1, tmp_path) == there
+    assert set(told) == {
+        "files with numbers like those of channels (case_0000, case_0001, ...) are taken for a "
+        "case each, since a case has one channel here"
+    }
+    assert list(there) == ["b", "case_0000", "case_0001", "case_0002", "scan_2018"]
+    for name in there:  # each by itself, too
+        (file,) = there[name]
+        assert found(1, tmp_path / file) == {name: [file]}
+
+
+def test_a_model_of_two_channels_takes_pairs_and_asks_where_there_are_none(tmp_path):
+    numbered(tmp_path, "a_0000", "a_0001", "b_0000", "b_0001")
+    pairs = {name: [f"{name}_000{i}.nii.gz" for i in range(2)] for name in "ab"}
+    assert found(2, tmp_path) == found(2, tmp_path / "b_0001.nii.gz", tmp_path) == pairs
+    numbered(tmp_path, "c_0001", "d_0000", "d_0001", "d_0002")
+    with pytest.raises(UserErrors) as caught:
+        found(2, tmp_path)
+    assert [line.partition(": case ")[2] for line in caught.value.lines] == [
+        "'c': expected 2 channel files, but c_0000.nii.gz is missing; correct one or the other",
+        "'d': expected 2 channel files, but d_0002.nii.gz is too many; correct one or the other",
+    ]
+
+
+def test_numbered_files_that_hold_all_channels_are_patients(tmp_path):
+    both = Volume(np.stack([scan(seed=i).array for i in range(2)]), np.eye(4))
+    for i in range(2):
+        write(tmp_path / f"case_{i:04d}.nii.gz", both)
+    assert list(found(2, tmp_path)) == ["case_0000", "case_0001"]
+    (tmp_path / "case_0001.nii.gz").unlink()
+    assert list(found(2, tmp_path)) == ["case"]
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_of_a_data_set_the_scans_for_testing_are_taken_and_that_is_told(tmp_path, layout):
+    fields = {"labels": {"background": 0, "LA": 1}, "file_ending": ".nii.gz"}
+    fields |= {"channel_names": {"0": "MRI"}} if layout == "nnunet" else {}
+    if layout == "msd":
+        fields = {"labels": {"0": "background", "1": "LA"}, "modality": {"0": "MRI"}}
+        fields |= {"training": [{"image": "imagesTr/a_0000.nii.gz"}], "test": []}
+    numbered(tmp_path, "imagesTr/a_0000")
+    (tmp_path / "dataset.json").write_text(json.dumps(fields))
+    assert list(found(1, tmp_path)) == ["a" if layout == "nnunet" else "a_0000"]
+    numbered(tmp_path, "imagesTs/t_0000")
+    with pytest.warns(
+        DataWarning, match=r"cases of imagesTs are taken, no others; give .*imagesTr"
+    ):
+        assert list(found(1, tmp_path)) == ["t"]
+    assert list(found(1, tmp_path / "imagesTr")) == ["a"]
+
+
+def test_of_the_left_atrium_the_test_list_is_taken_and_any_other_by_its_file(tmp_path):
+    for name in "ABC":
+        write(tmp_path / name / "mri_norm2.h5")
+    for part, names_in_it in (("train", "AB"), ("test", "C"), ("some", "AC"), ("wrong", "AZ")):
+        (tmp_path / f"{part}.list").write_text("\n".join(names_in_it))
+    with pytest.warns(DataWarning, match=r"cases of test.list are taken, .*--cases"):
+        assert list(found(1, tmp_path)) == ["C"]
+    assert list(found(1, tmp_path, listed=tmp_path / "train.list")) == ["A", "B"]
+    assert list(found(1, tmp_path, listed=tmp_path / "some.list")) == ["A", "C"]
+    with pytest.raises(UserError, match=r"'Z/mri_norm2\.h5'"):
+        found(1, tmp_path, listed=tmp_path / "wrong.list")
+    (tmp_path / "test.list").unlink()
+    assert list(found(1, tmp_path)) == ["A", "B"]
+
+
+def test_a_list_chooses_cases_of_any_input(tmp_path):
+    numbered(tmp_path / "in", "a", "b", "c")
+    (tmp_path / "cases.txt").write_text("c\na\n")
+    assert list(found(1, tmp_path / "in", listed=tmp_path / "cases.txt")) == ["a", "c"]
+    (tmp_path / "cases.txt").write_text("c\nz\n")
+    with pytest.raises(UserError, match=r"cases\.txt: no input holds the cases z"):
+        found(1, tmp_path / "in", listed=tmp_path / "cases.txt")
+
+
+def test_all_that_is_wrong_with_the_inputs_is_told_at_once(tmp_path):
+    with pytest.raises(UserErrors) as caught:
+        find_cases([tmp_path / f"{i}.nii.gz" for i in range(30)])
+    assert len(caught.value.lines) == 21 and caught.value.lines[-1] == "and 10 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("a.mhd", ".mha"), ("a.hdr", ".nii.gz"), ("a.mgz", ".nii.gz")]
+)
+def test_a_scan_in_a_format_that_is_read_only_gets_a_map_in_one_file(run, tmp_path, name, ending):
+    volume, path = scan("oblique"), tmp_path / name
+    if name == "a.mhd":
+        write(tmp_path / "b.mha", volume)
+        sitk.WriteImage(sitk.ReadImage(str(tmp_path / "b.mha")), str(path))
+    else:
+        form = nibabel.Nifti1Pair if name == "a.hdr" else nibabel.MGHImage
+        nibabel.save(form(volume.array, volume.affine), path)
+    (written,) = predict_scans(run, [path], tmp_path / "out")
+    assert written.name == f"a{ending}"
+    np.testing.assert_allclose(formats.read(written).affine, volume.affine, atol=1e-4)
+    assert dice(formats.read(written).array == 255, expected(volume)) > 0.95
+    if name == "a.hdr":
+        assert corners(written)[:4] == corners(path)[:4]
 
 
 # --- label maps ---

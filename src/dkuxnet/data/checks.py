@@ -182,13 +182,13 @@ def same_name(path: Path) -> Path:
     return next((p for p in path.parent.iterdir() if normalize("NFC", p.name) == wanted), path)
 
 
-def check_exact(path: Path, needed: int) -> None:
-    """Raise UserError where a file of voxels is not exactly as long as its header says."""
-    size = path.stat().st_size
+def check_exact(path: Path, voxels_in: Path, needed: int) -> None:
+    """Raise UserError where the file beside the header `path` is not exactly as long as it says."""
+    size = voxels_in.stat().st_size
     if size != needed:
         raise UserError(
-            f"{path}: expected {needed} bytes of voxels by its header, but it has {size}: one of "
-            "the two is not of this scan; copy or export both again"
+            f"{path}: expected {needed} bytes of voxels in {voxels_in.name}, but it has {size}: "
+            "one of the two is not of this scan; copy or export both again"
         )
 
 

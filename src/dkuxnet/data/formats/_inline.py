@@ -147,9 +147,10 @@ def write_image(volume: Volume, path: Path) -> None:
 
 def _stored(path: Path, header: InlineHeader) -> NDArray[Any]:
     """The voxels as a line: all that the header promises, or UserError."""
-    path = header.voxels_in or path
     if header.voxels_in is not None:
-        check_exact(path, header.nbytes if header.packed_bytes is None else header.packed_bytes)
+        needed = header.nbytes if header.packed_bytes is None else header.packed_bytes
+        check_exact(path, header.voxels_in, needed)
+        path = header.voxels_in
     size = max(0, path.stat().st_size - header.start)
     most = size * (MAX_DEFLATE_RATIO if header.packing == "deflate" else 1)
     check_size(

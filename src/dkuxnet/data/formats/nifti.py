@@ -185,7 +185,7 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
         voxels = ArrayProxy(cast(Any, file), fields, mmap=False)  # any open file will do
         header = NiftiHeader(shape, fields.get_data_dtype(), fields, voxels, place.binaryblock)
         if pair:
-            check_exact(voxels_in, fields.get_data_offset() + header.nbytes)
+            check_exact(path, voxels_in, fields.get_data_offset() + header.nbytes)
         yield header, file
 
 

@@ -58,10 +58,11 @@ def group_channels(
 def _cases_of(name: str, group: Group, channels: int) -> dict[str, tuple[Path, ...]]:
     """The cases of the files NAME_number. Raises UserError where channels are missing."""
     run = list(itertools.takewhile(group.__contains__, itertools.count()))
-    if not channels or sorted(group) == list(range(channels)):
+    whole = channels > 1 and all(map(_has_channels, group.values()))
+    if not channels or (sorted(group) == list(range(channels)) and not whole):
         one = {name: tuple(group[i] for i in run)} if run else {}
         return one | {stem(path): (path,) for i, path in group.items() if i not in run}
-    if channels == 1 or all(map(_has_channels, group.values())):
+    if channels == 1 or whole:
         alone = {name: tuple(group.values())}
         return alone if list(group) == [0] else {stem(path): (path,) for path in group.values()}
     raise channels_wrong(name, group, channels, "")
