@@ -319,8 +319,8 @@ def changed(slices: list, index: int, **attributes) -> list:
 SLICES = Scan(noise()).slices
 CASES = {
     "uneven": (
-        lambda: moved(SLICES(), {3: (0, 0, 0.4)}),
-        ["2.6 to 3.4 mm apart", "uneven between", "109.9"],
+        lambda: moved(SLICES(), {3: (0, 0, 0.9)}),
+        ["2.1 to 3.9 mm apart", "uneven between", "110.4"],
     ),
     "missing": (
         lambda: np.delete(SLICES(), [3]).tolist(),
@@ -343,8 +343,16 @@ CASES = {
         ["shifted against each other", "1.5 mm"],
     ),
     "orientations": (
-        lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+        lambda: changed(
+            changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+            4,
+            ImageOrientationPatient=list(CORONAL),
+        ),
         ["mixes orientations"],
+    ),
+    "a localizer in the place of a slice": (
+        lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+        ["without", "(across the slices) misses 1 slice of 3 mm"],
     ),
     "directions": (
         lambda: Scan(noise(), (1, 0, 0, 0.5, 0.8, 0)).slices(),
