@@ -4,6 +4,7 @@ Nothing here imports torch before a command needs it.
 """
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -61,6 +62,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for users
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
@@ -68,6 +70,8 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
+            for line in error.table:
+                typer.echo(line, err=True)
             # set by torchrun for one of several processes
             rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
             who = f"process {rank} of {world}: " if rank and world != "1" else ""

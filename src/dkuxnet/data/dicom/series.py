@@ -13,7 +13,7 @@ from dkuxnet.data.checks import Header, reading
 from dkuxnet.data.dicom.headers import Image, read_header
 from dkuxnet.data.dicom.tree import Entry, is_copy, opened, place, printable, tree_name
 
-MAX_LISTED = 6
+MAX_LISTED = 3
 MAX_LOCALIZERS = 3  # of a series; more images across its slices are a stack of their own
 TURNED = 0.1  # in a component of the directions, from which an image faces elsewhere
 
@@ -163,7 +163,8 @@ def one_series(path: str | Path, series_uid: str | None = None) -> Series:
     if not chosen:
         raise UserError(
             f"{path}: expected a series {series_uid}, but it holds {_listed(found)}; choose one of "
-            "these"
+            "these",
+            _table(found),
         )
     raise _several(path, chosen)
 
@@ -227,8 +228,21 @@ def _by_place(found: Sequence[Series]) -> dict[str, Series]:
 def _several(path: str | Path, found: Sequence[Series]) -> UserError:
     return UserError(
         f"{path}: expected one series, got {len(found)}: {_listed(found)}; choose one with "
-        "--series-uid"
+        "--series-uid, or give one series of each patient alone",
+        _table(found),
     )
+
+
+def _table(found: Sequence[Series]) -> list[str]:
+    """All series, one a line, under a heading."""
+    rows: list[tuple[str, ...]] = [("SERIES UID", "IMAGES", "SIZE", "MODALITY", "DESCRIPTION")]
+    for series in found:
+        width, height, images = series.header.shape
+        first = series.images[0]
+        words = (first.modality, first.description)
+        rows.append((series.uid, str(images), f"{width} x {height}", *map(printable, words)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _listed(found: Sequence[Series]) -> str:

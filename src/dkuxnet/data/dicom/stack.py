@@ -171,7 +171,8 @@ def _off(
     voxels = (world - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     voxels[..., :2] -= corners
     voxels[..., 2] -= np.arange(len(planes))[:, None]
-    return np.abs(voxels)
+    off: Array = np.abs(voxels)
+    return off
 
 
 def _refuse_spacings(where: str, planes: Sequence[Plane]) -> NoReturn:
