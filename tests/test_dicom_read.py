@@ -31,6 +31,7 @@ from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise,
 from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.data import formats
 from dkuxnet.data.dicom import tree
+from dkuxnet.data.inputs import find_cases
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()
@@ -316,6 +317,7 @@ def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
     (folder / "starts-like-one").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 20)
     (folder / "notes.txt").write_text("the scan of Monday")
     assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+    assert [case.name for case in find_cases([folder])] == ["scan"]
 
 
 def test_rounded_decimals_are_no_fault(tmp_path):

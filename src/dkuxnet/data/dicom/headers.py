@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
-from dkuxnet.data.dicom.tree import Entry, has_preamble, head, place
+from dkuxnet.data.dicom.tree import Entry, has_preamble, head, may_be_bare, place
 
 REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 TAGS = [
@@ -48,8 +48,6 @@ MAX_READS = 1_000_000
 MAX_ITEMS = 200_000
 MAX_SEQUENCE_BYTES = 2**24
 MAX_ELEMENT_BYTES = 2**26
-BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
-STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,7 @@ def read_header(path: Path, entry: Entry) -> Image | None:
     with reading(where, "DICOM"), quiet():
         first = head(entry)
         if not has_preamble(first):
-            bare = first.startswith(BARE_START) and STORAGE_CLASS in first
-            return _bare(where, entry) if bare else None
+            return _bare(where, entry) if may_be_bare(first) else None
         if _first_group(first) == b"\0\0":
             raise UserError(
                 f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "

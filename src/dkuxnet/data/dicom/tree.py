@@ -29,6 +29,8 @@ FREE_ZIP_BYTES = 2**29
 BYTES_AN_ENTRY = 1024  # of the list of files at the end of a zip
 END_BYTES = 2**17  # at the end of a zip, where the records of that list are looked for
 HEAD_BYTES = 1024
+BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 CHUNK_BYTES = 2**20
 
 
@@ -107,6 +109,11 @@ def has_preamble(first: bytes) -> bool:
     return first[128:132] == b"DICM"
 
 
+def may_be_bare(first: bytes) -> bool:
+    """Whether a file that starts with these bytes may be DICOM without a preamble."""
+    return first.startswith(BARE_START) and STORAGE_CLASS in first
+
+
 def is_copy(entry: Entry, first: Entry) -> bool:
     """Whether two files hold the same bytes."""
     with entry.open() as stream, first.open() as other:
@@ -119,11 +126,12 @@ def is_copy(entry: Entry, first: Entry) -> bool:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether a file of the tree says that it is DICOM. Raises UserError as `opened`."""
+    """Whether a file of the tree is DICOM by its first bytes. Raises UserError as `opened`."""
     with opened(path) as entries:
         for entry in entries:
             with reading(place(path, entry.name), "DICOM"):
-                if has_preamble(head(entry)):
+                first = head(entry)
+                if has_preamble(first) or may_be_bare(first):
                     return True
     return False
 
