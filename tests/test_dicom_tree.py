@@ -317,6 +317,23 @@ def test_several_series_of_a_study_ask_for_a_choice(folder, tmp_path):
     )
 
 
+def test_what_libraries_log_is_not_for_users(tmp_path):
+    """But the package's own lines are."""
+    code = """if True:
+        import logging, sys
+        from dkuxnet.cli import commands
+        sys.argv = ["dkuxnet", "info"]
+        try:
+            commands.main()
+        finally:
+            import nibabel
+            for name in ("highdicom.base", "pydicom", "nibabel.global", "PIL", "dkuxnet.serve"):
+                logging.getLogger(name).warning("by %s", name)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "by dkuxnet.serve\n" and "networks" in done.stdout
+
+
 def test_the_command_shows_all_series_of_a_study_in_a_table(tmp_path):
     for number in range(15):
         Scan(

@@ -62,7 +62,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for users
+    _mute_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
@@ -77,6 +77,16 @@ def main() -> None:
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
             typer.echo(f"error: {who}{error}", err=True)
             sys.exit(1)
+
+
+def _mute_libraries() -> None:
+    """Keep from stderr what libraries log: it names no file, and a user can do nothing about it."""
+    if logging.lastResort:
+        logging.lastResort.addFilter(
+            lambda record: record.name.split(".")[0] in ("dkuxnet", "asyncio")
+        )
+    # it writes to stderr by itself
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:
