@@ -201,6 +201,18 @@ def test_a_link_that_leads_nowhere_is_a_missing_slice(scan, tmp_path):
     refused(lambda: formats.read(folder), "IM0005.dcm", "No such file")
 
 
+def test_a_link_that_leads_nowhere_is_no_other_patient_s_trouble(tmp_path, monkeypatch):
+    for seed, name in enumerate(("anna", "ben")):
+        Scan(blobs(seed), patient=name).write(tmp_path / "in" / name)
+    (tmp_path / "in" / "anna" / "IM0000.dcm").unlink()
+    (tmp_path / "in" / "anna" / "IM0000.dcm").symlink_to(tmp_path / "gone")
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "in"], tmp_path / "out")
+    assert list(failure.value.failed) == ["anna"]
+    assert "anna/IM0000.dcm" in failure.value.failed["anna"]
+    assert [path.name for path in failure.value.written] == ["ben.nii.gz"]
+
+
 def test_a_link_to_a_pipe_or_a_device_is_passed_over(scan, tmp_path):
     folder = scan.write(tmp_path / "scan")
     os.mkfifo(tmp_path / "pipe")

@@ -104,10 +104,10 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
                 _check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = _frame(dataset, frame)
+                    if attribute(dataset, frame, *SLOPE) == 0:
+                        odd.add(NO_SLOPE)
                 if dataset.PhotometricInterpretation == "MONOCHROME1":
                     odd.add(INVERTED)
-                if attribute(dataset, frame, *SLOPE) == 0:
-                    odd.add(NO_SLOPE)
     return odd
 
 

@@ -272,8 +272,8 @@ def _decimals(numbers: Iterable[float]) -> list[DSfloat]:
 
 def _cite(segmentation: Segmentation, sources: Sequence[Dataset], stack: Stack) -> None:
     """Name the files and frames of the series where highdicom named `sources`."""
-    images = dict.fromkeys(image for image, _ in stack.frames)
-    cited = [_reference(image) for image in images]
+    images = {image.name: image for image, _ in stack.frames}
+    cited = [_reference(image) for image in images.values()]
     segmentation.SourceImageSequence = cited
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = cited
     places = {

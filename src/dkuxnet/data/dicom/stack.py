@@ -19,6 +19,7 @@ QUARTER = 0.25  # of a voxel
 # What rounded decimals do is not worth a word: a share of a voxel, or millimetres if that is more
 ROUNDING, ROUNDING_MM = 0.01, 0.01
 TILT = 1e-3
+ALL_AT_ONE_MM = 1e-6
 OTHER = 0.01  # in a direction or a share of a spacing: no rounding, another orientation or spacing
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 Array = NDArray[Any]
@@ -130,16 +131,16 @@ def _check_places(
     """
     positions = np.array([plane.position for plane in planes])
     edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if edges[2] <= ROUNDING_MM:
+    if edges[2] < ALL_AT_ONE_MM:
         _refuse_positions(where, positions, affine)
     off = _off(positions, planes, directions, affine, image)
     heights = edges[2] * np.arange(len(planes))[:, None, None]
-    leaning = (TILT * heights + ROUNDING_MM) / edges * (1, 1, 0)
-    if (off > np.maximum(QUARTER, leaning) + 1e-9).any():
+    off[off <= (TILT * heights + ROUNDING_MM) / edges * (1, 1, 0)] = 0
+    if (off > QUARTER).any():
         apart = np.abs(directions - directions[0]).max()
         spacings = np.array([plane.spacing_mm for plane in planes])
         stretched = np.abs(spacings / spacings[0] - 1).max()
-        in_place = (off[:, :1] <= np.maximum(QUARTER, leaning)).all()
+        in_place = (off[:, 0] <= QUARTER).all()
         if apart > OTHER or (in_place and apart > stretched):
             raise UserError(
                 f"{where} mixes orientations (as a localizer, or views of several planes, does); "
@@ -148,7 +149,7 @@ def _check_places(
         if stretched > OTHER or in_place:
             _refuse_spacings(where, planes)
         _refuse_positions(where, positions, affine)
-    if (off <= np.maximum(np.maximum(ROUNDING, ROUNDING_MM / edges), leaning) + 1e-9).all():
+    if (off <= np.maximum(ROUNDING, ROUNDING_MM / edges)).all():
         return ()
     furthest = (off * edges).max(axis=(1, 2))
     at = int(np.argmax(furthest))

@@ -126,13 +126,23 @@ def is_copy(entry: Entry, first: Entry) -> bool:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether a file of the tree is DICOM by its first bytes. Raises UserError as `opened`."""
+    """Whether a file of the tree is DICOM by its first bytes.
+
+    Raises UserError as `opened`, and where none is but one cannot be read.
+    """
+    unreadable: UserError | None = None
     with opened(path) as entries:
         for entry in entries:
-            with reading(place(path, entry.name), "DICOM"):
-                first = head(entry)
-                if has_preamble(first) or may_be_bare(first):
-                    return True
+            try:
+                with reading(place(path, entry.name), "DICOM"):
+                    first = head(entry)
+            except UserError as error:
+                unreadable = unreadable or error
+                continue
+            if has_preamble(first) or may_be_bare(first):
+                return True
+    if unreadable:
+        raise unreadable
     return False
 
 
