@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, noise, save
+from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, items, noise, save
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
@@ -340,6 +340,18 @@ ODD = {
         PatientName="Yamada^Tarou=山田^太郎=やまだ^たろう",
     ),
     "Latin": each(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jürgen"),
+    "Latin in a sequence": each(
+        SpecificCharacterSet="ISO_IR 100",
+        ProcedureCodeSequence=[
+            items(CodeValue="1", CodingSchemeDesignator="99X", CodeMeaning="Schädel")
+        ],
+    ),
+    "numbers": each(
+        PatientWeight="70.5",
+        LossyImageCompression="01",
+        LossyImageCompressionRatio=10,
+        LossyImageCompressionMethod="ISO_10918_1",
+    ),
     "an unknown character set": each(SpecificCharacterSet="utf8"),
     "words for dates": each(
         StudyDate="anonymous", StudyTime="noon", PatientBirthDate="unknown", PatientSex="X"
@@ -376,6 +388,11 @@ def test_odd_headers_become_valid_seg(tmp_path, name):
         )
     if name == "Latin":
         assert seg.PatientName == "Müller^Jürgen"
+    if name == "Latin in a sequence":
+        assert seg.ProcedureCodeSequence[0].CodeMeaning == "Schädel"
+    if name == "numbers":
+        assert seg.PatientWeight == 70.5
+        assert seg.LossyImageCompression == "01" and seg.LossyImageCompressionRatio == 10
     if name == "separators":
         assert (seg.StudyDate, seg.StudyTime, seg.PatientSex) == ("20260101", "120000", "F")
     if name == "words for dates":

@@ -18,7 +18,7 @@ from pydicom.datadict import dictionary_VM
 from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage
-from pydicom.valuerep import DA, TM, DSfloat, validate_value
+from pydicom.valuerep import DA, IS, TM, DSfloat, validate_value
 
 from dkuxnet.core import extras
 from dkuxnet.core.errors import UserError
@@ -343,7 +343,9 @@ def _is_valid(element: DataElement) -> bool:
         return False
     for value in element.value if element.VM > 1 else [element.value]:
         if element.keyword not in IDENTITY:
-            validate_value(element.VR, value, config.RAISE)
+            # pydicom holds numbers in a form that its check does not know
+            written = str(value) if isinstance(value, DSfloat | IS) else value
+            validate_value(element.VR, written, config.RAISE)
         if element.VR in CALENDAR:
             CALENDAR[element.VR](value)
     return True
