@@ -4,6 +4,7 @@ Nothing here imports torch before a command needs it.
 """
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -64,6 +65,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _mute_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
@@ -71,12 +73,24 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
+            for line in error.table:
+                typer.echo(line, err=True)
             # set by torchrun for one of several processes
             rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
             for line in getattr(error, "lines", [error]):
                 typer.echo(f"error: {who}{line}", err=True)
             sys.exit(1)
+
+
+def _mute_libraries() -> None:
+    """Keep from stderr what libraries log: it names no file, and a user can do nothing about it."""
+    if logging.lastResort:
+        logging.lastResort.addFilter(
+            lambda record: record.name.split(".")[0] in ("dkuxnet", "asyncio")
+        )
+    # it writes to stderr by itself
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:

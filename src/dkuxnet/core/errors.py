@@ -20,11 +20,12 @@ class UserError(Exception):
 
     The message is one line: what was expected, what came, what to do. The command line prints it
     and exits with 1. Whatever a stranger's file puts into it, it stays one printable line of
-    moderate length.
+    moderate length. table: what the command line shows above it, line by line.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, table: Sequence[str] = ()):
         super().__init__(one_line(message))
+        self.table = table
 
 
 class UserErrors(UserError):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import UserError, UserErrors
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -51,8 +51,8 @@ def predict_scans(
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
     segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
-    Raises ScansFailed, at the end, where a scan cannot be read or segmented: the others are done.
-    Any other UserError, as of an output that does not take the maps, ends the work; maps that are
+    Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
+    written: the others are done. A disk that takes no maps ends the work at once; those that are
     done stay. Only label maps of an earlier prediction are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
@@ -79,13 +79,25 @@ def predict_scans(
         except UserError as error:
             failed[case.name] = str(error)
             continue
-        if not written:  # nothing is made for scans that cannot be read
-            outputs.make_folder(segmenter.labels)
-        written.append(outputs.write(case, result, writers))
-    progress("done", len(found), len(found))
+        try:
+            if not written:  # nothing is made for scans that cannot be read
+                outputs.make_folder(segmenter.labels)
+            written.append(outputs.write(case, result, writers))
+        except UserError as error:
+            failed[case.name] = str(error)
+            if _is_of_disk(error):
+                break
+    else:
+        progress("done", len(found), len(found))
     if failed:
         raise ScansFailed(failed, written)
     return written
+
+
+def _is_of_disk(error: UserError) -> bool:
+    """Whether the next file would not be written either."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (*NO_ROOM, *NO_RIGHT)
 
 
 def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
