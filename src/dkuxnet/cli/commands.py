@@ -4,6 +4,7 @@ Nothing here imports torch before a command needs it.
 """
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +30,9 @@ app = typer.Typer(
 
 # what several commands take
 FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Cases = Annotated[
+    Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
+]
 Weights = Annotated[
     str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
 ]
@@ -69,6 +73,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _mute_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
@@ -81,16 +86,28 @@ def main() -> None:
 
 
 def _tell_error(error: UserError) -> None:
-    """One line on stderr; of one of several processes, to whoever started them."""
+    """A line on stderr; of one of several processes, to whoever started them."""
+    for line in error.table:
+        typer.echo(line, err=True)
     # set by torchrun, and by --devices
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    told = os.environ.get(TOLD)
-    if rank is None or world == "1":
-        typer.echo(f"error: {error}", err=True)
-    elif told is None:
-        typer.echo(f"error: process {rank} of {world}: {error}", err=True)
+    lines, told = getattr(error, "lines", [str(error)]), os.environ.get(TOLD)
+    if rank is None or world == "1" or told is None:
+        who = f"process {rank} of {world}: " if rank and world != "1" else ""
+        for line in lines:
+            typer.echo(f"error: {who}{line}", err=True)
     elif not error.told_elsewhere:
-        (Path(told) / rank).write_text(str(error), "utf-8")
+        (Path(told) / rank).write_text("\n".join(lines), "utf-8")
+
+
+def _mute_libraries() -> None:
+    """Keep from stderr what libraries log: it names no file, and a user can do nothing about it."""
+    if logging.lastResort:
+        logging.lastResort.addFilter(
+            lambda record: record.name.split(".")[0] in ("dkuxnet", "asyncio")
+        )
+    # it writes to stderr by itself
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:
@@ -285,6 +302,7 @@ def predict(
     segmentation_type: Annotated[
         str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
     ] = None,
+    cases: Cases = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.cli.console import sentence_progress
@@ -307,9 +325,10 @@ def predict(
                 series_uid=series_uid,
                 form=format_,
                 segmentation_type=segmentation_type,
+                cases=cases,
             )
     except ScansFailed as error:
-        failed, written = list(error.failed.values()), error.written
+        failed, written = error.lines, error.written
     if written:
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}"
         typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
@@ -386,6 +405,7 @@ def evaluate(
         Path | None, typer.Option(help="JSON file, with nnU-Net's summary keys.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
+    cases: Cases = None,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
     from dkuxnet.cli.console import case_progress, show_evaluation
@@ -393,7 +413,7 @@ def evaluate(
 
     with case_progress() as progress:
         result = evaluate_folders(
-            predictions, labels, lambda done, total: progress("evaluate", done, total)
+            predictions, labels, lambda done, total: progress("evaluate", done, total), cases
         )
     if output:
         result.write_json(output)

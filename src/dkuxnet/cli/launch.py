@@ -42,7 +42,8 @@ def in_processes(devices: int) -> tuple[int, list[str]]:
         ]
         _wait(processes)
         files = sorted(Path(told).iterdir(), key=lambda path: int(path.name))
-        errors = list(dict.fromkeys(path.read_text("utf-8") for path in files))
+        lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
+        errors = list(dict.fromkeys(lines))
     codes = [process.returncode for process in processes]
     if not errors:
         errors = [

@@ -30,8 +30,9 @@ def read_image(case: Case, channels: int) -> Volume:
                 "files NAME_0000, NAME_0001, .. of one folder"
             )
         raise UserError(
-            f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected "
-            f"{channels}; {remedy}"
+            f"case '{case.name}': {len(array)} channels in "
+            f"{' and '.join(path.name for path in case.images)}, expected {channels}; {remedy} "
+            f"({case.images[0]})"
         )
     if min(first.shape) < 2:
         raise UserError(
@@ -39,4 +40,4 @@ def read_image(case: Case, channels: int) -> Volume:
             "each axis are needed"
         )
     check_values(f"case '{case.name}'", str(case.images[0]), array)
-    return Volume(array, first.affine, first.modality)
+    return Volume(array, first.affine, first.modality, first.nifti)
