@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dkuxnet.core.config import Settings, load_settings, parse_override, presets, validate
+from dkuxnet.core.config import (
+    MEANT,
+    OTHERS_NAMES,
+    Settings,
+    flatten,
+    load_settings,
+    parse_override,
+    presets,
+    validate,
+)
 from dkuxnet.core.errors import UserError
 
 
@@ -75,6 +84,16 @@ def test_later_sources_win(tmp_path):
             {"train": {"step": 1}},
             ["unknown setting 'train.step'", "did you mean 'train.steps'", "train.lr"],
         ),
+        *(
+            (values, [f"did you mean '{meant}'?"])
+            for meant, values in (
+                ("train.lr", {"train": {"learning_rate": 1}}),
+                ("train.lr", {"learning-rate": 1}),
+                ("train.steps", {"train": {"epochs": 1}}),
+                ("train.labelled_batch", {"train": {"batch_size": 1}}),
+                ("data.workers", {"train": {"num_workers": 1}}),
+            )
+        ),
         (
             {"augment": {"weak": {"nois": 1}}},
             ["'augment.weak.nois'", "did you mean 'augment.weak.noise'"],
@@ -114,6 +133,12 @@ def test_a_wrong_value_is_refused_by_its_name(values, parts):
     message = refusal(values)
     for part in parts:
         assert part in message
+
+
+def test_the_names_of_others_stand_for_settings_that_there_are():
+    settings = dict(flatten(Settings().model_dump()))
+    assert settings.keys() >= OTHERS_NAMES.keys()
+    assert not {f"train.{name}" for name in MEANT} & settings.keys()
 
 
 def test_options_of_method_and_network_pass_for_them_to_judge():

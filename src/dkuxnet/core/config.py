@@ -24,6 +24,25 @@ from dkuxnet.core.lookup import unknown
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
+# what other programs call a setting
+OTHERS_NAMES = {
+    "train.lr": ("learning_rate", "initial_lr", "base_lr"),
+    "train.steps": (
+        *("epochs", "num_epochs", "max_epochs", "n_epochs", "num_steps", "max_steps"),
+        *("iterations", "num_iterations", "max_iterations", "iters", "max_iters"),
+    ),
+    "train.labelled_batch": ("batch_size", "batch", "labeled_bs", "labelled_bs", "bs"),
+    "train.patch": ("patch_size", "crop_size", "roi_size"),
+    "train.optimiser": ("optim", "optimizer"),
+    "train.weight_decay": ("wd", "l2"),
+    "train.average": ("ema", "ema_decay"),
+    "train.clip": ("grad_clip", "gradient_clip", "gradient_clip_val", "max_grad_norm"),
+    "train.precision": ("amp", "fp16", "bf16", "mixed_precision"),
+    "train.validate_every": ("val_interval", "val_every", "eval_every"),
+    "data.labelled": ("labelnum", "label_num", "labeled_num", "num_labelled", "num_labeled"),
+    "data.workers": ("num_workers", "n_workers"),
+}
+MEANT = {name: setting for setting, names in OTHERS_NAMES.items() for name in names}
 HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
 
@@ -34,13 +53,16 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which cases train.
 
-    labelled: keep the labels of the first N cases (None: of all).
+    labelled: keep the labels of the first N cases (None: of all). labelled_seed: draws which N
+    keep them instead.
     validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
     last N labelled cases are the test list, where no split file says otherwise.
-    foreground_share: share of labelled patches that are centred on a foreground voxel.
+    foreground_share: share of labelled patches that are centred on a voxel of a foreground class,
+    drawn among those of the case.
     """
 
     labelled: PositiveInt | None = None
+    labelled_seed: NonNegativeInt | None = None
     split: Path | None = None
     validation_cases: NonNegativeInt = 0
     test_cases: NonNegativeInt = 0
@@ -311,4 +333,5 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserEr
         what,
         ".".join(path),
         [f"{prefix}.{name}" if prefix else name for name in within.model_fields],
+        MEANT.get(path[-1].lower().replace("-", "_"), ""),
     )

@@ -224,8 +224,11 @@ class Statistic(Document):
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
-    arrays_sha256: one checksum over all arrays that the run opens; older runs have none. What has a
-    None comes when the training, then the test, has ended. test: class -> metric -> figures.
+    arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
+    weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
+    planned_steps: the steps that the run was begun with, and then was lengthened to; none in older
+    runs. class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes
+    when the training, then the test, has ended. test: class -> metric -> figures.
     """
 
     prepared: str
@@ -239,10 +242,13 @@ class Manifest(_Planned):
     machine: Machine
     uses_unlabelled: bool = True
     arrays_sha256: str | None = None
+    class_first: bool = False
+    planned_steps: Annotated[tuple[int, ...], LISTED] = ()
     steps_done: int | None = None
     train_seconds: Seconds | None = None
     evaluate_seconds: Seconds | None = None
     peak_memory_gib: float | None = None
+    weights: Literal["final", "best"] | None = None
     test: dict[str, dict[str, Statistic]] | None = None
 
     @model_validator(mode="after")

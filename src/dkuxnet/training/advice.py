@@ -1,5 +1,6 @@
-"""Which batch or patch would fit where memory runs out."""
+"""Which batch or patch would fit where memory runs out, or would run out."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
 from dkuxnet.machine.distributed import world
@@ -20,6 +22,23 @@ from dkuxnet.training.loop import uses_bfloat16
 STEP_OVER_KEPT = 1.5
 LEAVE_SOME = 0.9
 PROBES = (16, 32)  # edges of patches to measure on; some networks take no smaller one than 32
+
+
+def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: bool) -> None:
+    """Raises UserError, as `memory_advice` says it, where a step cannot fit into what is free.
+
+    Asked before the first step: on a CPU the system may end a program that takes too much before
+    any allocation fails. What counts is what the losses keep, less than any step takes: one that
+    might fit is tried. free: as for `memory_advice`. The method stays as it is.
+    """
+    if free is None or world() > 1:
+        return
+    trial = copy.deepcopy(method)  # running statistics change
+    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job))
+    if voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free:
+        keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
+        advice = memory_advice(trial, job, free)
+        raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
 
 
 def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:

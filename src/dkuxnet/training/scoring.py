@@ -13,6 +13,7 @@ from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
+from dkuxnet.models.components import keep_largest_component
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -25,12 +26,17 @@ from dkuxnet.training.job import Job
 
 
 def validation_dice(predictor: nn.Module, job: Job) -> float:
-    """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
+    """Mean Dice over the validation cases and the foreground classes, on the prepared grid.
+
+    What is scored is what would be predicted: with `infer.largest_component` that alone.
+    """
     scores = []
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
         image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
         label = sliding_window(predictor, image, windows).prob.argmax(axis=0)
+        if job.settings.infer.largest_component:
+            label = keep_largest_component(label)
         scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
     return float(np.mean(all_gather(scores)))
 
