@@ -18,8 +18,8 @@ PARTS = {  # and the channels of what goes in; up to 8 channels out go by pairs
     "residual of a single channel": (lambda: ResidualBlock(1, 8), [1]),
     "residual, many channels": (lambda: ResidualBlock(3, 12), [3]),
     "ux": (lambda: UXBlock(5, layer_scale=0.7), [5]),
-    "up": (lambda: UpBlock(10, 6), [10, 6]),
-    "up, many channels": (lambda: UpBlock(4, 12), [4, 12]),
+    "up": (lambda: UpBlock(10, 6, (2, 2, 2)), [10, 6]),
+    "up, many channels": (lambda: UpBlock(4, 12, (2, 2, 2)), [4, 12]),
 }
 CPU = torch.device("cpu")
 

@@ -23,6 +23,9 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
+Step = Annotated[int, Field(ge=1, le=2)]
+OneStride = tuple[Step, Step, Step]
+FourStrides = tuple[OneStride, OneStride, OneStride, OneStride]
 Queries = Annotated[int, Field(ge=1, le=4096)]
 HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
@@ -71,12 +74,14 @@ class WithOptions(BaseModel):
 class NetworkSettings(WithOptions):
     """name: a key of NETWORKS, None for what the plan of the data set advises.
 
+    strides: of the four reductions, along (X, Y, Z), None for the plan's; the paper's are all 2.
     Other keys are the network's own options.
     """
 
     name: str | None = None
     queries: Queries = 16
     groups: list[GroupSettings] = []
+    strides: FourStrides | None = None
 
 
 class MethodSettings(WithOptions):
@@ -128,7 +133,7 @@ class AugmentSettings(Section):
 class TrainSettings(Section):
     """The loop.
 
-    patch: voxels, None for the plan's; a multiple of 16. labelled_batch,
+    patch: voxels, None for the plan's. labelled_batch,
     unlabelled_batch: patches a step. average: decay of the moving average of weights that
     predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
     checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
@@ -219,15 +224,9 @@ def load_settings(
 def validate(values: dict[str, Any]) -> Settings:
     """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
     try:
-        settings = Settings.model_validate(values)
+        return Settings.model_validate(values)
     except ValidationError as error:
         raise explain(error, Settings, "setting") from error
-    if settings.train.patch and any(n % 16 for n in settings.train.patch):
-        raise UserError(
-            "setting train.patch: every edge must be a multiple of 16, got "
-            f"{list(settings.train.patch)}"
-        )
-    return settings
 
 
 def parse_override(text: str) -> tuple[str, Any]:
