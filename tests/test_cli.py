@@ -192,7 +192,10 @@ MISTAKES = {
     f"{TRAIN} --set method.rampp=3": ["unknown setting in method.supervised: 'rampp'"],
     f"{TRAIN} --set train.steps": ["--set expects key=value", "train.steps"],
     f"{TRAIN} --set train.lr=fast": ["setting train.lr", "'fast'"],
-    f"{TRAIN} --set train.patch=[16,16,17]": ["train.patch", "must be multiples of [4, 4, 4], got [16, 16, 17]; [16, 16, 20]"],
+    f"{TRAIN} --set train.patch=[16,16,17]": [
+        "train.patch",
+        "must be multiples of [4, 4, 4], got [16, 16, 17]; [16, 16, 20]",
+    ],
     f"{TRAIN} --config BROKEN": ["broken.toml: not a TOML file"],
     f"{TRAIN} --config WRONG": ["unknown setting 'train.stepz'"],
     f"{TRAIN} --config NEW/none.toml": ["none.toml: cannot read the settings"],

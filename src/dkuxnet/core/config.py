@@ -94,7 +94,8 @@ class ViewSettings(Section):
     """Intensity changes of one view, drawn for each patch, in standard deviations of the image.
 
     noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
-    largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels.
+    largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels along
+    their shortest edge.
     bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
     edge that is blanked.
     """
@@ -112,10 +113,11 @@ class AugmentSettings(Section):
     """Geometry shared by both views.
 
     rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
-    voxels. elastic: largest displacement in voxels of a smooth field. flip: axes, of "xyz", that
-    are mirrored with probability 1/2. outline: of labelled patches, the largest displacement of the
-    foreground's outline, outwards or inwards, as a share of the radius of a ball as large as the
-    foreground.
+    voxels along their shortest edge. elastic: largest displacement of a smooth field, in the same.
+    Slices over three times as thick as they are fine are rotated and scaled in their plane alone.
+    flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of
+    labelled patches, the largest displacement of the foreground's outline, outwards or inwards, as
+    a share of the radius of a ball as large as the foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)

@@ -142,12 +142,13 @@ class Views:
     """Two views of the same patches: their voxels are the same places.
 
     weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for
-    unlabelled patches.
+    unlabelled patches. edges: of a voxel along (X, Y, Z), the shortest is 1.
     """
 
     weak: Tensor
     strong: Tensor
     label: Tensor | None = None
+    edges: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass
