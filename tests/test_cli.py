@@ -184,7 +184,9 @@ MISTAKES = {
     "prepare SCANS FULL": ["exists already"],
     "prepare SCANS FILE/deep": ["cannot write there"],
     "prepare SCANS NEW --layout nnunett": ["unknown layout 'nnunett'; did you mean 'nnunet'"],
-    "prepare SCANS NEW --spacing-mm 0": ["--spacing-mm must be a number above 0, got 0.0"],
+    "prepare SCANS NEW --spacing-mm 0": [
+        "--spacing-mm must be a number above 0, or three with commas between them, got 0.0"
+    ],
     "train NEW/none NEW": ["is not a prepared data set; run dkuxnet prepare"],
     f"{TRAIN} --method supervized": ["unknown method 'supervized'; did you mean 'supervised'?"],
     f"{TRAIN} --network uxnet-tini": ["unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?"],
@@ -291,6 +293,7 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("prepare a", "Missing argument"),
         ("prepare a b --processes 0", "--processes"),
         ("prepare a b --spacing-mm wide", "'--spacing-mm'"),
+        ("prepare a b --spacing-mm 1,wide,3", "expected a number, or three: 1.5,1.5,10"),
         ("predict a b", "--output"),
         ("predict a --output c", "Missing argument"),
         ("predict a b --output c --margin-mm wide", "'--margin-mm'"),
