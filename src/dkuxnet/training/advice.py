@@ -58,7 +58,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     voxel = step_bytes_per_voxel(method, job, unlabelled)
     # not known, or it was not the step alone
     if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
-        half = plan_patch(patch, math.prod(patch) // 2)
+        half = plan_patch(patch, math.prod(patch) // 2, job.shape.divisor)
         share = math.prod(half) / math.prod(patch)
         return (
             f"{step} was too much; train.patch={_listed(half)} would need about {share:.0%} of it"
@@ -73,7 +73,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
             f"train.labelled_batch=1 and train.unlabelled_batch={min(train.unlabelled_batch, 1)} "
             f"would need about {_gib(needed(math.prod(patch) * least / patches))}"
         )
-    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0))
+    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0), job.shape.divisor)
     if needed(math.prod(smaller)) <= room:
         fits.append(
             f"train.patch={_listed(smaller)} would need about {_gib(needed(math.prod(smaller)))}"
