@@ -13,7 +13,6 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import write
 from dkuxnet.evaluation.evaluate import (
     COLUMNS,
-    FOREGROUND_MEAN,
     KEYS,
     Evaluation,
     Score,
@@ -21,6 +20,7 @@ from dkuxnet.evaluation.evaluate import (
     evaluate_pair,
 )
 from dkuxnet.evaluation.metrics import SHOWN
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}

@@ -1,14 +1,16 @@
-"""Which batch or patch would fit where memory runs out."""
+"""Which batch or patch would fit where memory runs out; which classes nobody can learn."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine.distributed import world
 from dkuxnet.machine.memory import GIB
 from dkuxnet.models.methods.base import Method
@@ -20,6 +22,35 @@ from dkuxnet.training.loop import uses_bfloat16
 STEP_OVER_KEPT = 1.5
 LEAVE_SOME = 0.9
 PROBES = (16, 32)  # edges of patches to measure on; some networks take no smaller one than 32
+
+
+def missing_classes(job: Job) -> list[str]:
+    """Classes that no labelled case of the training, or of the validation, has: a sentence each.
+
+    Reads labels until every class was met: one file, most often.
+    """
+    lists = (
+        (job.split.labelled, job.training, "labelled training", "the network cannot learn it"),
+        (job.split.validation, job.validation, "validation", "the best weights are chosen without"),
+    )
+    told = []
+    for cases, data, what, so in lists:
+        if cases and (absent := _absent(data, cases)):
+            several = len(absent) == len(data.meta.labels) - 1
+            names = "any foreground" if several else ", ".join(f"'{name}'" for name in absent)
+            told.append(f"none of the {len(cases)} {what} case(s) has {names}: {so}")
+    return told
+
+
+def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
+    """The classes but the background that no label on the network's grid has."""
+    names = list(data.meta.labels)
+    missing = set(range(1, len(names)))
+    for case in cases:
+        if not missing:
+            break
+        missing -= set(np.flatnonzero(np.bincount(data.array(case, "label").ravel())).tolist())
+    return [names[index] for index in sorted(missing)]
 
 
 def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
