@@ -233,12 +233,15 @@ def read_run(folder: Path, remedy: str) -> Finished:
     Raises UserError with the `remedy`, which may name the run, where they are damaged.
     """
     manifest, path = RunFolder(folder).manifest, folder / "evaluation" / "cases.csv"
-    cases, classes = manifest.split.test, list(foreground(manifest.labels))
+    cases = manifest.split.test
     by_case: dict[str, dict[str, list[float]]] = {}
     try:
         for row in csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")):
             by_case.setdefault(row["case"], {})[row["class"]] = _figures(row)
-        if by_case.keys() != set(cases) or any(by_case[c].keys() != set(classes) for c in cases):
+        classes = list(next(iter(by_case.values()), {}))
+        every = {name: set(classes) for name in cases}
+        found = {name: set(figures) for name, figures in by_case.items()}
+        if found != every or len(classes) != len(foreground(manifest.labels)):
             raise ValueError("it does not hold every test case and class")
         # (keys, cases, classes)
         figures = np.array([[by_case[c][k] for k in classes] for c in cases]).transpose(2, 0, 1)

@@ -153,8 +153,8 @@ def _sure(best: Row, arms: int) -> str:
     if gain.interval[1] < 0:
         return f"{text}."
     if not corrected.clear:
-        which = "corrected " if gain.above_zero and not corrected.above_zero else ""
-        return f"{text}, {_why_not(corrected, which)}."
+        which = "" if arms == 1 or not gain.above_zero else "corrected "
+        return f"{text}, which {_why_not(corrected, which)}."
     if len(best.dice_by_seed) == 1:
         return (
             f"{text}: clear over these test cases, but with one seed another training may say "
@@ -166,10 +166,10 @@ def _sure(best: Row, arms: int) -> str:
 def _why_not(found: Estimate, which: str = "") -> str:
     """Why a difference may not be called clear."""
     if not found.interval or found.interval[0] <= 0 <= found.interval[1]:
-        return f"which may be chance: the {which}interval includes 0"
+        return f"may be chance: the {which}interval includes 0"
     if found.cases < LEAST_CASES:
-        return f"which {count(found.cases, 'test case')} cannot tell from chance"
-    return f"which may be chance: p is {p_value(found.p)}"
+        return f"cannot be told from chance with {count(found.cases, 'test case')}"
+    return f"may be chance: the {which}p is {p_value(found.p)}"
 
 
 def p_value(p: float) -> str:
@@ -223,7 +223,7 @@ def _against(arm: Arm, first: str, cases: str) -> str:
     if gain.interval is None:
         return f"{text}{ONE_CASE}"
     text += f" (95 % interval of the difference {_signed(gain.interval)})"
-    return f"{text}: clear over these cases." if gain.clear else f"{text}, {_why_not(gain)}."
+    return f"{text}: clear over these cases." if gain.clear else f"{text}: this {_why_not(gain)}."
 
 
 def _apart(difference: float) -> str:

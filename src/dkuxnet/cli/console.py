@@ -259,31 +259,28 @@ def _show_summary(
 
     found: None in runs of earlier versions.
     """
-    from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
     from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
     from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
 
-    found = found or {}
-    counts = found | ({FOREGROUND_MEAN: together(list(found.values()))} if found else {})
-    table = Table(title=title, title_justify="left")
-    others = [metric for metric in SHOWN if metric is not DICE]
-    for column in ("class", "Dice", "95 % interval", *(metric.title for metric in others)):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for heading in FOUND_HEADINGS:
-        table.add_column(heading, justify="right")
     classes = [name for name in summary if name != FOREGROUND_MEAN]
     shown = worst_classes(summary, classes)
-    for name in [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]:
-        dice, metrics = summary[name][DICE.key], summary[name]
-        spread = "" if dice.std is None else f" ± {DICE.show(dice.std, compared=True)}"
-        interval = " to ".join(DICE.show(edge, compared=True) for edge in dice.ci95 or ())
+    rows = [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
+    others = [metric for metric in SHOWN if metric is not DICE]
+    counts = _counts(rows, found or {})
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for column in ("Dice", "95 % interval", *(metric.title for metric in others), *counts):
+        table.add_column(column, justify="right")
+    for row, name in enumerate(rows):
+        metrics, dice = summary[name], summary[name][DICE.key]
+        spread = "" if dice.std is None else f" ± {DICE.show(dice.std)}"
         few = "one case" if dice.mean is not None else NOTHING
         table.add_row(
             escape(name),
-            f"{DICE.show(dice.mean, compared=True)}{spread}",
-            interval or few,
-            *(m.show(metrics[m.key].mean, compared=True) for m in others if m.key in metrics),
-            *(show_found(counts[name]) if name in counts else [NOTHING] * len(FOUND_HEADINGS)),
+            f"{DICE.show(dice.mean)}{spread}",
+            " to ".join(map(DICE.show, dice.ci95 or ())) or few,
+            *(m.show(metrics[m.key].mean) if m.key in metrics else NOTHING for m in others),
+            *(column[row] for column in counts.values()),
         )
     console.print(table)
     if len(shown) < len(classes):
@@ -291,6 +288,26 @@ def _show_summary(
             f"The {len(shown)} classes with the lowest Dice of {len(classes)}; all are in the "
             "summary that was written, or on the page of `dkuxnet report`."
         )
+
+
+def _counts(rows: list[str], found: "dict[str, Found]") -> dict[str, list[str]]:
+    """Heading -> a cell for each row: only what there is to be told.
+
+    In which scans a class is where it is not in all, what is missed, where it is a false alarm.
+    """
+    from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
+
+    if not found:
+        return {}
+    every = together(list(found.values()))
+    # a note says the volume of false alarms: 80 columns are few
+    cells = [[text.split(" (")[0] for text in show_found(found.get(name, every))] for name in rows]
+    told = (every.present < every.scans, every.missed > 0, every.false_alarms > 0)
+    return {
+        heading: [cell[column] for cell in cells]
+        for column, heading in enumerate(FOUND_HEADINGS)
+        if told[column]
+    }
 
 
 def worst_classes(

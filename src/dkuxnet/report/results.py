@@ -15,7 +15,7 @@ from dkuxnet.data import formats
 from dkuxnet.evaluation.evaluate import EXTRAS
 from dkuxnet.evaluation.found import count_found
 from dkuxnet.evaluation.metrics import DICE, SHOWN, Array
-from dkuxnet.evaluation.statistics import known_mean, summarise
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, known_mean, summarise
 
 NEEDED = [*(metric.summary for metric in SHOWN), "n_pred", "n_ref"]
 DAMAGED = "it is damaged, or not what dkuxnet writes; evaluate the run again"
@@ -83,13 +83,15 @@ class _Case(Document):
 
 
 class _Summary(Document):
-    """What the page needs of summary.json. Statistics are computed anew.
+    """What the page needs of summary.json.
 
-    Older files count a class that is neither in label nor in prediction as found.
+    Its statistics must be there and are computed anew: those of older files count a class that is
+    neither in label nor in prediction as perfectly found.
     """
 
     labels: Annotated[dict[str, int], Field(min_length=1)]
     metric_per_case: Annotated[list[_Case], Field(min_length=1)]
+    statistics: dict[str, dict[str, Statistic]]
     notes: list[str]
 
 
@@ -103,6 +105,8 @@ def read_results(evaluation: Path) -> Results | None:
         return None
     summary = read_document(path, _Summary, DAMAGED)
     try:
+        if missing := {*summary.labels, FOREGROUND_MEAN} - summary.statistics.keys():
+            raise KeyError(*sorted(missing))
         cases = [_read_case(case, summary.labels, evaluation) for case in summary.metric_per_case]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}; {DAMAGED}") from error
