@@ -269,7 +269,7 @@ def _show_summary(
     counts = _counts(rows, found or {})
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("class", no_wrap=True)
-    for column in ("Dice", "95 % interval", *(metric.title for metric in others), *counts):
+    for column in ("Dice", "95 % CI", *(metric.title for metric in others), *counts):
         table.add_column(column, justify="right")
     for row, name in enumerate(rows):
         metrics, dice = summary[name], summary[name][DICE.key]
