@@ -47,8 +47,9 @@ def test_missing_classes_are_named_and_no_more_is_read_than_needed():
     assert missing_classes(job(full, View())) == [] and full.read == ["a"]
     told = missing_classes(job(View(a=[0, 1], b=[1, 1]), View(c=[0, 0])))
     assert told == [
-        "none of the 2 labelled training case(s) has 'tumour': the network cannot learn it",
-        "none of the 1 validation case(s) has any foreground: the best weights are chosen without",
+        "none of the 2 labelled training cases has 'tumour': the network cannot learn it",
+        "the only validation case does not have any foreground: the best weights are chosen "
+        "without",
     ]
 
 

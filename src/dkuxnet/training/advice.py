@@ -38,7 +38,10 @@ def missing_classes(job: Job) -> list[str]:
         if cases and (absent := _absent(data, cases)):
             several = len(absent) == len(data.meta.labels) - 1
             names = "any foreground" if several else ", ".join(f"'{name}'" for name in absent)
-            told.append(f"none of the {len(cases)} {what} case(s) has {names}: {so}")
+            none = f"none of the {len(cases)} {what} cases has"
+            if len(cases) == 1:
+                none = f"the only {what} case does not have"
+            told.append(f"{none} {names}: {so}")
     return told
 
 
