@@ -47,5 +47,7 @@ def test_a_checkpoint_goes_on_to_the_same_weights(before):
     run_training(before / "prepared", before / "run", None, resume=True)
     now = load_file(weights)
     assert then.keys() == now.keys()
-    for name, tensor in then.items():  # another processor adds up in another order
-        torch.testing.assert_close(now[name], tensor, rtol=1e-4, atol=1e-5)
+    # another processor adds up in another order, and views of voxels that are no cubes are blurred
+    # and deformed by their edges now
+    for name, tensor in then.items():
+        torch.testing.assert_close(now[name], tensor, rtol=1e-4, atol=5e-5)

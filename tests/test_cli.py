@@ -182,6 +182,7 @@ TRAIN = (
     "train PREPARED NEW --device cpu --network uxnet-tiny --method supervised "
     "--set train.patch=[16,16,16] --steps 1"
 )
+UNSURE = "the model is unsure of"  # after a step or two it is
 MISTAKES = {
     "prepare NEW/none NEW": ["none: expected a folder of scans"],
     "prepare FILE NEW": ["this is a file"],
@@ -214,9 +215,7 @@ MISTAKES = {
     TRAIN.replace("NEW", "FULL"): ["full exists already; choose another run folder"],
     TRAIN.replace("NEW", "FILE/run"): ["cannot write"],
     "train PREPARED FULL --resume": ["is not a run folder"],
-    "predict NEW/run NEW/scan.nii.gz --output NEW": [
-        "scan.nii.gz does not exist; give a scan or a folder of scans"
-    ],
+    "predict NEW/run NEW/scan.nii.gz --output NEW": ["run is not a run folder"],
     "predict FULL SCANS --output NEW": [
         "is not a run folder (no settings.json); dkuxnet train makes one"
     ],
@@ -227,7 +226,6 @@ MISTAKES = {
         "--segmentation-type is",
         "add --format dicom-seg",
     ],
-    "predict FULL FILE --output NEW": ["expected a file that ends with .nii.gz"],
     "evaluate NEW/none SCANS/labelsTr": ["none"],
     "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],
     "evaluate SCANS/labelsTr SCANS/labelsHidden": ["with the same names"],
@@ -350,7 +348,8 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     said = []
     for step in steps:
         code, out, err = dkuxnet(*step)
-        assert (code, err) == (0, ""), err
+        told = [line for line in err.splitlines() if UNSURE not in line]
+        assert (code, told) == (0, []), err
         said.append(out)
     assert "5 cases prepared" in said[0] and "3 with a label" in said[0]
     assert "supervised with uxnet-tiny: 1 steps" in said[1]
@@ -427,13 +426,14 @@ def test_every_next_step_that_is_printed_runs(
     predict[place : place + 1] = [str(source / "imagesTr" / "phantom_000_0000.nii.gz")]
     for step in (report, predict):
         code, _, err = dkuxnet(*step)
-        assert (code, err) == (0, ""), step
+        told = [line for line in err.splitlines() if UNSURE not in line]
+        assert (code, told) == (0, []), step
     assert (tmp_path / run / "report.html").is_file()
 
 
 def test_the_demonstration_ends_with_commands_that_there_are(dkuxnet, prepared, tmp_path, capsys):
     counts = {"test_cases": 1, "labelled": 1, "unlabelled": 1, "train_seconds": 1.0}
-    console.show_demo(counts | {"folder": tmp_path, "summary": {}, "files": {}})
+    console.show_demo(counts | {"folder": tmp_path, "summary": {}, "found": {}, "files": {}})
     orders = printed(capsys.readouterr().out, "  dkuxnet ")
     assert [order[0] for order in orders] == ["prepare", "train", "predict", "report"]
     for order in orders:

@@ -98,12 +98,12 @@ def sharpen(prob: Tensor, temperature: float) -> Tensor:
 
 
 def interpolate_upsampling(network: nn.Module, mode: str) -> None:
-    """Replace each doubling transposed convolution by interpolation and a 3x3x3 convolution."""
+    """Replace each transposed convolution by interpolation and a 3x3x3 convolution."""
     for module in network.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, nn.ConvTranspose3d):
                 convolution = nn.Conv3d(
                     child.in_channels, child.out_channels, 3, padding=1, bias=child.bias is not None
                 )
-                upsample = nn.Upsample(scale_factor=2, mode=mode)
+                upsample = nn.Upsample(scale_factor=tuple(map(float, child.stride)), mode=mode)
                 setattr(module, name, nn.Sequential(upsample, convolution))
