@@ -189,7 +189,9 @@ MISTAKES = {
     "prepare SCANS FULL": ["exists already"],
     "prepare SCANS FILE/deep": ["cannot write there"],
     "prepare SCANS NEW --layout nnunett": ["unknown layout 'nnunett'; did you mean 'nnunet'"],
-    "prepare SCANS NEW --spacing-mm 0": ["--spacing-mm must be a number above 0, got 0.0"],
+    "prepare SCANS NEW --spacing-mm 0": [
+        "--spacing-mm must be a number above 0, or three with commas between them, got 0.0"
+    ],
     "train NEW/none NEW": ["is not a prepared data set; run dkuxnet prepare"],
     f"{TRAIN} --method supervized": ["unknown method 'supervized'; did you mean 'supervised'?"],
     f"{TRAIN} --network uxnet-tini": ["unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?"],
@@ -197,7 +199,10 @@ MISTAKES = {
     f"{TRAIN} --set method.rampp=3": ["unknown setting in method.supervised: 'rampp'"],
     f"{TRAIN} --set train.steps": ["--set expects key=value", "train.steps"],
     f"{TRAIN} --set train.lr=fast": ["setting train.lr", "'fast'"],
-    f"{TRAIN} --set train.patch=[16,16,17]": ["train.patch", "multiple of 16"],
+    f"{TRAIN} --set train.patch=[16,16,17]": [
+        "train.patch",
+        "must be multiples of [4, 4, 4], got [16, 16, 17]; [16, 16, 20]",
+    ],
     f"{TRAIN} --config BROKEN": ["broken.toml: not a TOML file"],
     f"{TRAIN} --config WRONG": ["unknown setting 'train.stepz'"],
     f"{TRAIN} --config NEW/none.toml": ["none.toml: cannot read the settings"],
@@ -293,6 +298,7 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("prepare a", "Missing argument"),
         ("prepare a b --processes 0", "--processes"),
         ("prepare a b --spacing-mm wide", "'--spacing-mm'"),
+        ("prepare a b --spacing-mm 1,wide,3", "expected a number, or three: 1.5,1.5,10"),
         ("predict a b", "--output"),
         ("predict a --output c", "Missing argument"),
         ("predict a b --output c --margin-mm wide", "'--margin-mm'"),

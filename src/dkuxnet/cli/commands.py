@@ -146,6 +146,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("expected a number, or three: 1.5,1.5,10") from None
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -166,7 +173,12 @@ def prepare(
     ],
     prepared: Annotated[Path, typer.Argument(help="New folder for the prepared cases.")],
     spacing_mm: Annotated[
-        float | None, typer.Option(help="Edge of a voxel in mm; the data's median by default.")
+        Any,  # what the parser gives: typer takes a list for an option that is given several times
+        typer.Option(
+            parser=_numbers,
+            metavar="<float>",
+            help="Edge of a voxel in mm, or X,Y,Z; the data's median by default.",
+        ),
     ] = None,
     layout: Annotated[
         str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")

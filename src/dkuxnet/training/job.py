@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 from dkuxnet.core.config import MethodSettings, Settings
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.lookup import lookup, parse_options
-from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
-from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.core.schemas import Manifest, Plan, ShapeOfNetwork, Split
+from dkuxnet.core.types import HALVINGS, Group, NetworkShape, Strides
 from dkuxnet.data.prepared_set import Kind, PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
+from dkuxnet.models.networks import FOLLOW_STRIDES
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.runs.folder import RunFolder, machine
 from dkuxnet.training.optimiser import learning_rate
@@ -60,13 +62,13 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
-    patch = settings.train.patch or data.meta.plan.patch
+    shape = network_shape(data, settings)
     return Job(
         settings,
         *views(data, split),
         split,
-        network_shape(data, settings),
-        patch,
+        shape,
+        patch_for(shape, settings, data.meta.plan),
         choose_device(settings.train.device),
         class_first=len(data.class_names) > 2,
     )
@@ -288,7 +290,7 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
 
     The groups are those of the settings, or else follow from the classes.
     """
-    names = data.class_names
+    names, plan = data.class_names, data.meta.plan
     if not settings.network.groups:
         groups = default_groups(names, settings.network.queries)
     else:
@@ -303,4 +305,34 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
             Group(each.name, tuple(map(names.index, each.classes)), each.queries)
             for each in settings.network.groups
         )
-    return NetworkShape(len(data.meta.channels), len(names), groups)
+    return NetworkShape(len(data.meta.channels), len(names), groups, strides_for(settings, plan))
+
+
+def strides_for(settings: Settings, plan: Plan) -> Strides:
+    """The strides of the settings or else of the plan, or halvings for a network without any.
+
+    Raises UserError where the settings ask such a network for others.
+    """
+    chosen, name = settings.network.strides, settings.network.name or plan.network
+    if name in FOLLOW_STRIDES:
+        return chosen or plan.strides
+    if chosen not in (None, HALVINGS):
+        raise UserError(f"network.strides: '{name}' halves along every axis; leave them out")
+    return HALVINGS
+
+
+def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:
+    """The patch of the settings, or the plan's, enlarged where the network needs it.
+
+    Raises UserError for one in the settings that the network cannot take.
+    """
+    given = settings.train.patch
+    x, y, z = (
+        math.ceil(n / d) * d for n, d in zip(given or plan.patch, shape.divisor, strict=True)
+    )
+    if given and (x, y, z) != given:
+        raise UserError(
+            f"train.patch: for this network the edges must be multiples of {list(shape.divisor)}, "
+            f"got {list(given)}; {[x, y, z]} would do"
+        )
+    return x, y, z
