@@ -17,6 +17,23 @@ def as_prob(*shares: float) -> torch.Tensor:
     return torch.tensor(shares).view(1, -1, 1, 1, 1)
 
 
+def test_a_class_that_no_patch_has_is_not_taught_to_be_nowhere_by_the_dice_term():
+    """One that some patch has pulls, there and where it is not."""
+    label = torch.zeros(2, 4, 4, 4, dtype=torch.long)
+    label[0, :2] = 1
+
+    def pull(label: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(2, 3, 4, 4, 4, requires_grad=True)
+        prob = logits.softmax(1)
+        prob.retain_grad()
+        losses.soft_dice_loss(prob, losses.one_hot(label, 3)).backward()
+        return prob.grad[:, 2].abs().amax(dim=(1, 2, 3))
+
+    assert (pull(label) < 1e-7).all()
+    label[0, 3, 3, 3] = 2
+    assert (pull(label) > 1e-4).all()
+
+
 def test_soft_dice_by_hand():
     prob = torch.tensor([[0.0, 1.0, 0.5, 0.0]]).view(1, 1, 4, 1, 1)
     prob = torch.cat([1 - prob, prob], dim=1)

@@ -30,8 +30,10 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - soft Dice, mean over the foreground classes.
 
-    Intersections are summed over the whole batch, so that a patch without the organ does not count
-    as a failure.
+    Intersections and sizes are summed over the whole batch, as nnU-Net's batch Dice does, so that a
+    patch without the organ does not count as a failure. A class that no patch of the batch has adds
+    a constant and, where a thousandth of a voxel or more is predicted, next to no gradient: that it
+    is not there is for the cross-entropy to teach.
 
     prob, target: (B, K, X, Y, Z), target one-hot or soft. mask: (B, X, Y, Z), voxels that count.
     """
