@@ -486,6 +486,7 @@ def test_a_disk_that_takes_no_map_ends_the_work(run, tmp_path, monkeypatch):
     assert list(failure.value.failed) == ["b"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a.nii.gz",
+        "classes.csv",
         "dataset.json",
     ]
 
