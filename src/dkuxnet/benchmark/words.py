@@ -14,7 +14,8 @@ from dkuxnet.report.words import by, count, join
 UNSURE = "†"  # beside a share whose gap is not clear
 FIGURES = (
     "Dice, Jaccard, 95HD and ASD: mean over the test cases and their foreground classes, final "
-    "weights, on the scans' own voxels; {spread}."
+    "weights (with validation cases those that were best on them), on the scans' own voxels; "
+    "{spread}."
 )
 COUNTS = (
     "A class counts in a scan where its label or the prediction has it; a scan with neither says "

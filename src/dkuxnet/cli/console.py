@@ -1,5 +1,6 @@
 """What the commands show: progress (a bar on a terminal, plain lines elsewhere) and results."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,7 +100,21 @@ def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
     return update
 
 
-def show_prepared(meta: "Prepared", prepared: Path) -> None:
+def next_of_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> str:
+    """The command that trains on a prepared set, for its labels and the cases it holds back."""
+    held_back, words = set(meta.held_back), ["train", str(prepared), "runs/first"]
+    pool = [case for case in meta.cases if case.name not in held_back]
+    labelled = sum(case.labelled for case in pool)
+    if labelled == len(pool) > 1:  # else nothing would be unlabelled
+        words += ["--labelled", str(max(1, labelled // 2))]
+    if held_back and split is not None:
+        words += ["--split", str(split)]
+    elif held_back:
+        words += ["--set", f"data.test_cases={len(held_back)}"]
+    return f"next: dkuxnet {shlex.join(words)}"
+
+
+def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
     plan, labelled = meta.plan, sum(case.labelled for case in meta.cases)
     spacing = " x ".join(f"{s:.3g}" for s in plan.spacing_mm)
     held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
@@ -109,7 +124,7 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
     )
     patch = " x ".join(map(str, plan.patch))
     _say(f"plan: {spacing} mm, patch {patch} voxels, network {plan.network}")
-    _say(f"next: dkuxnet train {prepared} RUN --labelled N")
+    _say(next_of_prepared(meta, prepared, split))
 
 
 def show_trained(manifest: "Manifest", run: Path) -> None:
@@ -117,13 +132,20 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
 
     _say(
         f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
-        f"{manifest.train_seconds or 0:.0f} s; weights in {run}"
+        f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
     if manifest.test:
         _show_summary(manifest.test, f"{len(manifest.split.test)} test cases", manifest.found)
         for note in notes_on(manifest.found or {}):
             _say(f"note: {note}")
-    _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
+    name = shlex.quote(str(run))
+    _say(f"next: dkuxnet report {name}")
+    _say(f"next: dkuxnet predict {name} SCANS --output predictions")
+
+
+def weights_chosen(weights: str | None) -> str:
+    """Which weights a command takes, in words."""
+    return "best, by the validation cases" if weights == "best" else "final"
 
 
 def show_evaluation(result: "Evaluation") -> None:
@@ -145,7 +167,7 @@ def show_demo(made: dict[str, Any]) -> None:
         _say(f"  {folder / name}: {what}")
     _say("On your own scans (a folder of images, some of them with a label map):")
     _say(
-        "  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first --labelled 8\n"
+        "  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first\n"
         "  dkuxnet predict runs/first NEW_SCANS --output predictions\n  dkuxnet report runs/first"
     )
 

@@ -32,7 +32,7 @@ def predict_scans(
     output: StrPath,
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
-    weights: str = "final",
+    weights: str | None = None,
     device: str = "auto",
     progress: CaseProgress | None = None,
     *,

@@ -58,12 +58,12 @@ class Segmenter:
     def __init__(
         self,
         run: Path,
-        weights: str = "final",
+        weights: str | None = None,
         device: str = "auto",
         localiser: Path | None = None,
         margin_mm: float | None = None,
     ):
-        """weights: "final" or "best".
+        """weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`.
 
         localiser: a finished run of the same labels and channels on a grid that is no finer; the
         region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.

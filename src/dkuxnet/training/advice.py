@@ -1,5 +1,6 @@
-"""Which batch or patch would fit where memory runs out; which classes nobody can learn."""
+"""What would fit where memory runs out, or would run out; which classes nobody can learn."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
 from dkuxnet.data.prepared_set import PreparedSet
@@ -22,6 +24,23 @@ from dkuxnet.training.loop import uses_bfloat16
 STEP_OVER_KEPT = 1.5
 LEAVE_SOME = 0.9
 PROBES = (16, 32)  # edges of patches to measure on; some networks take no smaller one than 32
+
+
+def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: bool) -> None:
+    """Raises UserError, as `memory_advice` says it, where a step cannot fit into what is free.
+
+    Asked before the first step: on a CPU the system may end a program that takes too much before
+    any allocation fails. What counts is what the losses keep, less than any step takes: one that
+    might fit is tried. free: as for `memory_advice`. The method stays as it is.
+    """
+    if free is None or world() > 1:
+        return
+    trial = copy.deepcopy(method)  # running statistics change
+    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job))
+    if voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free:
+        keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
+        advice = memory_advice(trial, job, free)
+        raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
 
 
 def missing_classes(job: Job) -> list[str]:
@@ -73,7 +92,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     voxel = step_bytes_per_voxel(method, job, unlabelled)
     # not known, or it was not the step alone
     if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
-        half = plan_patch(patch, math.prod(patch) // 2)
+        half = plan_patch(patch, math.prod(patch) // 2, job.shape.divisor)
         share = math.prod(half) / math.prod(patch)
         return (
             f"{step} was too much; train.patch={_listed(half)} would need about {share:.0%} of it"
@@ -88,7 +107,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
             f"train.labelled_batch=1 and train.unlabelled_batch={min(train.unlabelled_batch, 1)} "
             f"would need about {_gib(needed(math.prod(patch) * least / patches))}"
         )
-    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0))
+    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0), job.shape.divisor)
     if needed(math.prod(smaller)) <= room:
         fits.append(
             f"train.patch={_listed(smaller)} would need about {_gib(needed(math.prod(smaller)))}"

@@ -16,6 +16,7 @@ from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
+from dkuxnet.models.components import keep_largest_component
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -30,13 +31,16 @@ from dkuxnet.training.job import Job
 def validation_dice(predictor: nn.Module, job: Job) -> float:
     """Mean Dice over the validation cases, of each case's foreground classes; the prepared grid.
 
-    What a case has neither in label nor prediction does not count; NaN where that is all of it.
+    What is scored is what would be predicted: with `infer.largest_component` that alone. What a
+    case has neither in label nor prediction does not count; NaN where that is all of it.
     """
     scores = []
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
         image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
         label = sliding_window(predictor, image, windows).prob.argmax(axis=0)
+        if job.settings.infer.largest_component:
+            label = keep_largest_component(label)
         scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
