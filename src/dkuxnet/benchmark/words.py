@@ -8,7 +8,7 @@ from dkuxnet.benchmark.compare_runs import Arm, RunsCompared
 from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.significance import ALPHA, LEAST_CASES, Estimate, Share
 from dkuxnet.evaluation.found import show_found
-from dkuxnet.evaluation.metrics import DICE, NOTHING
+from dkuxnet.evaluation.metrics import DICE
 from dkuxnet.report.words import by, count, join
 
 UNSURE = "†"  # beside a share whose gap is not clear
@@ -81,12 +81,14 @@ def counted(rows: Sequence[Row]) -> list[str]:
     """How often each arm missed a class, or found it where it is not; a line for those that did."""
     told = []
     for row in rows:
-        if row.classes and (row.found.missed or row.found.false_alarms):
-            _, missed, alarms = show_found(row.found)
-            parts = {"missed": missed, "false alarms": alarms}
-            of = "" if len(row.classes) == 1 else ", of scans and classes"
-            listed = ", ".join(f"{what} {text}" for what, text in parts.items() if text != NOTHING)
-            told.append(f"{label(row)}: {listed}{of}.")
+        if not row.classes:
+            continue
+        _, missed, alarms = show_found(row.found)
+        parts = [f"missed {missed}"] if row.found.missed else []
+        parts += [f"false alarms {alarms}"] if row.found.false_alarms else []
+        of = "" if len(row.classes) == 1 else ", of scans and classes"
+        if parts:
+            told.append(f"{label(row)}: {', '.join(parts)}{of}.")
     return told
 
 
