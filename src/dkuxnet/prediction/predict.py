@@ -7,7 +7,7 @@ from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
-from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
@@ -62,9 +62,10 @@ def predict_scans(
         )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
+    listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
+    check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
     segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
-    listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary")
     outputs.check()
