@@ -228,11 +228,31 @@ class Machine(Document):
 
 
 class Statistic(Document):
-    """Over the test cases; std and the 95 % interval of the mean only where there are several."""
+    """Over the test cases; std and the 95 % interval of the mean only where there are several.
 
-    mean: float
+    mean: None where the figure applies to no case. cases: to how many it does; older files do not
+    say.
+    """
+
+    mean: float | None
     std: float | None
     ci95: Annotated[tuple[float, float] | None, LISTED]
+    cases: int | None = None
+
+
+class Found(Document):
+    """How often a class is in the labels, and where label and prediction do not both have it.
+
+    scans: how many there are. present: how many labels have the class; missed: how many of those
+    predictions have none of it. false_alarms: how many predictions have some where the label has
+    none; false_alarm_ml: the volume of these, all together.
+    """
+
+    scans: int
+    present: int
+    missed: int
+    false_alarms: int
+    false_alarm_ml: float
 
 
 class Manifest(_Planned):
@@ -242,7 +262,8 @@ class Manifest(_Planned):
     weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
     planned_steps: the steps that the run was begun with, and then was lengthened to; none in older
     runs. class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes
-    when the training, then the test, has ended. test: class -> metric -> figures.
+    when the training, then the test, has ended. test: class -> metric -> figures. found: class ->
+    in how many test cases it is, and is missed.
     """
 
     prepared: str
@@ -264,6 +285,7 @@ class Manifest(_Planned):
     peak_memory_gib: float | None = None
     weights: Literal["final", "best"] | None = None
     test: dict[str, dict[str, Statistic]] | None = None
+    found: dict[str, Found] | None = None
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:

@@ -84,6 +84,9 @@ def prepare_scans(
         checks = [figures for figures, _, _ in checked if figures is not None]
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
+        if told := _classes_nobody_labelled(checks, labels, held_back):
+            warnings.warn(told, DataWarning, stacklevel=2)
+            notes.append(told)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
         _check_size(checks, spacing)
@@ -275,6 +278,23 @@ def _edges(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
         )
     x, y, z = edges
     return x, y, z
+
+
+def _classes_nobody_labelled(
+    checks: Sequence[CaseFigures], labels: dict[str, int], held_back: Sequence[str]
+) -> str:
+    """The sentence about classes that no labelled case for training has; "" without any."""
+    cases = [c for c in checks if c.label_counts is not None and c.name not in held_back]
+    seen = {value for case in cases for value in case.label_counts or ()}
+    absent = [name for name, value in labels.items() if value not in seen | {0}]
+    if not absent or not cases:
+        return ""
+    names = ", ".join(f"'{name}'" for name in absent)
+    what = "any foreground" if len(absent) == len(labels) - 1 else names
+    return (
+        f"none of the {len(cases)} label maps for training has {what}; a network cannot learn to "
+        "find what it is never shown"
+    )
 
 
 def _check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> None:

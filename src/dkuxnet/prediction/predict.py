@@ -1,10 +1,12 @@
 """Scans in, label maps out, each on its scan's own grid and in its format, or as DICOM SEG."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, UserError, UserErrors
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import check_inputs, find_cases
@@ -45,9 +47,10 @@ def predict_scans(
 
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
-    which no viewer opens, and for DICOM), and the label values of the training data. Where asked
-    for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in
-    [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
+    which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
+    has volume and confidence of each class (`core.confidence`); a class that is unsure is a
+    DataWarning. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and
+    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
     segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
@@ -70,26 +73,33 @@ def predict_scans(
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary")
     outputs.check()
     outputs.check_description(segmenter.labels)
+    return _segment_all(found, segmenter, outputs, progress)
+
+
+def _segment_all(
+    cases: Sequence[Case], segmenter: Segmenter, outputs: Outputs, progress: CaseProgress
+) -> list[Path]:
+    """The label maps written. Raises ScansFailed."""
     written: list[Path] = []
     failed: dict[str, str] = {}
-    for done, case in enumerate(found):
-        say = _saying(progress, done, len(found))
+    for done, case in enumerate(cases):
+        say = _saying(progress, done, len(cases))
         try:
             writers = outputs.writers(case, segmenter.labels)
-            result = _segmented(case, segmenter, kinds, say)
+            result = _segmented(case, segmenter, outputs.kinds, say)
         except UserError as error:
             failed[case.name] = str(error)
             continue
         try:
             if not written:  # nothing is made for scans that cannot be read
                 outputs.make_folder(segmenter.labels)
-            written.append(outputs.write(case, result, writers))
+            written.append(outputs.write(case, result, writers, segmenter.labels))
         except UserError as error:
             failed[case.name] = str(error)
             if _is_of_disk(error):
                 break
     else:
-        progress("done", len(found), len(found))
+        progress("done", len(cases), len(cases))
     if failed:
         raise ScansFailed(failed, written)
     return written
@@ -120,9 +130,12 @@ def _segmented(
             f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the "
             f"network, about {max(needed / 2**20, 1):.0f} MiB"
         )
-        return segmenter(scan, probabilities, uncertainty, region)
+        result = segmenter(scan, probabilities, uncertainty, region)
     except UserError as error:
         raise UserError(f"case '{case.name}': {error}") from error
+    if doubt := unsure(result.confidence):
+        warnings.warn(f"case '{case.name}': {doubt}", DataWarning, stacklevel=2)
+    return result
 
 
 def _voxels(shape: Sequence[int]) -> str:

@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dkuxnet.core.confidence import class_confidence
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data.geometry import Region
@@ -37,12 +38,13 @@ class Segmentation:
     """On the scan's own grid: the label (X, Y, Z), with the label values of the training data.
 
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
-    asked for.
+    asked for. confidence: of each class but the background, see `core.confidence`.
     """
 
     label: Volume
     probabilities: Volume | None = None
     uncertainty: Volume | None = None
+    confidence: dict[str, float] = field(default_factory=dict)
 
 
 class Segmenter:
@@ -171,6 +173,7 @@ class Segmenter:
             replace(indices, nifti=scan.nifti),
             on_scan(result.prob if probabilities else None),
             on_scan(result.uncertainty),
+            dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:]),
         )
 
     def _windows(self, with_uncertainty: bool) -> Windows:

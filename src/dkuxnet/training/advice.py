@@ -1,16 +1,18 @@
-"""Which batch or patch would fit where memory runs out, or would run out."""
+"""What would fit where memory runs out, or would run out; which classes nobody can learn."""
 
 import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine.distributed import world
 from dkuxnet.machine.memory import GIB
 from dkuxnet.models.methods.base import Method
@@ -39,6 +41,38 @@ def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: boo
         keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
         advice = memory_advice(trial, job, free)
         raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
+
+
+def missing_classes(job: Job) -> list[str]:
+    """Classes that no labelled case of the training, or of the validation, has: a sentence each.
+
+    Reads labels until every class was met: one file, most often.
+    """
+    lists = (
+        (job.split.labelled, job.training, "labelled training", "the network cannot learn it"),
+        (job.split.validation, job.validation, "validation", "the best weights are chosen without"),
+    )
+    told = []
+    for cases, data, what, so in lists:
+        if cases and (absent := _absent(data, cases)):
+            several = len(absent) == len(data.meta.labels) - 1
+            names = "any foreground" if several else ", ".join(f"'{name}'" for name in absent)
+            none = f"none of the {len(cases)} {what} cases has"
+            if len(cases) == 1:
+                none = f"the only {what} case does not have"
+            told.append(f"{none} {names}: {so}")
+    return told
+
+
+def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
+    """The classes but the background that no label on the network's grid has."""
+    names = list(data.meta.labels)
+    missing = set(range(1, len(names)))
+    for case in cases:
+        if not missing:
+            break
+        missing -= set(np.flatnonzero(np.bincount(data.array(case, "label").ravel())).tolist())
+    return [names[index] for index in sorted(missing)]
 
 
 def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:

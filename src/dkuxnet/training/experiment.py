@@ -4,6 +4,7 @@ Settings -> data -> networks -> method -> train -> evaluate. Everything that has
 somewhere else; here is only what follows what.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import telling_disk_errors
+from dkuxnet.core.errors import DataWarning, telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
 from dkuxnet.core.types import Batch, TrainProgress
@@ -28,7 +29,7 @@ from dkuxnet.machine.memory import (
 )
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import MutedRun, RunFolder
-from dkuxnet.training.advice import check_step_fits, memory_advice
+from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
 from dkuxnet.training.job import (
     Job,
     describe,
@@ -67,6 +68,8 @@ def run_training(
     with joined(), ExitStack() as open_run:
         show = progress if progress and not rank() else _silent
         job = resumed_job(prepared, run, steps) if resume else new_job(prepared, settings)
+        for told in [] if rank() else missing_classes(job):
+            warnings.warn(told, DataWarning, stacklevel=2)
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
         open_run.enter_context(giving_back_large_blocks())

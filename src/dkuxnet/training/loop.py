@@ -231,11 +231,15 @@ def log(
 
 
 def keep_best(run: RunFolder, state: TrainState, validate: Callable[[nn.Module], float]) -> None:
-    """Score the predictor, and save its weights as `best` where none was better."""
+    """Score the predictor, and save its weights as `best` where none was better.
+
+    A score of NaN says that the validation cases can choose nothing: the latest are kept.
+    """
     score = validate(state.predicting().predictor().eval())
-    run.log(state.step - 1, {"validation_dice": score})
-    if score > state.best:
-        state.best = score
+    if not math.isnan(score):
+        run.log(state.step - 1, {"validation_dice": score})
+    if not score <= state.best:
+        state.best = state.best if math.isnan(score) else score
         run.save_weights("best", state.predicting().state_dict())
 
 
