@@ -50,7 +50,8 @@ def predict_scans(
     which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
     has volume and confidence of each class (`core.confidence`); a class that is unsure is a
     DataWarning. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and
-    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
+    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses
+    where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
     segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
