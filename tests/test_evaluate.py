@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dkuxnet.cli.console import show_evaluation
-from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.errors import DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import write
 from dkuxnet.evaluation.evaluate import (
@@ -284,6 +284,25 @@ def test_labels_of_the_benchmark_include_its_test_cases(tmp_path):
     evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "source")
     assert (evaluation.rows[0].case, evaluation.rows[0].jaccard) == ("test1", 0.5)
     assert evaluation.notes == ["1 of 2 labelled cases have no prediction"]
+
+
+def test_a_list_chooses_the_cases_and_each_must_be_predicted(folders, tmp_path):
+    (tmp_path / "some.list").write_text("c\na\n")
+    evaluation = evaluate_folders(*folders, cases=tmp_path / "some.list")
+    assert list(evaluation.files) == ["a", "c"] and not evaluation.notes
+    (tmp_path / "some.list").write_text("a\nz\n")
+    with pytest.raises(UserError, match=r"a prediction of every case in the list, none.*z"):
+        evaluate_folders(*folders, cases=tmp_path / "some.list")
+
+
+def test_all_pairs_that_cannot_be_scored_are_told_at_once(folders):
+    for name in "ac":
+        (folders[0] / f"{name}.nii.gz").write_bytes(b"no NIfTI")
+    save(folders[0] / "b.nii.gz", label_map(3, shape=(10, 8, 5)))
+    with pytest.raises(UserErrors) as caught:
+        evaluate_folders(*folders)
+    for line, name in zip(caught.value.lines, ("a.nii.gz", "case 'b'", "c.nii.gz"), strict=True):
+        assert name in line
 
 
 def refused(folders, match):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -406,6 +407,25 @@ def test_every_reader_puts_a_map_where_it_puts_the_nifti_scan(monkeypatch, tmp_p
         after = nibabel.load(each).header
         for name in ("sform_code", "qform_code", "xyzt_units", "sizeof_hdr"):
             assert after[name] == before[name]
+
+
+def test_a_download_of_the_server_lies_there_too(monkeypatch, tmp_path):
+    from dkuxnet.serve import reading
+
+    monkeypatch.setattr(reading, "limit_memory", lambda most: None)  # of this very process
+    path, voxels = with_forms(tmp_path / "case.nii.gz", 0, 0), tmp_path / "voxels"
+    answer = reading.read_file(str(path), str(voxels), 10**6, ["MRI"])
+    read = reading.read_back(answer, voxels, 1, 10**6).volume
+    write(tmp_path / "out.nii.gz", replace(read, array=np.zeros(SHAPE, np.uint8)))
+    assert corners(tmp_path / "out.nii.gz") == corners(path)
+
+
+def test_a_volume_that_was_moved_does_not_keep_the_header_of_its_scan(tmp_path):
+    read = formats.read(with_forms(tmp_path / "case.nii.gz", 1, 1))
+    moved = read.affine.copy()
+    moved[0, 3] += 5
+    write(tmp_path / "out.nii.gz", replace(read, affine=moved))
+    np.testing.assert_allclose(nibabel.load(tmp_path / "out.nii.gz").affine, moved, atol=1e-4)
 
 
 def test_only_what_was_asked_for_is_written(run, tmp_path):

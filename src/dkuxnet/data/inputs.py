@@ -32,14 +32,13 @@ def find_cases(
     taken. Raises UserError, with all that is wrong, for a missing input, two cases of one name, a
     name that no input has, and a DICOM input in which a series must be chosen.
     """
+    check_inputs(inputs)
     cases: dict[str, Case] = {}
     faults = Faults()
     wanted = None if listed is None else case_list(listed)
     for path in map(Path, inputs):
         found: list[Case] = []
         with faults.noting():
-            if not path.exists():
-                raise UserError(f"{path} does not exist; give a scan or a folder of scans")
             found = _at(path, series_uid, channels, wanted)
         for case in found:
             first = cases.setdefault(case.name, case)
@@ -53,6 +52,17 @@ def find_cases(
         faults.add(f"{listed}: no input holds the cases {short_list(missing)}; correct the list")
     faults.tell()
     return [case for case in cases.values() if wanted is None or case.name in wanted]
+
+
+def check_inputs(inputs: Sequence[Path]) -> None:
+    """Raise UserError for inputs that are missing or in no known format; nothing is opened."""
+    faults = Faults()
+    for path in map(Path, inputs):
+        with faults.noting():
+            if not path.exists():
+                raise UserError(f"{path} does not exist; give a scan or a folder of scans")
+            formats.stem(path)
+    faults.tell()
 
 
 def _at(

@@ -58,11 +58,11 @@ def build_network(
     ).eval()
 
 
-def find_scans(folder: str) -> list[dict[str, Any]]:
+def find_scans(folder: str, channels: int = 0) -> list[dict[str, Any]]:
     """The cases of a folder in any layout that `dkuxnet predict` reads, or one scan.
 
     Each is {"image": [a file a channel], "name", "series_uid"}, the last empty where the file holds
-    one scan.
+    one scan. channels: of the model; bundles of earlier versions do not say it.
     """
     return [
         {
@@ -70,7 +70,7 @@ def find_scans(folder: str) -> list[dict[str, Any]]:
             "name": case.name,
             "series_uid": case.series_uid or "",
         }
-        for case in find_cases([Path(folder)])
+        for case in find_cases([Path(folder)], channels=channels)
     ]
 
 

@@ -98,6 +98,7 @@ def inference_config(export: Export) -> dict[str, Any]:
             "groups": groups,
             "patch": list(manifest.patch),
         },
+        "find_scans": {"channels": shape.in_channels},
         "LoadScand": {"channels": shape.in_channels},
         "ToNetworkGridd": {key: export.constants()[key] for key in ("spacing_mm", "normalisation")},
         "WindowInferer": {

@@ -9,7 +9,7 @@ from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
-from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
@@ -49,9 +49,9 @@ def predict_scans(
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
     which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
     has volume and confidence of each class (`core.confidence`); a class that is unsure is a
-    DataWarning. Where asked
-    for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in
-    [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
+    DataWarning. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and
+    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses
+    where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
     segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
@@ -66,20 +66,28 @@ def predict_scans(
         )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
+    listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
+    check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
     segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
-    listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary")
     outputs.check()
     outputs.check_description(segmenter.labels)
+    return _segment_all(found, segmenter, outputs, progress)
+
+
+def _segment_all(
+    cases: Sequence[Case], segmenter: Segmenter, outputs: Outputs, progress: CaseProgress
+) -> list[Path]:
+    """The label maps written. Raises ScansFailed."""
     written: list[Path] = []
     failed: dict[str, str] = {}
-    for done, case in enumerate(found):
-        say = _saying(progress, done, len(found))
+    for done, case in enumerate(cases):
+        say = _saying(progress, done, len(cases))
         try:
             writers = outputs.writers(case, segmenter.labels)
-            result = _segmented(case, segmenter, kinds, say)
+            result = _segmented(case, segmenter, outputs.kinds, say)
         except UserError as error:
             failed[case.name] = str(error)
             continue
@@ -92,7 +100,7 @@ def predict_scans(
             if _is_of_disk(error):
                 break
     else:
-        progress("done", len(found), len(found))
+        progress("done", len(cases), len(cases))
     if failed:
         raise ScansFailed(failed, written)
     return written

@@ -35,7 +35,7 @@ READ_ONLY = {
     ".mhd": "dkuxnet.data.formats.mha:MHD",
     ".hdr": "dkuxnet.data.formats.nifti:NIFTI",
 }
-READABLE = ChainMap(FORMATS, READ_ONLY)
+READABLE = ChainMap(READ_ONLY, FORMATS)  # listed with FORMATS first
 VOXEL_FILES = {".raw": ".mhd", ".zraw": ".mhd", ".img": ".hdr"}  # ending -> that of its header
 DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.data.dicom writes DICOM SEG
 

@@ -19,6 +19,7 @@ MAX_NAMED = 20
 DOCUMENTS = {".json", ".txt", ".md", ".csv", ".tsv", ".xlsx", ".xls", ".pdf", ".xml", ".html"}
 DOCUMENTS |= {".yaml", ".yml", ".toml", ".log", ".list", ".py", ".ipynb", ".sh", ".bib", ".docx"}
 PARTS = {"images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUn"}
+PARTS |= {"probabilities", "uncertainty"}
 Form = TypeVar("Form", dict[str, Any], list[Any], str)
 
 
