@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, data_warnings
 from dkuxnet.core.types import Case
 from dkuxnet.data import formats
 from dkuxnet.data.dicom.series import find_scans
@@ -50,7 +50,8 @@ def _in_folder(folder: Path) -> list[Case]:
 
     nnU-Net's imagesTs has no dataset.json: its channels are matched by name.
     """
-    source = find_source(folder)
+    with data_warnings():  # of labels, which no prediction looks at
+        source = find_source(folder)
     if source.layout != "folder":
         return list(source.cases)
     singles = [_single(case.images[0]) for case in source.cases]

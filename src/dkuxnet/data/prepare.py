@@ -34,6 +34,7 @@ from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
+from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.plan import make_plan
@@ -43,8 +44,6 @@ from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
-MAX_CLASSES = 256  # class indices are stored in a byte
-MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
 @stopping_on_sigterm()
@@ -70,7 +69,7 @@ def prepare_scans(
     source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
-    found = find_source(source, layout)
+    found = with_classes(find_source(source, layout))
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     with whole_folder(prepared) as folder, workers(processes) as map_:
         (folder / "cases").mkdir()
@@ -122,7 +121,8 @@ def store_case(
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
     if case.label is not None:
-        values = formats.read(case.label, kind="label").array
+        scan = f"the image {case.images[0].name}", image
+        values = read_label(case.name, case.label, scan, source.labels).array
         truth = np.zeros(values.shape, np.uint8)
         for index, value in enumerate(labels.values()):
             truth[values == value] = index
@@ -188,9 +188,10 @@ def _each(
 def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     values = {0} | {value for check in checks for value in check.label_counts or ()}
     if len(values) > MAX_FOUND_LABELS:
+        most = max(checks, key=lambda check: len(check.label_counts or ()))
         raise UserError(
-            f"{len(values)} different label values: these are not label maps; check the labels "
-            "folder"
+            f"{len(values)} different label values, {len(most.label_counts or ())} of them in case "
+            f"'{most.name}': these are not label maps; check the labels folder"
         )
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
@@ -198,9 +199,11 @@ def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
 def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
     known = set(labels.values())
     if min(known) < 0 or len(known) > MAX_CLASSES:
+        where = next((c.name for c in checks if min(known) in (c.label_counts or ())), "")
         raise UserError(
-            f"the label values {sorted(known)} are not those of a label map: 0 is background, the "
-            f"others are above it, {MAX_CLASSES} at most"
+            (f"case '{where}': " if where else "")
+            + f"the label values {sorted(known)} are not those of a label map: 0 is background, "
+            f"the others are above it, {MAX_CLASSES} at most"
         )
     for check in checks:
         for value, count in (check.label_counts or {}).items():

@@ -82,12 +82,12 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
                 dataset = read_dataset(stream, voxels=True, tags=TAGS)
-                _check_fragments(dataset)
+                check_fragments(dataset)
                 for index, frame in slices[entry.name]:
-                    array[index] = _frame(dataset, frame)
+                    array[index] = read_frame(dataset, frame)
 
 
-def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
+def read_frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     """(rows, columns) of one frame in the modality's units."""
     index: int | None = frame if "NumberOfFrames" in dataset else None
     pixels = dataset
@@ -99,7 +99,7 @@ def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
 
 
-def _check_fragments(dataset: Dataset) -> None:
+def check_fragments(dataset: Dataset) -> None:
     """Check that pydicom will not be given far more pieces of frames than a scan has to list."""
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         pieces = dataset.PixelData.count(b"\xfe\xff\x00\xe0")

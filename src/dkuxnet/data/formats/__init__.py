@@ -22,6 +22,7 @@ FORMATS: dict[str, str] = {
     ".nii.gz": "dkuxnet.data.formats.nifti:NIFTI",
     ".nii": "dkuxnet.data.formats.nifti:NIFTI",
     ".nrrd": "dkuxnet.data.formats.nrrd:NRRD",
+    ".seg.nrrd": "dkuxnet.data.formats.nrrd:NRRD",
     ".mha": "dkuxnet.data.formats.mha:MHA",
     ".h5": "dkuxnet.data.formats.h5:H5",
 }

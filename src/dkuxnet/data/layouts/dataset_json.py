@@ -8,6 +8,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.formats import stem, suffix
 from dkuxnet.data.layouts.files import (
+    SEGMENTATION,
     by_stem,
     channel_names,
     field,
@@ -31,9 +32,9 @@ def nnunet(folder: Path) -> Source:
     if "dataset" in fields:
         cases = _listed_cases(folder, field(folder, fields, "dataset", dict), len(channels))
     else:
-        cases = _found_cases(folder, "imagesTr", "labelsTr", ending, len(channels))
+        cases = found_cases(folder, "imagesTr", "labelsTr", ending, len(channels))
     taken = {image for case in cases for image in case.images}
-    unlabelled = _found_cases(folder, "imagesUn", None, ending, len(channels))
+    unlabelled = found_cases(folder, "imagesUn", None, ending, len(channels))
     cases += [case for case in unlabelled if not taken.issuperset(case.images)]
     return Source("nnunet", folder, tuple(cases), channels, labels)
 
@@ -76,12 +77,15 @@ def _listed_case(folder: Path, name: str, images: list[Any], label: Any) -> Case
     )
 
 
-def _found_cases(
+def found_cases(
     folder: Path, images: str, labels: str | None, ending: str, channels: int
 ) -> list[Case]:
     """Cases of the folder `images`, sorted by name; unlabelled where `labels` holds no file."""
     groups = _group_channels(folder / images, ending, channels)
-    found = by_stem(_with_suffix(folder / labels, ending)) if labels else {}
+    found = {}
+    if labels:
+        files = _with_suffix(folder / labels, ending) + _with_suffix(folder / labels, SEGMENTATION)
+        found = by_stem(files)
     for name in found:
         if name not in groups:
             raise UserError(

@@ -11,6 +11,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.data.formats import FORMATS, longest_suffix, stem, suffix
 
 MAX_LABEL = 2**31 - 1
+SEGMENTATION = ".seg.nrrd"  # labels, which 3D Slicer saves beside the scan
 Form = TypeVar("Form", dict[str, Any], list[Any], str)
 
 
@@ -25,9 +26,14 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
-def labels_of(names: Collection[str], folder: Path) -> dict[str, Path]:
-    """The label maps in `folder` by the name of their scan, which must be one of `names`."""
-    labels = by_stem(images_in(folder))
+def labels_of(
+    names: Collection[str], folder: Path, beside: Collection[Path] = ()
+) -> dict[str, Path]:
+    """The label files in `folder` by the name of their scan, which must be one of `names`.
+
+    They may be DICOM SEG and RT Structure Sets too. beside: more of them, in other folders.
+    """
+    labels = by_stem([*images_in(folder), *sorted(folder.glob("[!.]*.dcm")), *beside])
     for name, path in labels.items():
         if name not in names:
             raise UserError(
