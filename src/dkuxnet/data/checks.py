@@ -260,8 +260,8 @@ def _integers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
         worst = max(worst, float(off.max(initial=0)))
     if strays:
         raise UserError(
-            f"{path}: expected a label map of whole numbers, but {strays} voxels are not, the first "
-            f"is {first:.6g}; give the label file"
+            f"{path}: expected a label map of whole numbers, but {strays} voxels are not, the "
+            f"first is {first:.6g}; give the label file"
         )
     if worst:
         warnings.warn(

@@ -25,7 +25,7 @@ from dkuxnet.data.labels import (
     with_classes,
 )
 from dkuxnet.data.layouts import find_source
-from dkuxnet.data.layouts.files import by_stem, images_in, label_values, read_dataset_json
+from dkuxnet.data.layouts.files import by_stem, label_files, label_values, read_dataset_json
 from dkuxnet.evaluation.metrics import METRICS, Array, confusion_counts, segmentation_metrics
 from dkuxnet.evaluation.statistics import statistics
 from dkuxnet.machine.files import write_text
@@ -149,8 +149,8 @@ def evaluate_pair(
 ) -> list[Score]:
     """Score one case: a row for every class of `labels` but value 0, the background.
 
-    prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes. labels: class name -> value in
-    `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
+    prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
+    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
     where shape or affine differ, and where a value stands in neither map; a DataWarning where the
     affines differ by rounding.
     """
@@ -200,7 +200,7 @@ def evaluate_folders(
 
 def _pair_files(predictions: Path, labels: Path) -> tuple[Files, dict[str, int] | None, int]:
     """(files, the labels' own class map, how many labels have no prediction)."""
-    predicted = by_stem(images_in(predictions))
+    predicted = by_stem(label_files(predictions))
     if not predicted:
         raise UserError(
             f"{predictions}: expected a folder of label maps such as CASE.nii.gz, found none; "
@@ -223,7 +223,7 @@ def _pair_files(predictions: Path, labels: Path) -> tuple[Files, dict[str, int] 
 
 def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[str, int] | None]:
     """(case -> label file, class map) of a folder of labels, else of a source folder."""
-    direct = by_stem(images_in(folder))
+    direct = by_stem(label_files(folder))
     if wanted & direct.keys():
         return direct, _class_map(folder) or _class_map(folder.absolute().parent)
     source = with_classes(find_source(folder))
@@ -278,6 +278,11 @@ def _read_pair(
     """Prediction and label; one of named segments is laid on the grid of the other."""
     predicted, true = files
     if segment_names(predicted) is not None:
+        if segment_names(true) is not None:
+            raise UserError(
+                f"case '{case}': {predicted.name} and {true.name} hold segments, whose grid only "
+                "the scan knows; predict label maps as NIfTI"
+            )
         truth = _read(case, true)
         return read_label(case, predicted, ("the label", truth), labels), truth
     prediction = _read(case, predicted)

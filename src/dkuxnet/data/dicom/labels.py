@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,9 @@ def names_in(path: Path) -> list[str]:
 def masks_in(path: Path, scan: Volume) -> list[tuple[str, Mask]]:
     """Name, and a function that gives the voxels (X, Y, Z) of `scan`, of every segment."""
     if _kind_of(path) == RT_STRUCTURE_SET:
-        return [
-            (each.name, lambda each=each: each.mask(path, scan)) for each in read_structures(path)
-        ]  # type: ignore[misc]
+        return [(each.name, partial(each.mask, path, scan)) for each in read_structures(path)]
     segmentation = Segmentation(path, scan)
-    return [
-        (each.name, lambda each=each: segmentation.mask(each.number))  # type: ignore[misc]
-        for each in segmentation.segments
-    ]
+    return [(each.name, partial(segmentation.mask, each.number)) for each in segmentation.segments]
 
 
 def find_labels(root: Path, scans: Mapping[str, Series]) -> dict[str, Path]:

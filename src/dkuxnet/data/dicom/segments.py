@@ -124,28 +124,24 @@ class Segmentation:
         axes, signs, start = self._place(frame)
         voxels = self._voxels(frame, number)[:: signs[0], :: signs[1]]
         target = np.moveaxis(mask, axes, (0, 1, 2))
-        # The first voxel of the turned frame, and the part of it that lies in the scan
+        index = int(start[axes[2]])
+        # Where the turned frame begins in the scan, and the part of it that lies inside
         low = [
-            int(at) - (size - 1 if sign < 0 else 0)
-            for at, size, sign in zip(start[axes[:2]], voxels.shape, signs, strict=True)
+            int(start[axis]) - (size - 1 if sign < 0 else 0)
+            for axis, size, sign in zip(axes[:2], voxels.shape, signs, strict=True)
         ]
-        inside = tuple(
-            slice(max(0, -at), max(0, min(size, whole - at)))
-            for at, size, whole in zip(low, voxels.shape, target.shape[:2], strict=True)
-        )
-        part, index = voxels[inside], int(start[axes[2]])
-        if (lost := int(voxels.sum() - part.sum())) or (
-            part.any() and not 0 <= index < target.shape[2]
-        ):
+        (a, b), (columns, rows, slices) = low, target.shape
+        part = voxels[max(0, -a) : max(0, columns - a), max(0, -b) : max(0, rows - b)]
+        if not 0 <= index < slices:
+            part = part[:0]
+        if lost := int(voxels.sum() - part.sum()):
             raise UserError(
-                f"{self._path}: {lost or int(part.sum())} voxels of frame {frame + 1} lie outside "
-                "the scan; give the series that was segmented, whole"
+                f"{self._path}: {lost} voxels of frame {frame + 1} lie outside the scan; give the "
+                "series that was segmented, whole"
             )
         if part.any():
-            box = tuple(
-                slice(at + cut.start, at + cut.stop) for at, cut in zip(low, inside, strict=True)
-            )
-            target[(*box, index)] |= part
+            a, b = max(0, a), max(0, b)
+            target[a : a + part.shape[0], b : b + part.shape[1], index] |= part
 
     def _place(self, frame: int) -> tuple[list[int], list[int], NDArray[np.int64]]:
         """Axes of the scan along columns, rows and across; signs of the first two; first voxel."""

@@ -26,14 +26,19 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
+def label_files(folder: Path) -> list[Path]:
+    """The label maps, DICOM SEG and RT Structure Sets in a folder of labels, sorted by kind."""
+    return images_in(folder) + sorted(folder.glob("[!.]*.dcm"))
+
+
 def labels_of(
     names: Collection[str], folder: Path, beside: Collection[Path] = ()
 ) -> dict[str, Path]:
     """The label files in `folder` by the name of their scan, which must be one of `names`.
 
-    They may be DICOM SEG and RT Structure Sets too. beside: more of them, in other folders.
+    beside: more of them, in other folders.
     """
-    labels = by_stem([*images_in(folder), *sorted(folder.glob("[!.]*.dcm")), *beside])
+    labels = by_stem([*label_files(folder), *beside])
     for name, path in labels.items():
         if name not in names:
             raise UserError(
