@@ -150,9 +150,9 @@ def evaluate_pair(
     """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
-    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
-    where shape or affine differ, and where a value stands in neither map; a DataWarning where the
-    affines differ by rounding.
+    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
+    values differ. Raises UserError where shape or affine differ, and where a value stands in
+    neither map; a DataWarning where the affines differ by rounding.
     """
     truth_labels = truth_labels or labels
     truth = _on_grid(case, prediction, truth)
