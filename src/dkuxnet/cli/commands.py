@@ -29,6 +29,9 @@ app = typer.Typer(
 
 # what several commands take
 FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Cases = Annotated[
+    Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
+]
 Weights = Annotated[str, typer.Option(help="final or best.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
@@ -71,7 +74,8 @@ def main() -> None:
             # set by torchrun for one of several processes
             rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
-            typer.echo(f"error: {who}{error}", err=True)
+            for line in getattr(error, "lines", [error]):
+                typer.echo(f"error: {who}{line}", err=True)
             sys.exit(1)
 
 
@@ -241,6 +245,7 @@ def predict(
     segmentation_type: Annotated[
         str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
     ] = None,
+    cases: Cases = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.cli.console import sentence_progress
@@ -263,9 +268,10 @@ def predict(
                 series_uid=series_uid,
                 form=format_,
                 segmentation_type=segmentation_type,
+                cases=cases,
             )
     except ScansFailed as error:
-        failed, written = list(error.failed.values()), error.written
+        failed, written = error.lines, error.written
     if written:
         typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
     _end_telling(failed)
@@ -340,6 +346,7 @@ def evaluate(
         Path | None, typer.Option(help="JSON file, with nnU-Net's summary keys.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
+    cases: Cases = None,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
     from dkuxnet.cli.console import case_progress, show_evaluation
@@ -347,7 +354,7 @@ def evaluate(
 
     with case_progress() as progress:
         result = evaluate_folders(
-            predictions, labels, lambda done, total: progress("evaluate", done, total)
+            predictions, labels, lambda done, total: progress("evaluate", done, total), cases
         )
     if output:
         result.write_json(output)

@@ -3,37 +3,43 @@
 from pathlib import Path
 
 from dkuxnet.core.types import Case, Source
-from dkuxnet.data.formats import has_own_label, is_dicom, suffix
+from dkuxnet.data.formats import has_own_label, is_dicom, stem, suffix
+from dkuxnet.data.layouts.channels import group_channels
 from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import (
     SEGMENTATION,
-    by_stem,
     channels_and_labels,
     images_in,
+    label_files,
     labels_of,
+    warn_left_out,
 )
 
 
-def plain_folder(folder: Path) -> Source:
+def plain_folder(folder: Path, channels: int | None = None) -> Source:
     """Scans in folder/images or in `folder` itself, labels of the same name in folder/labels.
 
     3D Slicer's NAME.seg.nrrd may stand beside the scan.
 
     Cases are sorted by name. A scan may be a subfolder, zip or multi-frame file of DICOM. An h5
     file may hold its own label. A dataset.json may name "labels" and "channel_names" as nnU-Net
-    does.
+    does. channels: see `group_channels`; None: as many as dataset.json names, or one.
     """
+    names, values = channels_and_labels(folder, ("image",))
     inside = folder / "images" if (folder / "images").is_dir() else folder
-    files = images_in(inside)
-    segmentations = [path for path in files if suffix(path) == SEGMENTATION]
-    images = by_stem([path for path in files if path not in segmentations] + dicom_in(inside))
-    labels = labels_of(images, folder / "labels", segmentations)
+    beside = [path for path in images_in(inside) if suffix(path) == SEGMENTATION]
+    files = [path for path in images_in(inside) if path not in beside] + dicom_in(inside)
+    labelled = [stem(path) for path in [*label_files(folder / "labels"), *beside]]
+    images = group_channels(files, len(names) if channels is None else channels, labelled)
+    labels = labels_of(images, folder / "labels", beside)
+    warn_left_out(inside, [*files, *beside])
     cases = tuple(
-        Case(name, (path,), labels.get(name) or _own_label(path))
-        for name, path in sorted(images.items())
+        Case(name, paths, labels.get(name) or _own_label(paths))
+        for name, paths in sorted(images.items())
     )
-    return Source("folder", folder, cases, *channels_and_labels(folder, ("image",)))
+    return Source("folder", folder, cases, names, values)
 
 
-def _own_label(path: Path) -> Path | None:
-    return path if not is_dicom(path) and has_own_label(path) else None
+def _own_label(paths: tuple[Path, ...]) -> Path | None:
+    single = len(paths) == 1 and not is_dicom(paths[0])
+    return paths[0] if single and has_own_label(paths[0]) else None

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import Faults, UserError
 from dkuxnet.core.types import Source
-from dkuxnet.data.formats import FORMATS, longest_suffix, stem, suffix
+from dkuxnet.data.formats import READABLE, longest_suffix, stem, suffix
 from dkuxnet.data.layouts.dataset_json import found_cases
 from dkuxnet.data.layouts.files import channel_names, field, label_values, read_dataset_json
 
@@ -14,7 +14,7 @@ from dkuxnet.data.layouts.files import channel_names, field, label_values, read_
 def is_nnunet_v1(folder: Path, fields: dict[str, Any]) -> bool:
     """Whether the first of `training` is there as CASE_0000 and not as CASE itself."""
     image = _first_image(fields)
-    if image is None or not longest_suffix(image, FORMATS) or os.path.isfile(folder / image):
+    if image is None or not longest_suffix(image, READABLE) or os.path.isfile(folder / image):
         return False
     return (folder / "imagesTr" / f"{stem(image)}_0000{suffix(image)}").is_file()
 
@@ -29,17 +29,17 @@ def nnunet_v1(folder: Path) -> Source:
     labels = label_values(folder, fields)
     names = [_name(folder, entry) for entry in field(folder, fields, "training", list)]
     ending = suffix(_first_image(fields) or ".nii.gz")
-    found = found_cases(folder, "imagesTr", "labelsTr", ending, len(channels))
-    missing = set(names) - {case.name for case in found if case.label}
-    if missing:
-        name = min(missing)
-        raise UserError(
+    faults = Faults()
+    found = found_cases(folder, "imagesTr", "labelsTr", ending, len(channels), faults)
+    for name in sorted(set(names) - {case.name for case in found if case.label}):
+        faults.add(
             f"{folder / 'dataset.json'}: case '{name}' in 'training': expected "
             f"imagesTr/{name}_0000{ending} and labelsTr/{name}{ending}, but one of them is "
             "missing; add it or take the case off the list"
         )
     cases = [case for case in found if case.name in names]
-    cases += found_cases(folder, "imagesUn", None, ending, len(channels))
+    cases += found_cases(folder, "imagesUn", None, ending, len(channels), faults)
+    faults.tell()
     return Source("nnunet-v1", folder, tuple(cases), channels, labels)
 
 
