@@ -1752,17 +1752,18 @@ def dicomdir(folder: Path) -> bytes:
     return file.getvalue()
 
 
-@stranger("dicom", file="file", folder="folder", pipe="pipe", directory="directory", self="self")
+@stranger("dicom", piped="piped", device="device", pipe="pipe", directory="directory", self="self")
 def dicom_link(folder: Path, variant: str) -> None:
-    """Links in a folder are passed over, so that nothing remains; so is what is no file."""
+    """What is no file is passed over, linked or not, so that nothing remains."""
     from dkuxnet.data import formats
 
     inside = folder / "dicom"
     inside.mkdir()
-    if variant == "file":
-        (inside / "x.dcm").symlink_to(secret(folder))
-    elif variant == "folder":
-        (inside / "x").symlink_to(secrets(folder.parent))
+    if variant == "piped":
+        os.mkfifo(folder / "pipe")
+        (inside / "x.dcm").symlink_to(folder / "pipe")
+    elif variant == "device":
+        (inside / "x.dcm").symlink_to("/dev/zero")
     elif variant == "pipe":
         os.mkfifo(inside / "x.dcm")
     elif variant == "directory":

@@ -1,5 +1,6 @@
 """Prediction: which files are a case, and label maps that lie on their scans."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -411,6 +412,7 @@ def test_only_what_was_asked_for_is_written(run, tmp_path):
     predict_scans(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "case.nii.gz",
+        "classes.csv",
         "dataset.json",
     ]
 
@@ -453,6 +455,7 @@ def test_a_bad_scan_is_named_and_leaves_no_map_while_all_others_are_done(run, tm
     assert failure.value.written == [tmp_path / "out" / f"{name}.nii.gz" for name in "bd"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "b.nii.gz",
+        "classes.csv",
         "d.nii.gz",
         "dataset.json",
     ]
@@ -465,19 +468,39 @@ def test_where_every_scan_is_bad_no_folder_is_made(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_takes_no_map_ends_the_work(run, tmp_path):
+def test_a_disk_that_takes_no_map_ends_the_work(run, tmp_path, monkeypatch):
     """The next scan's map would find no room either."""
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    kind = type(formats.nifti.NIFTI)
+    real = kind.write
+
+    def full(self, volume: Volume, path: Path) -> None:
+        if path.name.endswith("-b.nii.gz"):
+            raise OSError(errno.ENOSPC, "full")
+        real(self, volume, path)
+
+    monkeypatch.setattr(kind, "write", full)
+    with pytest.raises(ScansFailed, match=r"b\.nii\.gz: cannot write: No space left") as failure:
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out")
+    assert list(failure.value.failed) == ["b"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.nii.gz",
+        "dataset.json",
+    ]
+
+
+def test_a_map_that_cannot_be_written_is_no_other_scan_s_trouble(run, tmp_path):
     for name in "ab":
         write(tmp_path / "in" / f"{name}.nii.gz")
     (tmp_path / "out" / "a.nii.gz").mkdir(parents=True)  # where a map cannot go
     (tmp_path / "out" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1)
     )
-    with pytest.raises(UserError, match=r"a\.nii\.gz: cannot write") as failure:
+    with pytest.raises(ScansFailed, match=r"a\.nii\.gz: cannot write") as failure:
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
-    assert (
-        not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()
-    )
+    assert list(failure.value.failed) == ["a"]
+    assert failure.value.written == [tmp_path / "out" / "b.nii.gz"]
 
 
 def test_the_command_tells_each_bad_scan_in_a_line_and_ends_with_1(run, tmp_path):

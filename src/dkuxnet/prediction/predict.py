@@ -1,10 +1,12 @@
 """Scans in, label maps out, each on its scan's own grid and in its format, or as DICOM SEG."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import UserError, UserErrors
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -30,7 +32,7 @@ def predict_scans(
     output: StrPath,
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
-    weights: str = "final",
+    weights: str | None = None,
     device: str = "auto",
     progress: CaseProgress | None = None,
     *,
@@ -45,14 +47,16 @@ def predict_scans(
 
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
-    which no viewer opens, and for DICOM), and the label values of the training data. Where asked
+    which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
+    has volume and confidence of each class (`core.confidence`); a class that is unsure is a
+    DataWarning. Where asked
     for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in
     [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
     segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
-    Raises ScansFailed, at the end, where a scan cannot be read or segmented: the others are done.
-    Any other UserError, as of an output that does not take the maps, ends the work; maps that are
+    Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
+    written: the others are done. A disk that takes no maps ends the work at once; those that are
     done stay. Only label maps of an earlier prediction are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
@@ -79,13 +83,25 @@ def predict_scans(
         except UserError as error:
             failed[case.name] = str(error)
             continue
-        if not written:  # nothing is made for scans that cannot be read
-            outputs.make_folder(segmenter.labels)
-        written.append(outputs.write(case, result, writers))
-    progress("done", len(found), len(found))
+        try:
+            if not written:  # nothing is made for scans that cannot be read
+                outputs.make_folder(segmenter.labels)
+            written.append(outputs.write(case, result, writers, segmenter.labels))
+        except UserError as error:
+            failed[case.name] = str(error)
+            if _is_of_disk(error):
+                break
+    else:
+        progress("done", len(found), len(found))
     if failed:
         raise ScansFailed(failed, written)
     return written
+
+
+def _is_of_disk(error: UserError) -> bool:
+    """Whether the next file would not be written either."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (*NO_ROOM, *NO_RIGHT)
 
 
 def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
@@ -107,9 +123,12 @@ def _segmented(
             f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the "
             f"network, about {max(needed / 2**20, 1):.0f} MiB"
         )
-        return segmenter(scan, probabilities, uncertainty, region)
+        result = segmenter(scan, probabilities, uncertainty, region)
     except UserError as error:
         raise UserError(f"case '{case.name}': {error}") from error
+    if doubt := unsure(result.confidence):
+        warnings.warn(f"case '{case.name}': {doubt}", DataWarning, stacklevel=2)
+    return result
 
 
 def _voxels(shape: Sequence[int]) -> str:

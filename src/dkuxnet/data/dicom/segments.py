@@ -11,13 +11,18 @@ from pydicom.uid import UID
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, check_size, reading
-from dkuxnet.data.dicom.headers import group, quiet, read_dataset
+from dkuxnet.data.dicom.headers import attribute, quiet, read_dataset
 from dkuxnet.data.dicom.read import FREE_BYTES, TAGS, check_fragments, read_frame
 from dkuxnet.data.dicom.tree import printable
 
 # Segmentation Storage and Label Map Segmentation Storage
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 SEG_TAGS = ("SegmentationType", "MaximumFractionalValue", "SegmentSequence")
+PLACE = {
+    "PlanePosition": "ImagePositionPatient",
+    "PlaneOrientation": "ImageOrientationPatient",
+    "PixelMeasures": "PixelSpacing",
+}
 OFF_VOXEL = 0.1  # of a voxel, which a frame's voxels may lie beside the scan's
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -95,8 +100,8 @@ class Segmentation:
         """The segment of a frame; None where its voxels say it."""
         if self._is_label_map:
             return None
-        which = group(self._dataset, frame, "SegmentIdentificationSequence")
-        return int(which.ReferencedSegmentNumber)
+        place = "SegmentIdentificationSequence", "ReferencedSegmentNumber"
+        return int(attribute(self._dataset, frame, *place))
 
     def _voxels(self, frame: int, number: int) -> NDArray[np.bool_]:
         """(columns, rows) of a frame."""
@@ -145,15 +150,16 @@ class Segmentation:
 
     def _place(self, frame: int) -> tuple[list[int], list[int], NDArray[np.int64]]:
         """Axes of the scan along columns, rows and across; signs of the first two; first voxel."""
-        position, orientation, measures = (
-            group(self._dataset, frame, f"{name}Sequence")
-            for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")
+        position, orientation, spacing = (
+            attribute(self._dataset, frame, f"{group}Sequence", name)
+            for group, name in PLACE.items()
         )
+        if [len(value or ()) for value in (position, orientation, spacing)] != [3, 6, 2]:
+            raise ValueError(f"frame {frame + 1} does not say where it lies")
         plane = np.zeros((4, 3))
-        plane[:3, 0] = orientation.ImageOrientationPatient[:3]
-        plane[:3, 1] = orientation.ImageOrientationPatient[3:]
-        plane[:3, :2] *= [float(step) for step in measures.PixelSpacing][::-1]
-        plane[:, 2] = [*map(float, position.ImagePositionPatient), 1]
+        plane[:3, 0], plane[:3, 1] = orientation[:3], orientation[3:]
+        plane[:3, :2] *= [float(step) for step in spacing][::-1]
+        plane[:, 2] = [*map(float, position), 1]
         found = (np.linalg.inv(self._scan.affine) @ LPS_RAS @ plane)[:3]
         whole = np.round(found.clip(-(2**31), 2**31))
         extent = [self._dataset.Columns, self._dataset.Rows, 1]
