@@ -76,8 +76,11 @@ def _drawings(root: Path) -> list[_Drawing]:
     with opened(root) as entries:
         for entry in entries:
             where = place(root, entry.name)
-            with reading(where, "DICOM"):
-                first = head(entry)
+            try:
+                with reading(where, "DICOM"):
+                    first = head(entry)
+            except UserError:  # the search for series has told it
+                continue
             if entry.name.startswith("labels/") or not any(mark in first for mark in MARKS):
                 continue
             try:
