@@ -81,6 +81,16 @@ def build_nnunet(folder: Path) -> None:
     scan(folder / "imagesTr" / "other_0000.nrrd")  # not of the file_ending
 
 
+def build_nnunet_v1(folder: Path) -> None:
+    training = [
+        {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("b", "a")
+    ]
+    describe(folder, {**MSD, "training": training, "numTraining": 2})
+    for name in ("b", "a"):
+        scan(folder / "imagesTr" / f"{name}_0000.nii.gz")
+        scan(folder / "labelsTr" / f"{name}.nii.gz")
+
+
 def build_msd(folder: Path) -> None:
     names = ("b", "a")
     for name in (*names, "u", "v"):
@@ -131,6 +141,7 @@ def build_dicom(folder: Path) -> None:
 
 BUILD = {
     "nnunet": build_nnunet,
+    "nnunet-v1": build_nnunet_v1,
     "msd": build_msd,
     "la-h5": build_la_h5,
     "la-challenge": build_la_challenge,
@@ -144,6 +155,10 @@ EXPECTED = {
         "a1": (("imagesTr/a1_0000.nii.gz",), None),
         "b": (("imagesTr/b_0000.nii.gz",), "labelsTr/b.nii.gz"),
         "u": (("imagesUn/u_0000.nii.gz",), None),
+    },
+    "nnunet-v1": {
+        "a": (("imagesTr/a_0000.nii.gz",), "labelsTr/a.nii.gz"),
+        "b": (("imagesTr/b_0000.nii.gz",), "labelsTr/b.nii.gz"),
     },
     "msd": {
         "b": (("imagesTr/b.nii.gz",), "labelsTr/b.nii.gz"),
@@ -169,6 +184,7 @@ EXPECTED = {
 }
 LABELS = {
     "nnunet": {"background": 0, "LA": 1},
+    "nnunet-v1": {"background": 0, "LA": 1},
     "msd": {"background": 0, "LA": 1},
     "la-h5": {"background": 0, "LA": 1},
     "la-challenge": {"background": 0, "LA": 255},
@@ -469,7 +485,7 @@ def test_a_label_is_found_whose_name_is_in_another_form_of_unicode(tmp_path, lay
     assert case.label == tmp_path / paths[1] and case.images == (tmp_path / paths[0],)
 
 
-@pytest.mark.parametrize("ending", ["nhdr", "mnc", "nii.bz2", "img", "dcm", "npy"])
+@pytest.mark.parametrize("ending", ["nhdr", "mnc", "nii.bz2", "img", "npy"])
 @pytest.mark.parametrize("layout", ["folder", "nnunet"])
 def test_a_label_in_a_format_that_is_not_read_is_refused(tmp_path, layout, ending):
     BUILD[layout](tmp_path)

@@ -384,14 +384,17 @@ def test_a_bad_case_is_refused_by_a_worker_too(source, tmp_path):
     assert "label value 9" in refused(source, tmp_path / "prepared", processes=2)
 
 
-def test_a_label_whose_axes_are_swapped_is_refused_where_its_shape_fits(tmp_path):
+def test_a_label_whose_axes_are_swapped_is_put_in_order_where_its_shape_fits_too(tmp_path):
     folder = tmp_path / "source"
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     image, label = scan(shape=(8, 8, 5), affine=np.eye(4))
     formats.write(image, folder / "images" / "c.nii.gz")
     formats.write(Volume(label.array, np.eye(4)[:, [1, 0, 2, 3]]), folder / "labels" / "c.nii.gz")
-    assert "their affines must agree" in refused(folder, tmp_path / "prepared")
+    prepare_scans(folder, tmp_path / "prepared", processes=1)
+    stored = PreparedSet(tmp_path / "prepared").array("c", "truth")
+    indices = np.searchsorted([0, 7, 255], label.array)
+    assert np.array_equal(stored, indices.transpose(1, 0, 2))
 
 
 def test_negative_label_values_are_refused_and_the_background_comes_first(tmp_path):

@@ -1,5 +1,7 @@
 """Whether affines can be trusted: are axes at right angles, and do files lie on one grid?
 
+The same voxels in another order of the axes are put in order, which loses nothing.
+
 Differences within rounding pass, slightly larger ones give a `DataWarning` that says how large, and
 the rest are refused.
 """
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
+from dkuxnet.data.geometry import reordered
 
 SHEAR_SILENT_DEG, SHEAR_SILENT_VOXELS, SHEAR_MOST_DEG = 0.1, 0.5, 5.0
 NOISE_MM, NOISE_VOXELS = 1.0, 2.0  # of an origin, whichever is less
 NOISE_DIRECTION = 1e-3  # of a component of a unit direction
+OFF_VOXEL = 0.1  # of a voxel, which a part of a grid may lie beside the voxels of the whole
 SLACK = 1 + 1e-4  # what lies on one of these bounds is rounded to float32 by NIfTI
 
 
@@ -58,6 +62,53 @@ def check_straight(name: str, volume: Volume) -> None:
             DataWarning,
             stacklevel=2,
         )
+
+
+def on_grid(name: str, what: str, volume: Volume, other_what: str, other: Volume) -> Volume:
+    """`other` with its axes in the order of those of `volume`, whose grid it must then have.
+
+    Arguments, warnings and errors as for `check_same_grid`.
+    """
+    turned = reordered(other, volume.affine)
+    found = turned if turned.shape == volume.shape else other
+    check_same_grid(name, what, volume, other_what, found)
+    return found
+
+
+def part_on_grid(name: str, what: str, volume: Volume, other_what: str, part: Volume) -> Volume:
+    """`part`, a label map of a part of the grid of `volume`, on the whole grid with zeros around.
+
+    Raises UserError where its voxels are not those of `volume`, or lie outside and are not 0; the
+    rest as for `on_grid`.
+    """
+    turned = reordered(part, volume.affine)
+    if turned.shape == volume.shape:
+        return on_grid(name, what, volume, other_what, part)
+    place = np.linalg.solve(volume.affine, turned.affine[:, 3])[:3].clip(-(2**40), 2**40)
+    start = np.round(place).astype(int)
+    if np.abs(place - start).max() > OFF_VOXEL:
+        raise UserError(
+            f"{name}: the voxels of {other_what} lie between those of {what}; they must lie on one "
+            "grid"
+        )
+    array = np.zeros(volume.shape, turned.array.dtype)
+    ends = list(zip(start, turned.shape, volume.shape, strict=True))
+    target = tuple(slice(max(0, a), max(0, min(a + n, whole))) for a, n, whole in ends)
+    source = tuple(
+        slice(t.start - a, max(t.start, t.stop) - a) for t, a in zip(target, start, strict=True)
+    )
+    if all(t.stop > t.start for t in target):
+        array[target] = turned.array[source]
+    if lost := np.count_nonzero(turned.array) - np.count_nonzero(array):
+        raise UserError(
+            f"{name}: {lost} labelled voxels of {other_what} lie outside {what}; label the whole "
+            "scan"
+        )
+    affine = turned.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ start
+    laid = Volume(array, affine)
+    check_same_grid(name, what, volume, other_what, laid)
+    return laid
 
 
 def check_same_grid(name: str, what: str, volume: Volume, other_what: str, other: Volume) -> None:

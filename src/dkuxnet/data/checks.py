@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkuxnet.core.documents import names_a_file
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.machine.memory import check_memory
 
@@ -32,6 +33,7 @@ MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"PK\x03\x04", "zip"),
 )
+ROUNDING = 0.01 + 1e-6  # of a label value; float32 holds 0.99 a little lower
 # Deflate cannot compress better than this: a header that promises more than the file could unpack
 # to is wrong.
 MAX_DEFLATE_RATIO = 1032
@@ -296,16 +298,33 @@ def _plain(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _integers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
-    """`array` in an integer type: whole floats become the smallest one that holds them."""
+    """`array` in an integer type: floats become the smallest one that holds them.
+
+    What is nearly whole, as after scaling by a header of integers, is rounded and told.
+    """
     if array.dtype.kind != "f":
         return array
-    low, high = array.min(), array.max()
-    whole = all(np.array_equal(part, np.floor(part)) for part in array)  # a slice at a time
-    if not (np.isfinite(low) and np.isfinite(high) and whole):
+    worst, strays, first = 0.0, 0, 0.0
+    for part in array:  # a slice at a time, to save memory
+        with np.errstate(invalid="ignore"):
+            off = np.abs(part - np.rint(part))
+        stray = part[~(off <= ROUNDING)]
+        strays, first = strays + len(stray), first if strays or not len(stray) else stray[0]
+        worst = max(worst, float(off.max(initial=0)))
+    if strays:
         raise UserError(
-            f"{path}: expected a label map of whole numbers, but some voxels are not; give the "
-            "label file"
+            f"{path}: expected a label map of whole numbers, but {strays} voxels are not, the "
+            f"first is {first:.6g}; give the label file"
         )
+    if worst:
+        warnings.warn(
+            f"{path}: its label values are up to {worst:.2g} off whole numbers, as after scaling; "
+            "they are rounded",
+            DataWarning,
+            stacklevel=2,
+        )
+        array = np.rint(array)
+    low, high = array.min(), array.max()
     smallest = np.result_type(np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
     if smallest.kind not in "iu":
         raise UserError(

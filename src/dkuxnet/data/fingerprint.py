@@ -7,10 +7,9 @@ import numpy as np
 
 from dkuxnet.core.schemas import Fingerprint
 from dkuxnet.core.types import Case, Source
-from dkuxnet.data import formats
-from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.geometry import to_ras
 from dkuxnet.data.images import read_image
+from dkuxnet.data.labels import read_label
 from dkuxnet.data.plan import is_ct
 from dkuxnet.data.values import check_modality, every_nth
 
@@ -46,10 +45,8 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     ]
     counts = None
     if case.label is not None:
-        label = formats.read(case.label, kind="label")
-        names = f"the image {case.images[0].name}", f"the label map {case.label.name}"
-        check_same_grid(f"case '{case.name}'", names[0], image, names[1], label)
-        counts = count_values(label.array)
+        scan = f"the image {case.images[0].name}", image
+        counts = count_values(read_label(case.name, case.label, scan, source.labels).array)
     ras = to_ras(image)
     return CaseFigures(
         name=case.name,

@@ -62,9 +62,14 @@ class Region:
 
 def to_ras(volume: Volume) -> Volume:
     """Flip and permute axes, without interpolation, to be closest to right, anterior, superior."""
+    return reordered(volume, np.eye(4))
+
+
+def reordered(volume: Volume, affine: NDArray[Any]) -> Volume:
+    """Flip and permute axes, without interpolation, to be closest to the axes of `affine`."""
     from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-    orientation = io_orientation(volume.affine)
+    orientation = io_orientation(np.linalg.inv(affine) @ volume.affine)
     channels = volume.array.ndim == 4
     array = np.moveaxis(volume.array, 0, -1) if channels else volume.array
     array = apply_orientation(array, orientation)

@@ -4,7 +4,7 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Volume
-from dkuxnet.data.affines import check_same_grid, check_straight
+from dkuxnet.data.affines import check_straight, on_grid
 from dkuxnet.data.formats import read
 from dkuxnet.data.values import check_values
 
@@ -17,8 +17,9 @@ def read_image(case: Case, channels: int) -> Volume:
     """
     volumes = [read(path, series_uid=case.series_uid) for path in case.images]
     first = volumes[0]
-    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
-        check_same_grid(f"case '{case.name}'", case.images[0].name, first, path.name, volume)
+    for index, path in enumerate(case.images[1:], start=1):
+        names = case.images[0].name, path.name
+        volumes[index] = on_grid(f"case '{case.name}'", names[0], first, names[1], volumes[index])
     check_straight(f"case '{case.name}'", first)
     arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
     array = np.concatenate(arrays).astype(np.float32, copy=False)

@@ -34,6 +34,7 @@ from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
+from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
 from dkuxnet.data.network_grid import to_network_grid
@@ -44,8 +45,6 @@ from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
-MAX_CLASSES = 256  # class indices are stored in a byte
-MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 
 
 @stopping_on_sigterm()
@@ -72,7 +71,7 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     with data_warnings() as notes:
-        found = find_source(source, layout)
+        found = with_classes(find_source(source, layout))
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
@@ -132,7 +131,8 @@ def store_case(
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
     if case.label is not None:
-        values = formats.read(case.label, kind="label").array
+        scan = f"the image {case.images[0].name}", image
+        values = read_label(case.name, case.label, scan, source.labels).array
         truth = np.zeros(values.shape, np.uint8)
         for index, value in enumerate(labels.values()):
             truth[values == value] = index

@@ -12,16 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import Faults, UserError, disk_reason
+from dkuxnet.core.errors import Faults, UserError, data_warnings, disk_reason
 from dkuxnet.core.schemas import Found, Statistic
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
-from dkuxnet.data.affines import check_same_grid
+from dkuxnet.data.affines import on_grid
+from dkuxnet.data.labels import (
+    MAX_FOUND_LABELS,
+    classes_of,
+    read_label,
+    segment_names,
+    with_classes,
+)
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import (
     by_stem,
     case_list,
-    images_in,
+    label_files,
     label_values,
     read_dataset_json,
     warn_left_out,
@@ -168,13 +175,13 @@ def evaluate_pair(
 ) -> list[Score]:
     """Score one case: a row for every class of `labels` but value 0, the background.
 
-    prediction, truth: label maps (X, Y, Z) of integers on one grid. labels: class name -> value in
-    `prediction`. truth_labels: the same for `truth`, where its values differ. Raises UserError
-    where shape or affine differ, and where a value stands in neither map; a DataWarning where the
-    affines differ by rounding.
+    prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
+    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
+    values differ. Raises UserError where shape or affine differ, and where a value stands in
+    neither map; a DataWarning where the affines differ by rounding.
     """
     truth_labels = truth_labels or labels
-    _check_grid(case, prediction, truth)
+    truth = _on_grid(case, prediction, truth)
     _check_values(case, "the prediction", prediction.array, labels)
     _check_values(case, "the label file", truth.array, truth_labels)
     rows, voxel_ml = [], math.prod(truth.spacing_mm) / 1000
@@ -217,7 +224,9 @@ def evaluate_folders(
     faults = Faults()
     for done, (case, pair) in enumerate(files.items(), start=1):
         with faults.noting():
-            prediction, truth = (formats.read(path, kind="label") for path in pair)
+            prediction, truth = _read_pair(
+                case, pair, prediction_labels, truth_labels or prediction_labels
+            )
             rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
         if progress:
             progress(done, len(files))
@@ -234,7 +243,7 @@ def _pair_files(
     predictions: Path, labels: Path, listed: Sequence[str] | None
 ) -> tuple[Files, dict[str, int] | None, int]:
     """(files, the labels' own class map, how many labels have no prediction)."""
-    found = images_in(predictions)
+    found = label_files(predictions)
     predicted = by_stem(found)
     warn_left_out(predictions, found)
     if listed is not None:
@@ -266,10 +275,10 @@ def _pair_files(
 
 def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[str, int] | None]:
     """(case -> label file, class map) of a folder of labels, else of a source folder."""
-    direct = by_stem(images_in(folder))
+    direct = by_stem(label_files(folder))
     if wanted & direct.keys():
         return direct, _class_map(folder) or _class_map(folder.absolute().parent)
-    source = find_source(folder)
+    source = with_classes(find_source(folder))
     found = {case.name: case.label for case in source.cases if case.label}
     if found:
         label = next(iter(found.values()))
@@ -294,9 +303,20 @@ def _class_map(folder: Path) -> dict[str, int] | None:
 
 
 def _found_labels(files: Files) -> dict[str, int]:
-    arrays = (formats.read(path, kind="label").array for pair in files.values() for path in pair)
-    values = sorted({value for array in arrays for value in np.unique(array).tolist()} - {0})
-    return {"background": 0} | {f"class_{value}": value for value in values}
+    names = [segment_names(path) for pair in files.values() for path in pair]
+    if any(names):
+        return classes_of([name for each in names for name in each or ()])
+    values: set[int] = set()
+    for case, pair in files.items():
+        for path in pair:
+            with data_warnings():  # they come again where the pair is scored
+                values |= set(np.unique(_read(case, path).array).tolist())
+        if len(values) > MAX_FOUND_LABELS:
+            raise UserError(
+                f"case '{case}': {len(values)} different label values up to here: these are not "
+                "label maps; give those, or name the classes in dataset.json"
+            )
+    return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
 def foreground(labels: dict[str, int]) -> dict[str, int]:
@@ -304,9 +324,35 @@ def foreground(labels: dict[str, int]) -> dict[str, int]:
     return {name: value for name, value in labels.items() if value != 0}
 
 
-def _check_grid(case: str, prediction: Volume, truth: Volume) -> None:
+def _read_pair(
+    case: str, files: tuple[Path, Path], labels: dict[str, int], truth_labels: dict[str, int]
+) -> tuple[Volume, Volume]:
+    """Prediction and label; one of named segments is laid on the grid of the other."""
+    predicted, true = files
+    if segment_names(predicted) is not None:
+        if segment_names(true) is not None:
+            raise UserError(
+                f"case '{case}': {predicted.name} and {true.name} hold segments, whose grid only "
+                "the scan knows; predict label maps as NIfTI"
+            )
+        truth = _read(case, true)
+        return read_label(case, predicted, ("the label", truth), labels), truth
+    prediction = _read(case, predicted)
+    if segment_names(true) is None:
+        return prediction, _read(case, true)
+    return prediction, read_label(case, true, ("the prediction", prediction), truth_labels)
+
+
+def _read(case: str, path: Path) -> Volume:
     try:
-        check_same_grid(f"case '{case}'", "prediction", prediction, "label", truth)
+        return formats.read(path, kind="label")
+    except UserError as error:
+        raise UserError(f"case '{case}': {error}") from error
+
+
+def _on_grid(case: str, prediction: Volume, truth: Volume) -> Volume:
+    try:
+        return on_grid(f"case '{case}'", "prediction", prediction, "label", truth)
     except UserError as error:
         raise UserError(
             f"{error}; predict on the scan that was labelled, or resample one of the two"

@@ -152,18 +152,25 @@ def attribute(dataset: Dataset, frame: int, group: str, name: str) -> Any:
 
 
 def read_dataset(
-    stream: IO[bytes], voxels: bool = False, tags: Sequence[str] | None = None
+    stream: IO[bytes],
+    voxels: bool = False,
+    tags: Sequence[str] | None = None,
+    sequence_bytes: int = MAX_SEQUENCE_BYTES,
 ) -> FileDataset:
     """The data set of a file, with or without preamble.
 
-    tags: read these alone, None for all. voxels: whether to read them too.
+    tags: read these alone, None for all. voxels: whether to read them too. sequence_bytes: the most
+    that a sequence may take.
 
     Reading ends at group 0, which no valid file holds: a gigabyte of zeros would be read as a
     hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.) Raises
     ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
     dataset = read_partial(
-        cast(BinaryIO, _Bounded(stream, sys.maxsize if voxels else MAX_ELEMENT_BYTES)),
+        cast(
+            BinaryIO,
+            _Bounded(stream, sys.maxsize if voxels else max(MAX_ELEMENT_BYTES, sequence_bytes)),
+        ),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
@@ -171,7 +178,7 @@ def read_dataset(
     for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
         raw = dataset.get_item(tag)
         if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
-            _check_sequence(raw.value or b"")
+            _check_sequence(raw.value or b"", sequence_bytes)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: what pydicom found
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = (
@@ -201,10 +208,10 @@ class _Bounded:
         return self._stream.read(size)
 
 
-def _check_sequence(value: bytes) -> None:
+def _check_sequence(value: bytes, most: int) -> None:
     """Check the bytes of an element, of which pydicom makes objects where it is a sequence."""
     items = sum(value.count(mark) for mark in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
-    if len(value) > MAX_SEQUENCE_BYTES or items > MAX_ITEMS:
+    if len(value) > most or items > MAX_ITEMS:
         raise ValueError("an element of its header is far larger than that of a scan")
 
 

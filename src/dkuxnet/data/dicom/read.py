@@ -101,9 +101,9 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
                 dataset = read_dataset(stream, voxels=True, tags=TAGS)
-                _check_fragments(dataset)
+                check_fragments(dataset)
                 for index, frame in slices[entry.name]:
-                    array[index] = _frame(dataset, frame)
+                    array[index] = read_frame(dataset, frame)
                     if attribute(dataset, frame, *SLOPE) == 0:
                         odd.add(NO_SLOPE)
                 if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -111,7 +111,7 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
     return odd
 
 
-def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
+def read_frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     """(rows, columns) of one frame in the modality's units."""
     for name, value in OFTEN_LEFT_OUT.items():
         if name not in dataset:
@@ -136,7 +136,7 @@ def _in_units(stored: NDArray[Any], dataset: Dataset, frame: int) -> NDArray[Any
     return stored * float(slope or 1) + float(intercept or 0)
 
 
-def _check_fragments(dataset: Dataset) -> None:
+def check_fragments(dataset: Dataset) -> None:
     """Check that pydicom will not be given far more pieces of frames than a scan has to list."""
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         pieces = dataset.PixelData.count(b"\xfe\xff\x00\xe0")

@@ -34,6 +34,7 @@ READ_ONLY = {
     ".mgh": "dkuxnet.data.formats.mgh:MGH",
     ".mhd": "dkuxnet.data.formats.mha:MHD",
     ".hdr": "dkuxnet.data.formats.nifti:NIFTI",
+    ".seg.nrrd": "dkuxnet.data.formats.nrrd:NRRD",
 }
 READABLE = ChainMap(READ_ONLY, FORMATS)  # listed with FORMATS first
 VOXEL_FILES = {".raw": ".mhd", ".zraw": ".mhd", ".img": ".hdr"}  # ending -> that of its header

@@ -58,7 +58,18 @@ SIGNS = {
 }
 MAGIC = re.compile(r"NRRD000[1-5]")
 DATA_FILE = re.compile(r"\s*data ?file\s*:(?!=)", re.IGNORECASE)
+SEGMENT = re.compile(r"Segment(\d{1,6})_(ID|Name|LabelValue|Layer):=(.*)", re.ASCII)
+MAX_SEGMENTS = 4096
 VECTORS = re.compile(r"none|\([^()]*\)")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment of 3D Slicer's .seg.nrrd: voxels of `value` in one layer, the first being 0."""
+
+    name: str
+    value: int
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,20 @@ class Nrrd:
         """Read the volume."""
         return _inline.read_voxels(path, "NRRD", self.peek(path), kind)
 
+    def segments(self, path: Path) -> list[Segment]:
+        """The segments that 3D Slicer described in the header, in its order; none elsewhere.
+
+        Raises UserError where they are not described as Slicer does.
+        """
+        lines, _ = _header(path)
+        found: dict[int, dict[str, str]] = {}
+        for line in lines:
+            if match := SEGMENT.fullmatch(line):
+                found.setdefault(int(match[1]), {})[match[2]] = match[3].strip()
+        if len(found) > MAX_SEGMENTS:
+            raise _inline.wrong(path, "segments", f"{MAX_SEGMENTS} at most", str(len(found)))
+        return [_segment(path, found[number]) for number in sorted(found)]
+
     def write(self, volume: Volume, path: Path) -> None:
         """Write the volume, and read it back: ITK keeps silent about a full disk."""
         _inline.write_image(volume, path)
@@ -99,11 +124,25 @@ class Nrrd:
             raise RuntimeError("the disk did not take all of it") from error
 
 
+def _header(path: Path) -> tuple[list[str], int]:
+    """The lines of a header, and where the voxels begin."""
+    return _inline.header_lines(path, "NRRD", lambda line: not line or bool(DATA_FILE.match(line)))
+
+
+def _segment(path: Path, given: dict[str, str]) -> Segment:
+    """A segment of its fields, whose defaults are those of Slicer's first versions."""
+    numbers = [given.get("LabelValue", "1"), given.get("Layer", "0")]
+    if not all(re.fullmatch(r"\d{1,9}", number, re.ASCII) for number in numbers):
+        raise _inline.wrong(path, "LabelValue and Layer", "whole numbers", " ".join(numbers))
+    # Slicer writes UTF-8, which was read byte by byte.
+    text = (given.get("Name") or given.get("ID", "")).encode("latin-1").decode(errors="replace")
+    name = "".join(c if c.isprintable() else "?" for c in text).strip()
+    return Segment(name or f"segment {numbers[0]}", int(numbers[0]), int(numbers[1]))
+
+
 def _fields(path: Path) -> tuple[dict[str, str], int]:
     """The fields of a header by name, and where the voxels begin. Key/value pairs are left out."""
-    lines, start = _inline.header_lines(
-        path, "NRRD", lambda line: not line or bool(DATA_FILE.match(line))
-    )
+    lines, start = _header(path)
     if not MAGIC.fullmatch(lines[0]):
         raise _inline.wrong(path, "the first line", "NRRD0001 to NRRD0005", lines[0])
     if lines[-1]:

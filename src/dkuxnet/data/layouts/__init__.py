@@ -11,9 +11,11 @@ from dkuxnet.data.dicom.tree import holds_dicom
 from dkuxnet.data.layouts.atrial import BENCHMARK_FOLDER
 from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
+from dkuxnet.data.layouts.nnunet_v1 import is_nnunet_v1
 
 LAYOUTS: dict[str, str] = {
     "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
+    "nnunet-v1": "dkuxnet.data.layouts.nnunet_v1:nnunet_v1",
     "msd": "dkuxnet.data.layouts.dataset_json:msd",
     "la-h5": "dkuxnet.data.layouts.atrial:la_h5",
     "la-challenge": "dkuxnet.data.layouts.atrial:la_challenge",
@@ -56,7 +58,7 @@ def detect(folder: Path) -> str:
     if (folder / "dataset.json").is_file():
         fields = read_dataset_json(folder)
         if "training" in fields and "file_ending" not in fields:
-            return "msd"
+            return "nnunet-v1" if is_nnunet_v1(folder, fields) else "msd"
         if "dataset" in fields or (folder / "imagesTr").is_dir():
             return "nnunet"
     if (folder / BENCHMARK_FOLDER).is_dir() or any(folder.glob("*/mri_norm2.h5")):

@@ -12,6 +12,7 @@ from dkuxnet.core.types import Case, Source
 from dkuxnet.data.formats import stem, suffix
 from dkuxnet.data.layouts.channels import channels_wrong
 from dkuxnet.data.layouts.files import (
+    SEGMENTATION,
     by_stem,
     channel_names,
     check_label_files,
@@ -38,10 +39,10 @@ def nnunet(folder: Path) -> Source:
     if "dataset" in fields:
         cases = _listed_cases(folder, field(folder, fields, "dataset", dict), len(channels), faults)
     else:
-        cases = _found_cases(folder, "imagesTr", "labelsTr", ending, len(channels), faults)
+        cases = found_cases(folder, "imagesTr", "labelsTr", ending, len(channels), faults)
         _check_count(folder, fields, cases, faults)
     taken = {image for case in cases for image in case.images}
-    unlabelled = _found_cases(folder, "imagesUn", None, ending, len(channels), faults)
+    unlabelled = found_cases(folder, "imagesUn", None, ending, len(channels), faults)
     faults.tell()
     cases += [case for case in unlabelled if not taken.issuperset(case.images)]
     return Source("nnunet", folder, tuple(cases), channels, labels)
@@ -113,7 +114,7 @@ def _listed_case(folder: Path, name: str, images: list[Any], label: Any) -> Case
     )
 
 
-def _found_cases(
+def found_cases(
     folder: Path, images: str, labels: str | None, ending: str, channels: int, faults: Faults
 ) -> list[Case]:
     """Cases of the folder `images`, sorted by name; unlabelled where `labels` holds no file."""
@@ -124,6 +125,7 @@ def _found_cases(
     if labels is None:
         return [Case(name, files) for name, files in sorted(groups.items())]
     files = _with_suffix(folder / labels, ending)
+    files += [path for path in _with_suffix(folder / labels, SEGMENTATION) if path not in files]
     found = by_stem(files)
     for name in sorted(found.keys() - groups.keys()):
         faults.add(

@@ -12,13 +12,18 @@ from dkuxnet.data.layouts.files import channels_and_labels, labels_of
 def dicom_tree(folder: Path) -> Source:
     """Every series of the tree is a case, see `dicom.series.find_scans` for their names.
 
-    Labels are in folder/labels under these names. The channel is named after the modality, so that
-    CT is normalised as CT. A dataset.json may name "labels" and "channel_names" as nnU-Net does.
+    Labels are in folder/labels under these names; else they are the DICOM SEG or RT Structure Set
+    that was drawn on the series, see `dicom.labels.find_labels`. The channel is named after the
+    modality, so that CT is normalised as CT. A dataset.json may name "labels" and "channel_names"
+    as nnU-Net does.
     """
-    from dkuxnet.data.dicom.series import find_scans  # importing pydicom is slow
+    from dkuxnet.data.dicom.labels import find_labels  # importing pydicom is slow
+    from dkuxnet.data.dicom.series import find_scans
 
     scans = find_scans(folder)
-    labels = labels_of(scans, folder / "labels")
+    given = labels_of(scans, folder / "labels")
+    others = {name: series for name, series in scans.items() if name not in given}
+    labels = given | find_labels(folder, others)
     cases = tuple(
         Case(name, (series.home,), labels.get(name), series.uid)
         for name, series in sorted(scans.items())

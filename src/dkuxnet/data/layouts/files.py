@@ -14,6 +14,7 @@ from dkuxnet.data.checks import same_name
 from dkuxnet.data.formats import READABLE, VOXEL_FILES, longest_suffix, stem, suffix
 
 MAX_LABEL = 2**31 - 1
+SEGMENTATION = ".seg.nrrd"  # labels, which 3D Slicer saves beside the scan
 MAX_NAMED = 20
 # Files that nobody takes for a scan, by their endings, and folders that have a part of their own
 DOCUMENTS = {".json", ".txt", ".md", ".csv", ".tsv", ".xlsx", ".xls", ".pdf", ".xml", ".html"}
@@ -34,17 +35,24 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
-def labels_of(names: Collection[str], folder: Path) -> dict[str, Path]:
-    """The label maps in `folder` by the name of their scan, which must be one of `names`.
+def label_files(folder: Path) -> list[Path]:
+    """The label maps, DICOM SEG and RT Structure Sets in a folder of labels, sorted by kind."""
+    return images_in(folder) + sorted(folder.glob("[!.]*.dcm"))
 
-    Raises UserError for every one without a scan, and for every other file that has the name of a
-    case and no label map beside it: the case would be taken for unlabelled. All else that is left
-    out gets a DataWarning.
+
+def labels_of(
+    names: Collection[str], folder: Path, beside: Collection[Path] = ()
+) -> dict[str, Path]:
+    """The label files in `folder` by the name of their scan, which must be one of `names`.
+
+    beside: more of them, in other folders. Raises UserError for every one without a scan, and for
+    every other file that has the name of a case and no label map beside it: the case would be taken
+    for unlabelled. All else that is left out gets a DataWarning.
     """
-    faults, files = Faults(), images_in(folder)
+    faults, files = Faults(), label_files(folder)
     scans = {normalize("NFC", name): name for name in names}
     labels = {}
-    for name, path in by_stem(files).items():
+    for name, path in by_stem([*files, *beside]).items():
         if name in scans:
             labels[scans[name]] = path
         else:

@@ -3,14 +3,23 @@
 from pathlib import Path
 
 from dkuxnet.core.types import Case, Source
-from dkuxnet.data.formats import has_own_label, is_dicom, stem
+from dkuxnet.data.formats import has_own_label, is_dicom, stem, suffix
 from dkuxnet.data.layouts.channels import group_channels
 from dkuxnet.data.layouts.dicom import dicom_in
-from dkuxnet.data.layouts.files import channels_and_labels, images_in, labels_of, warn_left_out
+from dkuxnet.data.layouts.files import (
+    SEGMENTATION,
+    channels_and_labels,
+    images_in,
+    label_files,
+    labels_of,
+    warn_left_out,
+)
 
 
 def plain_folder(folder: Path, channels: int | None = None) -> Source:
     """Scans in folder/images or in `folder` itself, labels of the same name in folder/labels.
+
+    3D Slicer's NAME.seg.nrrd may stand beside the scan.
 
     Cases are sorted by name. A scan may be a subfolder, zip or multi-frame file of DICOM. An h5
     file may hold its own label. A dataset.json may name "labels" and "channel_names" as nnU-Net
@@ -18,11 +27,12 @@ def plain_folder(folder: Path, channels: int | None = None) -> Source:
     """
     names, values = channels_and_labels(folder, ("image",))
     inside = folder / "images" if (folder / "images").is_dir() else folder
-    files = images_in(inside) + dicom_in(inside)
-    labelled = [stem(path) for path in images_in(folder / "labels")]
+    beside = [path for path in images_in(inside) if suffix(path) == SEGMENTATION]
+    files = [path for path in images_in(inside) if path not in beside] + dicom_in(inside)
+    labelled = [stem(path) for path in [*label_files(folder / "labels"), *beside]]
     images = group_channels(files, len(names) if channels is None else channels, labelled)
-    labels = labels_of(images, folder / "labels")
-    warn_left_out(inside, files)
+    labels = labels_of(images, folder / "labels", beside)
+    warn_left_out(inside, [*files, *beside])
     cases = tuple(
         Case(name, paths, labels.get(name) or _own_label(paths))
         for name, paths in sorted(images.items())
