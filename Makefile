@@ -35,8 +35,9 @@ lock:
 	build/lock/bin/python -m pip --quiet install uv==0.13.9
 	PATH="$(CURDIR)/build/lock/bin:$$PATH" requirements/lock.sh $(UPGRADE)
 
-$(VENV)/.user: pyproject.toml setup.py requirements/user.txt requirements/gpu.txt
+$(VENV)/.user: pyproject.toml setup.py requirements/user.txt requirements/cpu.txt requirements/gpu.txt
 	$(PYTHON) -m venv $(VENV)
+	$(LISTED) --no-index -r requirements/cpu.txt 2> /dev/null || echo "torch: the build for GPUs too"
 	$(LISTED) -r requirements/user.txt
 	$(BIN)/python -m pip show torch | grep -q '^Version: .*+cpu' || $(LISTED) -r requirements/gpu.txt
 	$(PIP) install --no-deps --no-build-isolation -e .

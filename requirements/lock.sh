@@ -14,11 +14,7 @@ cat gpu.txt >> developer.txt # whose versions stay as well
 # what torch asks for on Linux to use a GPU: gigabytes, which its builds for a CPU do without
 gpu='/^[a-z]/ { gpu = /^(cuda|nvidia|triton)/ }'
 awk "$gpu gpu" user.txt > gpu.txt
-# torch's build for a CPU (Linux, x86_64, Python 3.11), which the public index does not have; the
-# hashes of its other builds are not known here
-cpu_2_13_0=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 for list in user developer; do
-    awk "$gpu !gpu" "$list.txt" |
-        sed "/$cpu_2_13_0/d; s/^torch==2\.13\.0 .*/&\n    --hash=sha256:$cpu_2_13_0 \\\\/" > "$list.new"
+    awk "$gpu !gpu" "$list.txt" > "$list.new"
     mv "$list.new" "$list.txt"
 done
