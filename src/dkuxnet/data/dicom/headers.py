@@ -13,7 +13,6 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
@@ -102,12 +101,6 @@ def read_header(path: Path, entry: Entry) -> Image | None:
             raise UserError(
                 f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "
                 "copy it again"
-            )
-        # The size of a deflated file is known only once all of it is unpacked.
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:
-            raise UserError(
-                f"{where}: is deflated as a whole, which is not supported; export it without "
-                "compression"
             )
         with entry.open() as stream:
             header = read_dataset(stream, tags=TAGS)
