@@ -95,7 +95,8 @@ def test_layers_are_drawn_and_switched(opened):
         box.check()
     assert (np.abs(full - without["Truth"]).max(axis=2) > 20).mean() > 0.005
     assert (np.abs(without["Truth"] - without["Prediction"]).max(axis=2) > 20).mean() > 0.005
-    assert np.array_equal(pixels(page, "canvas.slices"), full)
+    # again and again: a busy machine may show the picture before, twice
+    assert any(np.array_equal(pixels(page, "canvas.slices"), full) for _ in range(20))
     page.locator("input[data-layer='Uncertainty']").check()
     assert (
         np.abs(full - pixels(page, "canvas.slices")).max(axis=2) > 20
