@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -1045,6 +1046,28 @@ def nifti_gzip(folder: Path, variant: str) -> None:
     formats.read(folder / "x.nii.gz")
 
 
+@stranger("parts or more", before="before", between="between", behind="behind")
+@stranger(None, name="name")
+def nifti_gzip_work(folder: Path, variant: str) -> None:
+    """A header and empty parts, of which Python's own reader reads 4 and 2 MB in a second."""
+    from dkuxnet.data import formats
+
+    data, empty = bytes(nifti_of()), gzip.compress(b"") * 100_000
+    head, rest = gzip.compress(data[:352]), gzip.compress(data[352:])
+    packed = {
+        "before": empty + head + rest,
+        "between": head + empty + rest,
+        "behind": head + rest + empty,
+        "name": head[:3] + b"\x08" + head[4:10] + b"x" * (32 * MEBIBYTE) + b"\0" + head[10:] + rest,
+    }[variant]
+    (folder / "x.nii.gz").write_bytes(packed)
+    started = time.process_time()
+    try:
+        formats.read(folder / "x.nii.gz")
+    finally:
+        assert time.process_time() - started < 2
+
+
 @stranger("x.nii: ", negative=[-4, 5, 3], many=[2**62, 2**62, 2**62], empty=[4, 0, 3])
 def nifti_2(folder: Path, variant: list[int]) -> None:
     import nibabel
@@ -1267,6 +1290,22 @@ def share(path: Path, variant: str) -> None:
         size.to_bytes(4, "little") + bytes(4), (10**6).to_bytes(4, "little") + bytes(4)
     )
     path.write_bytes(data)
+
+
+@stranger("in more than 524288 chunks", 512)
+def h5_more_chunks(folder: Path) -> None:
+    """A chunk for each voxel, of which objects would be made: 15 MB of them became 4 GB."""
+    import h5py
+    from h5py import h5d, h5p, h5s, h5t
+
+    from dkuxnet.data import formats
+
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_chunk((1, 1, 1))
+    plist.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    with h5py.File(folder / "x.h5", "w", libver="latest") as file:
+        h5d.create(file.id, b"image", h5t.NATIVE_INT8, h5s.create_simple((81, 81, 81)), plist)
+    formats.read(folder / "x.h5")
 
 
 @stranger(
@@ -1546,6 +1585,24 @@ def dicom_elements(folder: Path, variant: str) -> None:
         archive.writestr("a.dcm", data[:at] + extra + data[at:])
         archive.writestr("b.dcm", slices()[1])
     formats.read(folder / "x.zip")
+
+
+@stranger("header is far larger")
+def dicom_many_headers(folder: Path) -> None:
+    """Ten files whose headers are each just within what one may have, which takes seconds."""
+    from dkuxnet.data import formats
+
+    data = slices()[0]
+    at = data.index(b"\x28\x00\x02\x00US")
+    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in "abcdefghij":
+            extra = b"\x09\0\1\0UN\0\0\0\0\0\0" * 120_000
+            archive.writestr(f"{name}.dcm", data[:at] + extra + data[at:])
+    started = time.process_time()
+    try:
+        formats.read(folder / "x.zip")
+    finally:
+        assert time.process_time() - started < 10
 
 
 @stranger(None, 24)

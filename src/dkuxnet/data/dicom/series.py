@@ -9,7 +9,7 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import Header
-from dkuxnet.data.dicom.headers import Image, read_header
+from dkuxnet.data.dicom.headers import Image, Reads, read_header
 from dkuxnet.data.dicom.tree import opened, printable, tree_name
 
 MAX_LISTED = 6
@@ -70,11 +70,11 @@ def _search(path: Path) -> tuple[list[Series], dict[str, UserError]]:
     """
     found: dict[str, list[Image]] = {}
     damaged: dict[str, UserError] = {}
-    skipped = 0
+    skipped, reads = 0, Reads()
     with opened(path) as entries:
         for entry in entries:
             try:
-                image = read_header(path, entry)
+                image = read_header(path, entry, reads)
             except UserError as error:
                 damaged[entry.name] = error
                 continue

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.data.checks import reading
 
 Opener = Callable[[], IO[bytes]]
@@ -62,7 +63,7 @@ def opened(path: Path) -> Iterator[Iterator[Entry]]:
                 for info in files
             )
     elif path.is_file():
-        yield iter([Entry(path.name, lambda: path.open("rb"), path.stat().st_size)])
+        yield iter([Entry(path.name, partial(open_regular, path), path.stat().st_size)])
     else:
         raise UserError(f"{path}: expected DICOM files, but there is nothing; check the path")
 
@@ -135,11 +136,7 @@ def _in_folder(root: Path) -> Iterator[Entry]:
                 _check_count(root, count)
                 file = Path(item.path)
                 size = item.stat(follow_symlinks=False).st_size
-                yield Entry(file.relative_to(root).as_posix(), _file_opener(file), size)
-
-
-def _file_opener(file: Path) -> Opener:
-    return lambda: file.open("rb")
+                yield Entry(file.relative_to(root).as_posix(), partial(open_regular, file), size)
 
 
 @contextmanager
@@ -168,7 +165,7 @@ def opened_zip(path: Path, max_files: int = MAX_FILES) -> Iterator[zipfile.ZipFi
 
 def _list_bytes(path: Path) -> int:
     """The size of a zip's list of files by the records at its end; 0 where there are none."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - END_BYTES))
         tail = file.read()
     sizes = [int.from_bytes(tail[at + 12 : at + 16], "little") for at in _places(tail, b"PK\5\6")]

@@ -1,7 +1,6 @@
 # mypy: untyped-calls-exclude=nibabel
 """NIfTI-1 and NIfTI-2 in one file, plain or compressed with gzip."""
 
-import gzip
 import math
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import (
     CHUNK_BYTES,
@@ -34,6 +34,7 @@ from dkuxnet.data.checks import (
     reading,
     require,
 )
+from dkuxnet.data.formats._gzip import open_gzip
 from dkuxnet.machine.memory import check_memory
 
 NIFTI_2_BYTES = 540
@@ -80,7 +81,7 @@ class Nifti:
         between sform and qform.
         """
         with _opened(path) as (header, file):
-            packed, size = isinstance(file, gzip.GzipFile), path.stat().st_size
+            packed, size = path.name.lower().endswith(".gz"), path.stat().st_size
             start = header.voxel_data.offset
             check_size(
                 path, header.nbytes, size * MAX_DEFLATE_RATIO if packed else max(0, size - start)
@@ -142,7 +143,7 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
 
 
 def _stream(path: Path, packed: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
+    return open_gzip(path) if packed else open_regular(path)
 
 
 def _read_to_end(path: Path, file: IO[bytes]) -> None:
