@@ -17,6 +17,7 @@ from pydicom.sr.codedict import codes
 from dkuxnet.core import extras
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading
 from dkuxnet.data.dicom.codes import Codes, codes_of
@@ -74,7 +75,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             kind = read_dataset(stream, tags=["SOPClassUID"]).get("SOPClassUID")
     except Exception:  # not DICOM, or damaged
         kind = None
