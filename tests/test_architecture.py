@@ -218,7 +218,7 @@ OPENERS = {
     "report/template.py",  # scripts, which lie in the package
     "serve/monai_label.py",  # the label map that it has just written
 }
-OPENING = re.compile(r"""(?<![\w.])open\(|\.open\(\s*["']r|\.read_(?:bytes|text)\(""")
+OPENING = re.compile(r"""(?<!def )(?<![\w.])open\(|\.open\(\s*["']r|\.read_(?:bytes|text)\(""")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
