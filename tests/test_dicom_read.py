@@ -4,6 +4,7 @@ reader; and what is refused.
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -11,24 +12,27 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
     BasicTextSRStorage,
     EncapsulatedPDFStorage,
+    EnhancedCTImageStorage,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 from scipy.spatial.transform import Rotation
 
 from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, decimals, items, noise, save
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.data import formats
 from dkuxnet.data.dicom import tree
+from dkuxnet.data.inputs import find_cases
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = Rotation.from_euler("xyz", (20, -35, 70), degrees=True).as_matrix()
@@ -102,6 +106,104 @@ def test_every_slice_has_its_own_rescale(tmp_path):
     volume = formats.read(save(slices, tmp_path / "scan", seed=1))
     scale = np.arange(len(slices))[:, None, None]
     assert np.array_equal(volume.array, (scan.voxels * (scale + 0.5) - scale).T.astype(np.float32))
+
+
+RESCALES = {
+    "both": {"RescaleSlope": 2, "RescaleIntercept": -1000},
+    "slope alone": {"RescaleSlope": 2},
+    "intercept alone": {"RescaleIntercept": -1000},
+    "empty slope": {"RescaleSlope": "", "RescaleIntercept": -1000},
+}
+
+
+@pytest.mark.parametrize("groups", [None, [], [items()]], ids=["none", "empty", "empty item"])
+@pytest.mark.parametrize("name", RESCALES)
+def test_slices_have_the_units_that_gdcm_gives_them(tmp_path, name, groups):
+    """Whatever functional groups a converter left in them."""
+    slices = Scan(noise() // 100, modality="CT").slices(**RESCALES[name])
+    for ds in slices if groups is not None else ():
+        ds.PerFrameFunctionalGroupsSequence = ds.SharedFunctionalGroupsSequence = groups
+    folder = save(slices, tmp_path / "scan")
+    assert np.array_equal(formats.read(folder).array, itk_series(folder)[0])
+
+
+def enhanced_ct(voxels: np.ndarray) -> Dataset:
+    ds = Scan(voxels, modality="CT").enhanced()
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    return ds
+
+
+@pytest.mark.parametrize("level", ["top", "shared", "per frame", "slope shared, intercept at top"])
+def test_frames_have_their_units_wherever_these_stand(tmp_path, level):
+    voxels = noise() // 100
+    ds = enhanced_ct(voxels)
+    rescale = items(RescaleSlope=2, RescaleIntercept=-1000)
+    if level == "top":
+        ds.update(rescale)
+    elif level == "shared":
+        ds.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [rescale]
+    elif level == "per frame":
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            frame.PixelValueTransformationSequence = [rescale]
+    else:
+        ds.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [
+            items(RescaleSlope=2)
+        ]
+        ds.RescaleIntercept = -1000
+    save([ds], tmp_path)
+    array = formats.read(tmp_path / "IM0000.dcm").array
+    assert np.array_equal(array, 2.0 * voxels.T - 1000)
+    if level != "slope shared, intercept at top":
+        image = sitk.ReadImage(str(tmp_path / "IM0000.dcm"))
+        assert np.array_equal(array, sitk.GetArrayFromImage(image).T)
+
+
+@pytest.mark.parametrize("name", ["ImageOrientationPatient", "PixelSpacing"])
+@pytest.mark.parametrize("level", ["top", "per frame"])
+def test_frames_lie_where_they_do_wherever_that_stands(tmp_path, name, level):
+    scan = Scan(noise(), ORIENTATIONS["oblique"])
+    ds = scan.enhanced()
+    group = {"PixelSpacing": "PixelMeasuresSequence"}.get(name, "PlaneOrientationSequence")
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    value = shared[group].value[0][name].value
+    del shared[group].value[0][name]
+    if level == "top":
+        setattr(ds, name, value)
+    else:
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            setattr(frame, group, [items(**{name: value})])
+    save([ds], tmp_path)
+    affine = formats.read(tmp_path / "IM0000.dcm").affine
+    assert np.allclose(affine, LPS_RAS @ scan.lps, atol=1e-6)
+
+
+def test_single_frames_whose_place_stands_in_functional_groups_are_a_stack(tmp_path):
+    scan = Scan(noise())
+    frames = []
+    for index, plane in enumerate(scan.voxels):
+        ds = Scan(plane[None], position=scan.place(index), series_uid="1.5").enhanced()
+        ds.StudyInstanceUID, ds.FrameOfReferenceUID = scan.study_uid, scan.frame_uid
+        frames.append(ds)
+    volume = formats.read(save(frames, tmp_path / "scan", seed=1))
+    assert np.array_equal(volume.array, scan.voxels.T)
+    assert np.allclose(volume.affine, LPS_RAS @ scan.lps)
+
+
+@pytest.mark.parametrize("name", ["SamplesPerPixel", "PhotometricInterpretation"])
+def test_grey_images_that_do_not_say_so_are_grey(tmp_path, name):
+    folder = Scan(noise()).write(tmp_path / "scan", **{name: None})
+    assert np.array_equal(formats.read(folder).array, itk_series(folder)[0])
+
+
+def test_what_numbers_may_not_mean_is_told(tmp_path):
+    scan = Scan(noise())
+    folder = scan.write(tmp_path / "slope", RescaleSlope=0, RescaleIntercept=-10)
+    with pytest.warns(DataWarning, match="slope of 0"):
+        array = formats.read(folder).array
+    assert np.array_equal(array, itk_series(folder)[0])
+    folder = scan.write(tmp_path / "inverse", PhotometricInterpretation="MONOCHROME1")
+    with pytest.warns(DataWarning, match="MONOCHROME1"):
+        assert np.array_equal(formats.read(folder).array, scan.voxels.T)
 
 
 def test_a_modality_table_is_applied(tmp_path):
@@ -237,6 +339,7 @@ def test_files_without_preamble_are_read_and_other_files_passed_over(tmp_path):
     (folder / "starts-like-one").write_bytes(b"\x08\x00\x05\x00" + bytes(range(256)) * 20)
     (folder / "notes.txt").write_text("the scan of Monday")
     assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+    assert [case.name for case in find_cases([folder])] == ["scan"]
 
 
 def test_rounded_decimals_are_no_fault(tmp_path):
@@ -321,7 +424,39 @@ def test_localizers_and_what_is_no_image_are_left_out(tmp_path):
     assert np.array_equal(formats.read(tmp_path).array, scan.voxels.T)
 
 
-# --- what is refused ---
+def test_a_localizer_and_screenshots_in_the_series_are_left_out_by_name(tmp_path):
+    scan = Scan(noise())
+    folder = scan.write(tmp_path / "scan")
+    alone = formats.read(folder)
+    (scout,) = Scan(noise((1, 30, 40)), SAGITTAL, series_uid=scan.series_uid).slices()
+    plain, colour = (
+        Scan(noise((1, 9, 11), np.uint8), series_uid=scan.series_uid).slices()[0] for _ in range(2)
+    )
+    plain.SOPClassUID = SecondaryCaptureImageStorage
+    del plain.ImagePositionPatient
+    colour.SamplesPerPixel, colour.PhotometricInterpretation = 3, "RGB"
+    for name, ds in (("scout", scout), ("shot", plain), ("dose", colour)):
+        ds.FrameOfReferenceUID = scan.frame_uid
+        ds.save_as(folder / name, enforce_file_format=True)
+    with data_warnings() as told:
+        volume = formats.read(folder)
+    (line,) = told
+    assert "is read without dose, shot (no slice) and scout (across the slices)" in line
+    assert np.array_equal(volume.array, alone.array)
+    assert np.array_equal(volume.affine, alone.affine)
+    assert formats.peek(folder).shape == volume.shape
+
+
+def test_a_copy_of_a_slice_counts_once(tmp_path):
+    scan = Scan(noise())
+    folder = scan.write(tmp_path / "scan")
+    for number in (2, 5):
+        shutil.copy(folder / f"IM000{number}.dcm", folder / f"copy of {number}.dcm")
+    assert np.array_equal(formats.read(folder).array, scan.voxels.T)
+    other = dcmread(folder / "copy of 2.dcm")
+    other.PixelData = other.PixelData[::-1]
+    other.save_as(folder / "copy of 2.dcm")
+    refused(folder, "1 image at positions that others hold")
 
 
 def moved(slices: list, offsets: dict[int, tuple[float, float, float]]) -> list:
@@ -339,10 +474,66 @@ def changed(slices: list, index: int, **attributes) -> list:
 
 
 SLICES = Scan(noise()).slices
+
+
+# --- slices off their places ---
+
+
+def jittered(scan: Scan, shift) -> list:
+    """Slices, each moved by what `shift` gives for its index, in mm along x, y and z."""
+    slices = scan.slices()
+    for index, ds in enumerate(slices):
+        ds.ImagePositionPatient = decimals(np.add(ds.ImagePositionPatient, shift(index)))
+    return slices
+
+
+def rounded(scan: Scan) -> list:
+    slices = scan.slices()
+    for ds in slices:
+        ds.ImagePositionPatient = [round(float(value), 1) for value in ds.ImagePositionPatient]
+    return slices
+
+
+THIN = Scan(noise((40, 5, 6)), spacing_mm=(0.625, 0.7, 0.7))
+JITTER = np.random.default_rng(0).uniform(-0.02, 0.02, (40, 3))
+UNEVEN = {
+    "one is 0.05 mm off": lambda: moved(SLICES(), {3: (0, 0, 0.05)}),
+    "stored with one decimal": lambda: rounded(THIN),
+    "0.02 mm of jitter": lambda: jittered(THIN, lambda index: (0, 0, JITTER[index, 2])),
+    "and across": lambda: jittered(THIN, lambda index: JITTER[index]),
+    "almost a quarter": lambda: moved(SLICES(), {2: (0, 0, 0.74)}),
+    "pixel spacing": lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.51]),
+    "directions": lambda: changed(SLICES(), 2, ImageOrientationPatient=[1, 0.001, 0, 0, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_slices_a_little_off_their_places_are_read_as_gdcm_reads_them_and_told(tmp_path, name):
+    folder = save(UNEVEN[name](), tmp_path / "scan", seed=2)
+    with pytest.warns(DataWarning, match="mm off an even stack, most of all at"):
+        volume = formats.read(folder)
+    array, affine = itk_series(folder)
+    assert np.array_equal(volume.array, array)
+    corner = np.array(volume.shape) - 1
+    assert np.allclose((volume.affine - affine) @ (*corner, 1), 0, atol=0.05)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0.8), (0.5, 0, 0), (0, 0.6, 0)])
+def test_more_than_a_quarter_of_a_voxel_is_refused(tmp_path, shift):
+    refused(save(moved(SLICES(), {3: shift}), tmp_path / "scan"), "apart" if shift[2] else "shift")
+
+
+def test_a_missing_slice_is_found_among_rounded_ones(tmp_path):
+    refused(save(np.delete(rounded(THIN), [20]).tolist(), tmp_path), "misses 1 slice of 0.6")
+
+
+# --- what is refused ---
+
+
 CASES = {
     "uneven": (
-        lambda: moved(SLICES(), {3: (0, 0, 0.4)}),
-        ["2.6 to 3.4 mm apart", "uneven between", "109.9"],
+        lambda: moved(SLICES(), {3: (0, 0, 0.9)}),
+        ["2.1 to 3.9 mm apart", "uneven between", "110.4"],
     ),
     "missing": (
         lambda: np.delete(SLICES(), [3]).tolist(),
@@ -365,8 +556,16 @@ CASES = {
         ["shifted against each other", "1.5 mm"],
     ),
     "orientations": (
-        lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+        lambda: changed(
+            changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+            4,
+            ImageOrientationPatient=list(CORONAL),
+        ),
         ["mixes orientations"],
+    ),
+    "a localizer in the place of a slice": (
+        lambda: changed(SLICES(), 2, ImageOrientationPatient=list(SAGITTAL)),
+        ["without", "(across the slices) misses 1 slice of 3 mm"],
     ),
     "directions": (
         lambda: Scan(noise(), (1, 0, 0, 0.5, 0.8, 0)).slices(),

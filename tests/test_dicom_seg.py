@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -18,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, noise, save
+from dicom_series import AXIAL, CORONAL, SAGITTAL, Scan, items, noise, save
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
@@ -299,6 +300,169 @@ def test_without_highdicom_one_line_says_what_to_install(monkeypatch):
         importlib.import_module(name)
 
 
+# --- headers as scanners, converters and anonymisers leave them ---
+
+
+def each(**attributes):
+    """What sets attributes of every slice; None removes one."""
+
+    def change(slices: list) -> None:
+        for ds in slices:
+            for name, value in attributes.items():
+                if value is None:
+                    delattr(ds, name)
+                else:
+                    setattr(ds, name, value)
+
+    return change
+
+
+def seventh_decimal(slices: list) -> None:
+    for number, ds in enumerate(slices):
+        cosine = -0.059771 if number % 2 else -0.0597709
+        ds.ImageOrientationPatient = [0.9982121, cosine, 0, 0.0597709, 0.9982121, 0]
+
+
+def jitter(slices: list) -> None:
+    for number, ds in enumerate(slices):
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, y, z + 0.02 * (-1) ** number]
+
+
+ODD = {
+    "directions to the seventh decimal": seventh_decimal,
+    "positions with jitter": jitter,
+    "no thickness": each(SliceThickness=None),
+    "thickness that is no number": each(SliceThickness=""),
+    "a thickness of 0 and a negative spacing": each(SliceThickness=0, SpacingBetweenSlices=-2.5),
+    "Japanese": each(
+        SpecificCharacterSet=["", "ISO 2022 IR 87"],
+        PatientName="Yamada^Tarou=山田^太郎=やまだ^たろう",
+    ),
+    "Latin": each(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jürgen"),
+    "Latin in a sequence": each(
+        SpecificCharacterSet="ISO_IR 100",
+        ProcedureCodeSequence=[
+            items(CodeValue="1", CodingSchemeDesignator="99X", CodeMeaning="Schädel")
+        ],
+    ),
+    "numbers": each(
+        PatientWeight="70.5",
+        LossyImageCompression="01",
+        LossyImageCompressionRatio=10,
+        LossyImageCompressionMethod="ISO_10918_1",
+    ),
+    "an unknown character set": each(SpecificCharacterSet="utf8"),
+    "words for dates": each(
+        StudyDate="anonymous", StudyTime="noon", PatientBirthDate="unknown", PatientSex="X"
+    ),
+    "days that no month has": each(StudyDate="20260231"),
+    "separators": each(StudyDate="2026-01-01", StudyTime="12:00:00", PatientSex="female"),
+    "values of another kind": each(
+        PatientAge="45", StudyDescription="a" * 70, ReferringPhysicianName=["a^b", "c^d"]
+    ),
+    "a backslash in a text": each(StudyDescription="CT\\abdomen", StudyID="1\\2"),
+    "no SOP instance UID but the file's": each(SOPInstanceUID=None),
+    "empty frame of reference text": each(PositionReferenceIndicator=None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, which writes them
+def test_odd_headers_become_valid_seg(tmp_path, name):
+    slices = Scan(noise((7, 9, 11)), AXIAL, (2.5, 0.9, 1.3)).slices()
+    names = {ds.file_meta.MediaStorageSOPInstanceUID for ds in slices}
+    ODD[name](slices)
+    folder = save(slices, tmp_path / "scan", seed=1)
+    scan = formats.read(folder)
+    label = Volume(label_map(scan.shape), scan.affine)
+    path = tmp_path / "seg.dcm"
+    write_label(label, LABELS, one_series(folder), path)
+    assert np.array_equal(by_dcmqi(path, scan, tmp_path / "dcmqi"), label.array)
+    seg = dcmread(path)
+    (cited,) = seg.ReferencedSeriesSequence
+    assert {item.ReferencedSOPInstanceUID for item in cited.ReferencedInstanceSequence} == names
+    if name == "Japanese":
+        assert (
+            seg.PatientName.ideographic == "山田^太郎" and seg.SpecificCharacterSet == "ISO_IR 192"
+        )
+    if name == "Latin":
+        assert seg.PatientName == "Müller^Jürgen"
+    if name == "Latin in a sequence":
+        assert seg.ProcedureCodeSequence[0].CodeMeaning == "Schädel"
+    if name == "numbers":
+        assert seg.PatientWeight == 70.5
+        assert seg.LossyImageCompression == "01" and seg.LossyImageCompressionRatio == 10
+    if name == "separators":
+        assert (seg.StudyDate, seg.StudyTime, seg.PatientSex) == ("20260101", "120000", "F")
+    if name == "words for dates":
+        assert {seg.StudyDate, seg.StudyTime, seg.PatientBirthDate, seg.PatientSex} <= {None, ""}
+    check_valid(path)
+
+
+ODD_FRAMES = ("one file a frame", "two files", "orientation by frame", "spacing at the top")
+
+
+@pytest.mark.parametrize("name", ODD_FRAMES)
+def test_frames_of_any_number_of_files_become_seg(tmp_path, name):
+    scan = Scan(noise((6, 9, 11)), OBLIQUE, (2.5, 0.9, 1.3))
+    if name in ("one file a frame", "two files"):
+        size = 1 if name == "one file a frame" else 3
+        files = []
+        for start in range(0, 6, size):
+            part = replace(
+                scan, voxels=scan.voxels[start : start + size], position=scan.place(start)
+            )
+            files.append(part.enhanced())
+    else:
+        (ds,) = files = [scan.enhanced([3, 1, 5, 0, 2, 4])]
+        (shared,) = ds.SharedFunctionalGroupsSequence
+        if name == "orientation by frame":
+            for frame in ds.PerFrameFunctionalGroupsSequence:
+                frame.PlaneOrientationSequence = shared.PlaneOrientationSequence
+            del shared.PlaneOrientationSequence
+        else:
+            ds.PixelSpacing = shared.PixelMeasuresSequence[0].PixelSpacing
+            del shared.PixelMeasuresSequence
+    folder = save(files, tmp_path / "scan", seed=1)
+    volume = formats.read(folder)
+    label = Volume(label_map(volume.shape), volume.affine)
+    path = tmp_path / "seg.dcm"
+    write_label(label, LABELS, one_series(folder), path)
+    assert np.array_equal(by_dcmqi(path, volume, tmp_path / "dcmqi"), label.array)
+    check_valid(path)
+    sources = {ds.SOPInstanceUID: ds for ds in files}
+    seg = dcmread(path)
+    assert {item.ReferencedSOPInstanceUID for item in seg.SourceImageSequence} == set(sources)
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        (image,) = frame.DerivationImageSequence[0].SourceImageSequence
+        source = sources[image.ReferencedSOPInstanceUID]
+        number = image.get("ReferencedFrameNumber", 1)
+        assert image.ReferencedSOPClassUID == source.SOPClassUID
+        assert ("ReferencedFrameNumber" in image) == (name != "one file a frame")
+        group = source.PerFrameFunctionalGroupsSequence[number - 1]
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        there = group.PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(there, place, atol=1e-3)
+
+
+def test_class_names_of_any_letters_stay_whole(tmp_path):
+    folder = source(tmp_path, "axial", enhanced=False)
+    scan = formats.read(folder)
+    names = ["腫瘍", "Größe", "a\\b", "x" * 70, " "]
+    labels = {"background": 0} | {name: number for number, name in enumerate(names, 1)}
+    label = Volume(np.zeros(scan.shape, np.uint8), scan.affine)
+    path = tmp_path / "seg.dcm"
+    write_label(label, labels, one_series(folder), path)
+    seg, shown = dcmread(path), ["腫瘍", "Größe", "a b", "x" * 64, "unnamed"]
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == shown
+    codes = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in seg.SegmentSequence]
+    assert [code.CodeMeaning for code in codes] == shown
+    assert len({code.CodeValue for code in codes}) == len(names)
+    check_valid(path)
+
+
 # --- by the command ---
 
 
@@ -365,7 +529,38 @@ def test_what_cannot_become_seg_is_one_line(tmp_path, monkeypatch):
     assert (folder / "anna.dcm").read_bytes() == before
     scan.write(tmp_path / "nowhere", FrameOfReferenceUID=None)
     refused(lambda: predict(tmp_path / "nowhere"), "no frame of reference")
+    nameless = scan.slices(SOPInstanceUID=None)
+    for number, ds in enumerate(nameless):
+        del ds.file_meta
+        ds.preamble = None
+        (tmp_path / "nameless").mkdir(exist_ok=True)
+        ds.save_as(
+            tmp_path / "nameless" / str(number),
+            implicit_vr=True,
+            little_endian=True,
+            enforce_file_format=False,
+        )
+    refused(lambda: predict(tmp_path / "nameless"), "no SOP instance UID")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_library_refuses_is_no_other_scan_s_trouble(tmp_path, monkeypatch):
+    """Also where it finds it only when it writes, after the work."""
+    for name in ("anna", "ben"):
+        Scan(blobs()).write(tmp_path / "in" / name)
+    save_as = hd.seg.Segmentation.save_as
+
+    def refuse(segmentation, path, *rest, **more):
+        if "anna" in str(path):
+            raise UnicodeEncodeError("ascii", "ü", 0, 1, "odd")
+        return save_as(segmentation, path, *rest, **more)
+
+    monkeypatch.setattr(hd.seg.Segmentation, "save_as", refuse)
+    with pytest.raises(ScansFailed) as caught:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "in"], tmp_path / "out", form="dicom-seg")
+    assert list(caught.value.failed) == ["anna"] and "DICOM SEG" in caught.value.failed["anna"]
+    assert [path.name for path in caught.value.written] == ["ben.dcm"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["ben.dcm", "dataset.json"]
 
 
 def test_a_damaged_scan_is_no_other_scan_s_trouble(tmp_path, monkeypatch):

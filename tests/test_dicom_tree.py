@@ -5,6 +5,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -165,14 +167,58 @@ def test_a_gigabyte_of_zeros_behind_a_good_beginning_is_refused(folder, tmp_path
     refused(lambda: formats.read(tmp_path), "zeros", "copy it again")
 
 
-def test_links_are_not_followed(folder, scan, tmp_path):
+def test_links_to_slices_and_to_folders_of_them_are_followed(tmp_path):
+    """As version control of data (DataLad) and people with a full disk leave them."""
+    scans = {name: Scan(noise(seed=seed)) for seed, name in enumerate(("anna", "ben"))}
+    for name, scan in scans.items():
+        scan.write(tmp_path / "store" / name)
     root = tmp_path / "root"
-    scan.write(root / "scan")
-    Scan(noise(seed=4)).write(tmp_path / "elsewhere")
-    (root / "away").symlink_to(tmp_path / "elsewhere")
-    (root / "round").symlink_to(root)
-    (root / "file").symlink_to(next((tmp_path / "elsewhere").iterdir()))
-    assert np.array_equal(formats.read(root).array, scan.voxels.T)
+    (root / "anna").mkdir(parents=True)
+    for file in (tmp_path / "store" / "anna").iterdir():
+        (root / "anna" / file.name).symlink_to(file)
+    (root / "ben").symlink_to(tmp_path / "store" / "ben")
+    cases = find_cases([root])
+    assert sorted(case.name for case in cases) == ["anna", "ben"]
+    for case in cases:
+        array = read_image(case, 1).array[0]
+        assert np.array_equal(array, scans[case.name].voxels.T)
+
+
+def test_links_in_a_circle_and_a_second_way_to_the_scan_are_no_scans(scan, tmp_path):
+    scan.write(tmp_path / "root" / "scan")
+    for name in ("again", "zz"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "root" / "scan")
+    (tmp_path / "root" / "scan" / "round").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "first").symlink_to(tmp_path / "root" / "scan" / "IM0000.dcm")
+    assert np.array_equal(formats.read(tmp_path / "root").array, scan.voxels.T)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_slice(scan, tmp_path):
+    """Its content was not fetched, or was moved: the stack may look whole without its end."""
+    folder = scan.write(tmp_path / "scan")
+    (folder / "IM0005.dcm").unlink()
+    (folder / "IM0005.dcm").symlink_to(tmp_path / "gone")
+    refused(lambda: formats.read(folder), "IM0005.dcm", "No such file")
+
+
+def test_a_link_that_leads_nowhere_is_no_other_patient_s_trouble(tmp_path, monkeypatch):
+    for seed, name in enumerate(("anna", "ben")):
+        Scan(blobs(seed), patient=name).write(tmp_path / "in" / name)
+    (tmp_path / "in" / "anna" / "IM0000.dcm").unlink()
+    (tmp_path / "in" / "anna" / "IM0000.dcm").symlink_to(tmp_path / "gone")
+    with pytest.raises(ScansFailed) as failure:
+        predict_scans(fake_run(monkeypatch), [tmp_path / "in"], tmp_path / "out")
+    assert list(failure.value.failed) == ["anna"]
+    assert "anna/IM0000.dcm" in failure.value.failed["anna"]
+    assert [path.name for path in failure.value.written] == ["ben.nii.gz"]
+
+
+def test_a_link_to_a_pipe_or_a_device_is_passed_over(scan, tmp_path):
+    folder = scan.write(tmp_path / "scan")
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "pipe").symlink_to(tmp_path / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    assert np.array_equal(formats.read(folder).array, scan.voxels.T)
 
 
 def test_too_many_files_are_refused(folder, monkeypatch):
@@ -283,6 +329,44 @@ def test_several_series_of_a_study_ask_for_a_choice(folder, tmp_path):
     )
 
 
+def test_what_libraries_log_is_not_for_users(tmp_path):
+    """But the package's own lines are."""
+    code = """if True:
+        import logging, sys
+        from dkuxnet.cli import commands
+        sys.argv = ["dkuxnet", "info"]
+        try:
+            commands.main()
+        finally:
+            import nibabel
+            for name in ("highdicom.base", "pydicom", "nibabel.global", "PIL", "dkuxnet.serve"):
+                logging.getLogger(name).warning("by %s", name)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "by dkuxnet.serve\n" and "networks" in done.stdout
+
+
+def test_the_command_shows_all_series_of_a_study_in_a_table(tmp_path):
+    for number in range(15):
+        Scan(
+            noise((4 + number, 5, 6 + number)),
+            study_uid="1.9",
+            series_uid=f"1.9.{number}",
+            description=f"T{number} 腫瘍\x1b[31m",
+        ).write(tmp_path / "x" / str(number))
+    done = subprocess.run(
+        [sys.executable, "-m", "dkuxnet", "prepare", tmp_path / "x", tmp_path / "prepared"],
+        capture_output=True,
+        text=True,
+    )
+    heading, *rows, error = done.stderr.splitlines()
+    assert heading.split() == ["SERIES", "UID", "IMAGES", "SIZE", "MODALITY", "DESCRIPTION"]
+    assert sorted(row.split()[0] for row in rows) == sorted(f"1.9.{number}" for number in range(15))
+    (row,) = (row for row in rows if row.startswith("1.9.14 "))
+    assert row.split() == ["1.9.14", "18", "20", "x", "5", "MR", "T14", "???[31m"]
+    assert error.startswith("error: ") and "got 15" in error and "--series-uid" in error
+
+
 # --- prepare and predict ---
 
 
@@ -366,14 +450,17 @@ def test_a_series_of_another_modality_than_the_run_s_is_told_once_and_segmented(
     with pytest.warns(DataWarning) as caught:
         predict_scans(run, [tmp_path / "ct", tmp_path / "mr"], tmp_path / "out")
     (line,) = (str(each.message) for each in caught)
-    assert line == "case 'ct': DICOM calls it CT, where MR is expected; check that it is the scan"
+    assert line == (
+        f"case 'ct': {tmp_path / 'ct'}: DICOM calls it CT, where MR is expected; check that it is "
+        "the scan"
+    )
     assert (tmp_path / "out" / "ct.nii.gz").is_file()
 
 
 def test_prepare_tells_of_a_series_of_another_modality_than_the_data_set_names(tmp_path):
     Scan(blobs(0), modality="MR").write(tmp_path / "scans")
     source = replace(find_source(tmp_path / "scans"), channels=("CT",))
-    with pytest.warns(DataWarning, match="case 'scans': DICOM calls it MR, where CT is expected"):
+    with pytest.warns(DataWarning, match="case 'scans': .*/scans: DICOM calls it MR, where CT is "):
         check_case(source, source.cases[0])
 
 

@@ -263,6 +263,107 @@ def test_trailing_single_axis_of_nifti_is_squeezed(tmp_path):
     assert formats.read(tmp_path / "a.nii").array.shape == SHAPE
 
 
+# Formats that are read only
+
+
+def write_foreign(path, volume: Volume) -> None:
+    """As ITK or nibabel writes it; .zraw stands for a packed .mhd."""
+    array, vector = volume.array, volume.array.ndim == 4
+    if path.suffix == ".mhd":
+        turned = array.transpose(3, 2, 1, 0) if vector else array.T
+        image = sitk.GetImageFromArray(np.ascontiguousarray(turned), isVector=vector)
+        lps = np.diag([-1, -1, 1, 1]) @ volume.affine
+        image.SetSpacing(volume.spacing_mm)
+        image.SetDirection((lps[:3, :3] / volume.spacing_mm).ravel())
+        image.SetOrigin(lps[:3, 3])
+        sitk.WriteImage(image, str(path), "packed" in path.name)
+        return
+    array = np.moveaxis(array, 0, -1) if vector else array
+    form = nibabel.Nifti1Pair if path.suffix == ".hdr" else nibabel.MGHImage
+    image = form(array, volume.affine)
+    image.header.set_data_dtype(array.dtype)
+    nibabel.save(image, path)
+
+
+FOREIGN = ("a.mhd", "packed.mhd", "a.hdr", "a.mgz", "a.mgh")
+
+
+@pytest.mark.parametrize("channels", [0, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_that_are_read_only(tmp_path, name, dtype, channels):
+    volume = oblique(dtype, (channels, *SHAPE) if channels else SHAPE)
+    write_foreign(tmp_path / name, volume)
+    assert_same(formats.read(tmp_path / name), volume)
+    header = formats.peek(tmp_path / name)
+    assert sorted(header.shape) == sorted(volume.array.shape) and header.nbytes == header.voxels * (
+        np.dtype(dtype).itemsize
+    )
+    assert formats.stem(tmp_path / name) == name.split(".")[0]
+    with pytest.raises(UserError, match="read only"):
+        formats.write(volume, tmp_path / f"b{name[-4:]}")
+    if not channels:
+        assert_same(formats.read(tmp_path / name, "label"), volume) if dtype != "float32" else None
+
+
+def test_mgh_that_does_not_say_where_it_lies(tmp_path):
+    nibabel.save(nibabel.MGHImage(np.zeros(SHAPE, np.float32), affine_of()), tmp_path / "a.mgh")
+    content = bytearray((tmp_path / "a.mgh").read_bytes())
+    content[28:30] = b"\0\0"
+    (tmp_path / "a.mgh").write_bytes(content)
+    refused(tmp_path / "a.mgh", "goodRASFlag")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_read_only_files_cut_short(tmp_path, name):
+    write_foreign(tmp_path / name, oblique())
+    voxels = next((p for p in tmp_path.iterdir() if p.suffix in (".raw", ".zraw", ".img")), None)
+    path = voxels or tmp_path / name
+    for size in (path.stat().st_size - 40, 100):  # MGH has 20 bytes behind the voxels
+        os.truncate(path, size)
+        refused(tmp_path / name if path.suffix in (".mgz", ".mgh") else path.with_suffix(""))
+    if voxels:
+        voxels.unlink()
+        refused(tmp_path / name, "there is none")
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "packed.mhd", "a.hdr"])
+def test_voxels_of_another_length_than_the_header_says(tmp_path, name):
+    write_foreign(tmp_path / name, oblique())
+    voxels = next(p for p in tmp_path.iterdir() if p.name != name)
+    voxels.write_bytes(voxels.read_bytes() + b"x")
+    with pytest.raises(UserError, match="one of the two is not of this scan"):
+        formats.read(tmp_path / name)
+
+
+def test_analyze_is_refused_since_it_does_not_tell_left_from_right(tmp_path):
+    nibabel.save(nibabel.AnalyzeImage(np.zeros(SHAPE, np.int16), np.eye(4)), tmp_path / "a.hdr")
+    refused(tmp_path / "a.hdr", "Analyze 7.5", "left from right")
+
+
+def test_the_voxels_of_a_pair_are_no_scan_by_themselves(tmp_path):
+    with pytest.raises(UserError, match=r"give its header, \.mhd, instead"):
+        formats.read(tmp_path / "a.raw")
+
+
+@pytest.mark.parametrize("name", ["e\u0301.mhd", "\xe9.mhd"])
+def test_voxels_whose_name_is_in_another_form_of_unicode(tmp_path, name):
+    write_foreign(tmp_path / name, oblique())
+    (raw,) = tmp_path.glob("*.raw")
+    raw.rename(tmp_path / ("\xe9.raw" if len(name) > 5 else "e\u0301.raw"))
+    assert_same(formats.read(tmp_path / name), oblique())
+    assert formats.stem(tmp_path / name) == "\xe9"
+
+
+def test_libraries_say_nothing_past_the_warnings(tmp_path, capfd, caplog):
+    formats.write(oblique(), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[76:80] = np.array([0.5], "<f4").tobytes()  # pixdim[0]
+    (tmp_path / "a.nii").write_bytes(content)
+    formats.read(tmp_path / "a.nii")
+    assert capfd.readouterr().err == "" and not caplog.records
+
+
 # The benchmark's h5
 
 

@@ -941,10 +941,139 @@ def packed_meta(folder: Path, variant: str, size: str, packed: bytes) -> None:
     texts(folder, f"x{variant}", text, packed)
 
 
-@stranger("expected a file that ends with", mhd="mhd", nhdr="nhdr", hdr="hdr", img="img", xml="xml")
+@stranger("expected a file that ends with", nhdr="nhdr", img="img", raw="raw", xml="xml")
 def other_format(folder: Path, variant: str) -> None:
-    """What has its voxels in another file is no format of ours."""
     texts(folder, f"x.{variant}", META + "ElementDataFile = {secret}\n")
+
+
+@stranger(
+    "x.mhd: ",
+    absolute="ElementDataFile = {secret}\n",
+    near="ElementDataFile = {near}\n",
+    backslash="ElementDataFile = ..\\x\n",
+    drive="ElementDataFile = C:x\n",
+    hidden="ElementDataFile = .x\n",
+    above="ElementDataFile = ..\n",
+    link="ElementDataFile = link\n",
+    link_of_a_link="ElementDataFile = links\n",
+    folder="ElementDataFile = folder\n",
+    through="ElementDataFile = folder/link\n",
+    pipe="ElementDataFile = pipe\n",
+    device="ElementDataFile = zero\n",
+    absent="ElementDataFile = x.raw\n",
+    list="ElementDataFile = LIST\n{secret}\n{secret}\n{secret}\n",
+    pattern="ElementDataFile = x%d.raw 0 2 1\n",
+    second="ElementDataFile = {secret}\nElementDataFile = LOCAL\n",
+    return_alone="Comment = x\rElementDataFile = {secret}\nElementDataFile = LOCAL\n",
+    packed="CompressedData = True\nCompressedDataSize = 60\nElementDataFile = link\n",
+    skipped="HeaderSize = 4\nElementDataFile = exact\n",
+    terabytes="DimSize = 60000 60000 60000\nElementDataFile = exact\n",
+)
+def mhd(folder: Path, variant: str) -> None:
+    """The voxels of an .mhd lie beside it, in a file that nothing can move elsewhere."""
+    (folder / "exact").write_bytes(VOXELS)
+    (folder / "link").symlink_to(secret(folder))
+    (folder / "links").symlink_to("link")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "link").symlink_to(secret(folder))
+    os.mkfifo(folder / "pipe")
+    text = META.replace("DimSize = 4 5 3\n", "") if "DimSize" in variant else META
+    texts(folder, "x.mhd", text + variant, b"")
+
+
+@stranger("but it has", longer=61, shorter=59, packed=60)
+def voxels_beside_of_another_length(folder: Path, variant: int) -> None:
+    (folder / "x.raw").write_bytes(bytes(variant))
+    packed = "CompressedData = True\nCompressedDataSize = 9\n" if variant == 60 else ""
+    texts(folder, "x.mhd", META + packed + "ElementDataFile = x.raw\n", b"")
+
+
+@stranger("it unpacks to far more")
+def zraw_unpacks_to_more(folder: Path) -> None:
+    packed = zeros(4096, 15)
+    (folder / "x.zraw").write_bytes(packed)
+    text = f"CompressedData = True\nCompressedDataSize = {len(packed)}\n"
+    texts(folder, "x.mhd", META + text + "ElementDataFile = x.zraw\n", b"")
+
+
+@stranger(
+    "x",
+    absent="absent",
+    link="link",
+    pipe="pipe",
+    longer="longer",
+    far="far",
+    terabytes="terabytes",
+    analyze="analyze",
+    single="single",
+    text="text",
+)
+def nifti_pair(folder: Path, variant: str) -> None:
+    from dkuxnet.data import formats
+
+    changes = {
+        "far": {"vox_offset": 2e9},
+        "terabytes": {"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]},
+        "analyze": {"magic": b"\0\0\0\0"},
+        "single": {"magic": b"n+1\0"},
+    }
+    data = nifti_of(**{"magic": b"ni1\0", "vox_offset": 0} | changes.get(variant, {}))[:348]
+    (folder / "x.hdr").write_bytes(b"text" * 99 if variant == "text" else bytes(data))
+    image = folder / "x.img"
+    if variant == "link":
+        image.symlink_to(secret(folder))
+    elif variant == "pipe":
+        os.mkfifo(image)
+    elif variant != "absent":
+        image.write_bytes(VOXELS + b"x" * (variant == "longer"))
+    formats.read(folder / "x.hdr")
+
+
+@stranger(None)
+def nifti_pair_whole(folder: Path) -> None:
+    from dkuxnet.data import formats
+
+    (folder / "x.hdr").write_bytes(nifti_of(magic=b"ni1\0", vox_offset=0)[:348])
+    (folder / "x.img").write_bytes(VOXELS)
+    formats.read(folder / "x.hdr")
+
+
+@stranger(
+    "x.mgz: ",
+    text="text",
+    short="short",
+    version="version",
+    type="type",
+    negative="negative",
+    terabytes="terabytes",
+    gigabytes="gigabytes",
+    endless="endless",
+    nan="nan",
+)
+def mgz(folder: Path, variant: str) -> None:
+    from dkuxnet.data import formats
+    from dkuxnet.data.formats.mgh import FIELDS
+
+    fields = np.zeros(1, FIELDS)
+    fields["version"], fields["shape"], fields["placed"] = 1, (4, 5, 3, 1), 1
+    fields["spacing_mm"], fields["axes"] = 1, np.eye(3)
+    for name, (field, value) in {
+        "version": ("version", 2),
+        "type": ("type", 7),
+        "negative": ("shape", (-4, 5, 3, 1)),
+        "terabytes": ("shape", (60000, 60000, 60000, 1)),
+        "gigabytes": ("shape", (1280, 1280, 1250, 1)),
+        "nan": ("centre_mm", np.nan),
+    }.items():
+        if name == variant:
+            fields[field] = value
+    data = fields.tobytes().ljust(284, b"\0") + VOXELS
+    data = {"text": b"text" * 99, "short": data[:200]}.get(variant, data)
+    more = zeros(2048, 31) if variant == "endless" else b""
+    more = zeros(1536, 31, False) if variant == "gigabytes" else more
+    (folder / "x.mgz").write_bytes(gzip.compress(data) + more)
+    formats.read(folder / "x.mgz")
 
 
 @stranger(None, pair="k:=v\ndata file:={secret}\n\n", comment="# data file: {secret}\n\n")
@@ -1699,17 +1828,18 @@ def dicomdir(folder: Path) -> bytes:
     return file.getvalue()
 
 
-@stranger("dicom", file="file", folder="folder", pipe="pipe", directory="directory", self="self")
+@stranger("dicom", piped="piped", device="device", pipe="pipe", directory="directory", self="self")
 def dicom_link(folder: Path, variant: str) -> None:
-    """Links in a folder are passed over, so that nothing remains; so is what is no file."""
+    """What is no file is passed over, linked or not, so that nothing remains."""
     from dkuxnet.data import formats
 
     inside = folder / "dicom"
     inside.mkdir()
-    if variant == "file":
-        (inside / "x.dcm").symlink_to(secret(folder))
-    elif variant == "folder":
-        (inside / "x").symlink_to(secrets(folder.parent))
+    if variant == "piped":
+        os.mkfifo(folder / "pipe")
+        (inside / "x.dcm").symlink_to(folder / "pipe")
+    elif variant == "device":
+        (inside / "x.dcm").symlink_to("/dev/zero")
     elif variant == "pipe":
         os.mkfifo(inside / "x.dcm")
     elif variant == "directory":

@@ -4,13 +4,16 @@ it should be.
 
 import json
 from pathlib import Path
+from unicodedata import normalize
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from dicom_series import Scan, noise
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Source, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.layouts import LAYOUTS, find_source
@@ -429,3 +432,176 @@ def test_folder_label_without_scan_or_twice(tmp_path):
     twice.unlink()
     stray = scan(tmp_path / "labels" / "z.nii.gz")
     refused(tmp_path, str(stray), "'z'")
+
+
+# Names in other forms of Unicode, and files that nothing reads
+
+
+def told(folder: Path, layout: str = "auto") -> tuple[Source, list[str]]:
+    """The source, and what was warned of."""
+    with data_warnings() as found:
+        source = find_source(folder, layout)
+    return source, found
+
+
+COMPOSED, APART = "caf\xe9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("image", "label"), [(COMPOSED, APART), (APART, COMPOSED)])
+@pytest.mark.parametrize("layout", ["folder", "nnunet", "msd", "listed"])
+def test_a_label_is_found_whose_name_is_in_another_form_of_unicode(tmp_path, layout, image, label):
+    if layout == "folder":
+        paths = [f"images/{image}.nii.gz", f"labels/{label}.nii.gz"]
+    else:
+        paths = [f"imagesTr/{image}_0000.nii.gz", f"labelsTr/{label}.nii.gz"]
+    for path in paths:
+        scan(tmp_path / path)
+    other = [normalize("NFC" if "\u0301" in path else "NFD", path) for path in paths]
+    if layout == "nnunet":
+        describe(tmp_path, NNUNET)
+    elif layout == "msd":
+        describe(tmp_path, {**MSD, "training": [{"image": other[0], "label": other[1]}]})
+    elif layout == "listed":
+        entry = {"images": other[:1], "label": other[1]}
+        describe(tmp_path, {**NNUNET, "dataset": {image: entry}})
+    (case,) = find_source(tmp_path).cases
+    assert case.name == (f"{COMPOSED}_0000" if layout == "msd" else COMPOSED)
+    assert case.label == tmp_path / paths[1] and case.images == (tmp_path / paths[0],)
+
+
+@pytest.mark.parametrize("ending", ["nhdr", "mnc", "nii.bz2", "img", "dcm", "npy"])
+@pytest.mark.parametrize("layout", ["folder", "nnunet"])
+def test_a_label_in_a_format_that_is_not_read_is_refused(tmp_path, layout, ending):
+    BUILD[layout](tmp_path)
+    labels = tmp_path / ("labels" if layout == "folder" else "labelsTr")
+    name = "c" if layout == "folder" else "a1"
+    (labels / f"{name}.{ending}").write_bytes(b"x")
+    refused(tmp_path, str(labels / f"{name}.{ending}"), f"case '{name}'", "not read")
+
+
+def test_a_label_that_is_not_of_the_file_ending_is_refused(tmp_path):
+    build_nnunet(tmp_path)
+    label = scan(tmp_path / "labelsTr" / "a1.nii")
+    refused(tmp_path, str(label), "case 'a1'", "file_ending of dataset.json is .nii.gz")
+
+
+def test_a_label_of_the_challenge_in_another_format_is_refused(tmp_path):
+    build_la_challenge(tmp_path)
+    label = scan(tmp_path / "P1" / "laendo.nii.gz")
+    refused(tmp_path, str(label), "laendo.nrrd")
+
+
+def test_whatever_is_left_out_is_named_but_documents_are_not(tmp_path):
+    build_folder(tmp_path)
+    for name in ("images/d.mnc", "images/.DS_Store", "labels/a.json", "labels/a.png", "README.md"):
+        (tmp_path / name).write_bytes(b"x")
+    scan(tmp_path / "images" / "deeper" / "e.nii.gz")
+    source, (images, labels) = told(tmp_path)
+    assert list(listing(source)) == ["a", "b", "c"]
+    assert images.startswith(f"{tmp_path / 'labels'}: 1 file is left out: a.png; ")
+    assert labels.startswith(f"{tmp_path / 'images'}: 2 files are left out: d.mnc, deeper/; ")
+
+
+def test_the_voxels_of_a_pair_belong_to_their_header(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16))
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(image, str(tmp_path / name / "a.mhd"))
+        nibabel.save(
+            nibabel.Nifti1Pair(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / name / "b.hdr"
+        )
+    source, warned = told(tmp_path)
+    assert listing(source) == {
+        "a": (("images/a.mhd",), "labels/a.mhd"),
+        "b": (("images/b.hdr",), "labels/b.hdr"),
+    }
+    assert not warned
+    (tmp_path / "images" / "b.hdr").unlink()
+    refused(tmp_path, "b.hdr", "'b'")
+
+
+def test_files_that_dataset_json_does_not_list_are_named(tmp_path):
+    build_msd(tmp_path)
+    scan(tmp_path / "imagesTr" / "z.nii.gz")
+    assert any("imagesTr: 1 file is left out: z.nii.gz" in line for line in told(tmp_path)[1])
+    build_nnunet(tmp_path / "nnunet")
+    (line,) = told(tmp_path / "nnunet")[1]
+    assert "imagesTr: 1 file is left out: other_0000.nrrd; the file_ending" in line
+
+
+def test_scans_that_no_list_names_are_named(tmp_path):
+    build_la_h5(tmp_path)
+    h5(tmp_path / B.format("E"), "image")
+    (line,) = told(tmp_path)[1]
+    assert line.endswith("left out, since neither train.list nor test.list names them: E")
+    build_la_challenge(tmp_path / "challenge")
+    scan(tmp_path / "challenge" / "P3" / "lgemri.nii.gz")
+    assert "hold no lgemri.nrrd: P3" in told(tmp_path / "challenge")[1][0]
+
+
+@pytest.mark.parametrize(("count", "says"), [(3, ""), (2, ""), (4, "refused"), (1, "warned")])
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_the_number_of_cases_is_that_of_dataset_json(tmp_path, layout, count, says):
+    """It may count the labelled cases or all of imagesTr."""
+    BUILD[layout](tmp_path)
+    fields = json.loads((tmp_path / "dataset.json").read_text())
+    if layout == "msd":
+        fields["training"].append({"image": "imagesTr/u.nii.gz"})
+        fields["unlabeled"] = []
+    describe(tmp_path, fields | {"numTraining": count})
+    if says == "refused":
+        refused(tmp_path, "numTraining is 4, but there are 3 cases for training, 2 of them with a")
+    else:
+        assert any("numTraining is 1" in line for line in told(tmp_path)[1]) == (says == "warned")
+
+
+def test_all_faults_of_a_folder_are_told_at_once(tmp_path):
+    describe(tmp_path, {**NNUNET, "channel_names": {"0": "MRI", "1": "CT"}})
+    for i in range(25):
+        scan(tmp_path / "imagesTr" / f"p{i:02d}_0000.nii.gz")
+    scan(tmp_path / "labelsTr" / "stray.nii.gz")
+    with pytest.raises(UserErrors) as caught:
+        find_source(tmp_path)
+    assert len(caught.value.lines) == 21 and caught.value.lines[-1] == "and 6 more"
+    assert "p07_0001.nii.gz is missing" in caught.value.lines[7]
+
+
+# Numbers that count channels, or patients
+
+
+@pytest.mark.parametrize("where", [".", "images"])
+def test_numbers_count_patients_where_a_case_has_one_channel(tmp_path, where):
+    for i in range(3):
+        scan(tmp_path / where / f"case_{i:04d}.nii.gz")
+    source, (line,) = told(tmp_path)
+    assert list(listing(source)) == ["case_0000", "case_0001", "case_0002"]
+    assert "case_0000, case_0001, ...) are taken for a case each" in line
+    if where == "images":
+        scan(tmp_path / "labels" / "case_0001.nii.gz")
+        cases = find_source(tmp_path).cases
+        assert [case.label is not None for case in cases] == [False, True, False]
+        for i in (0, 2):
+            scan(tmp_path / "labels" / f"case_{i:04d}.nii.gz")
+        assert not told(tmp_path)[1]
+
+
+def test_numbers_count_channels_where_dataset_json_names_several(tmp_path):
+    describe(tmp_path, {"channel_names": {"0": "T1", "1": "T2"}})
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        scan(tmp_path / "images" / f"{name}.nii.gz")
+    scan(tmp_path / "labels" / "b.nii.gz")
+    assert listing(find_source(tmp_path)) == {
+        "a": (("images/a_0000.nii.gz", "images/a_0001.nii.gz"), None),
+        "b": (("images/b_0000.nii.gz", "images/b_0001.nii.gz"), "labels/b.nii.gz"),
+    }
+    (tmp_path / "images" / "b_0001.nii.gz").unlink()
+    refused(tmp_path, "case 'b'", "b_0001.nii.gz is missing")
+
+
+def test_a_number_behind_the_only_scan_is_that_of_its_channel(tmp_path):
+    for name in ("images/a_0000", "images/b_0000", "labels/a"):
+        scan(tmp_path / f"{name}.nii.gz")
+    assert listing(find_source(tmp_path)) == {
+        "a": (("images/a_0000.nii.gz",), "labels/a.nii.gz"),
+        "b": (("images/b_0000.nii.gz",), None),
+    }

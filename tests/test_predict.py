@@ -1,10 +1,13 @@
 """Prediction: which files are a case, and label maps that lie on their scans."""
 
+import errno
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -14,10 +17,11 @@ from typer.testing import CliRunner
 import described
 from dkuxnet.cli import commands as cli
 from dkuxnet.core.config import validate
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.inputs import find_cases
+from dkuxnet.data.layouts import find_source
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.prediction.predict import ScansFailed, predict_scans
 
@@ -51,12 +55,12 @@ def run(monkeypatch) -> Path:
     return fake_run(monkeypatch)
 
 
-def fake_run(monkeypatch, channels: int = 1) -> Path:
+def fake_run(monkeypatch, channels: int = 1, edge_mm: float = 1.8) -> Path:
     z_scores = [{"kind": "z-score"}] * channels
     manifest = described.manifest(
         labels={"background": 0, "LA": 255},
         channels=["MRI"] * channels,
-        plan=described.PLAN | {"spacing_mm": [1.8] * 3, "normalisation": z_scores},
+        plan=described.PLAN | {"spacing_mm": [edge_mm] * 3, "normalisation": z_scores},
         network_shape=described.MANIFEST["network_shape"] | {"in_channels": channels},
     )
     monkeypatch.setattr(
@@ -170,6 +174,135 @@ def test_missing_and_unknown_inputs_are_refused(tmp_path):
         find_cases([tmp_path / "a.png"])
 
 
+# --- numbers that count channels, or patients: the channels of the model decide ---
+
+
+def found(channels: int, *inputs: Path, listed: Path | None = None) -> dict[str, list[str]]:
+    cases = find_cases(inputs, channels=channels, listed=listed)
+    return {case.name: [path.name for path in case.images] for case in cases}
+
+
+def numbered(folder: Path, *names: str) -> None:
+    touch(*(folder / f"{name}.nii.gz" for name in names))
+
+
+@pytest.mark.filterwarnings("ignore::dkuxnet.core.errors.DataWarning")
+@pytest.mark.parametrize("given", ["folder", "files"])
+def test_a_model_of_one_channel_takes_numbered_patients_one_by_one(run, tmp_path, given):
+    files = [write(tmp_path / "in" / f"case_{i:04d}.nii.gz", scan(seed=i)) for i in range(3)]
+    inputs = [tmp_path / "in"] if given == "folder" else files
+    written = predict_scans(run, inputs, tmp_path / "out")
+    assert [path.name for path in written] == [path.name for path in files]
+    for i, path in enumerate(written):
+        assert dice(formats.read(path).array == 255, expected(scan(seed=i))) > 0.95
+
+
+def test_preparation_and_prediction_take_the_same_cases(tmp_path):
+    numbered(tmp_path, "case_0000", "case_0001", "case_0002", "b_0000", "scan_2018")
+    with data_warnings() as told:
+        there = {
+            case.name: [path.name for path in case.images] for case in find_source(tmp_path).cases
+        }
+        assert found(1, tmp_path) == there
+    assert set(told) == {
+        "files with numbers like those of channels (case_0000, case_0001, ...) are taken for a "
+        "case each, since a case has one channel here"
+    }
+    assert list(there) == ["b", "case_0000", "case_0001", "case_0002", "scan_2018"]
+    for name in there:  # each by itself, too
+        (file,) = there[name]
+        assert found(1, tmp_path / file) == {name: [file]}
+
+
+def test_a_model_of_two_channels_takes_pairs_and_asks_where_there_are_none(tmp_path):
+    numbered(tmp_path, "a_0000", "a_0001", "b_0000", "b_0001")
+    pairs = {name: [f"{name}_000{i}.nii.gz" for i in range(2)] for name in "ab"}
+    assert found(2, tmp_path) == found(2, tmp_path / "b_0001.nii.gz", tmp_path) == pairs
+    numbered(tmp_path, "c_0001", "d_0000", "d_0001", "d_0002")
+    with pytest.raises(UserErrors) as caught:
+        found(2, tmp_path)
+    assert [line.partition(": case ")[2] for line in caught.value.lines] == [
+        "'c': expected 2 channel files, but c_0000.nii.gz is missing; correct one or the other",
+        "'d': expected 2 channel files, but d_0002.nii.gz is too many; correct one or the other",
+    ]
+
+
+def test_numbered_files_that_hold_all_channels_are_patients(tmp_path):
+    both = Volume(np.stack([scan(seed=i).array for i in range(2)]), np.eye(4))
+    for i in range(2):
+        write(tmp_path / f"case_{i:04d}.nii.gz", both)
+    assert list(found(2, tmp_path)) == ["case_0000", "case_0001"]
+    (tmp_path / "case_0001.nii.gz").unlink()
+    assert list(found(2, tmp_path)) == ["case"]
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_of_a_data_set_the_scans_for_testing_are_taken_and_that_is_told(tmp_path, layout):
+    fields = {"labels": {"background": 0, "LA": 1}, "file_ending": ".nii.gz"}
+    fields |= {"channel_names": {"0": "MRI"}} if layout == "nnunet" else {}
+    if layout == "msd":
+        fields = {"labels": {"0": "background", "1": "LA"}, "modality": {"0": "MRI"}}
+        fields |= {"training": [{"image": "imagesTr/a_0000.nii.gz"}], "test": []}
+    numbered(tmp_path, "imagesTr/a_0000")
+    (tmp_path / "dataset.json").write_text(json.dumps(fields))
+    assert list(found(1, tmp_path)) == ["a" if layout == "nnunet" else "a_0000"]
+    numbered(tmp_path, "imagesTs/t_0000")
+    with pytest.warns(
+        DataWarning, match=r"cases of imagesTs are taken, no others; give .*imagesTr"
+    ):
+        assert list(found(1, tmp_path)) == ["t"]
+    assert list(found(1, tmp_path / "imagesTr")) == ["a"]
+
+
+def test_of_the_left_atrium_the_test_list_is_taken_and_any_other_by_its_file(tmp_path):
+    for name in "ABC":
+        write(tmp_path / name / "mri_norm2.h5")
+    for part, names_in_it in (("train", "AB"), ("test", "C"), ("some", "AC"), ("wrong", "AZ")):
+        (tmp_path / f"{part}.list").write_text("\n".join(names_in_it))
+    with pytest.warns(DataWarning, match=r"cases of test.list are taken, .*--cases"):
+        assert list(found(1, tmp_path)) == ["C"]
+    assert list(found(1, tmp_path, listed=tmp_path / "train.list")) == ["A", "B"]
+    assert list(found(1, tmp_path, listed=tmp_path / "some.list")) == ["A", "C"]
+    with pytest.raises(UserError, match=r"'Z/mri_norm2\.h5'"):
+        found(1, tmp_path, listed=tmp_path / "wrong.list")
+    (tmp_path / "test.list").unlink()
+    assert list(found(1, tmp_path)) == ["A", "B"]
+
+
+def test_a_list_chooses_cases_of_any_input(tmp_path):
+    numbered(tmp_path / "in", "a", "b", "c")
+    (tmp_path / "cases.txt").write_text("c\na\n")
+    assert list(found(1, tmp_path / "in", listed=tmp_path / "cases.txt")) == ["a", "c"]
+    (tmp_path / "cases.txt").write_text("c\nz\n")
+    with pytest.raises(UserError, match=r"cases\.txt: no input holds the cases z"):
+        found(1, tmp_path / "in", listed=tmp_path / "cases.txt")
+
+
+def test_all_that_is_wrong_with_the_inputs_is_told_at_once(tmp_path):
+    with pytest.raises(UserErrors) as caught:
+        find_cases([tmp_path / f"{i}.nii.gz" for i in range(30)])
+    assert len(caught.value.lines) == 21 and caught.value.lines[-1] == "and 10 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("a.mhd", ".mha"), ("a.hdr", ".nii.gz"), ("a.mgz", ".nii.gz")]
+)
+def test_a_scan_in_a_format_that_is_read_only_gets_a_map_in_one_file(run, tmp_path, name, ending):
+    volume, path = scan("oblique"), tmp_path / name
+    if name == "a.mhd":
+        write(tmp_path / "b.mha", volume)
+        sitk.WriteImage(sitk.ReadImage(str(tmp_path / "b.mha")), str(path))
+    else:
+        form = nibabel.Nifti1Pair if name == "a.hdr" else nibabel.MGHImage
+        nibabel.save(form(volume.array, volume.affine), path)
+    (written,) = predict_scans(run, [path], tmp_path / "out")
+    assert written.name == f"a{ending}"
+    np.testing.assert_allclose(formats.read(written).affine, volume.affine, atol=1e-4)
+    assert dice(formats.read(written).array == 255, expected(volume)) > 0.95
+    if name == "a.hdr":
+        assert corners(written)[:4] == corners(path)[:4]
+
+
 # --- label maps ---
 
 
@@ -213,6 +346,66 @@ def test_probabilities_and_uncertainty_lie_on_the_scan_too(run, tmp_path):
     sure = np.abs(prob.array[1] - 0.5)
     assert doubt.array[sure < 0.1].mean() > 0.3 > 0.05 > doubt.array[sure > 0.499].mean()
     assert written.parent == tmp_path / "out"
+
+
+def corners(path: Path) -> list:
+    """Where nibabel and ITK put the corners of a file, or that ITK refuses it."""
+    affine, ends = nibabel.load(path).affine, [(0, 0, 0), (25, 0, 0), (0, 20, 0), (0, 0, 14)]
+    found = [(affine @ [*end, 1])[:3].tolist() for end in ends]
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        return [*found, "refused"]
+    more = (0,) * (image.GetDimension() - 3)
+    return found + [image.TransformIndexToPhysicalPoint((*end, *more))[:3] for end in ends]
+
+
+def with_forms(
+    path: Path, sform: int, qform: int, unit: str = "mm", form=nibabel.Nifti1Image, shear: float = 0
+) -> Path:
+    """A scan whose sform and qform differ, by their codes."""
+    volume = scan("oblique")
+    image, moved = form(volume.array, None), volume.affine.copy()
+    image.header["pixdim"][1:4] = SPACING_MM
+    sheared = volume.affine.copy()
+    sheared[:3, 1] += shear * sheared[:3, 0]
+    moved[:3, 3] += (0, 0.4, 7)
+    image.set_sform(sheared, code=sform)
+    image.set_qform(moved, code=qform, update_affine=False)
+    image.header.set_xyzt_units(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path
+
+
+PLACES = {
+    "no codes": (0, 0),
+    "sform": (2, 0),
+    "qform": (0, 1),
+    "both": (1, 2),
+    "talairach": (3, 4),
+    "micrometres": (1, 1, "micron"),
+    "metres without codes": (0, 0, "meter"),
+    "NIfTI-2": (0, 0, "mm", nibabel.Nifti2Image),
+    "sheared": (1, 1, "mm", nibabel.Nifti1Image, 0.05),
+    "sheared, sform alone": (1, 0, "mm", nibabel.Nifti1Image, 0.05),
+}
+
+
+@pytest.mark.filterwarnings("ignore::dkuxnet.core.errors.DataWarning")
+@pytest.mark.parametrize("place", PLACES)
+def test_every_reader_puts_a_map_where_it_puts_the_nifti_scan(monkeypatch, tmp_path, place):
+    edge = {"micron": 1.8e-3, "meter": 1000.0}.get([*PLACES[place], "mm", "mm"][2], 1.8)
+    path = with_forms(tmp_path / "in" / "case.nii.gz", *PLACES[place])
+    (written,) = predict_scans(
+        fake_run(monkeypatch, edge_mm=edge), [path], tmp_path / "out", True, True
+    )
+    before = nibabel.load(path).header
+    for each in (written, *(written.parent).glob("*/case.nii.gz")):
+        assert corners(each) == corners(path)
+        after = nibabel.load(each).header
+        for name in ("sform_code", "qform_code", "xyzt_units", "sizeof_hdr"):
+            assert after[name] == before[name]
 
 
 def test_only_what_was_asked_for_is_written(run, tmp_path):
@@ -273,19 +466,39 @@ def test_where_every_scan_is_bad_no_folder_is_made(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_takes_no_map_ends_the_work(run, tmp_path):
+def test_a_disk_that_takes_no_map_ends_the_work(run, tmp_path, monkeypatch):
     """The next scan's map would find no room either."""
+    for name in "abc":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    kind = type(formats.nifti.NIFTI)
+    real = kind.write
+
+    def full(self, volume: Volume, path: Path) -> None:
+        if path.name.endswith("-b.nii.gz"):
+            raise OSError(errno.ENOSPC, "full")
+        real(self, volume, path)
+
+    monkeypatch.setattr(kind, "write", full)
+    with pytest.raises(ScansFailed, match=r"b\.nii\.gz: cannot write: No space left") as failure:
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out")
+    assert list(failure.value.failed) == ["b"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.nii.gz",
+        "dataset.json",
+    ]
+
+
+def test_a_map_that_cannot_be_written_is_no_other_scan_s_trouble(run, tmp_path):
     for name in "ab":
         write(tmp_path / "in" / f"{name}.nii.gz")
     (tmp_path / "out" / "a.nii.gz").mkdir(parents=True)  # where a map cannot go
     (tmp_path / "out" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "LA": 255}}, indent=1)
     )
-    with pytest.raises(UserError, match=r"a\.nii\.gz: cannot write") as failure:
+    with pytest.raises(ScansFailed, match=r"a\.nii\.gz: cannot write") as failure:
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
-    assert (
-        not isinstance(failure.value, ScansFailed) and not (tmp_path / "out" / "b.nii.gz").exists()
-    )
+    assert list(failure.value.failed) == ["a"]
+    assert failure.value.written == [tmp_path / "out" / "b.nii.gz"]
 
 
 def test_the_command_tells_each_bad_scan_in_a_line_and_ends_with_1(run, tmp_path):

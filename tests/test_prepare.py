@@ -13,7 +13,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.errors import DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats, phantom
 from dkuxnet.data.geometry import from_ras
@@ -475,3 +475,83 @@ def test_ctrl_c_leaves_nothing_behind(source, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare_scans(source, tmp_path / "prepared", processes=1, progress=interrupt)
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_all_bad_cases_are_told_at_once(source, tmp_path):
+    for spoil in (stray_value, nan_voxels):
+        spoil(source)
+    cut = source / "imagesTr" / "c2_0000.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-3000])
+    with pytest.raises(UserErrors) as caught:
+        prepare_scans(source, tmp_path / "prepared", processes=1)
+    first, second = caught.value.lines
+    assert first.startswith("case 'c1': 2 voxels are NaN") and str(cut) in second
+    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 3, np.uint8))
+    shutil.copy(source / "imagesTr" / "c0_0000.nii.gz", cut)
+    shutil.copy(cut, source / "imagesTr" / "c1_0000.nii.gz")
+    told = refused(source, tmp_path / "prepared")
+    assert "case 'c0'" in told and "label value 3" in told and "case 'c1'" in told
+
+
+def plain(folder: Path, label: Volume, image: Volume | None = None) -> Path:
+    for name, volume in (("images", image or scan()[0]), ("labels", label)):
+        (folder / name).mkdir(parents=True)
+        formats.write(volume, folder / name / "c.nii.gz")
+    return folder
+
+
+def test_what_is_no_label_map_is_named(tmp_path):
+    many = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16) % 126
+    told = refused(plain(tmp_path / "a", Volume(many, OBLIQUE)), tmp_path / "prepared")
+    assert told.startswith("126 different label values, 126 of them in case 'c'")
+    below = plain(tmp_path / "b", Volume(many % 3 - 1, OBLIQUE))
+    assert "(below 0 in case 'c')" in refused(below, tmp_path / "prepared")
+
+
+def test_a_class_that_vanishes_at_the_spacing_is_told_by_case_and_class(source, tmp_path):
+    label = scan(1)[1].array
+    label[label == 7] = 0
+    label[5, 5, 3:5] = 7
+    rewrite(source / "labelsTr" / "c1.nii.gz", array=label)
+    with pytest.warns(DataWarning) as caught:
+        meta = prepare_scans(source, tmp_path / "prepared", spacing_mm=5.0, processes=1)
+    (line,) = meta.notes
+    assert line.startswith("case 'c1': all 2 voxels of 'wall' are lost at 5 x 5 x 5 mm")
+    assert [str(each.message) for each in caught] == [line]
+
+
+def test_ct_is_what_the_check_of_modalities_takes_for_ct(source, tmp_path):
+    fields = json.loads((source / "dataset.json").read_text())
+    for name, kind in (("CT_venous", "ct"), ("PET/CT", "z-score"), ("CTV", "z-score")):
+        changed = fields | {"channel_names": {"0": name}}
+        (source / "dataset.json").write_text(json.dumps(changed))
+        target = tmp_path / name.replace("/", "")
+        assert prepare_scans(source, target, processes=1).plan.normalisation[0].kind == kind
+
+
+def test_a_header_in_metres_is_told(source, tmp_path):
+    path = source / "imagesTr" / "c2_0000.nii.gz"
+    image = nibabel.load(path)
+    array = np.asarray(image.dataobj)
+    metres = nibabel.Nifti1Image(array, np.diag([0.001, 0.001, 0.001, 1]) @ image.affine)
+    metres.header.set_xyzt_units("meter")
+    nibabel.save(metres, path)
+    with pytest.warns(DataWarning, match=r"c2_0000.*counts in metres: .* taken as 2 x 1.5 x 4 mm"):
+        meta = prepare_scans(source, tmp_path / "prepared", processes=1)
+    assert meta.plan.spacing_mm == pytest.approx((1.5, 2, 4), rel=1e-5)
+
+
+def test_a_set_finds_its_scans_from_everywhere_and_keeps_their_headers(
+    source, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    prepare_scans("source", "prepared", processes=1)
+    monkeypatch.chdir("/")
+    info = PreparedSet(tmp_path / "prepared").info("c0")
+    assert formats.read(info.images[0]).nifti == formats.place_of(info.nifti) != b""
+
+
+def test_what_was_left_out_stays_in_the_notes(source, tmp_path):
+    (source / "imagesTr" / "z.mnc").write_bytes(b"x")
+    with pytest.warns(DataWarning, match=r"z\.mnc"):
+        assert "z.mnc" in prepare_scans(source, tmp_path / "prepared", processes=1).notes[0]

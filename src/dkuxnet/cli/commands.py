@@ -4,6 +4,7 @@ Nothing here imports torch before a command needs it.
 """
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +30,9 @@ app = typer.Typer(
 
 # what several commands take
 FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Cases = Annotated[
+    Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
+]
 Weights = Annotated[str, typer.Option(help="final or best.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
@@ -61,6 +65,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _mute_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         warnings.showwarning = _telling(warnings.showwarning)
@@ -68,11 +73,24 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
+            for line in error.table:
+                typer.echo(line, err=True)
             # set by torchrun for one of several processes
             rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
             who = f"process {rank} of {world}: " if rank and world != "1" else ""
-            typer.echo(f"error: {who}{error}", err=True)
+            for line in getattr(error, "lines", [error]):
+                typer.echo(f"error: {who}{line}", err=True)
             sys.exit(1)
+
+
+def _mute_libraries() -> None:
+    """Keep from stderr what libraries log: it names no file, and a user can do nothing about it."""
+    if logging.lastResort:
+        logging.lastResort.addFilter(
+            lambda record: record.name.split(".")[0] in ("dkuxnet", "asyncio")
+        )
+    # it writes to stderr by itself
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 def _telling(others: Callable[..., None]) -> Callable[..., None]:
@@ -241,6 +259,7 @@ def predict(
     segmentation_type: Annotated[
         str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
     ] = None,
+    cases: Cases = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.cli.console import sentence_progress
@@ -263,9 +282,10 @@ def predict(
                 series_uid=series_uid,
                 form=format_,
                 segmentation_type=segmentation_type,
+                cases=cases,
             )
     except ScansFailed as error:
-        failed, written = list(error.failed.values()), error.written
+        failed, written = error.lines, error.written
     if written:
         typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
     _end_telling(failed)
@@ -340,6 +360,7 @@ def evaluate(
         Path | None, typer.Option(help="JSON file, with nnU-Net's summary keys.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
+    cases: Cases = None,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
     from dkuxnet.cli.console import case_progress, show_evaluation
@@ -347,7 +368,7 @@ def evaluate(
 
     with case_progress() as progress:
         result = evaluate_folders(
-            predictions, labels, lambda done, total: progress("evaluate", done, total)
+            predictions, labels, lambda done, total: progress("evaluate", done, total), cases
         )
     if output:
         result.write_json(output)

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -12,6 +12,7 @@ NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
 WHAT_TO_DO = dict.fromkeys(NO_ROOM, "make room there and do it again (a training: with --resume)")
 WHAT_TO_DO |= dict.fromkeys(NO_RIGHT, "choose a folder that can be written to")
 MAX_LENGTH = 2000
+MAX_TOLD = 20  # faults of one kind of work
 
 
 class UserError(Exception):
@@ -19,11 +20,50 @@ class UserError(Exception):
 
     The message is one line: what was expected, what came, what to do. The command line prints it
     and exits with 1. Whatever a stranger's file puts into it, it stays one printable line of
-    moderate length.
+    moderate length. table: what the command line shows above it, line by line.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, table: Sequence[str] = ()):
         super().__init__(one_line(message))
+        self.table = table
+
+
+class UserErrors(UserError):
+    """Several things are wrong. lines: one for each of the first, and how many more there are."""
+
+    def __init__(self, messages: Sequence[str]):
+        more = len(messages) - MAX_TOLD
+        self.lines = [one_line(message) for message in messages[:MAX_TOLD]]
+        self.lines += [f"and {more} more"] if more > 0 else []
+        super().__init__("; ".join(self.lines))
+
+
+class Faults:
+    """Collects what is wrong, so that a user is told all of it at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Note a fault."""
+        self.messages.append(message)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """A UserError in the block is noted, and the work goes on behind it."""
+        try:
+            yield
+        except UserErrors as error:
+            self.messages += error.lines
+        except UserError as error:
+            self.add(str(error))
+
+    def tell(self) -> None:
+        """Raise UserError for what was noted, if anything."""
+        if len(self.messages) > 1:
+            raise UserErrors(self.messages)
+        if self.messages:
+            raise UserError(self.messages[0])
 
 
 class DataWarning(UserWarning):
@@ -38,8 +78,8 @@ class DataWarning(UserWarning):
 
 
 @contextmanager
-def data_warnings() -> Iterator[list[str]]:
-    """A list that holds, once the block has ended, what its DataWarnings say.
+def data_warnings(kind: type[DataWarning] = DataWarning) -> Iterator[list[str]]:
+    """A list that holds, once the block has ended, what its DataWarnings of a `kind` say.
 
     Nobody else is told.
     """
@@ -47,7 +87,7 @@ def data_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         yield found
-    found += [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+    found += [str(each.message) for each in caught if issubclass(each.category, kind)]
 
 
 def one_line(message: str) -> str:

@@ -158,7 +158,8 @@ class Prepared(_Planned):
 class PreparedInfo(Document):
     """cases/NAME.json of a prepared set: the scan's files and grid, the prepared grid's affine.
 
-    oriented: whether the files say how the patient lies.
+    oriented: whether the files say how the patient lies. nifti: see `core.types.Volume`, in
+    hexadecimal; empty in sets of earlier versions.
     """
 
     name: str = ""
@@ -168,6 +169,7 @@ class PreparedInfo(Document):
     affine: Affine
     spacing_mm: Spacing
     prepared_affine: Affine
+    nifti: Annotated[str, Field(max_length=2000)] = ""
 
 
 class Split(Document):

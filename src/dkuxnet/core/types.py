@@ -30,11 +30,15 @@ class Volume:
     array: (X, Y, Z), or (C, X, Y, Z) for a scan of several channels.
     affine: (4, 4) float64, voxel index (x, y, z, 1) -> RAS+ world in mm.
     modality: "CT", "MR", ... of a scan that was read from DICOM; empty where the file does not say.
+    nifti: what the NIfTI header of the scan's own file says of its place, a header that is blank
+    otherwise; empty for other files. A map on the same grid is written with it: programs differ in
+    which of its fields they read.
     """
 
     array: np.ndarray
     affine: np.ndarray
     modality: str = ""
+    nifti: bytes = b""
 
     @property
     def shape(self) -> tuple[int, int, int]:

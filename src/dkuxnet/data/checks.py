@@ -6,13 +6,15 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dkuxnet.core.documents import names_a_file
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
@@ -23,6 +25,8 @@ CHUNK_BYTES = 1 << 16
 UNPACKED_BYTES = 1 << 20
 # What a header promises beyond this is inflated once without being kept before memory is taken.
 UNPROVEN_BYTES = 1 << 28
+PAIR = "the header (.hdr) of a NIfTI pair"
+ANALYZE = (b"\x5c\x01\0\0", b"\0\0\x01\x5c")  # 348, the size of its header
 MAGIC = (
     (b"NRRD", "NRRD"),
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
@@ -76,7 +80,7 @@ def content(head: bytes) -> str:
     if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
         return "NIfTI"
     if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
-        return "the header (.hdr) of a NIfTI pair"
+        return PAIR
     if head[128:132] == b"DICM":
         return "DICOM"
     for magic, name in MAGIC:
@@ -84,6 +88,10 @@ def content(head: bytes) -> str:
             return name
     if re.search(rb"(?m)^(ObjectType|NDims|DimSize)\s*=", head):
         return "MetaImage"
+    if len(head) == 348 and head[:4] in ANALYZE:
+        return "an Analyze 7.5 header, which does not tell left from right"
+    if head[:4] == b"\0\0\0\1" and len(head) > 284:
+        return "MGH"
     return "text" if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head) else "unknown data"
 
 
@@ -139,6 +147,50 @@ def check_size(path: Path, needed: int, available: int) -> None:
             f"{available}: it is cut short or its header is wrong; copy or export it again"
         )
     check_memory(needed, str(path))
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file `name` in the folder of `path`, a header whose voxels it holds.
+
+    Raises UserError where the name leads out of the folder, as a path or as a link, and where there
+    is no file: a stranger's header must not choose what is read.
+    """
+    shown = name[:80]
+    if not names_a_file(name):
+        raise UserError(
+            f"{path}: expected its voxels in a file beside it, but the header names {shown!r}; put "
+            "both in one folder, and the file's bare name in the header"
+        )
+    file = same_name(path.with_name(name))
+    if not os.path.isfile(file):
+        raise UserError(f"{path}: expected its voxels in {shown!r} beside it, but there is none")
+    if file.resolve().parent != path.parent.resolve():
+        raise UserError(
+            f"{path}: expected its voxels in a file beside it, but {shown!r} is a link to another "
+            "folder; link the folder, or copy the file"
+        )
+    return file.resolve()
+
+
+def same_name(path: Path) -> Path:
+    """`path`, or the file beside it whose name is the same text in another form of Unicode.
+
+    macOS writes an accent as a letter of its own, other systems do not.
+    """
+    if path.exists() or path.name.isascii() or not path.parent.is_dir():
+        return path
+    wanted = normalize("NFC", path.name)
+    return next((p for p in path.parent.iterdir() if normalize("NFC", p.name) == wanted), path)
+
+
+def check_exact(path: Path, voxels_in: Path, needed: int) -> None:
+    """Raise UserError where the file beside the header `path` is not exactly as long as it says."""
+    size = voxels_in.stat().st_size
+    if size != needed:
+        raise UserError(
+            f"{path}: expected {needed} bytes of voxels in {voxels_in.name}, but it has {size}: "
+            "one of the two is not of this scan; copy or export both again"
+        )
 
 
 def check_axes(path: Path, shape: Sequence[int]) -> None:
@@ -230,7 +282,8 @@ def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[Any]:
 
 def storable(volume: Volume, path: Path) -> Volume:
     """`volume` in a form that every format can hold, see `formats.write`; else UserError."""
-    return finish(path, np.asarray(volume.array), volume.affine, "image")
+    finished = finish(path, np.asarray(volume.array), volume.affine, "image")
+    return replace(finished, nifti=volume.nifti)
 
 
 def _plain(path: Path, array: NDArray[Any]) -> NDArray[Any]:

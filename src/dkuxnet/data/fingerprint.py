@@ -38,7 +38,7 @@ class CaseFigures:
 def check_case(source: Source, case: Case) -> CaseFigures:
     """Read and verify one case; its numbers for the fingerprint. Raises UserError."""
     image = read_image(case, len(source.channels))
-    check_modality(f"case '{case.name}'", image.modality, source.channels)
+    check_modality(f"case '{case.name}': {case.images[0]}", image.modality, source.channels)
     sampled = [every_nth(channel, channel.size // SAMPLE) for channel in image.array]
     samples = [
         without_air(values) if is_ct(name) else values

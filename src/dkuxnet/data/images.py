@@ -24,9 +24,9 @@ def read_image(case: Case, channels: int) -> Volume:
     array = np.concatenate(arrays).astype(np.float32, copy=False)
     if len(array) != channels:
         raise UserError(
-            f"case '{case.name}': {len(array)} channels in {case.images[0].name}, expected "
-            f"{channels}; a 4D scan is a series of channels: give one file per case and time "
-            "point"
+            f"case '{case.name}': {len(array)} channels in "
+            f"{' and '.join(path.name for path in case.images)}, expected {channels}; a 4D scan is "
+            f"a series of channels: give one file per case and time point ({case.images[0]})"
         )
     if min(first.shape) < 2:
         raise UserError(
@@ -34,4 +34,4 @@ def read_image(case: Case, channels: int) -> Volume:
             "each axis are needed"
         )
     check_values(f"case '{case.name}'", str(case.images[0]), array)
-    return Volume(array, first.affine, first.modality)
+    return Volume(array, first.affine, first.modality, first.nifti)

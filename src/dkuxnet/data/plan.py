@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from dkuxnet.core.schemas import Fingerprint, Hounsfield, Plan, ZScore
+from dkuxnet.data.values import modalities_in
 
 # Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
 LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3
@@ -56,7 +57,8 @@ def plan_channel(name: str, index: int, fingerprint: Fingerprint) -> ZScore | Ho
 
 
 def is_ct(name: str) -> bool:
-    return "CT" in name.upper().split()
+    """Whether a channel's name says CT and no other modality ("PET/CT" may be either)."""
+    return modalities_in(name) == {"CT"}
 
 
 def plan_patch(size: Sequence[float], voxels: int) -> tuple[int, int, int]:

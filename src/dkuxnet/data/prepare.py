@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import DataWarning, UserError, data_warnings
+from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
 from dkuxnet.core.schemas import (
     LEAST_MM,
     MAX_EDGE,
@@ -35,6 +35,7 @@ from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.layouts import find_source
+from dkuxnet.data.layouts.files import short_list
 from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.plan import make_plan
 from dkuxnet.data.prepared_set import VERSION, write_array, write_bytes
@@ -70,30 +71,33 @@ def prepare_scans(
     source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
-    found = find_source(source, layout)
+    with data_warnings() as notes:
+        found = find_source(source, layout)
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
     with whole_folder(prepared) as folder, workers(processes) as map_:
         (folder / "cases").mkdir()
         each = partial(_each, map_, progress or (lambda what, done, total: None))
         checked = each(partial(_check_noting, found), found.cases, "check")
-        checks = [figures for figures, _ in checked]
-        notes = [note for _, told in checked for note in told]
-        for note in notes:
-            warnings.warn(note, DataWarning, stacklevel=2)
+        notes += _told(checked)
+        checks = [figures for figures, _, _ in checked if figures is not None]
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = (spacing_mm,) * 3 if spacing_mm else fingerprint.spacing_mm_median
         _check_size(checks, spacing)
         plan = make_plan(fingerprint, found.channels, spacing)
-        store = partial(_store_quietly, found, labels, plan, folder / "cases")
+        store = partial(_store_noting, found, labels, plan, folder / "cases")
+        stored = each(store, found.cases, "store")
+        notes += _told([(case, lost, None) for case, lost in stored])
         described = Prepared(
             version=VERSION,
             source=str(source.resolve()),
             layout=found.layout,
             channels=list(found.channels),
             labels=labels,
-            cases=each(store, found.cases, "store"),
+            cases=[case for case, _ in stored],
             fingerprint=fingerprint,
             plan=plan,
             held_back=held_back,
@@ -117,7 +121,10 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
 def store_case(
     source: Source, labels: dict[str, int], plan: Plan, folder: Path, case: Case
 ) -> PreparedCase:
-    """Resample, normalise and write one case into `folder`."""
+    """Resample, normalise and write one case into `folder`.
+
+    Gives a DataWarning where a class of the label map is not there any more at the plan's spacing.
+    """
     image = read_image(case, len(source.channels))
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
@@ -129,14 +136,16 @@ def store_case(
         ras = to_ras(Volume(truth, image.affine))
         arrays["truth"] = truth
         arrays["label"] = resample_label(ras.array, grid.shape, len(labels))
+        _warn_lost(case, truth, arrays["label"], list(labels), plan)
     info = PreparedInfo(
         name=case.name,
-        images=[str(path) for path in case.images],
+        images=[str(path.absolute()) for path in case.images],
         oriented=all(map(formats.has_geometry, case.images)),
         shape=image.shape,
         affine=image.affine.tolist(),
         spacing_mm=image.spacing_mm,
         prepared_affine=grid.affine.tolist(),
+        nifti=image.nifti.hex(),
     )
     sha256 = {
         f"{kind}.b2nd": write_array(folder / f"{case.name}.{kind}.b2nd", array)
@@ -148,19 +157,54 @@ def store_case(
     return PreparedCase(name=case.name, labelled=labelled, shape=grid.shape, sha256=sha256)
 
 
-def _check_noting(source: Source, case: Case) -> tuple[CaseFigures, list[str]]:
-    """`check_case`, and what it warned of: a process of its own has nobody to tell it to."""
+def _warn_lost(
+    case: Case, truth: np.ndarray, label: np.ndarray, classes: Sequence[str], plan: Plan
+) -> None:
+    before, after = (np.bincount(part.ravel(), minlength=len(classes)) for part in (truth, label))
+    edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
+    for name, count, left in zip(classes, before, after, strict=True):
+        if count and not left:
+            warnings.warn(
+                f"case '{case.name}': all {count} voxels of '{name}' are lost at {edges} mm: "
+                "nothing can be learnt from them; choose a finer --spacing-mm",
+                LostWarning,
+                stacklevel=2,
+            )
+
+
+class LostWarning(DataWarning):
+    """A class of a case is too small for the spacing."""
+
+
+def _check_noting(source: Source, case: Case) -> tuple[CaseFigures | None, list[str], str | None]:
+    """`check_case`, its warnings and its fault: a process of its own has nobody to tell them to."""
+    figures, fault = None, None
     with data_warnings() as notes:
-        figures = check_case(source, case)
-    return figures, notes
+        try:
+            figures = check_case(source, case)
+        except UserError as error:
+            fault = str(error)
+    return figures, notes, fault
 
 
-def _store_quietly(
+def _store_noting(
     source: Source, labels: dict[str, int], plan: Plan, folder: Path, case: Case
-) -> PreparedCase:
-    """`store_case`, without the warnings that the check gave already."""
-    with data_warnings():
-        return store_case(source, labels, plan, folder, case)
+) -> tuple[PreparedCase, list[str]]:
+    """`store_case`, and its warnings but for those that the check gave already."""
+    with data_warnings(LostWarning) as notes:
+        return store_case(source, labels, plan, folder, case), notes
+
+
+def _told(done: Sequence[tuple[object, list[str], str | None]]) -> list[str]:
+    """Warn of all notes, which are returned. Raises UserError for the faults, with all of them."""
+    notes, faults = [note for _, told, _ in done for note in told], Faults()
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=3)
+    for _, _, fault in done:
+        if fault is not None:
+            faults.add(fault)
+    faults.tell()
+    return notes
 
 
 def _each(
@@ -188,9 +232,10 @@ def _each(
 def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     values = {0} | {value for check in checks for value in check.label_counts or ()}
     if len(values) > MAX_FOUND_LABELS:
+        most = max(checks, key=lambda check: len(check.label_counts or ()))
         raise UserError(
-            f"{len(values)} different label values: these are not label maps; check the labels "
-            "folder"
+            f"{len(values)} different label values, {len(most.label_counts or ())} of them in case "
+            f"'{most.name}': these are not label maps; check the labels folder"
         )
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
@@ -198,17 +243,21 @@ def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
 def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
     known = set(labels.values())
     if min(known) < 0 or len(known) > MAX_CLASSES:
+        having = [c.name for c in checks if min(c.label_counts or {0: 0}) < 0]
+        where = f" (below 0 in case {short_list(map(repr, having))})" if having else ""
         raise UserError(
-            f"the label values {sorted(known)} are not those of a label map: 0 is background, the "
-            f"others are above it, {MAX_CLASSES} at most"
+            f"the label values {sorted(known)} are not those of a label map{where}: 0 is "
+            f"background, the others are above it, {MAX_CLASSES} at most"
         )
+    faults = Faults()
     for check in checks:
         for value, count in (check.label_counts or {}).items():
             if value not in known:
-                raise UserError(
+                faults.add(
                     f"case '{check.name}': {count} voxels have the label value {value}, which is "
                     f"not in the label map {labels}; correct the label or the map"
                 )
+    faults.tell()
     if len(labels) < 2 or not any(check.label_counts is not None for check in checks):
         raise UserError(
             "no label but the background: nothing to learn; at least one labelled case is needed"
@@ -222,12 +271,14 @@ def _check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> N
             f"voxels of {list(spacing_mm)} mm: {LEAST_MM} to {MOST_MM:g} mm are possible; look at "
             f"the unit of the scans' headers, or choose a {other} --spacing-mm"
         )
+    faults = Faults()
     for check in checks:
         extent = np.multiply(check.shape, check.spacing_mm)
         shape = (extent / spacing_mm).tolist()
         if math.prod(shape) > MAX_VOXELS or max(*shape, *check.shape) > MAX_EDGE:
-            raise UserError(
+            faults.add(
                 f"case '{check.name}': {math.prod(shape):.2g} voxels at {list(spacing_mm)} mm, at "
                 f"most {MAX_VOXELS:.2g}, and {MAX_EDGE} along an edge, are possible; choose a "
                 "coarser --spacing-mm"
             )
+    faults.tell()

@@ -17,6 +17,12 @@ FEW = 8  # different values: a label map has no more, a scan always has
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}
 
 
+def modalities_in(name: str) -> set[str]:
+    """DICOM's names of the modalities that are words of a channel's name: CT_venous is CT."""
+    words = re.split(r"[^A-Z0-9]+", name.upper())
+    return {MODALITIES[word] for word in words if word in MODALITIES}
+
+
 def every_nth(array: NDArray[Any], step: int) -> NDArray[Any]:
     """Every n-th voxel in the order of the axes, n being `step`; all of them where it is 0.
 
@@ -50,8 +56,7 @@ def check_modality(what: str, modality: str, channels: Sequence[str]) -> None:
 
     what: the message begins with it.
     """
-    words = {word for name in channels for word in re.split(r"[^A-Z0-9]+", name.upper())}
-    expected = {MODALITIES[word] for word in words & set(MODALITIES)}
+    expected = {modality for name in channels for modality in modalities_in(name)}
     if expected and modality in MODALITIES.values() and modality not in expected:
         warnings.warn(
             f"{what}: DICOM calls it {modality}, where {' or '.join(sorted(expected))} is "

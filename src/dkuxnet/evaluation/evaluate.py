@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.errors import Faults, UserError, disk_reason
 from dkuxnet.core.schemas import Statistic
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
 from dkuxnet.data.layouts import find_source
-from dkuxnet.data.layouts.files import by_stem, images_in, label_values, read_dataset_json
+from dkuxnet.data.layouts.files import (
+    by_stem,
+    case_list,
+    images_in,
+    label_values,
+    read_dataset_json,
+    warn_left_out,
+)
 from dkuxnet.evaluation.metrics import METRICS, Array, confusion_counts, segmentation_metrics
 from dkuxnet.evaluation.statistics import statistics
 from dkuxnet.machine.files import write_text
@@ -160,7 +167,10 @@ def evaluate_pair(
 
 
 def evaluate_folders(
-    predictions: StrPath, labels: StrPath, progress: CountProgress | None = None
+    predictions: StrPath,
+    labels: StrPath,
+    progress: CountProgress | None = None,
+    cases: StrPath | None = None,
 ) -> Evaluation:
     """Score every prediction of a folder against the label of the same case.
 
@@ -168,10 +178,12 @@ def evaluate_folders(
     dataset.json. labels: folder of label files named alike, or a source folder in any known layout.
     Its dataset.json, or the one above, names the classes where the predictions' does not; without
     any, values found become class_1, class_2, ... Where both name the same classes, each side is
-    read by its own values. progress: called with (cases done, cases in all) after each case. Raises
+    read by its own values. progress: called with (cases done, cases in all) after each case. cases:
+    a file that names the cases to score, one a line, each of which must have been predicted. Raises
     UserError where nothing pairs, a prediction has no label, grids differ, or a value has no class.
     """
-    files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels))
+    listed = None if cases is None else case_list(Path(cases))
+    files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels), listed)
     prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
     if not foreground(prediction_labels):
         raise UserError(
@@ -181,17 +193,31 @@ def evaluate_folders(
     if truth_labels and not foreground(prediction_labels).keys() <= truth_labels.keys():
         truth_labels = None  # other names for the same values
     rows: list[Score] = []
+    faults = Faults()
     for done, (case, pair) in enumerate(files.items(), start=1):
-        prediction, truth = (formats.read(path, kind="label") for path in pair)
-        rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
+        with faults.noting():
+            prediction, truth = (formats.read(path, kind="label") for path in pair)
+            rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
         if progress:
             progress(done, len(files))
+    faults.tell()
     return Evaluation(rows, files, _notes(rows, unpaired, len(files)))
 
 
-def _pair_files(predictions: Path, labels: Path) -> tuple[Files, dict[str, int] | None, int]:
+def _pair_files(
+    predictions: Path, labels: Path, listed: Sequence[str] | None
+) -> tuple[Files, dict[str, int] | None, int]:
     """(files, the labels' own class map, how many labels have no prediction)."""
-    predicted = by_stem(images_in(predictions))
+    found = images_in(predictions)
+    predicted = by_stem(found)
+    warn_left_out(predictions, found)
+    if listed is not None:
+        if missing := set(listed) - predicted.keys():
+            raise UserError(
+                f"{predictions}: expected a prediction of every case in the list, none for "
+                f"{_some(missing)}; predict them, or correct the list"
+            )
+        predicted = {case: predicted[case] for case in listed}
     if not predicted:
         raise UserError(
             f"{predictions}: expected a folder of label maps such as CASE.nii.gz, found none; "
@@ -209,7 +235,7 @@ def _pair_files(predictions: Path, labels: Path) -> tuple[Files, dict[str, int] 
             "remove them"
         )
     files = {case: (predicted[case], true[case]) for case in sorted(predicted)}
-    return files, truth_labels, len(true) - len(files)
+    return files, truth_labels, 0 if listed is not None else len(true) - len(files)
 
 
 def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[str, int] | None]:

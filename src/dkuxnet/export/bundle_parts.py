@@ -93,6 +93,7 @@ class LoadScand(MapTransform):
                 torch.from_numpy(np.ascontiguousarray(scan.array)),
                 affine=torch.from_numpy(scan.affine),
             )
+            result["scan_nifti"] = scan.nifti.hex()
         return result
 
 
@@ -176,7 +177,9 @@ class WriteLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(data):
             label = Volume(
-                data[key][0].numpy().astype(self.type), np.asarray(data[key].affine, np.float64)
+                data[key][0].numpy().astype(self.type),
+                np.asarray(data[key].affine, np.float64),
+                nifti=formats.place_of(data.get("scan_nifti", "")),
             )
             self.folder.mkdir(parents=True, exist_ok=True)
             formats.write(label, self.folder / f"{data['name']}.nii.gz")

@@ -95,11 +95,12 @@ class Outputs:
 
 
 def _ending(case: Case) -> str:
-    """The format of the scan; NIfTI for DICOM, and for h5, which no viewer opens."""
+    """The format of the scan, in one file; NIfTI where it is not written or no viewer opens it."""
     if formats.is_dicom(case.images[0]):
         return ".nii.gz"
     ending = formats.suffix(case.images[0])
-    return ".nii.gz" if ending == ".h5" else ending
+    ending = {".h5": ".nii.gz", ".mhd": ".mha"}.get(ending, ending)
+    return ".nii.gz" if ending in formats.READ_ONLY else ending
 
 
 def _description(labels: dict[str, int]) -> str:

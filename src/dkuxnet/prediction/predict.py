@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -13,14 +13,14 @@ from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
 
 
-class ScansFailed(UserError):
+class ScansFailed(UserErrors):
     """Some scans could not be segmented, all others are.
 
     failed: name of a case -> one line. written: the label maps.
     """
 
     def __init__(self, failed: dict[str, str], written: list[Path]):
-        super().__init__("; ".join(failed.values()))
+        super().__init__(list(failed.values()))
         self.failed, self.written = failed, written
 
 
@@ -39,6 +39,7 @@ def predict_scans(
     series_uid: str | None = None,
     form: str = "auto",
     segmentation_type: str | None = None,
+    cases: StrPath | None = None,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written, one a case.
 
@@ -48,10 +49,10 @@ def predict_scans(
     for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in
     [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
-    segmentation_type.
+    segmentation_type. cases: a file that names the cases to take, see `find_cases`.
 
-    Raises ScansFailed, at the end, where a scan cannot be read or segmented: the others are done.
-    Any other UserError, as of an output that does not take the maps, ends the work; maps that are
+    Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
+    written: the others are done. A disk that takes no maps ends the work at once; those that are
     done stay. Only label maps of an earlier prediction are ever replaced.
     """
     progress = progress or (lambda sentence, done, total: None)
@@ -61,29 +62,42 @@ def predict_scans(
         )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
-    cases = find_cases([Path(each) for each in inputs], series_uid)
-    outputs = Outputs(Path(output), cases, kinds, form, segmentation_type or "binary")
-    outputs.check()
     localiser = None if localise is None else Path(localise)
     segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
+    listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
+    found = find_cases(paths, series_uid, len(segmenter.channels), listed)
+    outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary")
+    outputs.check()
     outputs.check_description(segmenter.labels)
     written: list[Path] = []
     failed: dict[str, str] = {}
-    for done, case in enumerate(cases):
-        say = _saying(progress, done, len(cases))
+    for done, case in enumerate(found):
+        say = _saying(progress, done, len(found))
         try:
             writers = outputs.writers(case, segmenter.labels)
             result = _segmented(case, segmenter, kinds, say)
         except UserError as error:
             failed[case.name] = str(error)
             continue
-        if not written:  # nothing is made for scans that cannot be read
-            outputs.make_folder(segmenter.labels)
-        written.append(outputs.write(case, result, writers))
-    progress("done", len(cases), len(cases))
+        try:
+            if not written:  # nothing is made for scans that cannot be read
+                outputs.make_folder(segmenter.labels)
+            written.append(outputs.write(case, result, writers))
+        except UserError as error:
+            failed[case.name] = str(error)
+            if _is_of_disk(error):
+                break
+    else:
+        progress("done", len(found), len(found))
     if failed:
         raise ScansFailed(failed, written)
     return written
+
+
+def _is_of_disk(error: UserError) -> bool:
+    """Whether the next file would not be written either."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (*NO_ROOM, *NO_RIGHT)
 
 
 def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
@@ -95,7 +109,7 @@ def _segmented(
 ) -> Segmentation:
     """Raises UserError that names the case or its file."""
     scan = read_image(case, len(segmenter.channels))
-    check_modality(f"case '{case.name}'", scan.modality, segmenter.channels)
+    check_modality(f"case '{case.name}': {case.images[0]}", scan.modality, segmenter.channels)
     probabilities, uncertainty = "probabilities" in kinds, "uncertainty" in kinds
     try:
         region = segmenter.region(scan, f"case '{case.name}'")

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -164,10 +164,11 @@ class Segmenter:
         def on_scan(values: np.ndarray | None) -> Volume | None:
             if values is None:
                 return None
-            return Volume(map_on_scan(values, shape, affine, region), affine)
+            return Volume(map_on_scan(values, shape, affine, region), affine, nifti=scan.nifti)
 
+        indices = label_volume(label, affine, list(self.labels.values()))
         return Segmentation(
-            label_volume(label, affine, list(self.labels.values())),
+            replace(indices, nifti=scan.nifti),
             on_scan(result.prob if probabilities else None),
             on_scan(result.uncertainty),
         )

@@ -52,7 +52,7 @@ class Answer(BaseModel):
     """What the child says of a scan; its voxels, float32, stand in a file beside.
 
     order: of the voxels in that file, as numpy calls it. told: warnings. oriented: the scan's own
-    file says how the patient lies.
+    file says how the patient lies. nifti: of `Volume`, in hexadecimal.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -63,6 +63,7 @@ class Answer(BaseModel):
     modality: Word
     oriented: bool
     told: Annotated[list[Word], Field(max_length=100)]
+    nifti: Annotated[str, Field(max_length=2 * formats.PLACE_BYTES)]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def read_file(path: str, voxels: str, most: int, channels: list[str]) -> dict[st
         "modality": volume.modality,
         "oriented": oriented,
         "told": told[:100],
+        "nifti": volume.nifti.hex(),
     }
 
 
@@ -170,12 +172,13 @@ def read_back(content: object, voxels: Path, channels: int, most: int) -> ReadSc
         raise UserError("the scan was not read as expected: its voxels are not all there")
     array = np.memmap(voxels, np.float32, "c", shape=shape, order=answer.order)
     affine = check_affine(voxels, np.array(answer.affine))
-    return ReadScan(Volume(array, affine, answer.modality), answer.oriented, answer.told)
+    volume = Volume(array, affine, answer.modality, formats.place_of(answer.nifti))
+    return ReadScan(volume, answer.oriented, answer.told)
 
 
 def only_case(path: Path) -> Case:
     """The one scan of a file. Raises UserError where it holds several."""
-    cases = find_cases([path])
+    cases = find_cases([path], channels=1)
     if len(cases) != 1:
         raise UserError(
             f"{path}: expected one scan, but it holds {len(cases)}; send them one by one"

@@ -71,7 +71,8 @@ class Work:
         indices = np.zeros(scan.shape, np.uint8)
         for index, value in enumerate(self.segmenter.labels.values()):
             indices[result.label.array == value] = index
-        formats.write(Volume(indices, scan.affine) if task.as_indices else result.label, task.label)
+        as_indices = Volume(indices, scan.affine, nifti=scan.nifti)
+        formats.write(as_indices if task.as_indices else result.label, task.label)
         step = write_views(scan, indices, uncertainty, task.folder)
         return {
             "shape": list(scan.shape),

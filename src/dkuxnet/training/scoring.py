@@ -1,6 +1,7 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def evaluate_test(
         label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
-        formats.write(prediction, path)
+        formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
         write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
         truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
         rows += evaluate_pair(name, prediction, truth, labels)

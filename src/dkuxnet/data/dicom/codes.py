@@ -75,7 +75,7 @@ def codes_of(name: str) -> Codes:
                 region=organ,
             )
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return Codes(codes.SCT.Tissue, Code(digest, PRIVATE_SCHEME, _meaning(name)))
+    return Codes(codes.SCT.Tissue, Code(digest, PRIVATE_SCHEME, text_of(name)))
 
 
 def _organ(letters: str) -> Code | None:
@@ -83,6 +83,6 @@ def _organ(letters: str) -> Code | None:
     return getattr(codes.SCT, keyword) if keyword else None
 
 
-def _meaning(name: str) -> str:
-    """At most 64 characters, no backslash or control character: what DICOM allows as meaning."""
+def text_of(name: str) -> str:
+    """A name as DICOM allows it: at most 64 characters, no backslash or control character."""
     return re.sub(r"[\\\x00-\x1f\x7f]", " ", name).strip()[:64] or "unnamed"

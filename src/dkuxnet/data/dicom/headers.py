@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset
 from pydicom.dataelem import RawDataElement
@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
-from dkuxnet.data.dicom.tree import Entry, has_preamble, head, place
+from dkuxnet.data.dicom.tree import Entry, has_preamble, head, may_be_bare, place
 
 REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "BitsAllocated")
 TAGS = [
@@ -24,6 +24,7 @@ TAGS = [
     "SpecificCharacterSet",
     "ImageType",
     "SOPClassUID",
+    "SOPInstanceUID",
     "Modality",
     "SeriesDescription",
     "ImagePositionPatient",
@@ -45,8 +46,6 @@ READS_A_FILE, BYTES_A_READ = 1000, 256
 MAX_ITEMS = 200_000
 MAX_SEQUENCE_BYTES = 2**24
 MAX_ELEMENT_BYTES = 2**26
-BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
-STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,14 @@ class Image:
     """A file of one or more frames.
 
     planes: one for each frame, None where the file does not say where the frame lies. file_bytes:
-    what it takes on the disk.
+    what it takes on the disk. secondary: it says that it was made of other images, as a screenshot
+    is. sop_instance_uid: empty where the file has none.
     """
 
     name: str
     file_bytes: int
+    sop_class_uid: str
+    sop_instance_uid: str
     series_uid: str
     study_uid: str
     description: str
@@ -81,7 +83,13 @@ class Image:
     rows: int
     columns: int
     grey: bool
+    secondary: bool
     planes: tuple[Plane | None, ...]
+
+    @property
+    def place(self) -> Plane | None:
+        """Where the first of its frames lies that says so; None where none does."""
+        return next((plane for plane in self.planes if plane), None)
 
 
 class Reads:
@@ -106,8 +114,7 @@ def read_header(path: Path, entry: Entry, reads: Reads | None = None) -> Image |
     with reading(where, "DICOM"), quiet():
         first, reads = head(entry), (reads or Reads()).of(entry)
         if not has_preamble(first):
-            bare = first.startswith(BARE_START) and STORAGE_CLASS in first
-            return _bare(where, entry, reads) if bare else None
+            return _bare(where, entry, reads) if may_be_bare(first) else None
         if _first_group(first) == b"\0\0":
             raise UserError(
                 f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "
@@ -129,19 +136,23 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def group(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """The functional group `name` of a frame of a multi-frame file, its own or the shared one.
+def attribute(dataset: Dataset, frame: int, group: str, name: str) -> Any:
+    """What a file says of a frame: in the functional `group` of that frame, of all, or at its top.
 
-    Empty where there is none.
+    Files of one frame say it at the top, and so do those of several that were converted without
+    care. None where it is nowhere.
     """
     for level, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
         ("SharedFunctionalGroupsSequence", 0),
     ):
         items = dataset.get(level) or ()
-        if index < len(items) and items[index].get(name):
-            return cast(Dataset, items[index][name].value[0])
-    return Dataset()
+        if index < len(items) and items[index].get(group):
+            value = items[index][group].value[0].get(name)
+            if value not in (None, ""):
+                return value
+    value = dataset.get(name)
+    return None if value == "" else value
 
 
 def read_dataset(
@@ -234,7 +245,8 @@ def _image(where: Path, entry: Entry, header: Dataset) -> Image | None:
             f"{where}: expected a DICOM file, but it does not say what it holds: it is cut short; "
             "copy it again"
         )
-    if not kind.keyword.endswith("ImageStorage") or "LOCALIZER" in (header.get("ImageType") or ()):
+    image_type = header.get("ImageType") or ()
+    if not kind.keyword.endswith("ImageStorage") or "LOCALIZER" in image_type:
         return None
     missing = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
     if missing:
@@ -245,6 +257,10 @@ def _image(where: Path, entry: Entry, header: Dataset) -> Image | None:
     return Image(
         name=entry.name,
         file_bytes=entry.size,
+        sop_class_uid=str(kind),
+        sop_instance_uid=str(
+            header.get("SOPInstanceUID") or header.file_meta.get("MediaStorageSOPInstanceUID", "")
+        ),
         series_uid=str(header.SeriesInstanceUID),
         study_uid=str(header.StudyInstanceUID),
         description=str(header.get("SeriesDescription", "")),
@@ -255,29 +271,29 @@ def _image(where: Path, entry: Entry, header: Dataset) -> Image | None:
         columns=int(header.Columns),
         grey=int(header.get("SamplesPerPixel", 1)) == 1
         and header.get("PhotometricInterpretation") != "PALETTE COLOR",
+        secondary="SecondaryCapture" in kind.keyword or "SECONDARY" in image_type,
         planes=_planes(where, header),
     )
 
 
 def _planes(where: Path, header: Dataset) -> tuple[Plane | None, ...]:
     frames = int(header.get("NumberOfFrames") or 1)
-    if not header.get("PerFrameFunctionalGroupsSequence"):
-        return (_plane(header, header, header),) if frames == 1 else (None,) * min(frames, 2)
-    names = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    described = len(header.PerFrameFunctionalGroupsSequence)
-    if described != frames:
+    described = len(header.get("PerFrameFunctionalGroupsSequence") or ())
+    if not described and frames > 1:
+        return (None, None)
+    if described not in (0, frames):
         raise UserError(
             f"{where}: expected as many frames as it describes, got {frames} and {described}; "
             "export it again"
         )
-    return tuple(_plane(*(group(header, frame, name) for name in names)) for frame in range(frames))
+    return tuple(_plane(header, frame) for frame in range(frames))
 
 
-def _plane(position: Dataset, orientation: Dataset, measures: Dataset) -> Plane | None:
+def _plane(header: Dataset, frame: int) -> Plane | None:
     values = (
-        position.get("ImagePositionPatient"),
-        orientation.get("ImageOrientationPatient"),
-        measures.get("PixelSpacing"),
+        attribute(header, frame, "PlanePositionSequence", "ImagePositionPatient"),
+        attribute(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"),
+        attribute(header, frame, "PixelMeasuresSequence", "PixelSpacing"),
     )
     if [len(value or ()) for value in values] != [3, 6, 2]:
         return None

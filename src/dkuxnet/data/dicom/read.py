@@ -1,5 +1,6 @@
 """A DICOM series -> Volume: voxels in the units of its modality (Hounsfield units in CT)."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, finish, reading
 from dkuxnet.data.dicom.codestreams import check_codestream
-from dkuxnet.data.dicom.headers import MAX_ITEMS, Reads, group, quiet, read_dataset
+from dkuxnet.data.dicom.headers import MAX_ITEMS, Reads, attribute, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.stack import Stack, arrange
 from dkuxnet.data.dicom.tree import opened, place
@@ -37,6 +38,15 @@ TAGS = (
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "SpecificCharacterSet"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
+# Both must be there, and grey images without them are read by everybody
+OFTEN_LEFT_OUT = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+SLOPE = ("PixelValueTransformationSequence", "RescaleSlope")
+INTERCEPT = ("PixelValueTransformationSequence", "RescaleIntercept")
+INVERTED = (
+    "is to be shown with its low values bright (MONOCHROME1); it is read as stored: check that "
+    "high values mean what they mean in the other scans"
+)
+NO_SLOPE = "has a rescale slope of 0, which is taken as 1; check its values"
 JPEG, JPEG_2000 = "pylibjpeg pylibjpeg-libjpeg", "pylibjpeg pylibjpeg-openjpeg"
 
 
@@ -44,8 +54,9 @@ def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
     """The series of a folder, tree, zip or multi-frame file as (X, Y, Z) float32.
 
     The axes are columns, rows, and slices along their normal. Rescale slope and intercept, or the
-    modality's table, are applied to every slice. Raises UserError where there is not one series
-    (`series_uid` chooses), where it is not an even, upright stack, or where a file is damaged.
+    modality's table, are applied to every slice. Gives a DataWarning where files are left out,
+    slices lie unevenly, or their numbers may mean something else. Raises UserError where there is
+    not one series (`series_uid` chooses), where it is no upright stack, or where a file is damaged.
     """
     series = one_series(path, series_uid)
     stack = arrange(series)
@@ -65,14 +76,22 @@ def read_scan(path: str | Path, series_uid: str | None = None) -> Volume:
     check_memory(header.nbytes, str(series.path))
     with reading(series.path, "DICOM"):
         array = np.empty(header.shape[::-1], header.dtype)
-    _fill(array, series, stack)
+    told = [*stack.told, *sorted(_fill(array, series, stack))]
+    if series.left_out:
+        told.append(f"is read without {series.left_out}")
+    for sentence in told:
+        warnings.warn(f"{series.path}: series {series.uid} {sentence}", DataWarning, stacklevel=2)
     return replace(
         finish(series.path, array.T, stack.affine, "image"), modality=series.images[0].modality
     )
 
 
-def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
-    """Read the voxels file by file, each once. array: (slices, rows, columns)."""
+def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
+    """Read the voxels file by file, each once; returns what is odd about them, in words.
+
+    array: (slices, rows, columns).
+    """
+    odd = set()
     slices: dict[str, list[tuple[int, int]]] = {}
     for index, (image, frame) in enumerate(stack.frames):
         slices.setdefault(image.name, []).append((index, frame))
@@ -86,18 +105,36 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> None:
                 _check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = _frame(dataset, frame)
+                    if attribute(dataset, frame, *SLOPE) == 0:
+                        odd.add(NO_SLOPE)
+                if dataset.PhotometricInterpretation == "MONOCHROME1":
+                    odd.add(INVERTED)
+    return odd
 
 
 def _frame(dataset: Dataset, frame: int) -> NDArray[Any]:
     """(rows, columns) of one frame in the modality's units."""
+    for name, value in OFTEN_LEFT_OUT.items():
+        if name not in dataset:
+            setattr(dataset, name, value)
     index: int | None = frame if "NumberOfFrames" in dataset else None
     pixels = dataset
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         pixels, index = _checked(dataset, frame), None
-    stored = pixel_array(pixels, index=index)
-    if "PerFrameFunctionalGroupsSequence" not in dataset:
+    return _in_units(pixel_array(pixels, index=index), dataset, frame)
+
+
+def _in_units(stored: NDArray[Any], dataset: Dataset, frame: int) -> NDArray[Any]:
+    """Stored numbers in the modality's units: by its table, or by slope and intercept.
+
+    Either of the two may be missing or empty. A slope of 0 is taken as 1, as GDCM does.
+    """
+    if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(stored, dataset)
-    return apply_modality_lut(stored, group(dataset, frame, "PixelValueTransformationSequence"))
+    slope, intercept = (attribute(dataset, frame, *place) for place in (SLOPE, INTERCEPT))
+    if slope is None and intercept is None:
+        return stored
+    return stored * float(slope or 1) + float(intercept or 0)
 
 
 def _check_fragments(dataset: Dataset) -> None:

@@ -4,27 +4,33 @@ highdicom turns our RAS+ affine into DICOM's axes. It is an optional extra: impo
 without it raises UserError.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import DataElement, Dataset, config
+from pydicom.datadict import dictionary_VM
 from pydicom.sr.codedict import codes
+from pydicom.tag import Tag
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import DA, IS, TM, DSfloat, validate_value
 
 from dkuxnet.core import extras
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import reading
-from dkuxnet.data.dicom.codes import Codes, codes_of
-from dkuxnet.data.dicom.headers import quiet, read_dataset
+from dkuxnet.data.checks import reason
+from dkuxnet.data.dicom.codes import Codes, codes_of, text_of
+from dkuxnet.data.dicom.headers import Image, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series
-from dkuxnet.data.dicom.stack import arrange
-from dkuxnet.data.dicom.tree import opened, place
+from dkuxnet.data.dicom.stack import LPS_RAS, Stack, arrange
+from dkuxnet.data.dicom.tree import opened
 from dkuxnet.machine.files import atomically
 
 extras.require("dicom", "highdicom")
@@ -32,6 +38,7 @@ extras.require("dicom", "highdicom")
 import highdicom as hd  # noqa: E402  # behind the line that says how to install it
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription  # noqa: E402
 
+Array = NDArray[Any]
 Writer = Callable[[Volume, Path], None]
 SEGMENTATION_TYPES = ("binary", "labelmap")
 # Segmentation Storage and Label Map Segmentation Storage
@@ -52,6 +59,13 @@ MAY_BE_EMPTY = (
     "PatientBirthDate",
     "PatientSex",
 )
+UTF_8 = "ISO_IR 192"  # as the standard calls it
+DESCRIPTIVE_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0040)
+LOSSY_TAGS = [Tag(f"LossyImageCompression{ending}") for ending in ("", "Ratio", "Method")]
+IDENTITY = ("PatientName", "PatientID", "AccessionNumber")  # kept, however long
+CALENDAR: dict[str, Callable[[str], object]] = {"DA": DA, "TM": TM}
+SEXES = {"MALE": "M", "FEMALE": "F", "OTHER": "O"}
+UID_FORM = re.compile(r"[\w.-]{1,64}", re.ASCII)  # more than the standard: they are only repeated
 # Qualitative colours that colour-blind people can tell apart (Okabe and Ito), red first
 COLOURS = (
     (213, 94, 0),
@@ -91,7 +105,6 @@ def writers(
     Raises UserError where the series has no frame of reference, or where its files are damaged so
     that no segmentation can be written of them, though they could be read.
     """
-    _frame_of_reference(series)
     spot = np.zeros(series.header.shape, np.uint8)
     spot[0, 0, 0] = 1
     _segmentation(spot, _described(["spot"]), series, "BINARY", "label")
@@ -142,7 +155,7 @@ def write_uncertainty(uncertainty: Volume, series: Series, path: Path) -> None:
 
 
 def _write(
-    segments: NDArray[Any],
+    segments: Array,
     described: Sequence[SegmentDescription],
     series: Series,
     path: Path,
@@ -150,23 +163,21 @@ def _write(
     what: str,
 ) -> None:
     segmentation = _segmentation(segments, described, series, kind, what)
-    with quiet():
+    with _writing(series), quiet():
         atomically(path, segmentation.save_as)
 
 
 def _segmentation(
-    segments: NDArray[Any],
-    described: Sequence[SegmentDescription],
-    series: Series,
-    kind: str,
-    what: str,
+    segments: Array, described: Sequence[SegmentDescription], series: Series, kind: str, what: str
 ) -> Segmentation:
     version = metadata.version("dkuxnet")
-    sources = _sources(series)
-    with reading(series.path, "DICOM"), quiet():
+    _check_names(series)
+    stack = arrange(series)
+    with _writing(series), quiet():
+        sources = _sources(series, stack)
         segmentation = Segmentation(
             source_images=sources,
-            pixel_array=_volume(segments, series),
+            pixel_array=_volume(segments, series, stack),
             segmentation_type=kind,
             segment_descriptions=described,
             series_instance_uid=hd.UID(),
@@ -181,50 +192,164 @@ def _segmentation(
             content_label=what.upper(),
             content_description=f"{what} by dkuxnet"[:64],
             series_description=f"dkuxnet {what}"[:64],
+            specific_character_set=UTF_8,
         )
         if "ContentCreatorName" not in segmentation:  # must be present, but may be empty
             segmentation.ContentCreatorName = None
+        _cite(segmentation, sources, stack)
     return segmentation
 
 
-def _volume(segments: NDArray[Any], series: Series) -> hd.Volume:
+@contextmanager
+def _writing(series: Series) -> Iterator[None]:
+    """Turn whatever pydicom and highdicom raise in this block into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{series.path}: series {series.uid} cannot become a DICOM SEG: {reason(error)}; leave "
+            "out --format dicom-seg"
+        ) from error
+
+
+def _volume(segments: Array, series: Series, stack: Stack) -> hd.Volume:
     """(X, Y, Z) or (X, Y, Z, segments) on the grid of the series -> slices, rows, columns."""
     volume = hd.Volume(
         segments,
-        arrange(series).affine,
+        stack.affine,
         "PATIENT",
-        frame_of_reference_uid=_frame_of_reference(series),
+        frame_of_reference_uid=series.images[0].frame_of_reference_uid,
         channels={"SegmentNumber": range(1, segments.shape[3] + 1)} if segments.ndim == 4 else None,
         from_reference_convention="RAS",
     )
     return volume.permute_spatial_axes([2, 1, 0])
 
 
-def _frame_of_reference(series: Series) -> str:
-    uid = series.images[0].frame_of_reference_uid
-    if not uid:
-        raise UserError(
-            f"{series.path}: series {series.uid} names no frame of reference, without which a "
-            "DICOM SEG cannot say where it lies; leave out --format dicom-seg"
-        )
-    return uid
+def _check_names(series: Series) -> None:
+    """Check that the series has all names by which a DICOM SEG says what it belongs to."""
+    images = series.images
+    named = {
+        "frame of reference": {image.frame_of_reference_uid for image in images},
+        "study": {image.study_uid for image in images},
+        "SOP instance": {image.sop_instance_uid for image in images},
+    }
+    for what, uids in named.items():
+        if not all(UID_FORM.fullmatch(uid) for uid in uids):
+            raise UserError(
+                f"{series.path}: series {series.uid} has no {what} UID, without which a DICOM SEG "
+                "cannot say where it belongs; leave out --format dicom-seg"
+            )
 
 
-def _sources(series: Series) -> list[Dataset]:
-    """All that the files of the series hold, except voxels."""
-    names = {image.name for image in series.images}
-    found: list[Dataset] = []
+def _sources(series: Series, stack: Stack) -> list[Dataset]:
+    """A single-frame image for each slice, exactly in its place in the stack, sorted.
+
+    highdicom takes the frames of a multi-frame file, and several such files, no other way, and
+    refuses what scanners round and leave out. The first has patient and study.
+    """
+    to_lps = LPS_RAS @ stack.affine
+    steps = np.linalg.norm(to_lps[:3, :3], axis=0)
+    along, down, _ = (to_lps[:3, :3] / steps).T
+    sources: list[Dataset] = []
+    for index, (image, _) in enumerate(stack.frames):
+        source = Dataset() if sources else _patient_and_study(series, image)
+        source.SOPClassUID, source.SOPInstanceUID = CTImageStorage, hd.UID()
+        source.StudyInstanceUID, source.SeriesInstanceUID = image.study_uid, image.series_uid
+        source.FrameOfReferenceUID = image.frame_of_reference_uid
+        source.Rows, source.Columns = image.rows, image.columns
+        source.ImagePositionPatient = _decimals(to_lps[:3] @ (0, 0, index, 1))
+        source.ImageOrientationPatient = _decimals([*along, *down])
+        source.PixelSpacing = _decimals(steps[[1, 0]])
+        source.SliceThickness = source.SpacingBetweenSlices = _decimals(steps[2:])[0]
+        sources.append(source)
+    return sources
+
+
+def _decimals(numbers: Iterable[float]) -> list[DSfloat]:
+    return [DSfloat(number, auto_format=True) for number in numbers]
+
+
+def _cite(segmentation: Segmentation, sources: Sequence[Dataset], stack: Stack) -> None:
+    """Name the files and frames of the series where highdicom named `sources`."""
+    images = {image.name: image for image, _ in stack.frames}
+    cited = [_reference(image) for image in images.values()]
+    segmentation.SourceImageSequence = cited
+    segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = cited
+    places = {
+        source.SOPInstanceUID: place for source, place in zip(sources, stack.frames, strict=True)
+    }
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in group.DerivationImageSequence:
+            for item in derivation.SourceImageSequence:
+                # Frames of several segments share an item
+                if found := places.get(item.ReferencedSOPInstanceUID):
+                    image, frame = found
+                    item.update(_reference(image))
+                    if len(image.planes) > 1:
+                        item.ReferencedFrameNumber = frame + 1
+
+
+def _reference(image: Image) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = image.sop_class_uid
+    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
+    return reference
+
+
+def _patient_and_study(series: Series, image: Image) -> Dataset:
+    """What the file of `image` says of anything but its pixels, as far as the standard allows it.
+
+    Dates that a separator was put into lose it; other values that a SEG may not have are left out.
+    """
+    kept = Dataset()
     with opened(series.path) as entries:
-        for entry in entries:
-            if entry.name not in names:
-                continue
-            with reading(place(series.path, entry.name), "DICOM"), entry.open() as stream:
-                dataset = read_dataset(stream)
-            for keyword in MAY_BE_EMPTY:
-                if keyword not in dataset:
-                    setattr(dataset, keyword, "")
-            found.append(dataset)
-    return found
+        entry = next(entry for entry in entries if entry.name == image.name)
+        with entry.open() as stream:
+            header = read_dataset(stream)
+    for tag in header.keys():  # noqa: SIM118  # reading an element may fail
+        if tag.group in DESCRIPTIVE_GROUPS or tag in LOSSY_TAGS:
+            with suppress(Exception):  # what cannot be decoded
+                element = _normalised(header[tag])
+                if _is_valid(element):
+                    kept.add(element)
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in kept:
+            setattr(kept, keyword, "")
+    return kept
+
+
+def _normalised(element: DataElement) -> DataElement:
+    """A date as 2020-01-31, a time as 12:00:00 and a sex as female are common enough."""
+    value = element.value
+    if isinstance(value, str):
+        if element.VR in ("DA", "TM"):
+            element.value = re.sub(r"[-.:/]" if element.VR == "DA" else "[-:]", "", value)
+        if element.keyword == "PatientSex":
+            element.value = SEXES.get(value.upper(), value.upper())
+    return element
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Whether the values are as the standard has them, and so all that a sequence holds.
+
+    Also raises ValueError where they are not.
+    """
+    if element.VR == "SQ":
+        return all(_is_valid(each) for item in element.value for each in item)
+    if element.keyword == "PatientSex" and element.value not in ("", *SEXES.values()):
+        return False
+    if element.VM > 1 and dictionary_VM(element.tag) == "1":
+        return False
+    for value in element.value if element.VM > 1 else [element.value]:
+        if element.keyword not in IDENTITY:
+            # pydicom holds numbers in a form that its check does not know
+            written = str(value) if isinstance(value, DSfloat | IS) else value
+            validate_value(element.VR, written, config.RAISE)
+        if element.VR in CALENDAR:
+            CALENDAR[element.VR](value)
+    return True
 
 
 def _described(names: Sequence[str]) -> list[SegmentDescription]:
@@ -234,7 +359,7 @@ def _described(names: Sequence[str]) -> list[SegmentDescription]:
 def _segment(number: int, name: str, meaning: Codes) -> SegmentDescription:
     description = SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=text_of(name),
         segmented_property_category=meaning.category,
         segmented_property_type=meaning.property,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -1,6 +1,7 @@
 """The series of a DICOM input, the one that is asked for, and which of them are cases."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -8,20 +9,26 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.data.checks import Header
+from dkuxnet.data.checks import Header, reading
 from dkuxnet.data.dicom.headers import Image, Reads, read_header
-from dkuxnet.data.dicom.tree import opened, printable, tree_name
+from dkuxnet.data.dicom.tree import Entry, is_copy, opened, place, printable, tree_name
 
-MAX_LISTED = 6
+MAX_LISTED = 3
+MAX_LOCALIZERS = 3  # of a series; more images across its slices are a stack of their own
+TURNED = 0.1  # in a component of the directions, from which an image faces elsewhere
 
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one SeriesInstanceUID in the tree at `path`."""
+    """The slices of one SeriesInstanceUID in the tree at `path`.
+
+    left_out: names of images beside them that are none, and what they are; empty where all are.
+    """
 
     path: Path
     uid: str
     images: tuple[Image, ...]
+    left_out: str = ""
 
     @property
     def frames(self) -> int:
@@ -34,6 +41,12 @@ class Series:
         columns = max(image.columns for image in self.images)
         rows = max(image.rows for image in self.images)
         return Header((columns, rows, self.frames), np.dtype(np.float32))
+
+    @property
+    def title(self) -> str:
+        """What messages begin with."""
+        without = f" without {self.left_out}" if self.left_out else ""
+        return f"{self.path}: series {self.uid}{without}"
 
     @property
     def home(self) -> Path:
@@ -69,24 +82,20 @@ def _search(path: Path) -> tuple[list[Series], dict[str, UserError]]:
     Raises UserError where there is no series.
     """
     found: dict[str, list[Image]] = {}
+    firsts: dict[object, Entry] = {}
     damaged: dict[str, UserError] = {}
     skipped, reads = 0, Reads()
     with opened(path) as entries:
         for entry in entries:
             try:
                 image = read_header(path, entry, reads)
+                if image is None:
+                    skipped += 1
+                elif not _is_copy(path, entry, image, firsts):
+                    found.setdefault(image.series_uid, []).append(image)
             except UserError as error:
                 damaged[entry.name] = error
-                continue
-            if image is None:
-                skipped += 1
-            else:
-                found.setdefault(image.series_uid, []).append(image)
-    placed = {
-        uid: images
-        for uid, images in found.items()
-        if any(plane for image in images for plane in image.planes)
-    }
+    placed = {uid: images for uid, images in found.items() if any(image.place for image in images)}
     if damaged and not placed:
         raise next(iter(damaged.values()))
     if not found:
@@ -99,7 +108,47 @@ def _search(path: Path) -> tuple[list[Series], dict[str, UserError]]:
             f"{path}: its DICOM images do not say where they lie (position, orientation and pixel "
             "spacing); give a CT, MR or PET scan as the scanner wrote it"
         )
-    return [Series(path, uid, tuple(images)) for uid, images in placed.items()], damaged
+    return [_series(path, uid, images) for uid, images in placed.items()], damaged
+
+
+def _is_copy(path: Path, entry: Entry, image: Image, firsts: dict[object, Entry]) -> bool:
+    """Whether the file is a copy of one that came before; `firsts` remembers them."""
+    first = firsts.setdefault((image.series_uid, image.sop_instance_uid, image.planes), entry)
+    with reading(place(path, entry.name), "DICOM"):
+        return first is not entry and is_copy(entry, first)
+
+
+def _series(path: Path, uid: str, images: list[Image]) -> Series:
+    """The series of `images`, without the screenshots and localizers among them."""
+    sizes = Counter((image.rows, image.columns) for image in images if image.grey and image.place)
+    usual = max(sizes, key=sizes.__getitem__, default=None)
+    odd = [image for image in images if sizes and _is_screenshot(image, usual)]
+    slices = [image for image in images if image not in odd]
+    aside = _turned(slices)
+    if len(aside) > min(MAX_LOCALIZERS, len(slices) // 4):
+        aside = []  # several stacks, of which one must be chosen
+    kinds = ((odd, "no slice"), (aside, "across the slices"))
+    left_out = " and ".join(f"{_names(found)} ({what})" for found, what in kinds if found)
+    return Series(path, uid, tuple(each for each in slices if each not in aside), left_out)
+
+
+def _is_screenshot(image: Image, usual: tuple[int, int] | None) -> bool:
+    """Whether an image of a grey series is in colour, or has no place and is no slice otherwise."""
+    made = image.secondary or (image.rows, image.columns) != usual
+    return not image.grey or (image.place is None and made)
+
+
+def _turned(images: Sequence[Image]) -> list[Image]:
+    """The images that face elsewhere than most, as a localizer does."""
+    placed = [(image, image.place.orientation) for image in images if image.place]
+    orientations = np.array([orientation for _, orientation in placed])
+    aside = np.abs(orientations - np.median(orientations, axis=0)).max(axis=1) > TURNED
+    return [image for (image, _), turned in zip(placed, aside, strict=True) if turned]
+
+
+def _names(images: Sequence[Image]) -> str:
+    named = ", ".join(printable(image.name) for image in images[:MAX_LISTED])
+    return named + (f" and {len(images) - MAX_LISTED} more" if len(images) > MAX_LISTED else "")
 
 
 def one_series(path: str | Path, series_uid: str | None = None) -> Series:
@@ -114,7 +163,8 @@ def one_series(path: str | Path, series_uid: str | None = None) -> Series:
     if not chosen:
         raise UserError(
             f"{path}: expected a series {series_uid}, but it holds {_listed(found)}; choose one of "
-            "these"
+            "these",
+            _table(found),
         )
     raise _several(path, chosen)
 
@@ -178,8 +228,21 @@ def _by_place(found: Sequence[Series]) -> dict[str, Series]:
 def _several(path: str | Path, found: Sequence[Series]) -> UserError:
     return UserError(
         f"{path}: expected one series, got {len(found)}: {_listed(found)}; choose one with "
-        "--series-uid"
+        "--series-uid, or give one series of each patient alone",
+        _table(found),
     )
+
+
+def _table(found: Sequence[Series]) -> list[str]:
+    """All series, one a line, under a heading."""
+    rows: list[tuple[str, ...]] = [("SERIES UID", "IMAGES", "SIZE", "MODALITY", "DESCRIPTION")]
+    for series in found:
+        width, height, images = series.header.shape
+        first = series.images[0]
+        words = (first.modality, first.description)
+        rows.append((series.uid, str(images), f"{width} x {height}", *map(printable, words)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _listed(found: Sequence[Series]) -> str:

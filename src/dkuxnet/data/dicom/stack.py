@@ -1,10 +1,10 @@
 """Frames in space -> an even stack, sorted along the normal, with its affine; else what is wrong.
 
-Tolerances. Positions: 1 % of the slice spacing, at least 0.01 mm, since they are stored as
-decimals. Tilt: 1 mm in a metre (0.06 degrees). Directions: 1e-4 in every component. Pixel spacing:
-0.01 %.
+Tolerance: every voxel lies within a quarter of a voxel of its place in the stack, along each axis.
+Across the normal, 1 mm in a metre (0.06 degrees) is tolerated too: it comes of rounded directions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,11 +15,14 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.data.dicom.headers import Image, Plane
 from dkuxnet.data.dicom.series import Series
 
-PLACE_SHARE, PLACE_MM = 0.01, 0.01
+QUARTER = 0.25  # of a voxel
+# What rounded decimals do is not worth a word: a share of a voxel, or millimetres if that is more
+ROUNDING, ROUNDING_MM = 0.01, 0.01
 TILT = 1e-3
-DIRECTION = 1e-4
-SPACING_SHARE = 1e-4
+ALL_AT_ONE_MM = 1e-6
+OTHER = 0.01  # in a direction or a share of a spacing: no rounding, another orientation or spacing
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,12 @@ class Stack:
     """Slices in order.
 
     frames: image and index of the frame in it, for each slice. affine: (column, row, slice) ->
-    RAS+ mm.
+    RAS+ mm. told: what to say of slices that lie a little off their places.
     """
 
     frames: tuple[tuple[Image, int], ...]
     affine: NDArray[np.float64]
+    told: tuple[str, ...]
 
 
 def arrange(series: Series) -> Stack:
@@ -39,20 +43,24 @@ def arrange(series: Series) -> Stack:
 
     Raises UserError where they are not an even, upright stack of at least two.
     """
-    where = f"{series.path}: series {series.uid}"
+    where = series.title
     frames = [(image, index) for image in series.images for index in range(len(image.planes))]
     _check_alike(where, series.images)
     planes = _checked_planes(where, series.images)
-    along, down = _directions(where, planes[0])
+    directions = _directions(where, planes)
+    along, down = directions[0]
     normal = np.cross(along, down)
     positions = np.array([plane.position for plane in planes])
     order = np.argsort(positions @ normal, kind="stable")
-    step = _step(where, positions[order], normal)
+    first, last = positions[order[0]], positions[order[-1]]
+    step = (last - first) @ normal / (len(planes) - 1)
     between_rows, between_columns = planes[0].spacing_mm
     affine = np.eye(4)
     affine[:3, :3] = np.stack([along * between_columns, down * between_rows, normal * step], axis=1)
-    affine[:3, 3] = positions[order[0]]
-    return Stack(tuple(frames[i] for i in order), LPS_RAS @ affine)
+    affine[:3, 3] = first
+    ordered = [planes[index] for index in order]
+    told = _check_places(where, ordered, directions[order], affine, series.images[0])
+    return Stack(tuple(frames[i] for i in order), LPS_RAS @ affine, told)
 
 
 def _check_alike(where: str, images: tuple[Image, ...]) -> None:
@@ -77,7 +85,7 @@ def _check_alike(where: str, images: tuple[Image, ...]) -> None:
 
 
 def _checked_planes(where: str, images: tuple[Image, ...]) -> list[Plane]:
-    """The planes of all frames: at least two, parallel, of one pixel spacing."""
+    """The planes of all frames: at least two, of numbers."""
     given = [plane for image in images for plane in image.planes]
     planes = [plane for plane in given if plane is not None]
     if len(planes) < len(given):
@@ -92,62 +100,112 @@ def _checked_planes(where: str, images: tuple[Image, ...]) -> list[Plane]:
     numbers = [[*plane.position, *plane.orientation, *plane.spacing_mm] for plane in planes]
     if not np.isfinite(numbers).all():
         raise UserError(f"{where} has positions that are no numbers; export it again")
-    first = planes[0]
-    orientations = np.array([plane.orientation for plane in planes])
-    if np.abs(orientations - first.orientation).max() > DIRECTION:
-        raise UserError(
-            f"{where} mixes orientations (as a localizer, or views of several planes, does); "
-            "export slices of one orientation as a series"
-        )
-    spacings = np.array([plane.spacing_mm for plane in planes])
-    if min(first.spacing_mm) <= 0 or np.abs(spacings / first.spacing_mm - 1).max() > SPACING_SHARE:
-        low, high = spacings.min(), spacings.max()
-        raise UserError(
-            f"{where} has pixel spacings from {low:g} to {high:g} mm: expected one, above 0; "
-            "export it again"
-        )
+    if min(spacing for plane in planes for spacing in plane.spacing_mm) <= 0:
+        _refuse_spacings(where, planes)
     return planes
 
 
-def _directions(where: str, plane: Plane) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Directions along a row and down a column."""
-    along, down = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    lengths = np.linalg.norm([along, down], axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(along @ down) > TILT:
+def _directions(where: str, planes: Sequence[Plane]) -> Array:
+    """Directions along a row and down a column of every plane, (n, 2, 3), exactly perpendicular."""
+    given = np.array([plane.orientation for plane in planes]).reshape(-1, 2, 3)
+    lengths = np.linalg.norm(given, axis=2, keepdims=True)
+    leaning = np.abs((given[:, 0] * given[:, 1]).sum(axis=1))
+    bad = (np.abs(lengths - 1) > 1e-2).any(axis=(1, 2)) | (leaning > TILT)
+    if bad.any():
         raise UserError(
             f"{where}: expected an orientation of two perpendicular directions of length 1, got "
-            f"{plane.orientation}; export it again"
+            f"{planes[int(np.argmax(bad))].orientation}; export it again"
         )
-    along = along / lengths[0]
+    along, down = np.moveaxis(given / lengths, 1, 0)
     # The file's decimals are rounded; viewers and NIfTI want exactly perpendicular directions.
-    down = down - (down @ along) * along
-    return along, down / np.linalg.norm(down)
+    down = down - (down * along).sum(axis=1, keepdims=True) * along
+    return np.stack([along, down / np.linalg.norm(down, axis=1, keepdims=True)], axis=1)
 
 
-def _step(where: str, positions: NDArray[Any], normal: NDArray[Any]) -> float:
-    """Distance of neighbouring slices, from their sorted positions (n, 3) in mm."""
+def _check_places(
+    where: str, planes: Sequence[Plane], directions: Array, affine: Array, image: Image
+) -> tuple[str, ...]:
+    """Check that the voxels of sorted planes lie where `affine` puts them, or nearly so.
+
+    Returns what to say where that is not for rounding alone.
+    """
+    positions = np.array([plane.position for plane in planes])
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if edges[2] < ALL_AT_ONE_MM:
+        _refuse_positions(where, positions, affine)
+    off = _off(positions, planes, directions, affine, image)
+    heights = edges[2] * np.arange(len(planes))[:, None, None]
+    off[off <= (TILT * heights + ROUNDING_MM) / edges * (1, 1, 0)] = 0
+    if (off > QUARTER).any():
+        apart = np.abs(directions - directions[0]).max()
+        spacings = np.array([plane.spacing_mm for plane in planes])
+        stretched = np.abs(spacings / spacings[0] - 1).max()
+        in_place = (off[:, 0] <= QUARTER).all()
+        if apart > OTHER or (in_place and apart > stretched):
+            raise UserError(
+                f"{where} mixes orientations (as a localizer, or views of several planes, does); "
+                "export slices of one orientation as a series"
+            )
+        if stretched > OTHER or in_place:
+            _refuse_spacings(where, planes)
+        _refuse_positions(where, positions, affine)
+    if (off <= np.maximum(ROUNDING, ROUNDING_MM / edges)).all():
+        return ()
+    furthest = (off * edges).max(axis=(1, 2))
+    at = int(np.argmax(furthest))
+    return (
+        f"has slices up to {furthest[at]:.2g} mm off an even stack, most of all at "
+        f"{_at(positions[at])}: at most a quarter of a voxel, so they are taken as even",
+    )
+
+
+def _off(
+    positions: Array, planes: Sequence[Plane], directions: Array, affine: Array, image: Image
+) -> Array:
+    """How far the four corners of each plane lie off their places, (n, 4, 3) in voxels.
+
+    The first corner is the plane's position.
+    """
+    corners = np.array([(c, r) for c in (0, image.columns - 1) for r in (0, image.rows - 1)])
+    edges = directions * np.array([plane.spacing_mm[::-1] for plane in planes])[..., None]
+    world = positions[:, None] + corners @ edges
+    voxels = (world - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    voxels[..., :2] -= corners
+    voxels[..., 2] -= np.arange(len(planes))[:, None]
+    off: Array = np.abs(voxels)
+    return off
+
+
+def _refuse_spacings(where: str, planes: Sequence[Plane]) -> NoReturn:
+    spacings = [spacing for plane in planes for spacing in plane.spacing_mm]
+    raise UserError(
+        f"{where} has pixel spacings from {min(spacings):g} to {max(spacings):g} mm: expected one, "
+        "above 0; export it again"
+    )
+
+
+def _refuse_positions(where: str, positions: Array, affine: Array) -> NoReturn:
+    """Raises UserError that says why sorted positions are no even stack."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal /= np.linalg.norm(normal)
     heights = (positions - positions[0]) @ normal
     gaps = np.diff(heights)
-    if gaps.min() <= PLACE_MM:
-        twins, first = _number((gaps <= PLACE_MM).sum(), "image"), positions[np.argmin(gaps)]
+    if gaps.min() <= ROUNDING_MM:
+        twins, first = _number((gaps <= ROUNDING_MM).sum(), "image"), positions[np.argmin(gaps)]
         raise UserError(
             f"{where} has {twins} at positions that others hold, as at {_at(first)}: several time "
             "points, echoes or copies; export one of each as a series"
         )
-    _check_tilt(where, positions, heights, normal)
-    step = heights[-1] / len(gaps)
-    tolerance = max(PLACE_SHARE * step, PLACE_MM) + 1e-9
-    if np.abs(heights - step * np.arange(len(heights))).max() <= tolerance:
-        return float(step)
+    pixel = np.linalg.norm(affine[:3, :2], axis=0).min()
+    _check_tilt(where, positions, heights, normal, np.maximum(QUARTER * pixel, TILT * heights))
     _refuse_uneven(where, positions, gaps)
 
 
-def _refuse_uneven(where: str, positions: NDArray[Any], gaps: NDArray[Any]) -> NoReturn:
+def _refuse_uneven(where: str, positions: Array, gaps: Array) -> NoReturn:
     """Raises UserError: slices are missing, where that explains the gaps, or lie unevenly."""
     counts = np.round(gaps / gaps.min())
     unit = float(np.median(gaps[counts == 1]))
-    tolerances = max(PLACE_SHARE * unit, PLACE_MM) * (counts + 1)
-    if counts.max() > 1 and (np.abs(gaps - counts * unit) <= tolerances).all():
+    if counts.max() > 1 and (np.abs(gaps - counts * unit) <= QUARTER * unit).all():
         at, missing = int(np.argmax(counts > 1)), _number(counts.sum() - len(counts), "slice")
         raise UserError(
             f"{where} misses {missing} of {unit:.4g} mm, the first between "
@@ -163,14 +221,14 @@ def _refuse_uneven(where: str, positions: NDArray[Any], gaps: NDArray[Any]) -> N
 
 
 def _check_tilt(
-    where: str, positions: NDArray[Any], heights: NDArray[Any], normal: NDArray[Any]
+    where: str, positions: Array, heights: Array, normal: Array, allowed_mm: Array
 ) -> None:
     aside = positions - positions[0] - heights[:, None] * normal
     lengths = np.linalg.norm(aside, axis=1)
-    if (lengths <= TILT * heights + PLACE_MM).all():
+    if (lengths <= allowed_mm + ROUNDING_MM).all():
         return
     straight = aside[-1] * (heights / heights[-1])[:, None]
-    if np.linalg.norm(aside - straight, axis=1).max() <= PLACE_MM + TILT * heights[-1]:
+    if np.linalg.norm(aside - straight, axis=1).max() <= ROUNDING_MM + TILT * heights[-1]:
         angle = np.degrees(np.arctan2(lengths[-1], heights[-1]))
         raise UserError(
             f"{where} is sheared: its slices advance {angle:.2f} degrees off their normal (a "
@@ -186,5 +244,5 @@ def _number(count: float, what: str) -> str:
     return f"{count:.0f} {what}{'s' if count > 1 else ''}"
 
 
-def _at(position: NDArray[Any]) -> str:
+def _at(position: Array) -> str:
     return f"({', '.join(f'{value:.4g}' for value in position)}) mm"

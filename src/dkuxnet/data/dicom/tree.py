@@ -1,7 +1,7 @@
 """The files of a DICOM input: a folder, a zip that is never unpacked, or a single file.
 
 Their number is limited, since a folder may be a whole disk; so is what a zip, which may come from
-anybody, unpacks to. Links are not followed: what lies outside the folder is not the user's input.
+anybody, unpacks to. Links in a folder are followed, as people link to their data; a zip has none.
 """
 
 import os
@@ -29,6 +29,9 @@ FREE_ZIP_BYTES = 2**29
 BYTES_AN_ENTRY = 1024  # of the list of files at the end of a zip
 END_BYTES = 2**17  # at the end of a zip, where the records of that list are looked for
 HEAD_BYTES = 1024
+BARE_START = b"\x08\x00"  # the first group of a data set that has no preamble
+STORAGE_CLASS = b"1.2.840.10008.5.1.4.1.1."  # how the SOP class of an image begins
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -106,36 +109,72 @@ def has_preamble(first: bytes) -> bool:
     return first[128:132] == b"DICM"
 
 
+def may_be_bare(first: bytes) -> bool:
+    """Whether a file that starts with these bytes may be DICOM without a preamble."""
+    return first.startswith(BARE_START) and STORAGE_CLASS in first
+
+
+def is_copy(entry: Entry, first: Entry) -> bool:
+    """Whether two files hold the same bytes."""
+    with entry.open() as stream, first.open() as other:
+        while True:
+            chunk = stream.read(CHUNK_BYTES)
+            if chunk != other.read(CHUNK_BYTES):
+                return False
+            if not chunk:
+                return True
+
+
 def holds_dicom(path: Path) -> bool:
-    """Whether a file of the tree says that it is DICOM. Raises UserError as `opened`."""
+    """Whether a file of the tree is DICOM by its first bytes.
+
+    Raises UserError as `opened`, and where none is but one cannot be read.
+    """
+    unreadable: UserError | None = None
     with opened(path) as entries:
         for entry in entries:
-            with reading(place(path, entry.name), "DICOM"):
-                if has_preamble(head(entry)):
-                    return True
+            try:
+                with reading(place(path, entry.name), "DICOM"):
+                    first = head(entry)
+            except UserError as error:
+                unreadable = unreadable or error
+                continue
+            if has_preamble(first) or may_be_bare(first):
+                return True
+    if unreadable:
+        raise unreadable
     return False
 
 
 def _in_folder(root: Path) -> Iterator[Entry]:
-    """Regular files, sorted by name, those of a folder before those of its subfolders."""
-    folders, count = [root], 0
+    """Regular files, sorted by name, those of a folder before those of its subfolders.
+
+    Linked folders come last, and no folder twice. A link that leads nowhere is yielded, since a
+    slice would be missing: opening it raises OSError.
+    """
+    folders, seen, count = [root], set(), 0
     while folders:
         folder = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
         try:
             found = sorted(os.scandir(folder), key=lambda item: item.name)
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be read: {error.strerror}; check the folder's rights"
             ) from error
-        folders += [
-            Path(item.path) for item in reversed(found) if item.is_dir(follow_symlinks=False)
-        ]
+        inner = [item for item in reversed(found) if item.is_dir()]
+        folders += [Path(item.path) for item in inner if not item.is_symlink()]
+        folders[:0] = [Path(item.path) for item in inner if item.is_symlink()]
         for item in found:
-            if item.is_file(follow_symlinks=False):
+            lost = item.is_symlink() and not os.path.exists(item.path)
+            if item.is_file() or lost:
                 count += 1
                 _check_count(root, count)
                 file = Path(item.path)
-                size = item.stat(follow_symlinks=False).st_size
+                size = 0 if lost else item.stat().st_size
                 yield Entry(file.relative_to(root).as_posix(), partial(open_regular, file), size)
 
 

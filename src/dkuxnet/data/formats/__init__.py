@@ -5,9 +5,11 @@ To add a format: its module, with an object that has the three methods of `Forma
 """
 
 import os
+from collections import ChainMap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol
+from unicodedata import normalize
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup
@@ -25,6 +27,16 @@ FORMATS: dict[str, str] = {
     ".mha": "dkuxnet.data.formats.mha:MHA",
     ".h5": "dkuxnet.data.formats.h5:H5",
 }
+PLACE_BYTES = 540  # of `Volume.nifti`, at most
+# Read only, as others write them; of one scan in two files, these name the header.
+READ_ONLY = {
+    ".mgz": "dkuxnet.data.formats.mgh:MGH",
+    ".mgh": "dkuxnet.data.formats.mgh:MGH",
+    ".mhd": "dkuxnet.data.formats.mha:MHD",
+    ".hdr": "dkuxnet.data.formats.nifti:NIFTI",
+}
+READABLE = ChainMap(FORMATS, READ_ONLY)
+VOXEL_FILES = {".raw": ".mhd", ".zraw": ".mhd", ".img": ".hdr"}  # ending -> that of its header
 DICOM = (".dcm", ".zip")  # read only, as folders of slices are; dkuxnet.data.dicom writes DICOM SEG
 
 
@@ -47,20 +59,19 @@ def longest_suffix(name: str, known: Iterable[str]) -> str | None:
 
 
 def suffix(path: str | Path) -> str:
-    """The key of `FORMATS` that `path` ends with. Raises UserError where it ends with none."""
-    found = longest_suffix(Path(path).name, FORMATS)
+    """The key of `READABLE` that `path` ends with. Raises UserError where it ends with none."""
+    found = longest_suffix(Path(path).name, READABLE)
     if found is None:
-        raise UserError(
-            f"{path}: expected a file that ends with {', '.join(FORMATS)}; convert it to one of "
-            "these"
-        )
+        header = VOXEL_FILES.get(Path(path).suffix.lower())
+        what = f"give its header, {header}, instead" if header else "convert it to one of these"
+        raise UserError(f"{path}: expected a file that ends with {', '.join(READABLE)}; {what}")
     return found
 
 
 def is_dicom(path: str | Path) -> bool:
     """Whether `path` is read as DICOM: a folder, a zip or a .dcm file, by its name alone."""
     name = Path(path).name
-    if longest_suffix(name, FORMATS):
+    if longest_suffix(name, READABLE):
         return False
     return longest_suffix(name, DICOM) is not None or os.path.isdir(path)  # False for a bad name
 
@@ -92,10 +103,12 @@ def has_own_label(path: str | Path) -> bool:
 def stem(path: str | Path) -> str:
     """The name of the file without folder and format suffix: 'a/b.nii.gz' -> 'b'.
 
-    A DICOM folder keeps its whole name.
+    A DICOM folder keeps its whole name. In the composed form of Unicode (NFC), so that files of one
+    case have one name, whichever system wrote them.
     """
     path = Path(path)
-    return tree_name(path) if is_dicom(path) else path.name[: -len(suffix(path))]
+    name = tree_name(path) if is_dicom(path) else path.name[: -len(suffix(path))]
+    return normalize("NFC", name)
 
 
 def peek(path: str | Path, kind: Kind = "image", series_uid: str | None = None) -> Header:
@@ -132,6 +145,14 @@ def read(path: str | Path, kind: Kind = "image", series_uid: str | None = None) 
     return _format_of(path).read(path, kind)
 
 
+def place_of(text: str) -> bytes:
+    """`Volume.nifti` from its hexadecimal; empty where it is none."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
 def write(volume: Volume, path: str | Path) -> None:
     """Write `volume` in the format that the suffix of `path` names: the whole file or no file.
 
@@ -143,6 +164,8 @@ def write(volume: Volume, path: str | Path) -> None:
     """
     path = Path(path)
     form = _format_of(path)
+    if suffix(path) in READ_ONLY:
+        raise UserError(f"{path}: cannot write: this format is read only; choose .nii.gz")
     volume = storable(volume, path)
     if not path.parent.is_dir():
         raise UserError(
@@ -163,5 +186,5 @@ def write(volume: Volume, path: str | Path) -> None:
 
 
 def _format_of(path: Path) -> Format:
-    form: Format = lookup(FORMATS, suffix(path), "format")
+    form: Format = lookup(READABLE, suffix(path), "format")
     return form

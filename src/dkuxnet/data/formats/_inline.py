@@ -23,12 +23,15 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import (
     MAX_DEFLATE_RATIO,
     Header,
+    check_exact,
     check_size,
     finish,
     inflate,
     reading,
     require,
 )
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would print past our own warnings
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_AXIS = 10**9
@@ -45,7 +48,8 @@ class InlineHeader(Header):
     """A header and where its voxels lie: in the same file, first axis fastest.
 
     affine: of the spatial axes, to RAS+ mm. channel_axis: index of the axis of channels, if any.
-    start: position of the first byte of the voxels. packing: how they are stored from there on.
+    voxels_in: the file beside the header that holds them, None where they follow the header. start:
+    position of the first byte of the voxels. packing: how they are stored from there on.
     packed_bytes: their packed size, None in a format that does not state it.
     """
 
@@ -54,6 +58,7 @@ class InlineHeader(Header):
     start: int
     packing: Packing
     packed_bytes: int | None = None
+    voxels_in: Path | None = None
 
 
 def header_lines(path: Path, name: str, is_last: Callable[[str], bool]) -> tuple[list[str], int]:
@@ -143,6 +148,10 @@ def write_image(volume: Volume, path: Path) -> None:
 
 def _stored(path: Path, header: InlineHeader) -> NDArray[Any]:
     """The voxels as a line: all that the header promises, or UserError."""
+    if header.voxels_in is not None:
+        needed = header.nbytes if header.packed_bytes is None else header.packed_bytes
+        check_exact(path, header.voxels_in, needed)
+        path = header.voxels_in
     size = max(0, path.stat().st_size - header.start)
     most = size * (MAX_DEFLATE_RATIO if header.packing == "deflate" else 1)
     check_size(

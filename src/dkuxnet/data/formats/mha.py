@@ -1,5 +1,6 @@
-"""MetaImage with header and voxels in one file (.mha)."""
+"""MetaImage: header and voxels in one file (.mha), or voxels in a file beside the header (.mhd)."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
+from dkuxnet.data.checks import beside
 from dkuxnet.data.formats import _inline
 
 LAST = re.compile(r"\s*ElementDataFile\b", re.IGNORECASE)
+LOCAL = ("LOCAL", "Local", "local")
 TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -29,13 +32,18 @@ TYPES = {
 
 @dataclass(frozen=True)
 class MetaImage:
-    """Vector images are volumes with channels first."""
+    """Vector images are volumes with channels first.
+
+    pair: whether the voxels may lie in another file of the same folder.
+    """
+
+    pair: bool = False
 
     def peek(self, path: Path, kind: str = "image") -> _inline.InlineHeader:
         """Read the header. Raises UserError where it is none or its voxels lie in another file."""
         lines, start = _inline.header_lines(path, "MetaImage", lambda line: bool(LAST.match(line)))
         fields = _Fields(path, lines)
-        fields.expect("elementdatafile", ("LOCAL", "Local", "local"))
+        voxels_in = self._voxels_in(path, fields)
         fields.expect("objecttype", ("Image",))
         fields.expect("headersize", ("0",))
         axes = _inline.sizes(path, "NDims", fields.get("3", "ndims"), 1)[0]
@@ -70,10 +78,23 @@ class MetaImage:
                 _inline.numbers(path, "Offset", origin, axes),
             ),
             channel_axis=None if channels == (1,) else 0,
-            start=start,
+            start=start if voxels_in is None else 0,
+            voxels_in=voxels_in,
             packing="deflate" if packed else "raw",
             packed_bytes=packed_bytes,
         )
+
+    def _voxels_in(self, path: Path, fields: "_Fields") -> Path | None:
+        """The file beside the header that holds the voxels; None where they follow the header."""
+        name = fields.get("", "elementdatafile")
+        if name in LOCAL:
+            return None
+        if not self.pair:
+            raise UserError(
+                f"{path}: expected header and voxels in one file, but they are in two; save it as "
+                "one"
+            )
+        return beside(path, os.fsdecode(name.encode("latin-1")))
 
     def read(self, path: Path, kind: str = "image") -> Volume:
         """Read the volume."""
@@ -112,11 +133,6 @@ class _Fields:
     def expect(self, name: str, allowed: tuple[str, ...]) -> None:
         """Raise UserError where a field is there and is not one of `allowed`."""
         value = self.get(allowed[0], name)
-        if value not in allowed and name == "elementdatafile":
-            raise UserError(
-                f"{self._path}: expected header and voxels in one file, but they are in two; save "
-                "it as one"
-            )
         if value not in allowed:
             raise _inline.wrong(self._path, name, allowed[0], value)
 
@@ -134,3 +150,4 @@ class _Fields:
 
 
 MHA = MetaImage()
+MHD = MetaImage(pair=True)

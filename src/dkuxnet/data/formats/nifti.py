@@ -1,11 +1,13 @@
 # mypy: untyped-calls-exclude=nibabel
-"""NIfTI-1 and NIfTI-2 in one file, plain or compressed with gzip."""
+"""NIfTI-1 and NIfTI-2 in one file, plain or compressed with gzip; pairs (.hdr, .img) are read."""
 
+import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,10 +25,13 @@ from dkuxnet.data.checks import (
     CHUNK_BYTES,
     MAX_DEFLATE_RATIO,
     MAX_REST_BYTES,
+    PAIR,
     UNPACKED_BYTES,
     UNPROVEN_BYTES,
     Header,
+    beside,
     check_axes,
+    check_exact,
     check_numbers,
     check_size,
     content,
@@ -38,6 +43,19 @@ from dkuxnet.data.formats._gzip import open_gzip
 from dkuxnet.machine.memory import check_memory
 
 NIFTI_2_BYTES = 540
+# What a header says of where voxels are. Of pixdim the spatial part alone.
+PLACE = (
+    *("xyzt_units", "pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
+FORMS = {  # by (whether it is a pair, whether it is NIfTI-2)
+    (False, False): nibabel.Nifti1Header,
+    (False, True): nibabel.Nifti2Header,
+    (True, False): nibabel.nifti1.Nifti1PairHeader,
+    (True, True): nibabel.nifti2.Nifti2PairHeader,
+}
+# What nibabel says of a header names no file and goes past the warnings of this program.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # codes for metre and micrometre; all others mean mm
 # How far sform and qform may differ without a warning: rounding, and 5 degrees of shear.
 FORMS_MM, FORMS_DIRECTION = 1.0, 0.1
@@ -48,16 +66,17 @@ SHEAR_TOLERANCE = math.sin(math.radians(0.1))  # cosine of the angle between two
 class NiftiHeader(Header):
     """A header as nibabel reads it, and the voxels, which are read when asked for.
 
-    voxel_data: where the voxels lie in the file, and how they are scaled.
+    voxel_data: where the voxels lie in the file, and how they are scaled. place: `Volume.nifti`.
     """
 
     fields: nibabel.Nifti1Header
     voxel_data: ArrayProxy
+    place: bytes
 
     @property
     def unit_mm(self) -> float:
         """The header's unit of length in mm."""
-        return MM_PER_UNIT.get(int(self.fields["xyzt_units"]) & 7, 1.0)
+        return _unit_mm(self.fields)
 
     @property
     def scaled(self) -> bool:
@@ -81,29 +100,46 @@ class Nifti:
         between sform and qform.
         """
         with _opened(path) as (header, file):
-            packed, size = path.name.lower().endswith(".gz"), path.stat().st_size
+            packed, size = path.name.lower().endswith(".gz"), os.fstat(file.fileno()).st_size
             start = header.voxel_data.offset
             check_size(
                 path, header.nbytes, size * MAX_DEFLATE_RATIO if packed else max(0, size - start)
             )
             check_memory(header.nbytes + 4 * header.voxels * header.scaled, str(path))
             if packed:
-                _check_unpacked(path, file, start, header.nbytes)
+                check_unpacked(path, file, start, header.nbytes)
             array = _channels_first(_voxels(header))
-            affine = np.diag([header.unit_mm] * 3 + [1.0]) @ header.fields.get_best_affine()
+            affine = _affine(header.fields)
             if packed:
-                _read_to_end(path, file)
-        volume = finish(path, array, affine, kind)
+                read_to_end(path, file)
+        volume = replace(finish(path, array, affine, kind), nifti=header.place)
         _compare_forms(path, header)
+        if header.unit_mm != 1:
+            unit = "metres" if header.unit_mm > 1 else "micrometres"
+            warnings.warn(
+                f"{path}: its header counts in {unit}: its voxels are taken as "
+                f"{' x '.join(f'{edge:.3g}' for edge in volume.spacing_mm)} mm",
+                DataWarning,
+                stacklevel=2,
+            )
         return volume
 
     def write(self, volume: Volume, path: Path) -> None:
-        """Write the volume with both sform and qform, since programs differ in which they read.
+        """Write the volume where every program puts the scan that it was made of.
 
-        A qform cannot hold shear. Where there is some it is marked unknown, so that a program that
-        reads nothing else refuses the file rather than shows it in a wrong place.
+        A scan of another format has no header to copy: then with both sform and qform, since
+        programs differ in which they read. A qform cannot hold shear. Where there is some it is
+        marked unknown, so that a program that reads nothing else refuses the file rather than shows
+        it in a wrong place.
         """
         array = np.moveaxis(volume.array, 0, -1) if volume.array.ndim == 4 else volume.array
+        if (place := _place_of(volume, array)) is not None:
+            second = place.sizeof_hdr == NIFTI_2_BYTES
+            form = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+            image = form(array, None, dtype=array.dtype)  # type: ignore[no-untyped-call]  # nibabel's
+            _copy_place(place, image.header)
+            nibabel.save(image, path)
+            return
         image = nibabel.Nifti1Image(array, volume.affine, dtype=array.dtype)
         image.set_sform(volume.affine, code="scanner")
         image.set_qform(volume.affine, code="scanner")
@@ -116,17 +152,20 @@ class Nifti:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
-    """The header of a file, and the unpacked file, whose voxels can be read inside the block."""
-    packed = path.name.lower().endswith(".gz")
-    require(path, "gzip" if packed else "NIfTI")
-    with reading(path, "NIfTI"), _stream(path, packed) as file:
+    """The header of a file, and the unpacked file that the voxels can be read from in the block."""
+    packed, pair = path.name.lower().endswith(".gz"), path.name.lower().endswith(".hdr")
+    expected = PAIR if pair else "NIfTI"
+    require(path, "gzip" if packed else expected)
+    with ExitStack() as stack:
+        stack.enter_context(reading(path, "NIfTI"))
+        file = stack.enter_context(opened(path, packed))
         block = file.read(NIFTI_2_BYTES)
-        if content(block) != "NIfTI":
+        if content(block) != expected:
             raise UserError(
                 f"{path}: expected NIfTI by its name, but it holds {content(block)}; rename or "
                 "convert it"
             )
-        form = nibabel.Nifti2Header if block[4:8] == b"n+2\0" else nibabel.Nifti1Header
+        form = FORMS[pair, block[4:7] in (b"n+2", b"ni2")]
         # Of the header alone: nibabel would read extensions of whatever size they state.
         fields: nibabel.Nifti1Header = form(block[: form.sizeof_hdr])  # type: ignore[no-untyped-call]  # nibabel's
         shape = fields.get_data_shape()
@@ -138,15 +177,57 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
                 f"{path}: expected voxels near the beginning, but its header puts them behind "
                 f"{fields.get_data_offset()} bytes; export it again"
             )
+        place = _blank(form.sizeof_hdr)
+        _copy_place(form(block[: form.sizeof_hdr], check=False), place)  # type: ignore[no-untyped-call]  # nibabel's
+        if pair:
+            voxels_in = beside(path, path.stem + (".IMG" if path.suffix.isupper() else ".img"))
+            file = stack.enter_context(opened(voxels_in, packed=False))
         voxels = ArrayProxy(cast(Any, file), fields, mmap=False)  # any open file will do
-        yield NiftiHeader(shape, fields.get_data_dtype(), fields, voxels), file
+        header = NiftiHeader(shape, fields.get_data_dtype(), fields, voxels, place.binaryblock)
+        if pair:
+            check_exact(path, voxels_in, fields.get_data_offset() + header.nbytes)
+        yield header, file
 
 
-def _stream(path: Path, packed: bool) -> IO[bytes]:
+def _affine(fields: nibabel.Nifti1Header) -> NDArray[np.float64]:
+    """Voxel -> RAS+ mm. nibabel chooses between sform, qform and what neither says."""
+    return np.asarray(np.diag([_unit_mm(fields)] * 3 + [1.0]) @ fields.get_best_affine())
+
+
+def _unit_mm(fields: nibabel.Nifti1Header) -> float:
+    return MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
+
+
+def _blank(size: int) -> nibabel.Nifti1Header:
+    return nibabel.Nifti2Header() if size == NIFTI_2_BYTES else nibabel.Nifti1Header()
+
+
+def _copy_place(header: nibabel.Nifti1Header, to: nibabel.Nifti1Header) -> None:
+    for name in PLACE:
+        part = slice(4) if name == "pixdim" else ...
+        to[name][part] = header[name][part]
+
+
+def _place_of(volume: Volume, array: NDArray[Any]) -> nibabel.Nifti1Header | None:
+    """The header of the scan that a volume was made of, where the volume still lies there."""
+    form = type(_blank(len(volume.nifti)))
+    if len(volume.nifti) != form.sizeof_hdr:
+        return None
+    try:
+        checked = form(volume.nifti)
+        checked.set_data_shape(array.shape)
+        same = np.array_equal(_affine(checked), volume.affine)
+    except (ValueError, HeaderDataError):  # from a stranger's prepared set
+        return None
+    return form(volume.nifti, check=False) if same else None
+
+
+def opened(path: Path, packed: bool) -> IO[bytes]:
+    """The bytes of a file, unpacked."""
     return open_gzip(path) if packed else open_regular(path)
 
 
-def _read_to_end(path: Path, file: IO[bytes]) -> None:
+def read_to_end(path: Path, file: IO[bytes]) -> None:
     """Read what follows the voxels, since the checksum of gzip is at its end.
 
     Raises UserError where far more comes than the header promised.
@@ -160,7 +241,7 @@ def _read_to_end(path: Path, file: IO[bytes]) -> None:
     )
 
 
-def _check_unpacked(path: Path, file: IO[bytes], start: int, needed: int) -> None:
+def check_unpacked(path: Path, file: IO[bytes], start: int, needed: int) -> None:
     """Unpack all voxels once and keep none, where they are so many that memory is a matter."""
     if needed <= UNPROVEN_BYTES:
         return

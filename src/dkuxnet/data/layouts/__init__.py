@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dkuxnet.core.documents import names_a_file
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import Faults, UserError
 from dkuxnet.core.lookup import lookup, unknown
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.dicom.tree import holds_dicom
@@ -22,12 +22,13 @@ LAYOUTS: dict[str, str] = {
 }
 
 
-def find_source(folder: str | Path, layout: str = "auto") -> Source:
+def find_source(folder: str | Path, layout: str = "auto", channels: int | None = None) -> Source:
     """The cases of `folder`; no voxel is read.
 
-    layout: a key of `LAYOUTS`, or "auto" to decide by what is there. The names of cases are unique
-    and can name files. Raises UserError where the folder, the layout or a file that the folder's
-    own lists name is missing or not as the layout has it.
+    layout: a key of `LAYOUTS`, or "auto" to decide by what is there. channels: that a plain folder
+    is looked at for, see `plain_folder`. The names of cases are unique and can name files. Raises
+    UserError where the folder, the layout or a file that the folder's own lists name is missing or
+    not as the layout has it; gives a DataWarning that names what is left out.
     """
     folder = Path(folder)
     if layout != "auto" and layout not in LAYOUTS:
@@ -39,8 +40,9 @@ def find_source(folder: str | Path, layout: str = "auto") -> Source:
             f"{folder}: expected a folder of scans, but this is a file; give the folder that holds "
             "it"
         )
-    name = _detect(folder) if layout == "auto" else layout
-    source: Source = lookup(LAYOUTS, name, "layout")(folder)
+    name = detect(folder) if layout == "auto" else layout
+    given = {"channels": channels} if name == "folder" and channels is not None else {}
+    source: Source = lookup(LAYOUTS, name, "layout")(folder, **given)
     if not source.cases:
         raise UserError(
             f"{folder}: expected scans in the layout {source.layout}, but it holds none; add scans"
@@ -49,7 +51,7 @@ def find_source(folder: str | Path, layout: str = "auto") -> Source:
     return source
 
 
-def _detect(folder: Path) -> str:
+def detect(folder: Path) -> str:
     """The layout that `folder` looks like. Raises UserError where it looks like none."""
     if (folder / "dataset.json").is_file():
         fields = read_dataset_json(folder)
@@ -78,16 +80,18 @@ def _detect(folder: Path) -> str:
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:
     """Check that each name is used once and can name a file: outputs are named after the case."""
     seen: dict[str, Case] = {}
+    faults = Faults()
     for case in cases:
         if not names_a_file(case.name):
-            raise UserError(
+            faults.add(
                 f"{folder}: expected a case name without slash or leading dot, got {case.name!r}; "
                 "rename it"
             )
         if case.name in seen:
             first, second = seen[case.name].images[0].name, case.images[0].name
-            raise UserError(
+            faults.add(
                 f"{folder}: expected one case named '{case.name}', got two ({first}, {second}); "
                 "rename one"
             )
         seen[case.name] = case
+    faults.tell()

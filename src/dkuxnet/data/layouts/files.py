@@ -2,15 +2,23 @@
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
-from dkuxnet.core.documents import read_json
-from dkuxnet.core.errors import UserError
-from dkuxnet.data.formats import FORMATS, longest_suffix, stem, suffix
+from dkuxnet.core.documents import MAX_BYTES, names_a_file, read_json, read_text
+from dkuxnet.core.errors import DataWarning, Faults, UserError
+from dkuxnet.data.checks import same_name
+from dkuxnet.data.formats import READABLE, VOXEL_FILES, longest_suffix, stem, suffix
 
 MAX_LABEL = 2**31 - 1
+MAX_NAMED = 20
+# Files that nobody takes for a scan, by their endings, and folders that have a part of their own
+DOCUMENTS = {".json", ".txt", ".md", ".csv", ".tsv", ".xlsx", ".xls", ".pdf", ".xml", ".html"}
+DOCUMENTS |= {".yaml", ".yml", ".toml", ".log", ".list", ".py", ".ipynb", ".sh", ".bib", ".docx"}
+PARTS = {"images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUn"}
 Form = TypeVar("Form", dict[str, Any], list[Any], str)
 
 
@@ -21,20 +29,89 @@ def images_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    files = (path for path in folder.iterdir() if longest_suffix(path.name, FORMATS))
+    files = (path for path in folder.iterdir() if longest_suffix(path.name, READABLE))
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
 
 
 def labels_of(names: Collection[str], folder: Path) -> dict[str, Path]:
-    """The label maps in `folder` by the name of their scan, which must be one of `names`."""
-    labels = by_stem(images_in(folder))
-    for name, path in labels.items():
-        if name not in names:
-            raise UserError(
+    """The label maps in `folder` by the name of their scan, which must be one of `names`.
+
+    Raises UserError for every one without a scan, and for every other file that has the name of a
+    case and no label map beside it: the case would be taken for unlabelled. All else that is left
+    out gets a DataWarning.
+    """
+    faults, files = Faults(), images_in(folder)
+    scans = {normalize("NFC", name): name for name in names}
+    labels = {}
+    for name, path in by_stem(files).items():
+        if name in scans:
+            labels[scans[name]] = path
+        else:
+            faults.add(
                 f"{path}: expected a scan of the same name, '{name}', but found "
                 f"{short_list(names)}; add or rename it"
             )
+    check_label_files(folder, files, set(names) - set(labels), faults)
+    faults.tell()
     return labels
+
+
+def check_label_files(
+    folder: Path, read: Collection[Path], unlabelled: Collection[str], faults: Faults, why: str = ""
+) -> None:
+    """Note each file of a folder of labels that is not `read` but named after an unlabelled case.
+
+    Warn of the others that are not read; why: as for `warn_left_out`.
+    """
+    missed = set()
+    for path in left_out(folder, read):
+        name = normalize("NFC", path.name)
+        if case := next((c for c in unlabelled if name.startswith(f"{c}.")), None):
+            missed.add(path)
+            faults.add(
+                f"{path}: this has the name of case '{case}', which would be without a label, but "
+                f"it is not read: {why or _readable()}; convert it, or take it away"
+            )
+    warn_left_out(folder, {*read, *missed}, why)
+
+
+def left_out(folder: Path, used: Collection[Path | None]) -> list[Path]:
+    """The files of `folder` that are none of `used`, sorted; and its subfolders that hold scans.
+
+    Documents, hidden files and the voxels that belong to a header are none of them.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    headers = {path.name.lower() for path in paths}
+    has_mhd = any(name.endswith(".mhd") for name in headers)  # whose voxels may have any name
+
+    def accounted_for(path: Path) -> bool:
+        ending = path.suffix.lower()
+        header = VOXEL_FILES.get(ending)
+        return (
+            path.name.startswith(".")
+            or path in used
+            or ending in DOCUMENTS
+            or (header == ".mhd" and has_mhd)
+            or (header is not None and f"{path.stem.lower()}{header}" in headers)
+            or (path.is_dir() and (path.name in PARTS or not images_in(path)))
+        )
+
+    return [path for path in paths if not accounted_for(path)]
+
+
+def warn_left_out(folder: Path, used: Collection[Path | None], why: str = "") -> None:
+    """Name in a DataWarning all that `left_out` finds; why: these are, where not by the format."""
+    if names := [f"{p.name}/" if p.is_dir() else p.name for p in left_out(folder, used)]:
+        what = "1 file is" if len(names) == 1 else f"{len(names)} files are"
+        warnings.warn(
+            f"{folder}: {what} left out: {short_list(names, MAX_NAMED)}; {why or _readable()}",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+def _readable() -> str:
+    return f"scans end with {', '.join(READABLE)}"
 
 
 def by_stem(files: Iterable[Path]) -> dict[str, Path]:
@@ -43,14 +120,16 @@ def by_stem(files: Iterable[Path]) -> dict[str, Path]:
     Raises UserError where two files (a.nii.gz, a.nrrd) come to one name.
     """
     found: dict[str, Path] = {}
+    faults = Faults()
     for path in files:
         name = stem(path)
         if name in found:
-            raise UserError(
+            faults.add(
                 f"{path.parent}: expected one file named '{name}', got {found[name].name} and "
                 f"{path.name}; remove one"
             )
         found[name] = path
+    faults.tell()
     return found
 
 
@@ -68,6 +147,19 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
             f"{path}: expected a JSON object, but it is a {type(fields).__name__}; repair the file"
         )
     return fields
+
+
+def case_list(path: Path) -> list[str]:
+    """The names in a list file, one a line. Raises UserError where they cannot name a case."""
+    try:
+        lines = [normalize("NFC", line.strip()) for line in read_text(path, MAX_BYTES).splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected a list of case names, but it cannot be read ({error}); repair it"
+        ) from error
+    if wrong := next((line for line in lines if line and not names_a_file(line)), None):
+        raise UserError(f"{path}: expected names of folders, one a line, got {wrong!r}; correct it")
+    return [line for line in lines if line]
 
 
 def channels_and_labels(
@@ -159,7 +251,7 @@ def listed_file(folder: Path, case: str, entry: Any) -> Path:
             "into it"
         )
     suffix(relative)
-    path = folder / relative
+    path = same_name(folder / relative)
     if not os.path.isfile(path):
         raise UserError(
             f"{where}: expected the file {path}, but there is none; add it or take it off the list"
