@@ -2,7 +2,8 @@
 
     python measurements/tables.py docs/measured/la_mini_16.csv --labelled 16 --reference dual-mutual
 
-A file is what `dkuxnet benchmark` writes as cases.csv, of one network; several are joined, as where
+A file is what `dkuxnet benchmark` writes as cases.csv, of one network (with a line for each class,
+or for each case as before there was a column for it); several are joined, as where
 the seeds of a grid were made on different days. Prints each arm's mean and standard deviation over
 seeds, its gain in Dice over `supervised` with its interval over cases and seeds, and the p of
 Wilcoxon's test against the reference with Holm's correction. An arm of other seeds than
@@ -18,8 +19,9 @@ import numpy as np
 
 from dkuxnet.benchmark.grid import BOUND
 from dkuxnet.benchmark.significance import against_reference, gain, spread
-from dkuxnet.benchmark.text import NOTHING, plain, show_gain, show_p, show_spread, table_lines
-from dkuxnet.evaluation.metrics import DICE, SHOWN
+from dkuxnet.benchmark.text import plain, show_gain, show_p, show_spread, table_lines
+from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
+from dkuxnet.evaluation.statistics import known_mean
 
 OTHERS = [metric.title for metric in SHOWN if metric is not DICE]
 HEADINGS = ("arm", DICE.title, "by seed", *OTHERS, "gain in Dice", "p (Holm)")
@@ -50,18 +52,19 @@ def read(files: Iterable[Path]) -> dict[str, Runs]:
     Raises ValueError for several networks, a run that stands twice or lacks a case.
     """
     networks: set[str] = set()
-    rows: dict[tuple[str, str, int], dict[str, list[float]]] = {}
+    rows: dict[tuple[str, str, int], dict[str, dict[str, list[float]]]] = {}
     for file in files:
         with file.open(newline="", encoding="utf-8") as content:
             for row in csv.DictReader(content):
                 networks.add(row["network"])
                 run = rows.setdefault((row["labelled"], row["arm"], int(row["seed"])), {})
-                if row["case"] in run:
+                classes = run.setdefault(row["case"], {})
+                if row.get("class", "") in classes:
                     raise ValueError(
                         f"{file}: {row['arm']} with {row['labelled']} labelled, seed "
                         f"{row['seed']}, stands twice"
                     )
-                run[row["case"]] = [float(row[key]) for key in KEYS]
+                classes[row.get("class", "")] = [float(row[key] or "nan") for key in KEYS]
     if len(networks) > 1:
         raise ValueError(
             f"these runs are of several networks, {' and '.join(sorted(networks))}: give those of "
@@ -74,7 +77,7 @@ def read(files: Iterable[Path]) -> dict[str, Runs]:
             raise ValueError(
                 f"{arm} with {labelled} labelled, seed {seed}, has {len(run)} of {len(cases)} cases"
             )
-        columns = np.array([run[case] for case in cases]).T
+        columns = np.array([known_mean(np.array([*run[c].values()]), axis=0) for c in cases]).T
         found.setdefault(labelled, {}).setdefault(arm, {})[seed] = dict(
             zip(KEYS, columns, strict=True)
         )
@@ -111,7 +114,9 @@ def table(found: dict[str, Runs], labelled: str, reference: str) -> list[str]:
 
 def _figures(runs: dict[int, dict[str, np.ndarray]]) -> Iterator[str]:
     for metric in SHOWN:
-        yield plain(show_spread(metric, *spread([run[metric.key].mean() for run in runs.values()])))
+        yield plain(
+            show_spread(metric, *spread([known_mean(run[metric.key], 0) for run in runs.values()]))
+        )
         if metric is DICE:
             yield ", ".join(
                 DICE.show(run["dice"].mean(), compared=True).removeprefix("0")

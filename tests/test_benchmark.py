@@ -197,35 +197,25 @@ def test_every_run_is_made_and_the_tables_hold_its_figures(finished):
     assert not (finished / "out" / "failed").exists()
 
 
-def test_cases_csv_holds_every_case_of_every_finished_run(finished):
-    """Against the runs' own tables, which have a row for each class: the phantom's two are
-    averaged.
-    """
+def test_cases_csv_holds_every_class_and_case_of_every_finished_run(finished):
     with (finished / "out" / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    found = {
-        (row["arm"], row["network"], row["labelled"], row["seed"], row["case"]): float(
-            row["asd_mm"]
-        )
-        for row in rows
-    }
-    expected = {}
+    keys = ("arm", "network", "labelled", "seed", "case", "class")
+    figures = ("dice", "asd_mm", "n_ref", "pred_ml")
+    found = {tuple(row[key] for key in keys): row for row in rows}
+    expected = 0
     for run in RUNS:
         arm, network, labelled, seed = run.split("_")
-        with (finished / "out" / "runs" / run / "evaluation" / "cases.csv").open(
-            newline=""
-        ) as file:
+        names = (arm, network, labelled.removeprefix("n"), seed.removeprefix("seed"))
+        path = finished / "out" / "runs" / run / "evaluation" / "cases.csv"
+        with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                key = (
-                    arm,
-                    network,
-                    labelled.removeprefix("n"),
-                    seed.removeprefix("seed"),
-                    row["case"],
+                here = found[*names, row["case"], row["class"]]
+                assert [float(here[f] or "nan") for f in figures] == pytest.approx(
+                    [float(row[f] or "nan") for f in figures], nan_ok=True
                 )
-                expected.setdefault(key, []).append(float(row["asd_mm"]))
-    assert {len(values) for values in expected.values()} == {2} and len(rows) == 6
-    assert found == pytest.approx({key: sum(values) / 2 for key, values in expected.items()})
+                expected += 1
+    assert len(rows) == expected == 12
 
 
 def test_finished_runs_are_not_made_again_and_a_grid_may_grow_and_shrink(copied, prepared):

@@ -4,6 +4,9 @@ command line.
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -12,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from dkuxnet.cli import commands as cli
+from dkuxnet.cli import console
 from dkuxnet.cli.commands import catalogue
 from dkuxnet.core.config import presets
 from dkuxnet.data.formats import FORMATS
 from dkuxnet.data.layouts import LAYOUTS
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
+from tiny import UXNET
 
 COMMANDS = (
     *("prepare", "train", "predict", "serve", "export", "evaluate", "report", "benchmark"),
@@ -184,7 +189,9 @@ MISTAKES = {
     "prepare SCANS FULL": ["exists already"],
     "prepare SCANS FILE/deep": ["cannot write there"],
     "prepare SCANS NEW --layout nnunett": ["unknown layout 'nnunett'; did you mean 'nnunet'"],
-    "prepare SCANS NEW --spacing-mm 0": ["--spacing-mm must be a number above 0, got 0.0"],
+    "prepare SCANS NEW --spacing-mm 0": [
+        "--spacing-mm must be a number above 0, or three with commas between them, got 0.0"
+    ],
     "train NEW/none NEW": ["is not a prepared data set; run dkuxnet prepare"],
     f"{TRAIN} --method supervized": ["unknown method 'supervized'; did you mean 'supervised'?"],
     f"{TRAIN} --network uxnet-tini": ["unknown network 'uxnet-tini'; did you mean 'uxnet-tiny'?"],
@@ -192,7 +199,10 @@ MISTAKES = {
     f"{TRAIN} --set method.rampp=3": ["unknown setting in method.supervised: 'rampp'"],
     f"{TRAIN} --set train.steps": ["--set expects key=value", "train.steps"],
     f"{TRAIN} --set train.lr=fast": ["setting train.lr", "'fast'"],
-    f"{TRAIN} --set train.patch=[16,16,17]": ["train.patch", "multiple of 16"],
+    f"{TRAIN} --set train.patch=[16,16,17]": [
+        "train.patch",
+        "must be multiples of [4, 4, 4], got [16, 16, 17]; [16, 16, 20]",
+    ],
     f"{TRAIN} --config BROKEN": ["broken.toml: not a TOML file"],
     f"{TRAIN} --config WRONG": ["unknown setting 'train.stepz'"],
     f"{TRAIN} --config NEW/none.toml": ["none.toml: cannot read the settings"],
@@ -283,11 +293,12 @@ def test_the_installed_command_reports_a_mistake_likewise(tmp_path):
         ("train", "Missing argument"),
         ("train a b --stepz 3", "--stepz"),
         ("train a b --steps many", "'--steps'"),
-        ("train a b --resume --steps 3", "--resume takes the settings of the run"),
+        ("train a b --resume --seed 3", "--resume takes the settings of the run"),
         ("train a b --resume --preset demo", "--resume takes the settings of the run"),
         ("prepare a", "Missing argument"),
         ("prepare a b --processes 0", "--processes"),
         ("prepare a b --spacing-mm wide", "'--spacing-mm'"),
+        ("prepare a b --spacing-mm 1,wide,3", "expected a number, or three: 1.5,1.5,10"),
         ("predict a b", "--output"),
         ("predict a --output c", "Missing argument"),
         ("predict a b --output c --margin-mm wide", "'--margin-mm'"),
@@ -353,6 +364,81 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["n_cases"] == 5
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 5 * 2
     assert (run / "report.html").is_file()
+
+
+def printed(said: str, begin: str) -> list[list[str]]:
+    """The commands on the lines that begin so, as words."""
+    lines = [line.removeprefix(begin) for line in said.splitlines() if line.startswith(begin)]
+    return [shlex.split(line.removeprefix("dkuxnet ")) for line in lines]
+
+
+TEST_OF_THREE = {"train": [f"phantom_00{i}" for i in (0, 1, 3, 4)], "test": ["phantom_002"]}
+
+
+@pytest.mark.parametrize(
+    "labels, options",
+    [
+        (3, []),
+        (3, ["--test-cases", "1"]),
+        (3, ["--split", "the split.json"]),
+        (5, []),
+        (5, ["--test-cases", "2"]),
+    ],
+)
+def test_every_next_step_that_is_printed_runs(
+    dkuxnet, scans, tmp_path, monkeypatch, labels, options
+):
+    """Prepare, train, stop, go on, report and predict, each as the one before says."""
+    from dkuxnet.training import experiment, loop
+    from dkuxnet.training.job import new_job
+
+    monkeypatch.chdir(tmp_path)
+    source = shutil.copytree(scans, tmp_path / "my scans")
+    for path in [*(source / "labelsHidden").iterdir()][: labels - 3]:
+        shutil.copy(path, source / "labelsTr")
+    (tmp_path / "the split.json").write_text(json.dumps(TEST_OF_THREE))
+    _, out, _ = dkuxnet("prepare", source, "a set", *options)
+    [order] = printed(out, "next: ")
+    run = order[2]
+    made = [f"{key}={json.dumps(value)}" for key, value in (UXNET | {"train.steps": 2}).items()]
+    tiny = [word for each in made for word in ("--set", each)]
+    with monkeypatch.context() as patched:
+        trainings = []
+        patched.setattr(
+            experiment,
+            "run_training",
+            lambda prepared, run, settings, *rest: trainings.append(new_job(prepared, settings)),
+        )
+        patched.setattr(console, "show_trained", lambda *shown: None)
+        assert dkuxnet(*order)[0] == 0
+    [job] = trainings
+    assert job.split.unlabelled and len(job.split.test) == (
+        0 if not options else int(options[1]) if options[1].isdigit() else 1
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "any_rank", lambda asked, device: True)  # as by Ctrl-C
+        code, _, err = dkuxnet(*order, *tiny)
+    assert code == 130, err
+    [again] = printed(err, "Go on with: ")
+    code, out, err = dkuxnet(*again)
+    assert (code, err) == (0, "")
+    report, predict = printed(out, "next: ")
+    place = predict.index("SCANS")
+    predict[place : place + 1] = [str(source / "imagesTr" / "phantom_000_0000.nii.gz")]
+    for step in (report, predict):
+        code, _, err = dkuxnet(*step)
+        assert (code, err) == (0, ""), step
+    assert (tmp_path / run / "report.html").is_file()
+
+
+def test_the_demonstration_ends_with_commands_that_there_are(dkuxnet, prepared, tmp_path, capsys):
+    counts = {"test_cases": 1, "labelled": 1, "unlabelled": 1, "train_seconds": 1.0}
+    console.show_demo(counts | {"folder": tmp_path, "summary": {}, "files": {}})
+    orders = printed(capsys.readouterr().out, "  dkuxnet ")
+    assert [order[0] for order in orders] == ["prepare", "train", "predict", "report"]
+    for order in orders:
+        code, _, err = dkuxnet(*order)
+        assert code == 1 and re.fullmatch("error: .*(scans|SCANS|prepared|runs/first).*\n", err)
 
 
 def test_a_log_of_plain_ascii_takes_any_name(scans, tmp_path):

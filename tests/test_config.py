@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dkuxnet.core.config import Settings, load_settings, parse_override, presets, validate
+from dkuxnet.core.config import (
+    MEANT,
+    OTHERS_NAMES,
+    Settings,
+    flatten,
+    load_settings,
+    parse_override,
+    presets,
+    validate,
+)
 from dkuxnet.core.errors import UserError
 
 
@@ -75,6 +84,16 @@ def test_later_sources_win(tmp_path):
             {"train": {"step": 1}},
             ["unknown setting 'train.step'", "did you mean 'train.steps'", "train.lr"],
         ),
+        *(
+            (values, [f"did you mean '{meant}'?"])
+            for meant, values in (
+                ("train.lr", {"train": {"learning_rate": 1}}),
+                ("train.lr", {"learning-rate": 1}),
+                ("train.steps", {"train": {"epochs": 1}}),
+                ("train.labelled_batch", {"train": {"batch_size": 1}}),
+                ("data.workers", {"train": {"num_workers": 1}}),
+            )
+        ),
         (
             {"augment": {"weak": {"nois": 1}}},
             ["'augment.weak.nois'", "did you mean 'augment.weak.noise'"],
@@ -101,7 +120,9 @@ def test_an_unknown_key_is_refused_with_the_near_match(values, parts):
         ({"train": {"steps": 2.5}}, ["train.steps", "2.5"]),
         ({"train": {"optimiser": "adam"}}, ["train.optimiser", "adamw", "'adam'"]),
         ({"train": {"patch": [16, 16]}}, ["train.patch"]),
-        ({"train": {"patch": [16, 24, 16]}}, ["train.patch", "multiple of 16", "[16, 24, 16]"]),
+        ({"train": {"patch": [16, 24, 0]}}, ["train.patch", "greater than or equal to 1"]),
+        ({"network": {"strides": [[2, 2, 2]]}}, ["network.strides"]),
+        ({"network": {"strides": [[2, 2, 3]] * 4}}, ["network.strides", "3"]),
         ({"train": 3}, ["train", "3"]),
         ({"data": {"labelled": 0}}, ["data.labelled", "0"]),
         ({"data": {"foreground_share": 1.5}}, ["data.foreground_share", "1.5"]),
@@ -114,6 +135,12 @@ def test_a_wrong_value_is_refused_by_its_name(values, parts):
     message = refusal(values)
     for part in parts:
         assert part in message
+
+
+def test_the_names_of_others_stand_for_settings_that_there_are():
+    settings = dict(flatten(Settings().model_dump()))
+    assert settings.keys() >= OTHERS_NAMES.keys()
+    assert not {f"train.{name}" for name in MEANT} & settings.keys()
 
 
 def test_options_of_method_and_network_pass_for_them_to_judge():

@@ -2,18 +2,19 @@
 
 import csv
 import json
+import math
 import os
 import warnings
 
 import numpy as np
 import pytest
 
+from dkuxnet.cli.console import show_evaluation
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.formats import write
 from dkuxnet.evaluation.evaluate import (
     COLUMNS,
-    FOREGROUND_MEAN,
     KEYS,
     Evaluation,
     Score,
@@ -21,6 +22,7 @@ from dkuxnet.evaluation.evaluate import (
     evaluate_pair,
 )
 from dkuxnet.evaluation.metrics import SHOWN
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, statistics
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -67,9 +69,11 @@ def test_rows_of_a_pair_by_hand():
     )
     assert (organ.case, organ.class_name, organ.value) == ("a", "organ", 1)
     assert (organ.dice, organ.jaccard) == (pytest.approx(2 / 3), 0.5)
-    assert [*organ[9:]] == [96, 0, 96, 288, 96, 192]
+    assert [*organ[9:15]] == [96, 0, 96, 288, 96, 192]
+    assert (organ.pred_ml, organ.ref_ml) == pytest.approx((0.576, 1.152))  # 6 mm3 a voxel
+    assert math.isnan(organ.confidence)
     assert [tumour.dice, *tumour[5:9]] == [0, 2, 2, 2, 2]
-    assert [*tumour[9:]] == [0, 48, 48, 384, 48, 48]
+    assert [*tumour[9:15]] == [0, 48, 48, 384, 48, 48]
 
 
 def test_a_row_has_a_column_for_every_metric_and_count():
@@ -141,6 +145,7 @@ def test_one_case_has_no_spread(folders, tmp_path):
         "mean": pytest.approx(2 / 3),
         "std": None,
         "ci95": None,
+        "cases": 1,
     }
     assert evaluation.notes == ["2 of 3 labelled cases have no prediction"]
     evaluation.write_json(tmp_path / "summary.json")
@@ -162,6 +167,7 @@ def test_json_has_the_keys_of_nnunet(folders, tmp_path):
     assert first["metrics"].keys() == {"1", "2"}
     keys = {"Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref"}
     keys |= {"HD95_mm", "ASD_mm", "HD95_voxels", "ASD_voxels"}
+    keys |= {"pred_ml", "ref_ml", "confidence"}
     assert (
         first["metrics"]["1"].keys()
         == summary["mean"]["2"].keys()
@@ -214,9 +220,9 @@ def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
     save(predictions / "a.nii.gz", label_map(0, 0))
     evaluation = evaluate_folders(predictions, labels)
     assert evaluation.rows[0].hd95_mm == pytest.approx(np.linalg.norm([10, 16, 18]))
-    assert [note.split(" in ")[0] for note in evaluation.notes] == [
-        "'organ' is empty",
-        "'tumour' is empty",
+    assert evaluation.notes == [
+        "missed where it is: 'organ' in 1 of 3, 'tumour' in 1 of 3 scans; that is Dice 0, and the "
+        "scan's diagonal in the place of a distance"
     ]
 
 
@@ -342,3 +348,91 @@ def test_no_class_at_all_is_refused(folders):
 def test_label_map_that_is_not_one_is_refused(folders):
     describe(folders[0], {"background": 0, "whole": [1, 2]})
     refused(folders, "dataset.json")
+
+
+# --- a class that is not there ---
+
+
+def test_a_class_in_neither_label_nor_prediction_enters_no_mean(folders, tmp_path):
+    predictions, labels = folders
+    for case in "bc":
+        save(labels / f"{case}.nii.gz", label_map(4, 0))
+        save(predictions / f"{case}.nii.gz", label_map(2, 0))
+    evaluation = evaluate_folders(predictions, labels)
+    summary = evaluation.summary()
+    assert (summary["tumour"]["dice"].mean, summary["tumour"]["dice"].cases) == (0, 1)
+    means = [(2 / 3 + 0) / 2, 2 / 3, 2 / 3]  # of the classes of each case
+    assert summary[FOREGROUND_MEAN]["dice"].mean == pytest.approx(np.mean(means))
+    assert evaluation.found()["tumour"].to_json() == {
+        "scans": 3, "present": 1, "missed": 0, "false_alarms": 0, "false_alarm_ml": 0,
+    }  # fmt: skip
+    [note] = evaluation.notes
+    assert note.startswith("not in every scan: 'tumour' in 1 of 3;")
+    evaluation.write_json(tmp_path / "summary.json")
+    text = (tmp_path / "summary.json").read_text()
+    stored = json.loads(text, parse_constant=pytest.fail)
+    assert stored["metric_per_case"][1]["metrics"]["2"]["Dice"] is None
+    assert stored["mean"]["2"]["Dice"] == 0 and stored["found"]["tumour"]["present"] == 1
+    assert stored["foreground_mean"]["Dice"] == pytest.approx((2 / 3 + 0) / 2)  # nnU-Net's
+    evaluation.write_csv(tmp_path / "cases.csv")
+    with (tmp_path / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [rows[3][key] for key in ("dice", "hd95_mm", "n_ref", "confidence")] == ["", "", "0", ""]
+
+
+def test_four_empty_label_maps_are_no_success(folders, tmp_path):
+    predictions, labels = folders
+    for case in "abc":
+        for folder in folders:
+            save(folder / f"{case}.nii.gz", label_map(0, 0))
+    evaluation = evaluate_folders(predictions, labels)
+    assert {s.mean for each in evaluation.summary().values() for s in each.values()} == {None}
+    assert evaluation.notes == ["no label has any foreground: there is nothing that could be found"]
+    evaluation.write_json(tmp_path / "summary.json")
+    stored = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert stored["foreground_mean"]["Dice"] is None
+
+
+def test_a_false_alarm_is_counted_with_its_volume(folders):
+    predictions, labels = folders
+    save(labels / "a.nii.gz", label_map(4, 0))
+    evaluation = evaluate_folders(predictions, labels)
+    found = evaluation.found()["tumour"]
+    assert (found.present, found.missed, found.false_alarms) == (2, 0, 1)
+    assert found.false_alarm_ml == pytest.approx(48 * 6 / 1000)
+    assert evaluation.rows[1].dice == 0
+    assert "'tumour' in 1 of 1 (0.29 ml) scans" in evaluation.notes[-1]
+
+
+def test_what_is_missed_everywhere_has_no_distance(folders):
+    for case in "abc":
+        save(folders[0] / f"{case}.nii.gz", label_map(4, 0))
+    evaluation = evaluate_folders(*folders)
+    tumour = evaluation.summary()["tumour"]
+    assert (tumour["dice"].mean, tumour["hd95_mm"].mean, tumour["asd_mm"].mean) == (0, None, None)
+    assert evaluation.found()["tumour"].missed == 3
+    assert evaluation.summary()[FOREGROUND_MEAN]["hd95_mm"].mean > 0
+
+
+def test_statistics_of_columns_with_different_cases_are_those_of_each_alone():
+    values = np.random.default_rng(0).uniform(size=(8, 5))
+    values[2:5, 1], values[:, 2], values[1:, 3] = np.nan, np.nan, np.nan
+    together = statistics(values)
+    for column, found in enumerate(together):
+        known = values[np.isfinite(values[:, column]), column]
+        assert found == statistics(known[:, np.newaxis])[0]
+    assert [found.cases for found in together] == [8, 5, 0, 1, 8]
+
+
+def test_thirty_classes_are_a_dozen_rows_on_the_console(capsys):
+    rows = [
+        Score(case, f"class {k}", k, k / 40, *[0.5] * 5, 1, 1, 1, 1, 2, 2, 1.0, 1.0)
+        for case in ("a", "b")
+        for k in range(1, 34)
+    ]
+    show_evaluation(Evaluation(rows, dict.fromkeys("ab", ("", ""))))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 60 and sum("class " in line for line in lines) <= 13
+    assert any("class 1 " in line for line in lines)
+    assert not any("class 30" in line for line in lines)
+    assert "The 12 classes with the lowest Dice of 33" in " ".join(lines)

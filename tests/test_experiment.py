@@ -3,6 +3,7 @@ used without its data.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,22 +14,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, data_warnings
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet, write_array
 from dkuxnet.evaluation.evaluate import evaluate_folders
+from dkuxnet.machine.devices import choose_device
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import forget_peak_memory
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.dual_mutual import DualMutual
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.predictor import load_predictor
-from dkuxnet.training import experiment
+from dkuxnet.prediction.windows import GridPrediction
+from dkuxnet.report.words import tell
+from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
-from dkuxnet.training.job import resumed_job
+from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
+from dkuxnet.training.optimiser import learning_rate
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
 TINY = DK_UXNET | {
@@ -233,6 +240,60 @@ def test_a_run_predicts_as_it_was_evaluated(scans, prepared, tmp_path):
     assert abs(groups.array.astype(int).sum(axis=0) - 255).max() <= 2  # a distribution, rounded
 
 
+def split_with_validation(prepared, tmp_path):
+    names = PreparedSet(prepared).names
+    path = tmp_path / "with_validation.json"
+    lists = {"train": names[:3], "validation": [names[3]], "test": [names[4]]}
+    path.write_text(json.dumps(lists))
+    return path
+
+
+def test_what_validation_chose_is_what_evaluation_prediction_and_exports_take(
+    scans, prepared, tmp_path, monkeypatch
+):
+    run, scores = tmp_path / "run", iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(experiment, "validation_dice", lambda *job: next(scores))
+    split = str(split_with_validation(prepared, tmp_path))
+    steps = {"train__steps": 30, "train__validate_every": 10, "train__lr": 0.01}
+    manifest = run_training(prepared, run, settings(data__split=split, **steps))
+    assert not same(weights(run, "best"), weights(run)) and manifest.weights == "best"
+    [name] = manifest.split.test
+    scan = scans / "imagesTr" / f"{name}_0000.nii.gz"
+    of = {None: [], "best": [], "final": []}
+    for chosen in of:
+        [written] = predict_scans(run, [scan], tmp_path / f"out {chosen}", weights=chosen)
+        of[chosen] = formats.read(written, "label").array
+    theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label").array
+    assert np.array_equal(of[None], of["best"]) and np.array_equal(of[None], theirs)
+    assert not np.array_equal(of[None], of["final"])
+    assert "chose the weights" in " ".join(tell(settings(), manifest, 30, True))
+    folder = RunFolder(run)
+    assert folder.choose_weights() == "best" and folder.choose_weights("final") == "final"
+    (run / "final.safetensors").unlink()  # as before the training has ended
+    with pytest.raises(UserError, match="`final` comes at the end of a training"):
+        load_predictor(run)
+
+
+def test_a_run_without_validation_is_its_final_weights(prepared, tmp_path):
+    run = tmp_path / "run"
+    assert run_training(prepared, run, settings(train__steps=1)).weights == "final"
+    shutil.copy(run / "final.safetensors", run / "best.safetensors")  # a stray file says nothing
+    assert RunFolder(run).choose_weights() == "final"
+
+
+@pytest.mark.parametrize("largest, expected", [(False, 0.8), (True, 1.0)])
+def test_validation_scores_what_would_be_predicted(prepared, monkeypatch, largest, expected):
+    job = new_job(prepared, settings(data__validation_cases=1, infer__largest_component=largest))
+    truth = np.zeros((8, 8, 8), np.int64)
+    truth[2:4, 2:4, 2:4], truth[5:7, 5:7, 5:7] = 1, 2
+    found = truth.copy()
+    found[0, 0, 0:4] = found[7, 0, 0:4] = 1, 1, 2, 2  # stray voxels
+    prob = np.eye(3)[found].transpose(3, 0, 1, 2)
+    monkeypatch.setattr(scoring, "sliding_window", lambda *window: GridPrediction(prob))
+    monkeypatch.setattr(job.validation, "array", lambda name, kind: truth)
+    assert scoring.validation_dice(torch.nn.Identity(), job) == pytest.approx(expected)
+
+
 def split_with_test(prepared, tmp_path):
     names = PreparedSet(prepared).names
     path = tmp_path / "with_test.json"
@@ -310,6 +371,83 @@ def test_a_run_that_fails_before_it_saves_leaves_no_folder(prepared, tmp_path):
 def test_sizes_that_no_network_can_have_are_one_clear_line(prepared, tmp_path, option, value):
     with pytest.raises(UserError, match=r"network.*dk-uxnet-tiny"):
         run_training(prepared, tmp_path / "run", settings(**{f"network__{option}": value}))
+
+
+def test_a_run_goes_on_to_more_steps_with_their_learning_rate(prepared, tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    run_training(prepared, run, settings(data__labelled=2, train__steps=4))
+    with pytest.raises(UserError, match="has done 4 steps: --steps 3 leaves none"):
+        run_training(prepared, run, settings(), resume=True, steps=3)
+    bits, shown = (run / "final.safetensors").read_bytes(), (run / "settings.json").read_bytes()
+    with data_warnings() as told:  # the same number changes nothing
+        run_training(prepared, run, settings(), resume=True, steps=4)
+    assert not told and (run / "final.safetensors").read_bytes() == bits
+    assert (run / "settings.json").read_bytes() == shown
+    with data_warnings() as told:
+        manifest = run_training(prepared, run, settings(), resume=True, steps=8)
+    assert manifest.steps_done == 8 and manifest.planned_steps == (4, 8)
+    expected = learning_rate(4, settings(train__steps=8).train)
+    assert told == [
+        "the learning rate falls over 8 steps instead of 4 now: from step 4 on it is "
+        f"{expected:.3g} instead of 0"
+    ]
+    run_training(prepared, whole, settings(data__labelled=2, train__steps=8))
+    rates = [[row["lr"] for row in RunFolder(each).metrics()[-2:]] for each in (run, whole)]
+    assert rates[0] == rates[1] and not same(weights(run), weights(whole))
+    assert RunFolder(run).settings.train.steps == 8
+    edited = json.loads((run / "settings.json").read_text("utf-8"))
+    edited["train"]["steps"] = 9
+    (run / "settings.json").write_text(json.dumps(edited), "utf-8")
+    with pytest.raises(
+        UserError, match=r"has 9 steps, but the run is one of 8; .*--resume --steps"
+    ):
+        run_training(prepared, run, settings(), resume=True)
+    manifest = run_training(prepared, run, settings(), resume=True, steps=9)
+    assert manifest.planned_steps == (4, 8, 9)
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        ({}, "dual-mutual learns from unlabelled scans, and there is none: .*--labelled N"),
+        (
+            {"data__labelled": 2, "train__unlabelled_batch": 0},
+            "and train.unlabelled_batch is 0: .*leave that setting out",
+        ),
+        ({"data__labelled": 2}, None),
+        ({"method__name": "supervised"}, None),
+    ],
+)
+def test_a_method_that_gets_no_unlabelled_scan_says_so(prepared, tmp_path, chosen, said):
+    split = str(split_with_validation(prepared, tmp_path))  # all its cases have labels
+    with data_warnings() as told:
+        run_training(
+            prepared, tmp_path / "run", settings(data__split=split, train__steps=1, **chosen)
+        )
+    assert [bool(re.search(said or "", line)) for line in told] == [True] * bool(said), told
+
+
+def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):
+    """Its first start had refused the folder of another run; the second would change that."""
+    run, mine = tmp_path / "run", settings(train__steps=2)
+    run_training(prepared, run, mine)
+    with pytest.raises(UserError, match="exists already and is a finished run; choose another"):
+        check_begun_here(run, mine)
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    del manifest["steps_done"]
+    (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    check_begun_here(run, mine)
+    with pytest.raises(UserError, match="exists already and is a run of other settings"):
+        check_begun_here(run, settings(train__steps=3))
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", ""])
+def test_a_device_that_is_not_here_is_a_short_line(name):
+    if name == "mps" and torch.backends.mps.is_available():
+        return
+    with pytest.raises(UserError, match="not available here; try auto or cpu") as told:
+        choose_device(name)
+    assert len(str(told.value)) < 200
 
 
 def test_a_damaged_manifest_and_unknown_weights_are_one_clear_line(prepared, tmp_path):

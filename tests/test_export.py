@@ -170,7 +170,7 @@ def test_predictors_that_are_more_than_a_network_are_traced(method, monkeypatch)
         }
     )
     predictor = build_method(settings, SHAPE, "").predictor().eval()
-    graph = PatchModel(predictor, 1, PATCH, probabilities=True).traced()
+    graph = PatchModel(predictor, SHAPE, PATCH, probabilities=True).traced()
     image = torch.randn(3, 1, 48, 32, 16)
     assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-5
     monkeypatch.setattr(predicting, "applies", lambda x: False)

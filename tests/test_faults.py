@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from dkuxnet.machine.devices import telling_out_of_memory
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.runs import checkpoints
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training import advice
+from dkuxnet.training import advice, experiment
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.loop import Interrupted
 from small_disk import mounted
@@ -260,7 +261,7 @@ def test_a_folder_that_is_no_run_is_not_to_be_resumed(prepared, tmp_path, there)
 
 
 def test_a_patch_that_no_memory_holds_is_told_with_one_that_fits(prepared, tmp_path):
-    """A real allocation fails; the advice is taken at its word and measured."""
+    """Before the first step; the advice is taken at its word and measured."""
     with pytest.raises(UserError) as told:
         run_training(prepared, tmp_path / "run", settings(train__patch=[8192, 8192, 8192]))
     line = str(told.value)
@@ -299,6 +300,29 @@ except UserError as error:
 """
 
 
+def test_a_patch_that_the_system_would_kill_for_is_told_before_a_case_is_read(
+    prepared, tmp_path, monkeypatch
+):
+    """A folder that an earlier one left, killed for such a patch, blocks neither way."""
+    run, huge = tmp_path / "run", settings(train__patch=[1024] * 3)
+    monkeypatch.setattr(experiment, "batches", lambda *job: pytest.fail("a step was prepared"))
+    with pytest.raises(UserError, match=r"out of memory: a step on .* needs about"):
+        run_training(prepared, run, huge)
+    assert not run.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "check_step_fits", lambda *asked: None)
+        patched.setattr(RunFolder, "discard_unless_saved", lambda folder: None)  # as by SIGKILL
+        patched.setattr(experiment, "batches", Mock(side_effect=UserError("killed")))
+        with pytest.raises(UserError, match="killed"):
+            run_training(prepared, run, huge)
+    with pytest.raises(UserError, match="nothing is saved in it yet: it can be deleted"):
+        run_training(prepared, run, settings())
+    with pytest.raises(
+        UserError, match=r"out of memory: .*; a run keeps its settings: begin a new"
+    ):
+        run_training(prepared, run, huge, resume=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
 def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, tmp_path):
@@ -332,16 +356,16 @@ def test_what_a_step_needs_is_measured(prepared, tmp_path):
     """
     seen = []
 
-    def look(method, job, free):
+    def look(method, job, free, resume):
         seen.append(advice.step_bytes_per_voxel(method, job, 0))
-        return advice.memory_advice(method, job, free)
+        return advice.check_step_fits(method, job, free, resume)
 
     for batch in (2, 6):
         with (
             pytest.MonkeyPatch.context() as patched,
             pytest.raises(UserError, match="out of memory: a step"),
         ):
-            patched.setattr("dkuxnet.training.experiment.memory_advice", look)
+            patched.setattr("dkuxnet.training.experiment.check_step_fits", look)
             run_training(
                 prepared,
                 tmp_path / "run",

@@ -59,6 +59,15 @@ def test_the_runs_of_a_grid_seed_by_seed_with_the_bound_added(tmp_path):
     ]
 
 
+def test_each_seed_can_draw_its_own_labelled_cases(tmp_path):
+    text = GOOD.replace("seeds =", "draw_labelled = true\nseeds =")
+    for run in wanted_runs(read_grid(write(tmp_path, text)), "dk-uxnet"):
+        expected = None if run.labelled is None else run.seed
+        assert run.settings.data.labelled_seed == expected
+    with pytest.raises(UserError, match=r"data\.labelled_seed.*move it to draw_labelled"):
+        read_grid(write(tmp_path, GOOD.replace("[settings]", "[settings]\ndata.labelled_seed = 1")))
+
+
 def test_one_recipe_for_all_and_options_for_their_arm(tmp_path):
     runs = wanted_runs(read_grid(write(tmp_path, GOOD)), "dk-uxnet")
     for run in runs:

@@ -116,17 +116,23 @@ def test_the_foreground_is_found_once_and_by_no_one_who_may_not_open_the_label(t
     label = data.array("a", "label")
     places = np.stack(np.unravel_index(data.foreground("a"), label.shape), axis=1)
     np.testing.assert_array_equal(places, np.argwhere(label))
+    of_classes = data.class_voxels("a")
+    for k, found in enumerate(of_classes, 1):
+        np.testing.assert_array_equal(found, np.flatnonzero(label == k))
     (data.folder / "cases" / "a.label.b2nd").unlink()
     assert len(data.foreground("a")) == len(places)
-    with pytest.raises(UserError, match="closed here"):
-        data.only(image=["a"]).foreground("a")
+    assert all(map(np.array_equal, data.class_voxels("a"), of_classes))
+    for find in (PreparedSet.foreground, PreparedSet.class_voxels):
+        with pytest.raises(UserError, match="closed here"):
+            find(data.only(image=["a"]), "a")
 
 
+@pytest.mark.parametrize("class_first", [False, True])
 @pytest.mark.parametrize("cache_gib", [0, 1])
-def test_a_patch_is_where_the_published_draws_say(folder, cache_gib):
-    """The draws that runs of earlier versions made: a resumed one goes on with these."""
+def test_a_patch_is_where_the_published_draws_say(folder, cache_gib, class_first):
+    """Not class first are the draws of earlier versions' runs: a resumed one goes on with these."""
     data, size, batch = PreparedSet(folder, cache_gib), (3, 5, 4), 2
-    stream = PatchStream(data, list(SHAPES), size, batch, 7, True, 0.5)
+    stream = PatchStream(data, list(SHAPES), size, batch, 7, True, 0.5, class_first)
     for step in (0, 1, 6, 2, 11):
         images, labels = stream.at(step)
         for i in range(batch):
@@ -142,7 +148,8 @@ def test_a_patch_is_where_the_published_draws_say(folder, cache_gib):
             )
             start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
             if rng.random() < 0.5:
-                foreground = np.argwhere(label)
+                of_class = 1 + rng.integers(2) if class_first else None  # both are in every case
+                foreground = np.argwhere(label == of_class if of_class else label)
                 centre = foreground[rng.integers(len(foreground))]
                 start = [
                     int(np.clip(c - s // 2, 0, n - s))

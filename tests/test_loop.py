@@ -21,6 +21,7 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.loop import (
     Interrupted,
+    NotFinite,
     finite_means,
     learning_rate,
     make_optimiser,
@@ -188,7 +189,7 @@ def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, broken):
                 else fit + (weight - weight.detach()).sqrt()
             }
 
-    states = {}
+    states, taken = {}, []
     for name, method in (("broken", Broken), ("sound", Fit)):
         settings = TrainSettings(
             steps=4, log_every=4, warm_up_steps=0, poly=0, average=0.5, clip=1e3, on_nan="skip"
@@ -201,15 +202,58 @@ def test_a_step_that_is_not_finite_can_be_left_out(tmp_path, broken):
                 states[name].step = 3
                 continue
             [batch] = batches(step, step + 1)
-            train_step(states[name], batch, settings, CPU, torch.float32)
+            losses, _ = train_step(states[name], batch, settings, CPU, torch.float32)
             states[name].step += 1
+            taken += [losses["fit"].item()] if name == "broken" and step != 2 else []
+    torch.manual_seed(0)
     whole = make_state(Broken([Line()], Method.Options(), None), settings)
     train(whole, batches(0, 4), settings, run, CPU)
     [row] = [row for row in run.metrics() if "loss" in row]
-    assert row["skipped"] == 0.25 and math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+    assert row["skipped"] == 0.25 and math.isfinite(row["grad_norm"])
+    assert row["loss"] == row["fit"] == pytest.approx(sum(taken) / 3), "over the steps taken"
     for part in ("method", "average"):
         ours, theirs = (getattr(states[name], part).parameters() for name in ("broken", "sound"))
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "steps", "at", "said"),
+    [
+        (lambda step: True, 3, 2, "3 steps in a row"),
+        (lambda step: step >= 7, 90, 56, "50 steps in a row"),
+        (lambda step: step >= 7 and step % 4 == 0, 600, 404, "100 of the last 500 steps"),
+        (lambda step: step % 6 == 0, 600, None, ""),  # 17 %: some go on
+    ],
+)
+def test_a_training_that_leaves_out_too_much_ends_and_says_so(tmp_path, bad, steps, at, said):
+    class Broken(Fit):
+        def losses(self, batch, step):
+            losses = super().losses(batch, step)
+            return losses | ({"fit": losses["fit"] * float("nan")} if bad(step) else {})
+
+    settings = TrainSettings(steps=steps, log_every=5, on_nan="skip", save_every=1000)
+
+    def go_on(state, run, first: int) -> None:
+        train(state, batches(first, steps), settings, run, CPU)
+
+    run, state = (
+        run_folder(tmp_path / "run"),
+        make_state(Broken([Line()], Method.Options(), None), settings),
+    )
+    if at is None:
+        go_on(state, run, 0)
+        return
+    with pytest.raises(NotFinite, match=f"^{said} were .* at step {at} fit nan, grad_norm nan; "):
+        go_on(state, run, 0)
+    assert all("loss" not in row for row in run.metrics() if row["skipped"] == 1)
+    if steps > 3:  # what was left out is counted over a resume too
+        state = make_state(Broken([Line()], Method.Options(), None), settings)
+        part = settings.model_copy(update={"steps": at - 3})
+        train(state, batches(0, at - 3), part, run, CPU)
+        again = make_state(Broken([Line()], Method.Options(), None), settings)
+        again.restore(run.load_checkpoint())
+        with pytest.raises(NotFinite, match=f"at step {at} "):
+            go_on(again, run, at - 3)
 
 
 def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):

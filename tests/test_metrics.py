@@ -5,7 +5,7 @@ import pytest
 from medpy.metric import binary as medpy
 from scipy.ndimage import gaussian_filter
 
-from dkuxnet.evaluation.metrics import dice, jaccard, segmentation_metrics
+from dkuxnet.evaluation.metrics import METRICS, dice, jaccard, segmentation_metrics
 
 SPACING_MM = (0.5, 1.25, 3.0)
 
@@ -158,12 +158,11 @@ def test_integer_masks_are_as_boolean_ones():
     )
 
 
-def test_both_empty_is_perfect():
+def test_both_empty_has_no_figure():
     empty = np.zeros((4, 5, 6), bool)
-    assert (dice(empty, empty), jaccard(empty, empty)) == (1, 1)
-    figures = segmentation_metrics(empty, empty, SPACING_MM)
-    assert (figures["dice"], figures["jaccard"]) == (1, 1)
-    assert [figures[k] for k in ("hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")] == [0, 0, 0, 0]
+    assert np.isnan([dice(empty, empty), jaccard(empty, empty)]).all()
+    assert np.isnan([*segmentation_metrics(empty, empty, SPACING_MM).values()]).all()
+    assert {metric.show(float("nan")) for metric in METRICS} == {"–"}
 
 
 @pytest.mark.parametrize("empty_is", ["prediction", "truth"])

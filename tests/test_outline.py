@@ -22,23 +22,27 @@ def radius_of(organ: torch.Tensor) -> torch.Tensor:
     return ((organ > 0.5).sum(dim=(1, 2, 3, 4)) * 3 / (4 * np.pi)) ** (1 / 3)
 
 
-def moved(organ: torch.Tensor, outwards: list[float], share: float) -> torch.Tensor:
-    return warp(organ, outline_displacement(organ, torch.tensor(outwards), share))
+def moved(
+    organ: torch.Tensor, outwards: list[float], share: float, edges=(1, 1, 1)
+) -> torch.Tensor:
+    return warp(organ, outline_displacement(organ, torch.tensor(outwards), share, edges))
 
 
 @pytest.mark.parametrize("axis", [2, 3, 4])
 @pytest.mark.parametrize("outwards", [1.0, 0.5, -1.0])
-def test_a_flat_outline_moves_by_most_of_the_displacement(axis, outwards):
+@pytest.mark.parametrize("edges", [(1, 1, 1), (1, 1, 2)], ids=["cubes", "slices"])
+def test_a_flat_outline_moves_by_most_of_the_displacement(axis, outwards, edges):
     """The outline m voxels on reads from m voxels back: m = 2 exp(-m^2 / (2 sigma^2)), sigma 3,
-    solved by hand.
+    solved by hand; it is as far in mm where voxels are long.
     """
     organ = torch.zeros(1, 1, 30, 30, 30)
     organ.narrow(axis, 0, 15).fill_(1)
-    line = moved(organ, [outwards], 2 / (13500 * 3 / 4 / np.pi) ** (1 / 3)).mean(
-        dim=[n for n in (2, 3, 4) if n != axis]
-    )[0, 0]
+    share = 2 / (13500 * edges[2] * 3 / 4 / np.pi) ** (1 / 3)
+    line = moved(organ, [outwards], share, edges).mean(dim=[n for n in (2, 3, 4) if n != axis])[
+        0, 0
+    ]
     expected = {1.0: 1.70, 0.5: 0.95, -1.0: -1.70}[outwards]
-    assert line.sum() - 15 == pytest.approx(expected, abs=0.1)
+    assert (line.sum() - 15) * edges[axis - 2] == pytest.approx(expected, abs=0.11)
 
 
 def test_every_patch_moves_by_its_own_amount():

@@ -286,6 +286,41 @@ def test_the_foreground_share_is_a_share_and_other_patches_come_from_everywhere(
     ).all()
 
 
+@pytest.fixture
+def lesion_beside_organ(tmp_path) -> Path:
+    """Two cases with a large organ; in one of them a lesion of 8 voxels, far from it."""
+    write_set(tmp_path / "p", {"a": (40, 40, 40), "b": (40, 40, 40)})
+    for name in "ab":
+        label = np.zeros((40, 40, 40), np.uint8)
+        label[:20] = 1
+        if name == "a":
+            label[36:38, 20:22, 20:22] = 2
+        write_array(tmp_path / "p" / "cases" / f"{name}.label.b2nd", label)
+    return tmp_path / "p"
+
+
+def test_every_class_of_a_case_is_in_the_middle_of_as_many_foreground_patches(lesion_beside_organ):
+    def shares(name: str, share: float, class_first: bool = True) -> list[float]:
+        patches = stream(
+            lesion_beside_organ, cases=name, batch=1, foreground_share=share, cache_gib=1
+        )
+        patches.class_first = class_first
+        labels = [patches.at(step)[1] for step in range(400)]
+        return [np.mean([(label == k).any() for label in labels]) for k in (1, 2)]
+
+    organ, lesion = shares("a", 1.0)
+    assert 0.44 < organ < 0.56 and 0.44 < lesion < 0.56  # by voxels the lesion has 0.0003
+    assert 0.2 < shares("a", 0.5)[1] < 0.3
+    assert shares("a", 1.0, class_first=False)[1] == 0
+    assert shares("b", 1.0) == [1.0, 0.0]
+
+
+def test_of_a_single_class_the_patches_are_those_of_earlier_versions(lesion_beside_organ):
+    streams = [stream(lesion_beside_organ, cases="b", foreground_share=0.7) for _ in range(2)]
+    streams[0].class_first = False
+    assert same(*([each.at(step) for step in range(20)] for each in streams))
+
+
 def test_the_unlabelled_stream_opens_no_label(tmp_path):
     write_set(tmp_path / "p")
     expected = [stream(tmp_path / "p", with_label=False).at(step)[0] for step in range(5)]

@@ -11,20 +11,40 @@ from dkuxnet.data import network_grid, plan
 
 
 @pytest.mark.parametrize(
-    "size, voxels, expected",
+    "size, voxels, divisor, expected",
     [
-        ((48, 35.6, 22), 131072, [48, 32, 16]),  # the left atrium at 2.5 mm
-        ((9, 17, 33), 131072, [16, 16, 32]),
-        ((31, 32, 33), 131072, [32, 32, 32]),  # a voxel short of a block counts as the block
-        ((500, 500, 100), 96**3, [96, 96, 96]),
-        ((1e12, 3, 3), 131072, [512, 16, 16]),
+        ((48, 35.6, 22), 131072, (16, 16, 16), [48, 32, 16]),  # the left atrium at 2.5 mm
+        ((9, 17, 33), 131072, (16, 16, 16), [16, 16, 32]),
+        # a voxel short of a block counts as the block
+        ((31, 32, 33), 131072, (16, 16, 16), [32, 32, 32]),
+        ((500, 500, 100), 96**3, (16, 16, 16), [96, 96, 96]),
+        ((1e12, 3, 3), 131072, (16, 16, 16), [512, 16, 16]),
+        ((216, 256, 9), 131072, (16, 16, 2), [128, 128, 8]),  # cine MR of 10 mm slices
+        ((500, 500, 3), 2**20, (16, 16, 1), [496, 496, 3]),
+        ((40, 40, 30), 16 * 16 * 20, (16, 16, 2), [16, 16, 20]),
     ],
 )
-def test_patches_fit_into_the_case_and_the_memory(size, voxels, expected):
-    patch = plan.plan_patch(size, voxels)
-    assert (
-        list(patch) == expected and math.prod(patch) <= voxels and all(n % 16 == 0 for n in patch)
-    )
+def test_patches_fit_into_the_case_and_the_memory(size, voxels, divisor, expected):
+    patch = plan.plan_patch(size, voxels, divisor)
+    assert list(patch) == expected and math.prod(patch) <= voxels
+    assert all(n % d == 0 for n, d in zip(patch, divisor, strict=True))
+
+
+@pytest.mark.parametrize(
+    "size, spacing_mm, expected",
+    [
+        ((128, 128, 128), (1, 1, 1), [(2, 2, 2)] * 4),
+        ((128, 128, 128), (1, 1, 1.9), [(2, 2, 2)] * 4),
+        # 3, 6, then 12 mm in the plane before 10 mm slices are less than twice as long
+        ((216, 256, 9), (1.5, 1.5, 10), [(2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 1)]),
+        ((216, 256, 40), (1.5, 1.5, 10), [(2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)]),
+        ((40, 256, 256), (4, 1, 1), [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)]),
+        ((35, 50, 36), (1, 1, 1), [(2, 2, 2)] * 3 + [(1, 1, 1)]),  # no edge below 4 voxels
+        ((3, 3, 3), (1, 1, 1), [(1, 1, 1)] * 4),
+    ],
+)
+def test_an_axis_is_halved_while_its_voxels_are_short_and_many(size, spacing_mm, expected):
+    assert list(plan.plan_strides(size, spacing_mm)) == expected
 
 
 def test_z_score_is_of_each_scan_and_ct_of_the_data_set():

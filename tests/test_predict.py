@@ -412,6 +412,7 @@ def test_only_what_was_asked_for_is_written(run, tmp_path):
     predict_scans(run, [write(tmp_path / "in" / "case.nii.gz")], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "case.nii.gz",
+        "classes.csv",
         "dataset.json",
     ]
 
@@ -454,6 +455,7 @@ def test_a_bad_scan_is_named_and_leaves_no_map_while_all_others_are_done(run, tm
     assert failure.value.written == [tmp_path / "out" / f"{name}.nii.gz" for name in "bd"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "b.nii.gz",
+        "classes.csv",
         "d.nii.gz",
         "dataset.json",
     ]

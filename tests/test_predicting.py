@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.core.types import HALVINGS, Group, NetworkShape
 from dkuxnet.machine.devices import to_device
 from dkuxnet.models.networks.blocks import ResidualBlock, UpBlock, UXBlock
 from dkuxnet.models.networks.cpu import predicting
@@ -18,8 +18,8 @@ PARTS = {  # and the channels of what goes in; up to 8 channels out go by pairs
     "residual of a single channel": (lambda: ResidualBlock(1, 8), [1]),
     "residual, many channels": (lambda: ResidualBlock(3, 12), [3]),
     "ux": (lambda: UXBlock(5, layer_scale=0.7), [5]),
-    "up": (lambda: UpBlock(10, 6), [10, 6]),
-    "up, many channels": (lambda: UpBlock(4, 12), [4, 12]),
+    "up": (lambda: UpBlock(10, 6, (2, 2, 2)), [10, 6]),
+    "up, many channels": (lambda: UpBlock(4, 12, (2, 2, 2)), [4, 12]),
 }
 CPU = torch.device("cpu")
 
@@ -60,13 +60,18 @@ def test_each_part_predicts_what_torch_s_operations_do(name, shape):
     assert ours.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+SLICES = ((2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 1, 1))  # thick along z
+
+
 @pytest.mark.parametrize("make", [dk_uxnet_tiny, dk_uxnet_small])
+@pytest.mark.parametrize("strides", [HALVINGS, SLICES], ids=["halvings", "slices"])
 # for a single patch torch takes another algorithm
 @pytest.mark.parametrize("batch, channels", [(2, 1), (3, 2)])
-def test_a_network_predicts_what_torch_s_operations_do(make, batch, channels):
+def test_a_network_predicts_what_torch_s_operations_do(make, strides, batch, channels):
     torch.manual_seed(0)
-    network = to_device(make(NetworkShape(channels, 3, GROUPS), {"layer_scale": 0.5}), CPU).eval()
-    image = torch.randn(batch, channels, 32, 16, 48)
+    shape = NetworkShape(channels, 3, GROUPS, strides)
+    network = to_device(make(shape, {"layer_scale": 0.5}), CPU).eval()
+    image = torch.randn(batch, channels, 32, 16, 48 if strides == HALVINGS else 10)
     ours, its = both(network, [image])
     torch.testing.assert_close(
         ours.logits.softmax(dim=1), its.logits.softmax(dim=1).float(), rtol=0, atol=1e-5

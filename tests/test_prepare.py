@@ -414,7 +414,7 @@ def test_channels_on_different_grids_are_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("spacing_mm", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("spacing_mm", [0.0, -1.0, float("nan"), float("inf"), (1, 0, 1), (1, 2)])
 def test_a_spacing_must_be_a_number_above_zero(source, tmp_path, spacing_mm):
     assert "--spacing-mm must be a number above 0" in refused(
         source, tmp_path / "prepared", spacing_mm=spacing_mm
@@ -426,6 +426,12 @@ def test_a_spacing_that_no_memory_holds_is_refused_before_it_is_tried(source, tm
     assert "choose a coarser --spacing-mm" in refused(
         source, tmp_path / "prepared", spacing_mm=spacing_mm
     )
+
+
+def test_each_axis_can_have_a_spacing_of_its_own(source, tmp_path):
+    plan = prepare_scans(source, tmp_path / "prepared", spacing_mm=(0.5, 0.5, 2), processes=1).plan
+    assert plan.spacing_mm == (0.5, 0.5, 2.0)
+    assert plan.strides[0] == (2, 2, 1)
 
 
 def test_a_spacing_beyond_all_scans_is_refused_as_it_is_read_again_by_nobody(source, tmp_path):

@@ -4,6 +4,7 @@ hosts.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,23 @@ def test_torchrun_starts_a_training_again_after_a_kill_and_nothing_is_different(
     assert (broken / "evaluation" / "cases.csv").read_bytes() == (
         whole / "evaluation" / "cases.csv"
     ).read_bytes()
+
+
+def test_the_command_s_own_processes_tell_an_error_once_and_go_on_as_many(prepared, tmp_path):
+    """Without a traceback of whoever started them."""
+    order = [sys.executable, *training(prepared, tmp_path / "run", train__steps=10**6)]
+    done = subprocess.run(
+        [*order, "--devices", "2", "--labelled", "99"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert re.fullmatch(r"error: --labelled 99: the training pool has \d .*\n", done.stderr)
+    process = begin([*order, "--devices", "2"])
+    until(lambda: any((tmp_path / "run").glob("checkpoints/*-*.safetensors")), process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 130 and len(said) == 2 and said[0].startswith("stopped at step")
+    again = f"dkuxnet train {prepared} {tmp_path / 'run'} --resume --devices 2"
+    assert said[1] == f"Go on with: {again}"
 
 
 def test_what_one_process_runs_into_ends_all_and_says_which_and_why(prepared, tmp_path):

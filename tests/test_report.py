@@ -28,6 +28,7 @@ from dkuxnet.report import pictures, slices, volumes
 from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
 from dkuxnet.report.page import write_report
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
+from dkuxnet.report.results import read_results
 from dkuxnet.report.surfaces import draw_surfaces, surface_of, surfaces_of, view
 from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
 from dkuxnet.report.words import by, duration
@@ -606,3 +607,61 @@ def test_many_logged_steps_are_thinned_and_keep_their_ends():
 def test_shades_begin_with_the_colour_and_differ():
     found = shades(pictures.TRUTH, 4)
     assert found[0] == pictures.TRUTH and len(set(found)) == 4
+
+
+# --- classes that are not in every scan ---
+
+
+def change_summary(run: Path, change) -> None:
+    """change: gets a case's number and a class's value, gives new figures."""
+    path = run / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text("utf-8"))
+    for number, case in enumerate(summary["metric_per_case"]):
+        for value, figures in case["metrics"].items():
+            figures.update(change(number, value) or {})
+    write_json(path, summary)
+
+
+@pytest.mark.parametrize("stored", [None, 1.0], ids=["new", "old"])
+def test_a_class_that_is_nowhere_is_no_success_also_in_older_runs(tmp_path, stored):
+    run = make_run(tmp_path, {"a": 0, "b": 2}, classes=2, names=("organ", "tumour"))
+    keys = ("Dice", "IoU", "HD95_mm", "ASD_mm")
+    nowhere = dict.fromkeys(keys, stored) | {"n_pred": 0, "n_ref": 0}
+    change_summary(run, lambda case, value: nowhere if value == "20" else None)
+    results = read_results(run / "evaluation")
+    assert results.statistics["tumour"]["dice"].mean is None
+    assert results.statistics["foreground mean"]["dice"].mean == pytest.approx(
+        results.statistics["organ"]["dice"].mean
+    )
+    text = visible_text(read_page(run))
+    assert "tumour – – – – 0 of 2 – 0 of 2" in text
+    assert "in no label, so that nothing is known of it: 'tumour'" in text
+
+
+def test_four_empty_label_maps_are_no_mean_of_1(tmp_path):
+    run = make_run(tmp_path, {"a": 0, "b": 2}, classes=2, names=("organ", "tumour"))
+    change_summary(run, lambda *_: {"Dice": 1.0, "n_pred": 0, "n_ref": 0})
+    text = visible_text(read_page(run))
+    assert "– mean Dice, over the 0 of 2 scans that have any class" in text
+    assert "1.000" not in text and "no label has any foreground" in text
+    assert "was trained to outline" in text and "learned to outline" not in text
+
+
+def test_missed_false_alarms_and_doubt_are_told(tmp_path):
+    run = make_run(tmp_path, {"a": 0, "b": 2, "c": 1}, classes=2, names=("organ", "tumour"))
+    missed = {"Dice": 0.0, "IoU": 0.0, "HD95_mm": 113.6, "ASD_mm": 113.6, "n_pred": 0}
+    alarm = missed | {"n_pred": 9, "n_ref": 0, "pred_ml": 0.4}
+
+    def change(case, value):
+        if value == "10":
+            return {"confidence": 0.55 if case else 0.9}
+        return missed if case else alarm
+
+    change_summary(run, change)
+    text = visible_text(read_page(run))
+    assert "2 of 3 2 of 2 1 of 1 (0.4 ml)" in text, "tumour: in 2 scans, missed in both"
+    assert "tumour 0.000 ± 0.000 0.000 to 0.000 0.000 ± 0.000 0.000 to 0.000 – –" in text
+    assert "missed where it is: 'tumour' in 2 of 2 scans" in text
+    assert "false alarm with Dice 0: 'tumour' in 1 of 1 (0.4 ml) scans" in text
+    assert "the model is unsure of 'organ' in 2 scans (confidence below 0.7)" in text
+    assert "tumour false alarm 0.000" in text and "organ unsure" in text

@@ -4,6 +4,7 @@ what is warned of.
 
 import asyncio
 import functools
+import math
 import threading
 import time
 import zipfile
@@ -28,7 +29,7 @@ from dkuxnet.serve.headers import check_header, check_zip
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
 from dkuxnet.serve.reading import Reader, ReadScan, only_case, read_back, read_file
-from dkuxnet.serve.segmenting import Work, class_warnings, scan_warnings
+from dkuxnet.serve.segmenting import Work, class_warnings, doubts, scan_warnings
 from dkuxnet.serve.tasks import Task, TaskQueue
 from dkuxnet.serve.view import focus, view_path, view_step, write_views
 
@@ -304,15 +305,14 @@ def test_what_is_drawn_lies_on_the_scan(tmp_path, monkeypatch):
 def test_the_warnings_are_those_that_hold(tmp_path):
     indices = np.zeros((9, 9, 9), np.uint8)
     indices[3:6, 3:6, 3:6] = 1
-    sure, unsure = np.zeros((9, 9, 9)), np.ones((9, 9, 9))
     names = ["background", "organ"]
-    assert class_warnings(names, indices, sure) == []
-    assert class_warnings(names, indices, unsure) == [
-        "The model is unsure about 100% of organ. Look at the uncertainty layer."
+    assert class_warnings(names, indices) == []
+    assert doubts({"organ": 0.7}) == doubts({"organ": math.nan}) == []
+    assert doubts({"organ": 0.69, "tumour": 0.9}) == [
+        "The model is unsure of organ (confidence 0.69); 0.70 is the least. Look at the "
+        "uncertainty layer."
     ]
-    assert class_warnings([*names, "tumour"], indices, sure) == [
-        "No tumour was found in this scan."
-    ]
+    assert class_warnings([*names, "tumour"], indices) == ["No tumour was found in this scan."]
     for place in [
         np.s_[0, 4, 4],
         np.s_[8, 4, 4],
@@ -323,7 +323,7 @@ def test_the_warnings_are_those_that_hold(tmp_path):
     ]:
         at_edge = indices.copy()
         at_edge[place] = 1
-        assert "reaches the edge" in class_warnings(names, at_edge, sure)[0]
+        assert "reaches the edge" in class_warnings(names, at_edge)[0]
     scan = Volume(np.zeros((1, 9, 9, 9), np.float32), np.diag([1.0, 1, 5, 1]))
     formats.write(scan, tmp_path / "scan.h5")
     assert scan_warnings(True, scan, [2.5] * 3) == []

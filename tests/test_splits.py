@@ -29,6 +29,22 @@ def test_the_first_cases_keep_their_labels_in_the_order_of_the_data_set():
     assert make_split(cases, cases, labelled=2) == split(("d", "a"), ("c", "b"))
 
 
+def test_a_seed_draws_the_cases_that_keep_their_labels():
+    def drawn(labelled: int, seed: int, cases=CASES) -> tuple[str, ...]:
+        made = make_split(cases, CASES[:7], labelled, labelled_seed=seed)
+        assert set(made.labelled) | set(made.unlabelled) == set(cases)
+        assert list(made.labelled) == sorted(made.labelled, key=cases.index)
+        return made.labelled
+
+    assert drawn(3, 1) == tuple("acg"), "the same on every machine, for ever"
+    assert len({drawn(3, seed) for seed in range(20)}) > 10
+    for seed in range(5):
+        assert set(drawn(2, seed)) < set(drawn(5, seed))
+        assert set(drawn(3, seed, CASES[::-1])) == set(drawn(3, seed))
+    with pytest.raises(UserError, match="give both, or neither"):
+        make_split(CASES, CASES, labelled_seed=1)
+
+
 def test_all_labels_are_kept_where_no_number_is_given():
     assert make_split(CASES, "bdf") == split(tuple("bdf"), tuple("acegh"))
 

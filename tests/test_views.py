@@ -147,7 +147,8 @@ def turned(
     """
     fixed_draws(monkeypatch, angles, [scale], shift)
     image = marker(offset)
-    grid = augment.draw_grid(image, settings, generator(), spacing_mm)
+    edges = [float(s / min(spacing_mm)) for s in spacing_mm]
+    grid = augment.draw_grid(image, settings, generator(), edges)
     moved = torch.nn.functional.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
     return centre_of_mass(moved[0, 0]), moved.sum() / image.sum()
 
@@ -180,6 +181,41 @@ def test_a_rotation_is_of_the_body_where_voxels_are_no_cubes(monkeypatch):
     )  # a shear would change the length
     turn = np.arctan2(after[2], after[1]) - np.arctan2(before[2], before[1])
     assert abs(turn) == pytest.approx(np.radians(30), abs=0.05)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_thick_slices_are_turned_and_scaled_in_their_plane_alone(monkeypatch, axis):
+    edges = np.array([1.0, 1.0, 6.0])
+    offset = np.array([6.0, -4.0, 1.0])
+    settings = with_(STILL, rotation=30, scale=1.25, shift=3)
+    place, _ = turned(
+        monkeypatch, settings, np.eye(3)[axis].tolist(), offset=offset, spacing_mm=edges
+    )
+    assert place[2] == pytest.approx(1, abs=1e-3)
+    if axis < 2:
+        np.testing.assert_allclose(place, offset, atol=0.1)
+    else:
+        assert np.linalg.norm(place - offset) > 3
+    place, mass = turned(
+        monkeypatch, settings, scale=1.0, shift=[0, 0, 1.0], offset=offset, spacing_mm=edges
+    )
+    np.testing.assert_allclose(place, offset / (1.25, 1.25, 1) - (0, 0, 0.5), atol=0.1)
+    assert mass == pytest.approx(1.25**-2, rel=0.05)
+
+
+def test_smooth_fields_and_blurs_count_along_the_shortest_edge():
+    image, edges = patches()[0], (1.0, 1.0, 4.0)
+    still = augment.draw_grid(image, STILL, generator(), edges)
+    moved = augment.draw_grid(image, with_(STILL, elastic=3), generator(), edges)
+    voxels = (moved - still) * torch.tensor([n / 2 for n in SIZE[::-1]])
+    most = voxels.abs().amax(dim=(0, 1, 2, 3))  # along Z, Y, X
+    assert most[0] <= 3 / 4 and most[0] > 0.2 and (most[1:] > 1).all()
+    point = torch.zeros(1, 1, 17, 17, 17)
+    point[..., 8, 8, 8] = 1
+    blurred = gaussian_blur(point, torch.tensor([2.0]), 6, edges)[0, 0]
+    expected = [np.exp(-(d**2) / 8) for d in (1, 1, 4)]
+    neighbours = [blurred[9, 8, 8], blurred[8, 9, 8], blurred[8, 8, 9]]
+    np.testing.assert_allclose([n / blurred[8, 8, 8] for n in neighbours], expected, rtol=1e-5)
 
 
 def test_scale_and_shift_count_in_voxels(monkeypatch):

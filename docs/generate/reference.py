@@ -61,7 +61,7 @@ MEANINGS = {
     "outline": "how far the outline of a found organ moves at most, as a share of its radius",
     "predict": "which network answers",
     # options of networks
-    "widths": "channels of the encoder's stages, at strides 2, 4, 8, 16",
+    "widths": "channels of the encoder's stages",
     "depths": "blocks in each stage",
     "heads": "attention heads of a kMaX layer",
     "drop_rate": "stochastic depth: share of residual branches that are left out",

@@ -192,6 +192,10 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
         manifest, identity = RunFolder(folder).manifest, data_identity(job.data)
         there |= {key: getattr(manifest, key) for key in identity} | _lists(manifest.split)
         here |= identity | _lists(job.split)
+        if manifest.test is not None:
+            there["weights"] = manifest.weights or "final"
+            here["weights"] = "best" if job.split.validation else "final"
+        there["class_first"], here["class_first"] = manifest.class_first, job.class_first
         if manifest.arrays_sha256 is not None:  # older runs have none
             there["arrays_sha256"] = manifest.arrays_sha256
             here["arrays_sha256"] = arrays_sha256(job.data, job.split)

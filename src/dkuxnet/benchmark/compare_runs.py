@@ -99,7 +99,11 @@ def _in_order(run: Finished, cases: tuple[str, ...]) -> Finished:
     places = {case: place for place, case in enumerate(run.cases)}
     order = [places[case] for case in cases]
     figures = {key: values[order] for key, values in run.figures.items()}
-    return replace(run, cases=cases, figures=figures)
+    by_class = {
+        name: {key: values[order] for key, values in each.items()}
+        for name, each in run.by_class.items()
+    }
+    return replace(run, cases=cases, figures=figures, by_class=by_class)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -144,9 +148,12 @@ def _held_against_first(groups: list[dict[int, Finished]]) -> tuple[list[Arm], b
         better = None
         if name != reference:
             ours, theirs = dice[name], dice[reference]
-            apart = np.mean([ours[seed] - theirs[seed] for seed in ours if seed in theirs], axis=0)
-            better = int((apart > 0).sum())
-            row = replace(row, gain=gain(ours, theirs), test=tests[name])
+            apart = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            better = int((np.mean(apart, axis=0) > 0).sum()) if apart else 0
+            found, test = gain(ours, theirs), tests.get(name)
+            if found and test:
+                found = replace(found, p=test.p_holm)
+            row = replace(row, gain=found, test=test)
         arms.append(Arm(row, [*group.values()], better))
     return arms, same_seeds
 

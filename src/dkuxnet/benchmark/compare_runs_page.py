@@ -7,12 +7,12 @@ from statistics import median
 from typing import Any
 
 from dkuxnet.benchmark.compare_runs import Arm, RunsCompared, compare_runs
-from dkuxnet.benchmark.page import case_table
+from dkuxnet.benchmark.page import case_table, show_classes
 from dkuxnet.benchmark.picture import draw_runs
-from dkuxnet.benchmark.text import NOTHING, Cell, P, show_gain, show_metrics, show_p
+from dkuxnet.benchmark.text import Cell, P, show_gain, show_metrics, show_p
 from dkuxnet.benchmark.words import runs_headlines, runs_notes
 from dkuxnet.core.errors import UserError
-from dkuxnet.evaluation.metrics import SHOWN
+from dkuxnet.evaluation.metrics import NOTHING, SHOWN
 from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.pictures import data_uri, to_svg
 from dkuxnet.report.template import render
@@ -47,7 +47,7 @@ def write_runs_report(folders: Sequence[Path], output: Path | None = None) -> Pa
 def describe(compared: RunsCompared) -> dict[str, Any]:
     """All that the template shows, as text, tables and data URIs."""
     arms, rows = compared.arms, [arm.row for arm in compared.arms]
-    best = max(rows, key=lambda row: row.mean_dice)
+    best = max((row for row in rows if row.ranked), key=lambda row: row.mean_dice, default=None)
     runs = f"{sum(len(arm.runs) for arm in arms)} runs compared"
     cases = count(len(compared.cases), "test case")
     over_seeds = ", mean over seeds" if compared.same_seeds else ""
@@ -76,6 +76,8 @@ def describe(compared: RunsCompared) -> dict[str, Any]:
                     for arm in arms
                 ],
                 "seeds": [],
+                **show_classes(rows),
+                "counted": [],  # the answer above says it
             }
         ],
         "notes": runs_notes(compared),

@@ -1,12 +1,13 @@
 """What the runs of a benchmark say: means and spreads over seeds, gains, shares of the gap.
 
-A run's figure is the mean over its test cases of the mean over the foreground classes. Every
-comparison is between runs of one network, over the seeds that both sides have finished and the same
-test cases.
+A run's figure is the mean over its test cases of the mean over the foreground classes that label or
+prediction of the case have; a case without any has NaN, and counts nowhere. Every comparison is
+between runs of one network, over the seeds that both sides have finished and the same test cases.
 """
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,12 +27,15 @@ from dkuxnet.benchmark.significance import (
 )
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.schemas import Manifest
-from dkuxnet.evaluation.evaluate import foreground
+from dkuxnet.core.schemas import Found, Manifest
+from dkuxnet.evaluation.evaluate import csv_cell, foreground
+from dkuxnet.evaluation.found import count_found, together
 from dkuxnet.evaluation.metrics import METRICS, Array
+from dkuxnet.evaluation.statistics import known_mean, unmeasured
 from dkuxnet.runs.folder import RunFolder
 
 KEYS = tuple(metric.key for metric in METRICS)
+COUNTED = ("n_pred", "n_ref", "pred_ml", "ref_ml")  # of each class, beside KEYS
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Finished:
     """A finished run.
 
     cases: of the test list, in its order. figures: key of a metric -> (cases,), mean over classes.
+    by_class: class -> KEYS and COUNTED -> (cases,), NaN where a figure does not apply.
     """
 
     folder: Path
@@ -46,6 +51,15 @@ class Finished:
     train_seconds: float
     cases: tuple[str, ...]
     figures: dict[str, Array]
+    by_class: dict[str, dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """An arm's figures of one class. metrics: as of `Row`. found: counted over all seeds."""
+
+    metrics: dict[str, tuple[float, float | None]]
+    found: Found
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class Row:
     """An arm in a table: runs that differ in their seed alone.
 
     metrics: key -> (mean, standard deviation or None) over seeds, empty where no run is finished.
-    failed: seed -> what went wrong. cases: name -> Dice, mean over seeds. gain: in Dice over the
+    failed: seed -> what went wrong. cases: name -> Dice, mean over seeds.
+    classes: name -> the figures of that class. gain: in Dice over the
     bound with as many labels; gain_corrected: its interval holds for the best of all arms of the
     table that have one.
     """
@@ -67,6 +82,7 @@ class Row:
     minutes_by_seed: dict[int, float] = field(default_factory=dict)
     parameters: int | None = None
     cases: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, OfClass] = field(default_factory=dict)
     gain: Estimate | None = None
     gain_corrected: Estimate | None = None
     share: Share | None = None
@@ -74,8 +90,18 @@ class Row:
 
     @property
     def mean_dice(self) -> float:
-        """Over seeds and cases, where a run is finished."""
+        """Over seeds and cases, where a run is finished; NaN where it applies to no case."""
         return self.metrics["dice"][0]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether there is a Dice to rank it by."""
+        return bool(self.metrics) and not math.isnan(self.mean_dice)
+
+    @property
+    def found(self) -> Found:
+        """The counts of all classes together."""
+        return together([each.found for each in self.classes.values()])
 
 
 @dataclass(frozen=True)
@@ -169,15 +195,20 @@ def compare(
 
 
 def cases_csv(runs: Sequence[WantedRun], done: dict[str, Finished]) -> str:
-    """A line for each test case of those of `runs` that are in `done`."""
+    """A line for each test case and class of those of `runs` that are in `done`.
+
+    The cell of a figure that does not apply is empty.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["arm", "network", "labelled", "seed", "case", *KEYS])
+    table.writerow(["arm", "network", "labelled", "seed", "case", "class", *KEYS, *COUNTED])
     for run in runs:
         if finished := done.get(run.name):
             names = [run.arm, run.network, run.labelled or "all", run.seed]
-            columns = [finished.figures[key].tolist() for key in KEYS]
-            table.writerows([*names, *row] for row in zip(finished.cases, *columns, strict=True))
+            for place, case in enumerate(finished.cases):
+                for name, figures in finished.by_class.items():
+                    cells = [csv_cell(float(figures[key][place])) for key in (*KEYS, *COUNTED)]
+                    table.writerow([*names, case, name, *cells])
     return text.getvalue()
 
 
@@ -202,16 +233,18 @@ def read_run(folder: Path, remedy: str) -> Finished:
     Raises UserError with the `remedy`, which may name the run, where they are damaged.
     """
     manifest, path = RunFolder(folder).manifest, folder / "evaluation" / "cases.csv"
-    cases, by_case = manifest.split.test, dict[str, list[list[float]]]()
+    cases = manifest.split.test
+    by_case: dict[str, dict[str, list[float]]] = {}
     try:
         for row in csv.DictReader(io.StringIO(read_text(path, MAX_BYTES), newline="")):
-            by_case.setdefault(row["case"], []).append([float(row[key]) for key in KEYS])
-        classes = len(foreground(manifest.labels))
-        if by_case.keys() != set(cases) or {len(rows) for rows in by_case.values()} != {classes}:
+            by_case.setdefault(row["case"], {})[row["class"]] = _figures(row)
+        classes = list(next(iter(by_case.values()), {}))
+        every = {name: set(classes) for name in cases}
+        found = {name: set(figures) for name, figures in by_case.items()}
+        if found != every or len(classes) != len(foreground(manifest.labels)):
             raise ValueError("it does not hold every test case and class")
-        figures = np.array([by_case[case] for case in cases]).transpose(2, 0, 1)
-        if not np.isfinite(figures).all():
-            raise ValueError("a figure is not finite")
+        # (keys, cases, classes)
+        figures = np.array([[by_case[c][k] for k in classes] for c in cases]).transpose(2, 0, 1)
         if manifest.train_seconds is None:
             raise ValueError("the manifest has no train_seconds")
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
@@ -219,9 +252,32 @@ def read_run(folder: Path, remedy: str) -> Finished:
             f"{path}: damaged, or not what dkuxnet writes ({type(error).__name__}: {error}); "
             f"{remedy.format(name=folder.name)}"
         ) from error
-    means = np.ascontiguousarray(figures).mean(axis=2)
+    means = known_mean(figures[: len(KEYS)], axis=2)  # (KEYS, cases)
+    n_pred, n_ref = figures[len(KEYS)], figures[len(KEYS) + 1]
+    both = ((n_pred > 0) & (n_ref > 0)).any(axis=1)
+    means = unmeasured(means.T[:, np.newaxis], both[:, np.newaxis], METRICS)[:, 0].T
+    by_class = {
+        name: dict(zip((*KEYS, *COUNTED), figures[:, :, k], strict=True))
+        for k, name in enumerate(classes)
+    }
     by_key = dict(zip(KEYS, means, strict=True))
-    return Finished(folder, manifest, manifest.train_seconds, cases, by_key)
+    return Finished(folder, manifest, manifest.train_seconds, cases, by_key, by_class)
+
+
+def _figures(row: dict[str, str]) -> list[float]:
+    """KEYS, then COUNTED, of a line of cases.csv; raises KeyError, ValueError where it is damaged.
+
+    Files of earlier versions have no volumes, and call a class perfect that is in neither label nor
+    prediction.
+    """
+    counts = [float(row[key]) for key in ("n_pred", "n_ref")]
+    figures = [float(row[key] or "nan") for key in KEYS]
+    volumes = [float(row.get(key) or "nan") for key in ("pred_ml", "ref_ml")]
+    if not any(counts):
+        figures = [math.nan] * len(KEYS)
+    elif not np.isfinite([*figures, *counts]).all():
+        raise ValueError("a figure is not finite")
+    return [*figures, *counts, *volumes]
 
 
 def make_row(
@@ -241,13 +297,31 @@ def make_row(
         method,
         labelled,
         metrics={
-            key: spread(each.mean(axis=0 if over_cases else 1)) for key, each in figures.items()
+            key: spread(known_mean(each, axis=0 if over_cases else 1))
+            for key, each in figures.items()
         },
-        dice_by_seed={seed: float(run.figures["dice"].mean()) for seed, run in runs.items()},
+        dice_by_seed={seed: spread(run.figures["dice"])[0] for seed, run in runs.items()},
         minutes_by_seed={seed: run.train_seconds / 60 for seed, run in runs.items()},
         parameters=some.manifest.parameters,
-        cases=dict(zip(some.cases, figures["dice"].mean(axis=0).tolist(), strict=True)),
+        cases=dict(zip(some.cases, known_mean(figures["dice"], axis=0).tolist(), strict=True)),
+        classes={
+            name: _of_class([run.by_class[name] for run in runs.values()], name, over_cases)
+            for name in some.by_class
+        },
     )
+
+
+def _of_class(seeds: Sequence[dict[str, Array]], name: str, over_cases: bool) -> OfClass:
+    """seeds: KEYS and COUNTED -> (cases,) of each."""
+    found, columns = [], []
+    for each in seeds:
+        n_pred, n_ref, ml = (each[key][:, np.newaxis] for key in ("n_pred", "n_ref", "pred_ml"))
+        found.append(count_found([name], n_pred, n_ref, ml)[name])
+        figures = np.stack([each[key] for key in KEYS], axis=1)[:, np.newaxis]
+        columns.append(unmeasured(figures, (n_pred > 0) & (n_ref > 0), METRICS)[:, 0])
+    means = known_mean(np.array(columns), axis=0 if over_cases else 1)  # (cases or seeds, KEYS)
+    spreads = {key: spread(means[:, k]) for k, key in enumerate(KEYS)}
+    return OfClass(spreads, together(found))
 
 
 def _table(

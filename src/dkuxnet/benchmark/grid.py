@@ -26,6 +26,7 @@ OWNED = {
     "method": "[methods.ARM]",
     "network.name": "networks",
     "data.labelled": "labelled",
+    "data.labelled_seed": "draw_labelled",
     "train.seed": "seeds",
 }
 
@@ -36,7 +37,8 @@ class GridFile(Section):
     Each of `methods` is an arm: `method` (a key of METHODS; the arm's name where left out) and that
     method's options. networks: keys of NETWORKS, None for the preset's or the plan's. settings:
     dotted keys over the preset, the same for every run. reference: the arm that the others are
-    tested against.
+    tested against. draw_labelled: each seed also draws which cases keep their label, so that the
+    spread over seeds is that over subsets too; else the first ones do.
     """
 
     prepared: Path | None = None
@@ -45,6 +47,7 @@ class GridFile(Section):
     networks: list[str] | None = None
     labelled: list[PositiveInt]
     seeds: list[NonNegativeInt]
+    draw_labelled: bool = False
     reference: str = BOUND
     settings: dict[str, Any] = Field({})
     methods: dict[str, dict[str, Any]]
@@ -129,6 +132,8 @@ def _of_one_seed(grid: Grid, network: str | None, advised: str, seed: int) -> It
     of_counts = ((arm, count) for count in grid.labelled for arm in grid.methods)
     for arm, count in ((BOUND, None), *of_counts):
         chosen = grid.settings | {"data.labelled": count, "train.seed": seed}
+        if grid.draw_labelled and count is not None:
+            chosen["data.labelled_seed"] = seed
         if network is not None:
             chosen["network.name"] = network
         for key, value in grid.methods[arm].items():

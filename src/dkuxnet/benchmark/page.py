@@ -4,6 +4,7 @@ What stands here serves two pages: that of a benchmark, and that of several runs
 (`compare_runs_page`).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -11,13 +12,22 @@ from typing import Any
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.picture import draw_comparison
-from dkuxnet.benchmark.text import GAIN, HEADINGS, MINUTES, cells, seeds_of
-from dkuxnet.benchmark.words import facts, headlines, label, notes, title
+from dkuxnet.benchmark.text import (
+    CLASS_HEADINGS,
+    GAIN,
+    HEADINGS,
+    MINUTES,
+    cells,
+    class_cells,
+    seeds_of,
+)
+from dkuxnet.benchmark.words import counted, facts, headlines, label, notes, title
 from dkuxnet.evaluation.metrics import DICE, SHOWN
 from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.pictures import data_uri, to_svg
 from dkuxnet.report.template import render
 
+MOST_OPEN = 24  # rows of a table by class that the page shows without a click
 BETTER = {metric.title: metric.better for metric in SHOWN}
 BETTER |= {GAIN: "over supervised", MINUTES: "a training"}
 
@@ -85,7 +95,7 @@ def tiles(comparison: Comparison) -> list[tuple[str, str]]:
 
 def show_table(table: Table, seeds: int) -> dict[str, Any]:
     """The rows; the arm with the highest Dice and the bound are marked."""
-    done = [row for row in table.rows if row.metrics]
+    done = [row for row in table.rows if row.ranked]
     best = max(done, key=lambda row: row.mean_dice, default=None)
     rows = []
     for row in table.all_rows:
@@ -95,7 +105,19 @@ def show_table(table: Table, seeds: int) -> dict[str, Any]:
         mark = "bound" if row is table.bound else "best" if row is best else ""
         rows.append({"cells": shown, "mark": mark})
     by_seed = [(label(row), seeds_of(row)) for row in table.all_rows]
-    return {"title": title(table), "rows": rows, "seeds": by_seed}
+    return {"title": title(table), "rows": rows, "seeds": by_seed} | show_classes(table.all_rows)
+
+
+def show_classes(rows: Sequence[Row]) -> dict[str, Any]:
+    """The table by class, what was missed, and whether it is too long to be open."""
+    cells = class_cells(rows)
+    headings = [(heading, BETTER.get(heading, "")) for heading in CLASS_HEADINGS]
+    return {
+        "class_headings": headings,
+        "classes": cells,
+        "open": len(cells) <= MOST_OPEN,
+        "counted": counted(rows),
+    }
 
 
 def case_table(title: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -107,17 +129,22 @@ def case_table(title: str, rows: Sequence[Row]) -> dict[str, Any]:
     arms = [row for row in rows if row.labelled is not None]
     lines = []
     for case in arms[0].cases:
-        dice = [row.cases[case] for row in arms]
+        known = [row.cases[case] for row in arms if not math.isnan(row.cases[case])]
+        best = max(known, default=math.nan)
         shown = [
-            (DICE.show(row.cases[case]), row.labelled is not None and row.cases[case] == max(dice))
+            (DICE.show(row.cases[case]), row.labelled is not None and row.cases[case] == best)
             for row in rows
         ]
-        lines.append((median(dice), case, shown))
+        lines.append((median(known) if known else math.inf, case, shown))  # without any: last
     return {
         "title": title,
         "arms": [label(row) for row in rows],
         "lines": [
-            {"case": case, "median": DICE.show(middle), "cells": shown}
+            {
+                "case": case,
+                "median": DICE.show(None if math.isinf(middle) else middle),
+                "cells": shown,
+            }
             for middle, case, shown in sorted(lines, key=lambda line: line[:2])
         ],
     }

@@ -30,11 +30,11 @@ def draw_comparison(comparison: Comparison) -> Figure | None:
     by_network: dict[str, list[Table]] = {}
     for table in comparison.tables:
         by_network.setdefault(table.network, []).append(table)
-    if not any(row.metrics for table in comparison.tables for row in table.all_rows):
+    if not any(row.ranked for table in comparison.tables for row in table.all_rows):
         return None
     single = len(comparison.labelled) == 1
     arms = [row.arm for row in comparison.tables[0].rows]
-    height = 0.9 + 0.34 * len(arms) if single else max(3.6, 0.9 + 0.24 * len(arms))
+    height = 1.2 + 0.34 * len(arms) if single else max(3.6, 0.9 + 0.24 * len(arms))
     figure = Figure(figsize=(WIDTH_IN, height * len(by_network)), layout="constrained")
     panels = figure.subplots(len(by_network), 1, squeeze=False)[:, 0]
     for axes, (network, tables) in zip(panels, by_network.items(), strict=True):
@@ -57,12 +57,12 @@ def _draw_lines(axes: Axes, tables: list[Table], arms: list[str]) -> None:
         for place, table in enumerate(tables):
             row = next(row for row in table.rows if row.arm == arm)
             _dots(axes, row, number, place + shift)
-            if row.metrics:
+            if row.ranked:
                 points.append((place + shift, row.mean_dice))
         x, y = zip(*points, strict=True) if points else ((), ())
         axes.plot(x, y, **_look(number), linewidth=1.3, markersize=7, label=plain(arm))
     bound = tables[0].bound
-    if bound.metrics:
+    if bound.ranked:
         axes.axhline(bound.mean_dice, label=plain(label(bound)), **BOUND)
     axes.set(
         xticks=range(len(tables)),
@@ -78,18 +78,16 @@ def _draw_lines(axes: Axes, tables: list[Table], arms: list[str]) -> None:
 def _draw_rows(axes: Axes, table: Table, arms: list[str]) -> None:
     for place, row in enumerate(table.rows):
         _dots(axes, row, place, place, across=False)
-        if row.metrics:
+        if row.ranked:
             look = _look(place) | {"linestyle": ""}
             axes.plot(row.mean_dice, place, **look, markersize=9)
-    if table.bound.metrics:
-        mean, name = table.bound.mean_dice, plain(label(table.bound))
-        axes.axvline(mean, **BOUND)
-        axes.text(mean, -0.75, name, ha="center", va="bottom", color=BOUND["color"], fontsize=8)
+    names = [plain(arm) for arm in arms]
+    if table.bound.ranked:
+        # its name has a row of its own: beside the line it would meet the title
+        axes.axvline(table.bound.mean_dice, **BOUND)
+        names.append(f"{plain(label(table.bound))} (dashed)")
     axes.set(
-        yticks=range(len(arms)),
-        yticklabels=[plain(arm) for arm in arms],
-        ylim=(len(arms) - 0.4, -0.7),
-        xlabel="Dice",
+        yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.7), xlabel="Dice"
     )
     axes.grid(False, axis="y")
 
@@ -130,7 +128,7 @@ def draw_runs(rows: Sequence[Row]) -> Figure:
     for place, row in enumerate(rows):
         dice = [*row.cases.values()]
         axes.plot(dice, [place] * len(dice), "o", markersize=6, **_faint(place))
-        mean = row.mean_dice
+        mean = row.mean_dice  # NaN draws nothing
         axes.plot(mean, place, "D", color=INK, markersize=7, markeredgecolor="white", zorder=3)
     axes.set(
         yticks=places,

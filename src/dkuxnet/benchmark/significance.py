@@ -1,11 +1,17 @@
 """How sure a comparison is: spreads, bootstrap intervals, paired tests and their correction.
 
 Dice of an arm is given as seed -> (cases,), the same cases in the same order for every arm. Only
-the seeds that all sides have are compared.
+the seeds that all sides have are compared, over the cases to which the figure applies on all sides
+(elsewhere it is NaN).
+
+A difference is called clear only where its interval leaves out 0, there are at least LEAST_CASES
+cases and Wilcoxon's p is at most ALPHA, each corrected for the number of comparisons. With fewer
+cases the test cannot reach that p, and a bootstrap draws the same few again and again.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -13,21 +19,33 @@ from scipy.stats import wilcoxon
 from dkuxnet.evaluation.metrics import Array
 from dkuxnet.evaluation.statistics import resampled_means
 
+LEAST_CASES, ALPHA = 6, 0.05
 BySeed = dict[int, Array]  # seed -> (cases,)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; the ends are None where there is one test case only."""
+    """A value with its 95 % interval; the ends are None where there is one test case only.
+
+    cases: how many it comes from. p: Wilcoxon's, of a difference, corrected as the interval is.
+    """
 
     value: float
     low: float | None
     high: float | None
+    cases: int = 0
+    p: float = 1.0
 
     @property
     def above_zero(self) -> bool:
         """Whether the whole interval lies above 0."""
         return self.low is not None and self.low > 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference may be called clear, upwards or downwards."""
+        excludes = self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        return excludes and self.cases >= LEAST_CASES and self.p <= ALPHA
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -64,14 +82,27 @@ class Tested:
 
 
 def spread(values: Sequence[float] | Array) -> tuple[float, float | None]:
-    """Mean and standard deviation (ddof=1; None of a single value)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    """Mean and standard deviation (ddof=1; None of a single value) of the values that apply.
+
+    NaN and None where none does.
+    """
+    known = np.asarray(values)[np.isfinite(values)]
+    if not len(known):
+        return math.nan, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
 
 
 def _common(*sides: BySeed) -> tuple[list[int], list[Array]]:
-    """The seeds that all sides have, and for each side (seeds, cases)."""
+    """The seeds that all sides have, and for each side (seeds, cases) of the cases that apply.
+
+    No seeds where no case does.
+    """
     seeds = [seed for seed in sides[0] if all(seed in side for side in sides)]
-    return seeds, [np.array([side[seed] for seed in seeds]) for side in sides]
+    if not seeds:
+        return [], []
+    tables = np.array([[side[seed] for seed in seeds] for side in sides])
+    tables = tables[:, :, np.isfinite(tables).all(axis=(0, 1))]
+    return (seeds, list(tables)) if tables.size else ([], [])
 
 
 def gain(arm: BySeed, bound: BySeed, arms: int = 1) -> Estimate | None:
@@ -79,11 +110,18 @@ def gain(arm: BySeed, bound: BySeed, arms: int = 1) -> Estimate | None:
 
     arms: how many it was picked from, which the interval is corrected for.
     """
-    seeds, (ours, theirs) = _common(arm, bound)
+    seeds, sides = _common(arm, bound)
     if not seeds:
         return None
+    ours, theirs = sides
     [resampled] = resampled_means(ours - theirs)
-    return estimate((ours - theirs).mean(), resampled, arms)
+    return _tested(estimate((ours - theirs).mean(), resampled, arms), ours - theirs, arms)
+
+
+def _tested(found: Estimate, differences: Array, comparisons: int = 1) -> Estimate:
+    """With the p of the differences (seeds, cases), averaged over seeds (Bonferroni)."""
+    p = min(1.0, comparisons * signed_rank(differences.mean(axis=0)))
+    return replace(found, cases=differences.shape[1], p=p)
 
 
 def share_of_gap(arm: BySeed, low: BySeed, high: BySeed) -> Share | None:
@@ -92,15 +130,16 @@ def share_of_gap(arm: BySeed, low: BySeed, high: BySeed) -> Share | None:
     low, high: the bound with as many labels and with all. The gain and the gap are resampled
     together, so that what they share does not widen the interval.
     """
-    seeds, (ours, bottom, top) = _common(arm, low, high)
+    seeds, sides = _common(arm, low, high)
     if not seeds:
         return None
+    ours, bottom, top = sides
     gains, gaps = resampled_means(ours - bottom, top - bottom)
-    gap = estimate((top - bottom).mean(), gaps)
+    gap = _tested(estimate((top - bottom).mean(), gaps), top - bottom)
     share = None
     if gap.value > 0:
         share = estimate((ours - bottom).mean() / gap.value, _shares(gains, gaps))
-    return Share(share, gap, seeds, gap.above_zero)
+    return Share(share, gap, seeds, gap.above_zero and gap.clear)
 
 
 def _shares(gains: Array, gaps: Array) -> Array:

@@ -1,31 +1,53 @@
 """A comparison as text: the cells of its tables, benchmark.md and benchmark.json."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.significance import Estimate, Share, Tested
-from dkuxnet.benchmark.words import UNSURE, between, facts, headlines, label, notes, percent, title
-from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric
+from dkuxnet.benchmark.words import (
+    UNSURE,
+    between,
+    facts,
+    headlines,
+    label,
+    notes,
+    p_value,
+    percent,
+    title,
+)
+from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found
+from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
 from dkuxnet.machine.files import write_text
 
 GAIN, GAP, P, MINUTES = "gain in Dice", "share of the gap", "p (Holm)", "minutes"
+CLASS_HEADINGS = ("class", "arm", *(metric.title for metric in SHOWN), *FOUND_HEADINGS)
 HEADINGS = ("arm", "seeds", *(metric.title for metric in SHOWN), GAIN, GAP, P, MINUTES)
-NOTHING = "–"
 Cell = tuple[str, str]  # text, what goes after or below it
 
 
 def write_tables(comparison: Comparison, output: Path) -> None:
     """Write `output`/benchmark.md and benchmark.json, each whole or not at all."""
-    content = asdict(comparison)
+    content = without_nan(asdict(comparison))
     content["facts"] = content["facts"] or {}
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False, default=str)
     write_text(output / "benchmark.json", text)
     write_text(output / "benchmark.md", markdown(comparison))
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None in the place of every NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def markdown(comparison: Comparison) -> str:
@@ -35,6 +57,9 @@ def markdown(comparison: Comparison) -> str:
         lines += ["", f"## {title(table)}", "", *markdown_table(table, len(comparison.seeds))]
         by_seed = [f"{label(row)}: {seeds_of(row)}" for row in table.all_rows]
         lines += ["", "Dice by seed:", "", *_listed(by_seed)]
+        if of_classes := class_cells(table.all_rows):
+            shown = [[plain(cell) for cell in line] for line in of_classes]
+            lines += ["", "By class:", "", *table_lines(CLASS_HEADINGS, shown)]
     lines += ["", "## What was compared", "", *_listed(facts(comparison))]
     lines += ["", "## What the figures mean", "", *_listed(notes(comparison))]
     if comparison.failed:
@@ -53,7 +78,23 @@ def markdown_table(table: Table, seeds: int) -> list[str]:
     return table_lines(HEADINGS, rows)
 
 
-def table_lines(headings: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+def class_cells(rows: Sequence[Row]) -> list[list[Cell]]:
+    """Of every class the arms, one under each of CLASS_HEADINGS."""
+    classes = dict.fromkeys(name for row in rows for name in row.classes)
+    return [
+        [
+            (name, ""),
+            (label(row), ""),
+            *(show_spread(metric, *row.classes[name].metrics[metric.key]) for metric in SHOWN),
+            *((text, "") for text in show_found(row.classes[name].found)),
+        ]
+        for name in classes
+        for row in rows
+        if row.classes
+    ]
+
+
+def table_lines(headings: Sequence[str], rows: list[list[str]]) -> list[str]:
     """A table in Markdown."""
     shown = (f"| {' | '.join(row)} |" for row in (headings, *rows))
     return [next(shown), "|" + "---|" * len(headings), *shown]
@@ -115,7 +156,7 @@ def show_p(test: Tested | None) -> Cell:
     """The p that is corrected for the arms of the table."""
     if test is None:
         return NOTHING, ""
-    return "< 0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}", ""
+    return p_value(test.p_holm), ""
 
 
 def seeds_of(row: Row) -> str:

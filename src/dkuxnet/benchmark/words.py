@@ -6,14 +6,22 @@ from functools import partial
 
 from dkuxnet.benchmark.compare_runs import Arm, RunsCompared
 from dkuxnet.benchmark.figures import Comparison, Row, Table
-from dkuxnet.benchmark.significance import Share
-from dkuxnet.evaluation.metrics import DICE
+from dkuxnet.benchmark.significance import ALPHA, LEAST_CASES, Estimate, Share
+from dkuxnet.evaluation.found import show_found
+from dkuxnet.evaluation.metrics import DICE, NOTHING
 from dkuxnet.report.words import by, count, join
 
 UNSURE = "†"  # beside a share whose gap is not clear
 FIGURES = (
     "Dice, Jaccard, 95HD and ASD: mean over the test cases and their foreground classes, final "
-    "weights, on the scans' own voxels; {spread}."
+    "weights (with validation cases those that were best on them), on the scans' own voxels; "
+    "{spread}."
+)
+COUNTS = (
+    "A class counts in a scan where its label or the prediction has it; a scan with neither says "
+    "nothing about it. Missed: in the label alone, Dice 0, and the scan's diagonal in the place of "
+    "a distance. False alarm: in the prediction alone, Dice 0. They are counted over the scans of "
+    "all seeds. Distances of which none was measured are left out."
 )
 NOTES = (
     FIGURES.format(spread="mean ± standard deviation over seeds")
@@ -24,14 +32,16 @@ NOTES = (
     "that the missing labels were not missed.",
     "Ranges are 95 % intervals by bootstrap over test cases and seeds (10,000 resamples of both, "
     "fixed generator). A few seeds make them too narrow. A share with a wide interval says little, "
-    f"and where the interval of the gap itself includes 0 ({UNSURE}) it says nothing. The best of "
-    "several arms is called clearly better only where its interval stays above 0 with the 5 % "
-    "outside it divided by the number of arms (Bonferroni).",
+    f"and where the gap itself may be chance ({UNSURE}) it says nothing. A difference is called "
+    f"clear only where its interval leaves out 0, there are at least {LEAST_CASES} test cases, and "
+    f"Wilcoxon's p is at most {ALPHA}; for the best of several arms the 5 % outside the interval "
+    "are divided by the number of arms, and p is multiplied by it (Bonferroni).",
     "p: Wilcoxon's signed-rank test over the test cases (Dice averaged over seeds) against "
     "{reference}, with Holm's correction over the arms of the table. It speaks of other cases of "
     "this kind, not of other trainings.",
     "All arms train for equal steps under one recipe. That is not equal time: see the minutes "
     "(median of a training).",
+    COUNTS,
     "The test cases chose nothing here. Whoever picks the best of many arms by this table has "
     "chosen by them, and should expect a little less on new cases.",
 )
@@ -61,8 +71,23 @@ def runs_notes(compared: RunsCompared) -> list[str]:
         ),
         "p: Wilcoxon's signed-rank test over the test cases against the run named first, with "
         "Holm's correction for the number of runs. It speaks of other cases of this kind, not of "
-        "other trainings.",
+        f"other trainings. A difference is called clear only with at least {LEAST_CASES} cases and "
+        f"p at most {ALPHA}.",
+        COUNTS,
     ]
+
+
+def counted(rows: Sequence[Row]) -> list[str]:
+    """How often each arm missed a class, or found it where it is not; a line for those that did."""
+    told = []
+    for row in rows:
+        if row.classes and (row.found.missed or row.found.false_alarms):
+            _, missed, alarms = show_found(row.found)
+            parts = {"missed": missed, "false alarms": alarms}
+            of = "" if len(row.classes) == 1 else ", of scans and classes"
+            listed = ", ".join(f"{what} {text}" for what, text in parts.items() if text != NOTHING)
+            told.append(f"{label(row)}: {listed}{of}.")
+    return told
 
 
 def title(table: Table) -> str:
@@ -101,6 +126,8 @@ def _headline(table: Table, several: bool) -> str:
     if not others:
         return f"{told}; no other arm is finished."
     told += f" (next: {others[0].arm}, {DICE.show(others[0].mean_dice)})."
+    if best.mean_dice == 0:
+        return f"{where}, no arm found anything that is right: Dice is 0 for all."
     if best.arm == table.bound.arm:
         return f"{told} None is above supervised."
     told += _sure(best, sum(row.gain is not None for row in table.rows))
@@ -108,7 +135,7 @@ def _headline(table: Table, several: bool) -> str:
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:
-    return sorted((row for row in rows if row.metrics), key=lambda row: -row.mean_dice)
+    return sorted((row for row in rows if row.ranked), key=lambda row: -row.mean_dice)
 
 
 def _sure(best: Row, arms: int) -> str:
@@ -126,9 +153,9 @@ def _sure(best: Row, arms: int) -> str:
     text += f" (95 % interval {_signed(gain.interval)}{several if arms > 1 else ''})"
     if gain.interval[1] < 0:
         return f"{text}."
-    if not corrected.above_zero:
-        which = "corrected " if gain.above_zero else ""
-        return f"{text}, which may be chance: the {which}interval includes 0."
+    if not corrected.clear:
+        which = "" if arms == 1 or not gain.above_zero else "corrected "
+        return f"{text}, which {_why_not(corrected, which)}."
     if len(best.dice_by_seed) == 1:
         return (
             f"{text}: clear over these test cases, but with one seed another training may say "
@@ -137,12 +164,26 @@ def _sure(best: Row, arms: int) -> str:
     return f"{text}: clear over these test cases and {len(best.dice_by_seed)} seeds."
 
 
+def _why_not(found: Estimate, which: str = "") -> str:
+    """Why a difference may not be called clear."""
+    if not found.interval or found.interval[0] <= 0 <= found.interval[1]:
+        return f"may be chance: the {which}interval includes 0"
+    if found.cases < LEAST_CASES:
+        return f"cannot be told from chance with {count(found.cases, 'test case')}"
+    return f"may be chance: the {which}p is {p_value(found.p)}"
+
+
+def p_value(p: float) -> str:
+    """As in "0.031", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _share(found: Share) -> str:
     share = found.share
     if not found.clear or share is None:
         return (
             f"With all labels supervised differs by {DICE.show(found.gap.value, sign='+')}, which "
-            "is not clearly above 0: there is no gap whose share could be told."
+            "may be chance: there is no gap whose share could be told."
         )
     sure = f" (95 % interval {between(share.interval, percent)})" if share.interval else ""
     return f"It closes {percent(share.value)} of the gap to supervised with all labels{sure}."
@@ -157,26 +198,33 @@ def runs_headlines(compared: RunsCompared) -> list[str]:
             f"On {cases} the mean Dice is {DICE.show(rows[0].mean_dice)}. The runs differ in "
             "nothing but their seeds."
         ]
-    best, *following = _ranked(rows)
+    if not (ranked := _ranked(rows)):
+        return [f"On {cases}, no label and no prediction has any class: nothing to compare."]
+    best, *following = ranked
+    if best.mean_dice == 0:
+        return [
+            f"On {cases}, no run found anything that is right: Dice is 0 for all, so that nothing "
+            "can be compared.",
+            *counted(rows),
+        ]
     then = "; ".join(f"{row.arm}, {DICE.show(row.mean_dice)}" for row in following)
     dice = DICE.show(best.mean_dice)
     return [
         f"On {cases}, {best.arm} has the highest mean Dice, {dice}. Then: {then}.",
         *(_against(arm, first.row.arm, cases) for arm in others),
+        *counted(rows),
     ]
 
 
 def _against(arm: Arm, first: str, cases: str) -> str:
     gain = arm.row.gain
     if gain is None:
-        return f"{arm.row.arm} has no seed in common with {first}."
+        return f"{arm.row.arm} and {first} have no test case with any class in common."
     text = f"{arm.row.arm} is {_apart(gain.value)} {first} and better in {arm.better} of {cases}"
     if gain.interval is None:
         return f"{text}{ONE_CASE}"
-    low, high = gain.interval
-    clear = low > 0 or high < 0
-    sure = "clear over these cases" if clear else "this may be chance, the interval includes 0"
-    return f"{text} (95 % interval of the difference {_signed(gain.interval)}): {sure}."
+    text += f" (95 % interval of the difference {_signed(gain.interval)})"
+    return f"{text}: clear over these cases." if gain.clear else f"{text}: this {_why_not(gain)}."
 
 
 def _apart(difference: float) -> str:

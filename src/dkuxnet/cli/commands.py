@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
+from dkuxnet.core.errors import TOLD, DataWarning, UserError, telling_disk_errors
 
 if TYPE_CHECKING:
     from dkuxnet.core.config import Settings
@@ -33,7 +33,9 @@ FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 Cases = Annotated[
     Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
 ]
-Weights = Annotated[str, typer.Option(help="final or best.")]
+Weights = Annotated[
+    str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
 # what is set for a training
@@ -42,6 +44,9 @@ Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over t
 Network = Annotated[str | None, typer.Option(help="Network by name.")]
 Method = Annotated[str | None, typer.Option(help="Semi-supervised method by name.")]
 Labelled = Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")]
+LabelledSeed = Annotated[
+    int | None, typer.Option(min=0, help="Draw the N cases of --labelled by this seed instead.")
+]
 Split = Annotated[
     Path | None, typer.Option(help="JSON file with train, validation and test lists.")
 ]
@@ -50,7 +55,10 @@ Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with RUN where it stopped; its own settings count.")
+    bool,
+    typer.Option(
+        "--resume", help="Go on with RUN where it stopped; its settings count, but for --steps."
+    ),
 ]
 Devices = Annotated[
     int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")
@@ -73,14 +81,23 @@ def main() -> None:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            for line in error.table:
-                typer.echo(line, err=True)
-            # set by torchrun for one of several processes
-            rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-            who = f"process {rank} of {world}: " if rank and world != "1" else ""
-            for line in getattr(error, "lines", [error]):
-                typer.echo(f"error: {who}{line}", err=True)
+            _tell_error(error)
             sys.exit(1)
+
+
+def _tell_error(error: UserError) -> None:
+    """A line on stderr; of one of several processes, to whoever started them."""
+    for line in error.table:
+        typer.echo(line, err=True)
+    # set by torchrun, and by --devices
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    lines, told = getattr(error, "lines", [str(error)]), os.environ.get(TOLD)
+    if rank is None or world == "1" or told is None:
+        who = f"process {rank} of {world}: " if rank and world != "1" else ""
+        for line in lines:
+            typer.echo(f"error: {who}{line}", err=True)
+    elif not error.told_elsewhere:
+        (Path(told) / rank).write_text("\n".join(lines), "utf-8")
 
 
 def _mute_libraries() -> None:
@@ -98,7 +115,8 @@ def _telling(others: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DataWarning):
-            typer.echo(f"warning: {message}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # of several processes each would say it
+                typer.echo(f"warning: {message}", err=True)
         else:
             others(message, category, *where, **more)
 
@@ -113,12 +131,26 @@ def _end_telling(failed: list[str]) -> None:
         raise typer.Exit(1)
 
 
+def _weights_of(run: Path, asked: str | None = None) -> str:
+    from dkuxnet.cli.console import weights_chosen
+    from dkuxnet.runs.folder import RunFolder
+
+    return asked or weights_chosen(RunFolder(run).choose_weights())
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"dkuxnet {version('dkuxnet')}")
         raise typer.Exit()
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("expected a number, or three: 1.5,1.5,10") from None
 
 
 @app.callback()
@@ -141,7 +173,12 @@ def prepare(
     ],
     prepared: Annotated[Path, typer.Argument(help="New folder for the prepared cases.")],
     spacing_mm: Annotated[
-        float | None, typer.Option(help="Edge of a voxel in mm; the data's median by default.")
+        Any,  # what the parser gives: typer takes a list for an option that is given several times
+        typer.Option(
+            parser=_numbers,
+            metavar="<float>",
+            help="Edge of a voxel in mm, or X,Y,Z; the data's median by default.",
+        ),
     ] = None,
     layout: Annotated[
         str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")
@@ -162,7 +199,7 @@ def prepare(
         meta = prepare_scans(
             source, prepared, spacing_mm, layout, processes, progress, test_cases, split
         )
-    show_prepared(meta, prepared)
+    show_prepared(meta, prepared, split)
 
 
 @app.command()
@@ -174,6 +211,7 @@ def train(
     network: Network = None,
     method: Method = None,
     labelled: Labelled = None,
+    labelled_seed: LabelledSeed = None,
     split: Split = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -183,17 +221,13 @@ def train(
     devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
-    if devices > 1:
-        from dkuxnet.cli.launch import relaunch
-
-        raise typer.Exit(relaunch(devices))
-
     from dkuxnet.core.config import load_settings, parse_override
 
     named = {
         "network.name": network,
         "method.name": method,
         "data.labelled": labelled,
+        "data.labelled_seed": labelled_seed,
         "train.steps": steps,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
@@ -202,27 +236,48 @@ def train(
     overrides = dict(map(parse_override, set_ or [])) | {
         key: value for key, value in named.items() if value is not None
     }
-    if resume and (overrides or config or preset != "default"):
+    if resume and (overrides.keys() - {"train.steps"} or config or preset != "default"):
         raise typer.BadParameter(
             "--resume takes the settings of the run: leave out --preset, --config, --set and the "
-            "others"
+            "others but --steps"
         )
-    _train(prepared, run, load_settings(preset, config, overrides), resume)
+    settings = load_settings(preset, config, overrides)
+    if devices > 1 and "RANK" not in os.environ:
+        from dkuxnet.cli.launch import in_processes
+
+        code, errors = in_processes(devices)
+        _end_telling(errors)
+        raise typer.Exit(code)
+    _train(prepared, run, settings, resume, steps if resume else None)
 
 
-def _train(prepared: Path, run: Path, settings: "Settings", resume: bool) -> None:
+def again(prepared: Path, run: Path) -> str:
+    """The command that goes on with a training, in as many processes."""
+    words = ["dkuxnet", "train", str(prepared), str(run), "--resume"]
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and world != "1":
+        words += ["--devices", world]
+    return shlex.join(words)
+
+
+def _train(
+    prepared: Path, run: Path, settings: "Settings", resume: bool, steps: int | None
+) -> None:
     from dkuxnet.cli.console import show_trained, train_progress
-    from dkuxnet.cli.launch import goes_on, is_first
+    from dkuxnet.cli.launch import check_begun_here, goes_on, is_first
     from dkuxnet.machine.distributed import joined
     from dkuxnet.training.experiment import run_training
     from dkuxnet.training.loop import Interrupted
 
     try:
         with joined(), train_progress() as progress:
-            manifest = run_training(prepared, run, settings, resume or goes_on(run), progress)
+            if not resume and goes_on(run):
+                check_begun_here(run, settings)
+                resume = True
+            manifest = run_training(prepared, run, settings, resume, progress, steps)
     except Interrupted as stop:
-        again = shlex.join(["dkuxnet", "train", str(prepared), str(run), "--resume"])
-        typer.echo(f"{stop}\nGo on with: {again}", err=True)
+        if is_first():
+            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
         raise typer.Exit(130) from None
     if is_first():
         show_trained(manifest, run)
@@ -242,7 +297,7 @@ def predict(
     save_uncertainty: Annotated[
         bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
     ] = False,
-    weights: Weights = "final",
+    weights: Weights = None,
     device: Device = "auto",
     localise: Annotated[
         Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
@@ -287,7 +342,8 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        typer.echo(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}")
+        maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}"
+        typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
     _end_telling(failed)
 
 
@@ -326,7 +382,7 @@ def serve(
         device,
         limits,
         keep,
-        lambda where: typer.echo(f"open {where}   (Ctrl-C ends it)"),
+        lambda where: typer.echo(f"weights: {_weights_of(run)}\nopen {where}   (Ctrl-C ends it)"),
     )
 
 
@@ -335,7 +391,7 @@ def export(
     run: FinishedRun,
     to: Annotated[str, typer.Option(help="monai-bundle, onnx, torch-export or torchscript.")],
     output: Annotated[Path, typer.Option(help="New file; for monai-bundle a new folder.")],
-    weights: Weights = "final",
+    weights: Weights = None,
     any_size: Annotated[
         bool, typer.Option("--any-size", help="onnx, torch-export: X, Y, Z stay free.")
     ] = False,
@@ -349,7 +405,8 @@ def export(
 
     slow = ", which can take a minute or more" if to in ("onnx", "torch-export") else ""
     typer.echo(f"export {run} to {to}{slow}", err=True)
-    typer.echo(f"{output}: {export_run(run, to, output, weights, any_size, license_)}")
+    written = export_run(run, to, output, weights, any_size, license_)
+    typer.echo(f"{output}: {written}; weights: {_weights_of(run, weights)}")
 
 
 @app.command()

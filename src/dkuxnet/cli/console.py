@@ -1,5 +1,6 @@
 """What the commands show: progress (a bar on a terminal, plain lines elsewhere) and results."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.benchmark import Watch
     from dkuxnet.benchmark.figures import Comparison
     from dkuxnet.benchmark.grid import WantedRun
-    from dkuxnet.core.schemas import Manifest, Prepared, Statistic
+    from dkuxnet.core.schemas import Found, Manifest, Prepared, Statistic
     from dkuxnet.core.types import CaseProgress
     from dkuxnet.evaluation.evaluate import Evaluation
 
+MOST_CLASSES = 12  # rows of a table of scores
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 console = Console(highlight=False)
@@ -98,7 +100,21 @@ def _plain_lines(every: float) -> Callable[[str, int, int, str], None]:
     return update
 
 
-def show_prepared(meta: "Prepared", prepared: Path) -> None:
+def next_of_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> str:
+    """The command that trains on a prepared set, for its labels and the cases it holds back."""
+    held_back, words = set(meta.held_back), ["train", str(prepared), "runs/first"]
+    pool = [case for case in meta.cases if case.name not in held_back]
+    labelled = sum(case.labelled for case in pool)
+    if labelled == len(pool) > 1:  # else nothing would be unlabelled
+        words += ["--labelled", str(max(1, labelled // 2))]
+    if held_back and split is not None:
+        words += ["--split", str(split)]
+    elif held_back:
+        words += ["--set", f"data.test_cases={len(held_back)}"]
+    return f"next: dkuxnet {shlex.join(words)}"
+
+
+def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
     plan, labelled = meta.plan, sum(case.labelled for case in meta.cases)
     spacing = " x ".join(f"{s:.3g}" for s in plan.spacing_mm)
     held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
@@ -108,21 +124,32 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
     )
     patch = " x ".join(map(str, plan.patch))
     _say(f"plan: {spacing} mm, patch {patch} voxels, network {plan.network}")
-    _say(f"next: dkuxnet train {prepared} RUN --labelled N")
+    _say(next_of_prepared(meta, prepared, split))
 
 
 def show_trained(manifest: "Manifest", run: Path) -> None:
+    from dkuxnet.evaluation.found import notes_on
+
     _say(
         f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
-        f"{manifest.train_seconds or 0:.0f} s; weights in {run}"
+        f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
     if manifest.test:
-        _show_summary(manifest.test, f"{len(manifest.split.test)} test cases")
-    _say(f"next: dkuxnet report {run}    dkuxnet predict {run} SCAN... --output DIR")
+        _show_summary(manifest.test, f"{len(manifest.split.test)} test cases", manifest.found)
+        for note in notes_on(manifest.found or {}):
+            _say(f"note: {note}")
+    name = shlex.quote(str(run))
+    _say(f"next: dkuxnet report {name}")
+    _say(f"next: dkuxnet predict {name} SCANS --output predictions")
+
+
+def weights_chosen(weights: str | None) -> str:
+    """Which weights a command takes, in words."""
+    return "best, by the validation cases" if weights == "best" else "final"
 
 
 def show_evaluation(result: "Evaluation") -> None:
-    _show_summary(result.summary(), f"{len(result.files)} cases")
+    _show_summary(result.summary(), f"{len(result.files)} cases", result.found())
     for note in result.notes:
         _say(f"note: {note}")
 
@@ -131,7 +158,7 @@ def show_demo(made: dict[str, Any]) -> None:
     """The end of the demonstration: what was made, how good it is, what to type next."""
     folder = made["folder"]
     _say("")
-    _show_summary(made["summary"], f"{made['test_cases']} unseen synthetic scans")
+    _show_summary(made["summary"], f"{made['test_cases']} unseen synthetic scans", made["found"])
     _say(
         f"Trained on {made['labelled']} labelled and {made['unlabelled']} unlabelled scans in "
         f"{made['train_seconds']:.0f} s. Made in {folder}:"
@@ -140,7 +167,7 @@ def show_demo(made: dict[str, Any]) -> None:
         _say(f"  {folder / name}: {what}")
     _say("On your own scans (a folder of images, some of them with a label map):")
     _say(
-        "  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first --labelled 8\n"
+        "  dkuxnet prepare SCANS prepared\n  dkuxnet train prepared runs/first\n"
         "  dkuxnet predict runs/first NEW_SCANS --output predictions\n  dkuxnet report runs/first"
     )
 
@@ -190,6 +217,8 @@ def _plain_starts() -> Callable[[str, str, int, int, dict[str, float]], None]:
 
 
 def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
+    from dkuxnet.evaluation.metrics import DICE
+
     if error:
         _say(f"{run.name} failed: {error}")
     else:
@@ -205,7 +234,8 @@ def _show_run(run: "WantedRun", error: str, comparison: "Comparison") -> None:
         )
         _say(
             f"{run.arm}, {run.network}, {'all' if run.labelled is None else run.labelled} "
-            f"labelled, seed {run.seed}: Dice {row.dice_by_seed[run.seed]:.4f}, "
+            f"labelled, seed {run.seed}: "
+            f"Dice {DICE.show(row.dice_by_seed[run.seed], compared=True)}, "
             f"{row.minutes_by_seed[run.seed]:.1f} min"
         )
     if comparison.done + len(comparison.failed) < comparison.wanted:  # else it is shown at the end
@@ -226,13 +256,13 @@ def show_benchmark(comparison: "Comparison") -> None:
 def _show_comparison(comparison: "Comparison") -> None:
     """The tables: drawn on a terminal, else the lines of benchmark.md."""
     from dkuxnet.benchmark.text import HEADINGS, cells, markdown_table
-    from dkuxnet.benchmark.words import title
+    from dkuxnet.benchmark.words import counted, title
 
     seeds = len(comparison.seeds)
     _say(f"{comparison.done} of {comparison.wanted} runs finished")
     for each in comparison.tables:
         if not console.is_terminal:
-            _say("\n".join([title(each), *markdown_table(each, seeds)]))
+            _say("\n".join([title(each), *markdown_table(each, seeds), *counted(each.all_rows)]))
             continue
         table = Table(title=title(each), title_justify="left")
         for number, heading in enumerate(HEADINGS):
@@ -240,30 +270,79 @@ def _show_comparison(comparison: "Comparison") -> None:
         for row in each.all_rows:
             table.add_row(*(escape("\n".join(filter(None, cell))) for cell in cells(row, seeds)))
         console.print(table)
+        for line in counted(each.all_rows):
+            _say(line)
 
 
-def _show_summary(summary: "dict[str, dict[str, Statistic]]", title: str) -> None:
-    from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
-    from dkuxnet.evaluation.metrics import METRICS
+def _show_summary(
+    summary: "dict[str, dict[str, Statistic]]", title: str, found: "dict[str, Found] | None"
+) -> None:
+    """A row a class: means, and what was missed. Of many classes those with the lowest Dice.
 
-    table = Table(title=title, title_justify="left")
-    for column in ("class", "metric", "mean", "std", "95 % interval"):
-        table.add_column(column, justify="left" if column in ("class", "metric") else "right")
-    for name, metrics in summary.items():
-        if name == FOREGROUND_MEAN and len(summary) == 2:
-            continue  # of a single class it says the same again
-        for metric in METRICS:
-            if statistic := metrics.get(metric.key):
-                low_high, std = statistic.ci95, statistic.std
-                table.add_row(
-                    escape(name),
-                    metric.title,
-                    metric.show(statistic.mean, compared=True),
-                    "-" if std is None else metric.show(std, compared=True),
-                    " to ".join(metric.show(edge, compared=True) for edge in low_high or ())
-                    or "one case",
-                )
+    found: None in runs of earlier versions.
+    """
+    from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
+    from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
+
+    classes = [name for name in summary if name != FOREGROUND_MEAN]
+    shown = worst_classes(summary, classes)
+    rows = [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
+    others = [metric for metric in SHOWN if metric is not DICE]
+    counts = _counts(rows, found or {})
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for column in ("Dice", "95 % CI", *(metric.title for metric in others), *counts):
+        table.add_column(column, justify="right")
+    for row, name in enumerate(rows):
+        metrics, dice = summary[name], summary[name][DICE.key]
+        spread = "" if dice.std is None else f" ± {DICE.show(dice.std)}"
+        few = "one case" if dice.mean is not None else NOTHING
+        table.add_row(
+            escape(name),
+            f"{DICE.show(dice.mean)}{spread}",
+            " to ".join(map(DICE.show, dice.ci95 or ())) or few,
+            *(m.show(metrics[m.key].mean) if m.key in metrics else NOTHING for m in others),
+            *(column[row] for column in counts.values()),
+        )
     console.print(table)
+    if len(shown) < len(classes):
+        _say(
+            f"The {len(shown)} classes with the lowest Dice of {len(classes)}; all are in the "
+            "summary that was written, or on the page of `dkuxnet report`."
+        )
+
+
+def _counts(rows: list[str], found: "dict[str, Found]") -> dict[str, list[str]]:
+    """Heading -> a cell for each row: only what there is to be told.
+
+    In which scans a class is where it is not in all, what is missed, where it is a false alarm.
+    """
+    from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
+
+    if not found:
+        return {}
+    every = together(list(found.values()))
+    # a note says the volume of false alarms: 80 columns are few
+    cells = [[text.split(" (")[0] for text in show_found(found.get(name, every))] for name in rows]
+    told = (every.present < every.scans, every.missed > 0, every.false_alarms > 0)
+    return {
+        heading: [cell[column] for cell in cells]
+        for column, heading in enumerate(FOUND_HEADINGS)
+        if told[column]
+    }
+
+
+def worst_classes(
+    summary: "dict[str, dict[str, Statistic]]", classes: list[str], most: int = MOST_CLASSES
+) -> list[str]:
+    """All of a few, in their order; of more than `most` the worst by Dice, the lowest first.
+
+    Classes to which no figure applies are the last.
+    """
+    if len(classes) <= most:
+        return classes
+    dice = {name: summary[name]["dice"].mean for name in classes}
+    return sorted(classes, key=lambda name: 2.0 if (d := dice[name]) is None else d)[:most]
 
 
 def _say(text: str) -> None:

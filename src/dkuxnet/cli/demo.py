@@ -45,6 +45,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     return {
         "folder": folder,
         "summary": result.summary(),
+        "found": result.found(),
         "test_cases": UNSEEN,
         "labelled": len(manifest.split.labelled),
         "unlabelled": len(manifest.split.unlabelled),

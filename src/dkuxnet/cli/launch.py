@@ -1,32 +1,79 @@
 """Several processes for one training, started by this command or by torchrun."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch
 
+from dkuxnet.core.config import Settings
+from dkuxnet.core.errors import TOLD, UserError
 from dkuxnet.machine.distributed import any_rank
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.job import settings_of, write_out_options
+
+PATIENCE = 60  # seconds for the others to end by themselves once one has ended
 
 
-def relaunch(devices: int) -> int:
-    """Run this very command in `devices` processes of torchrun on this machine.
+def in_processes(devices: int) -> tuple[int, list[str]]:
+    """Run this very command in `devices` processes on this machine.
 
-    Returns its exit code.
+    Returns the exit code and what went wrong, each error once, however many processes met it.
     """
-    arguments = list(sys.argv[1:])
-    place = next(i for i, argument in enumerate(arguments) if argument.startswith("--devices"))
-    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={devices}",
-    ]
-    return subprocess.run([*torchrun, "-m", "dkuxnet", *arguments]).returncode
+    with socket.socket() as free, tempfile.TemporaryDirectory() as told:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        env = {"OMP_NUM_THREADS": "1"} | os.environ
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), TOLD: told}
+        env |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "dkuxnet", *sys.argv[1:]],
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            )
+            for rank in range(devices)
+        ]
+        _wait(processes)
+        files = sorted(Path(told).iterdir(), key=lambda path: int(path.name))
+        lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
+        errors = list(dict.fromkeys(lines))
+    codes = [process.returncode for process in processes]
+    if not errors:
+        errors = [
+            f"process {rank} of {devices} was ended by signal {-code}"
+            for rank, code in enumerate(codes)
+            if code < 0
+        ]
+    return next((abs(code) for code in codes if code), 0), errors
+
+
+def _wait(processes: list["subprocess.Popen[bytes]"]) -> None:
+    """Until all have ended; where one fails, the others have PATIENCE."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    deadline = float("inf")
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.returncode for process in processes):
+                deadline = min(deadline, time.monotonic() + PATIENCE)
+            if time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
+            time.sleep(0.05)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def is_first() -> bool:
@@ -42,3 +89,16 @@ def goes_on(run: Path) -> bool:
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     # each machine's torchrun counts for itself
     return any_rank(counted, torch.device("cpu")) and RunFolder(run).is_run
+
+
+def check_begun_here(run: Path, settings: Settings) -> None:
+    """Raises UserError where the run that torchrun would go on with is not the one it began.
+
+    That is one that is finished, or has other settings: the first start had refused its folder.
+    """
+    folder = RunFolder(run)
+    manifest = folder.manifest
+    finished = manifest.steps_done is not None and (manifest.test or not manifest.split.test)
+    if finished or settings_of(folder) != write_out_options(settings):
+        what = "a finished run" if finished else "a run of other settings"
+        raise UserError(f"{run} exists already and is {what}; choose another run folder")

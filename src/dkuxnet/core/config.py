@@ -23,7 +23,29 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
+Step = Annotated[int, Field(ge=1, le=2)]
+OneStride = tuple[Step, Step, Step]
+FourStrides = tuple[OneStride, OneStride, OneStride, OneStride]
 Queries = Annotated[int, Field(ge=1, le=4096)]
+# what other programs call a setting
+OTHERS_NAMES = {
+    "train.lr": ("learning_rate", "initial_lr", "base_lr"),
+    "train.steps": (
+        *("epochs", "num_epochs", "max_epochs", "n_epochs", "num_steps", "max_steps"),
+        *("iterations", "num_iterations", "max_iterations", "iters", "max_iters"),
+    ),
+    "train.labelled_batch": ("batch_size", "batch", "labeled_bs", "labelled_bs", "bs"),
+    "train.patch": ("patch_size", "crop_size", "roi_size"),
+    "train.optimiser": ("optim", "optimizer"),
+    "train.weight_decay": ("wd", "l2"),
+    "train.average": ("ema", "ema_decay"),
+    "train.clip": ("grad_clip", "gradient_clip", "gradient_clip_val", "max_grad_norm"),
+    "train.precision": ("amp", "fp16", "bf16", "mixed_precision"),
+    "train.validate_every": ("val_interval", "val_every", "eval_every"),
+    "data.labelled": ("labelnum", "label_num", "labeled_num", "num_labelled", "num_labeled"),
+    "data.workers": ("num_workers", "n_workers"),
+}
+MEANT = {name: setting for setting, names in OTHERS_NAMES.items() for name in names}
 HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
 
@@ -34,13 +56,16 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which cases train.
 
-    labelled: keep the labels of the first N cases (None: of all).
+    labelled: keep the labels of the first N cases (None: of all). labelled_seed: draws which N
+    keep them instead.
     validation_cases: how many of these choose a checkpoint instead of training. test_cases: the
     last N labelled cases are the test list, where no split file says otherwise.
-    foreground_share: share of labelled patches that are centred on a foreground voxel.
+    foreground_share: share of labelled patches that are centred on a voxel of a foreground class,
+    drawn among those of the case.
     """
 
     labelled: PositiveInt | None = None
+    labelled_seed: NonNegativeInt | None = None
     split: Path | None = None
     validation_cases: NonNegativeInt = 0
     test_cases: NonNegativeInt = 0
@@ -71,12 +96,14 @@ class WithOptions(BaseModel):
 class NetworkSettings(WithOptions):
     """name: a key of NETWORKS, None for what the plan of the data set advises.
 
+    strides: of the four reductions, along (X, Y, Z), None for the plan's; the paper's are all 2.
     Other keys are the network's own options.
     """
 
     name: str | None = None
     queries: Queries = 16
     groups: list[GroupSettings] = []
+    strides: FourStrides | None = None
 
 
 class MethodSettings(WithOptions):
@@ -89,7 +116,8 @@ class ViewSettings(Section):
     """Intensity changes of one view, drawn for each patch, in standard deviations of the image.
 
     noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
-    largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels.
+    largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels along
+    their shortest edge.
     bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
     edge that is blanked.
     """
@@ -107,10 +135,11 @@ class AugmentSettings(Section):
     """Geometry shared by both views.
 
     rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
-    voxels. elastic: largest displacement in voxels of a smooth field. flip: axes, of "xyz", that
-    are mirrored with probability 1/2. outline: of labelled patches, the largest displacement of the
-    foreground's outline, outwards or inwards, as a share of the radius of a ball as large as the
-    foreground.
+    voxels along their shortest edge. elastic: largest displacement of a smooth field, in the same.
+    Slices over three times as thick as they are fine are rotated and scaled in their plane alone.
+    flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of
+    labelled patches, the largest displacement of the foreground's outline, outwards or inwards, as
+    a share of the radius of a ball as large as the foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)
@@ -128,7 +157,7 @@ class AugmentSettings(Section):
 class TrainSettings(Section):
     """The loop.
 
-    patch: voxels, None for the plan's; a multiple of 16. labelled_batch,
+    patch: voxels, None for the plan's. labelled_batch,
     unlabelled_batch: patches a step. average: decay of the moving average of weights that
     predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
     checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
@@ -219,15 +248,9 @@ def load_settings(
 def validate(values: dict[str, Any]) -> Settings:
     """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
     try:
-        settings = Settings.model_validate(values)
+        return Settings.model_validate(values)
     except ValidationError as error:
         raise explain(error, Settings, "setting") from error
-    if settings.train.patch and any(n % 16 for n in settings.train.patch):
-        raise UserError(
-            "setting train.patch: every edge must be a multiple of 16, got "
-            f"{list(settings.train.patch)}"
-        )
-    return settings
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -311,4 +334,5 @@ def explain(error: ValidationError, model: type[BaseModel], what: str) -> UserEr
         what,
         ".".join(path),
         [f"{prefix}.{name}" if prefix else name for name in within.model_fields],
+        MEANT.get(path[-1].lower().replace("-", "_"), ""),
     )

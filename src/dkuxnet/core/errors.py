@@ -12,6 +12,7 @@ NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
 WHAT_TO_DO = dict.fromkeys(NO_ROOM, "make room there and do it again (a training: with --resume)")
 WHAT_TO_DO |= dict.fromkeys(NO_RIGHT, "choose a folder that can be written to")
 MAX_LENGTH = 2000
+TOLD = "DKUXNET_TOLD"  # names the folder where each of several processes leaves its error
 MAX_TOLD = 20  # faults of one kind of work
 
 
@@ -20,8 +21,11 @@ class UserError(Exception):
 
     The message is one line: what was expected, what came, what to do. The command line prints it
     and exits with 1. Whatever a stranger's file puts into it, it stays one printable line of
-    moderate length. table: what the command line shows above it, line by line.
+    moderate length. table: what the command line shows above it, line by line. told_elsewhere:
+    another process of the same training tells it.
     """
+
+    told_elsewhere = False
 
     def __init__(self, message: str, table: Sequence[str] = ()):
         super().__init__(one_line(message))

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `what` whose name is not among `known`: the near match, then the list."""
+def unknown(what: str, name: str, known: Iterable[str], meant: str = "") -> UserError:
+    """The error for a `what` whose name is not among `known`: the near match, then the list.
+
+    meant: the near match where the meaning tells more than the letters.
+    """
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = [meant] if meant else difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
     return UserError(f"unknown {what} '{name}'{hint} known: {', '.join(known) or 'none'}")
 

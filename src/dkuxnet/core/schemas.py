@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.core.types import HALVINGS, Group, NetworkShape, divisor_of
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -36,8 +36,11 @@ def _can_be_held(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 LISTED = Field(strict=False)  # JSON has lists where we have tuples
 Voxels = Annotated[int, Field(ge=1, le=MAX_EDGE)]
 Shape = Annotated[tuple[Voxels, Voxels, Voxels], LISTED, AfterValidator(_can_be_held)]
-Edge = Annotated[int, Field(ge=16, le=8192, multiple_of=16)]
+Edge = Annotated[int, Field(ge=1, le=8192)]
 Patch = Annotated[tuple[Edge, Edge, Edge], LISTED]
+Step = Annotated[int, Field(ge=1, le=2)]
+OneStride = Annotated[tuple[Step, Step, Step], LISTED]
+FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], LISTED]
 Millimetres = Annotated[float, Field(ge=LEAST_MM, le=MOST_MM)]
 Spacing = Annotated[tuple[Millimetres, Millimetres, Millimetres], LISTED]
 Three = Annotated[tuple[float, float, float], LISTED]
@@ -89,10 +92,20 @@ class NetworkGrid(Document):
 
 
 class Plan(NetworkGrid):
-    """What follows from a fingerprint, see `data.plan.make_plan`."""
+    """What follows from a fingerprint, see `data.plan.make_plan`.
+
+    strides: see `core.types.NetworkShape`; sets of before they were planned have none.
+    """
 
     patch: Patch
     network: str
+    strides: FourStrides = HALVINGS
+
+    @model_validator(mode="after")
+    def _patch_fits(self) -> Self:
+        if any(n % d for n, d in zip(self.patch, divisor_of(self.strides), strict=True)):
+            raise ValueError("the patch is no multiple of what its strides reduce")
+        return self
 
 
 class Fingerprint(Document):
@@ -199,6 +212,7 @@ class ShapeOfNetwork(Document):
     in_channels: Annotated[int, Field(ge=1, le=64)]
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
+    strides: FourStrides = HALVINGS
 
 
 class Machine(Document):
@@ -214,18 +228,42 @@ class Machine(Document):
 
 
 class Statistic(Document):
-    """Over the test cases; std and the 95 % interval of the mean only where there are several."""
+    """Over the test cases; std and the 95 % interval of the mean only where there are several.
 
-    mean: float
+    mean: None where the figure applies to no case. cases: to how many it does; older files do not
+    say.
+    """
+
+    mean: float | None
     std: float | None
     ci95: Annotated[tuple[float, float] | None, LISTED]
+    cases: int | None = None
+
+
+class Found(Document):
+    """How often a class is in the labels, and where label and prediction do not both have it.
+
+    scans: how many there are. present: how many labels have the class; missed: how many of those
+    predictions have none of it. false_alarms: how many predictions have some where the label has
+    none; false_alarm_ml: the volume of these, all together.
+    """
+
+    scans: int
+    present: int
+    missed: int
+    false_alarms: int
+    false_alarm_ml: float
 
 
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
-    arrays_sha256: one checksum over all arrays that the run opens; older runs have none. What has a
-    None comes when the training, then the test, has ended. test: class -> metric -> figures.
+    arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
+    weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
+    planned_steps: the steps that the run was begun with, and then was lengthened to; none in older
+    runs. class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes
+    when the training, then the test, has ended. test: class -> metric -> figures. found: class ->
+    in how many test cases it is, and is missed.
     """
 
     prepared: str
@@ -239,11 +277,15 @@ class Manifest(_Planned):
     machine: Machine
     uses_unlabelled: bool = True
     arrays_sha256: str | None = None
+    class_first: bool = False
+    planned_steps: Annotated[tuple[int, ...], LISTED] = ()
     steps_done: int | None = None
     train_seconds: Seconds | None = None
     evaluate_seconds: Seconds | None = None
     peak_memory_gib: float | None = None
+    weights: Literal["final", "best"] | None = None
     test: dict[str, dict[str, Statistic]] | None = None
+    found: dict[str, Found] | None = None
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:
@@ -251,6 +293,8 @@ class Manifest(_Planned):
             raise ValueError("network_shape.in_channels is not the number of channels")
         if self.network_shape.classes != len(self.labels):
             raise ValueError("network_shape.classes is not the number of labels")
+        if any(n % d for n, d in zip(self.patch, self.shape.divisor, strict=True)):
+            raise ValueError("the patch is no multiple of what network_shape.strides reduce")
         return self
 
     @property
@@ -258,7 +302,9 @@ class Manifest(_Planned):
         """What the network must hold."""
         described = self.network_shape
         groups = (Group(g.name, g.classes, g.queries) for g in described.groups)
-        return NetworkShape(described.in_channels, described.classes, tuple(groups))
+        return NetworkShape(
+            described.in_channels, described.classes, tuple(groups), described.strides
+        )
 
 
 AnyDocument = TypeVar("AnyDocument", bound=Document)

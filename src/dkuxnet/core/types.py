@@ -6,6 +6,7 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ CountProgress = Callable[[int, int], None]  # done, of how many
 CaseProgress = Callable[[str, int, int], None]  # what, cases done, of how many
 # what, done, of how many, figures
 TrainProgress = Callable[[str, int, int, dict[str, float]], None]
+
+Stride = tuple[int, int, int]  # along X, Y, Z
+Strides = tuple[Stride, Stride, Stride, Stride]
+HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,26 @@ class Group:
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """What a data set asks of a network: channels in, classes out, groups of queries."""
+    """What a data set asks of a network: channels in, classes out, groups of queries.
+
+    strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
+    """
 
     in_channels: int
     classes: int
     groups: tuple[Group, ...]
+    strides: Strides = HALVINGS
+
+    @property
+    def divisor(self) -> Stride:
+        """What the edges (X, Y, Z) of a patch must be multiples of."""
+        return divisor_of(self.strides)
+
+
+def divisor_of(strides: Strides) -> Stride:
+    """What edges (X, Y, Z) must be multiples of so that all four reductions come out even."""
+    x, y, z = map(math.prod, zip(*strides, strict=True))
+    return x, y, z
 
 
 @dataclass
@@ -126,12 +146,13 @@ class Views:
     """Two views of the same patches: their voxels are the same places.
 
     weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for
-    unlabelled patches.
+    unlabelled patches. edges: of a voxel along (X, Y, Z), the shortest is 1.
     """
 
     weak: Tensor
     strong: Tensor
     label: Tensor | None = None
+    edges: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass

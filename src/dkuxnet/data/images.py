@@ -23,10 +23,16 @@ def read_image(case: Case, channels: int) -> Volume:
     arrays = [v.array if v.array.ndim == 4 else v.array[None] for v in volumes]
     array = np.concatenate(arrays).astype(np.float32, copy=False)
     if len(array) != channels:
+        remedy = "a 4D scan is a series of channels: give one file per case and time point"
+        if len(array) < channels:
+            remedy = (
+                "put all channels into one file of four axes, or (but not on the served page) into "
+                "files NAME_0000, NAME_0001, .. of one folder"
+            )
         raise UserError(
             f"case '{case.name}': {len(array)} channels in "
-            f"{' and '.join(path.name for path in case.images)}, expected {channels}; a 4D scan is "
-            f"a series of channels: give one file per case and time point ({case.images[0]})"
+            f"{' and '.join(path.name for path in case.images)}, expected {channels}; {remedy} "
+            f"({case.images[0]})"
         )
     if min(first.shape) < 2:
         raise UserError(

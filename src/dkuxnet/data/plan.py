@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from dkuxnet.core.schemas import Fingerprint, Hounsfield, Plan, ZScore
+from dkuxnet.core.types import Stride, Strides, divisor_of
 from dkuxnet.data.values import modalities_in
 
 # Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
 LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3
 CPU_PATCH = 64 * 64 * 32
+LEAST_EDGE = 4  # voxels at the coarsest scale
 CT_RANGE = (-1000.0, 1000.0)  # Hounsfield units: air, dense bone
 # Bytes of a training step per voxel of the patch: two branches, two patches a stream, bfloat16.
 # From 16 kB a voxel, patch and branch, in float32 (8.5 GB for a batch of two 64 cubes at the
@@ -29,11 +31,13 @@ def make_plan(
     """The plan for a data set at this target spacing (X, Y, Z)."""
     network, voxels = advise_network()
     size = [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing_mm, strict=True)]
+    strides = plan_strides(size, spacing_mm)
     return Plan(
         spacing_mm=spacing_mm,
         normalisation=[plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
-        patch=plan_patch(size, voxels),
+        patch=plan_patch(size, voxels, divisor_of(strides)),
         network=network,
+        strides=strides,
     )
 
 
@@ -61,18 +65,44 @@ def is_ct(name: str) -> bool:
     return modalities_in(name) == {"CT"}
 
 
-def plan_patch(size: Sequence[float], voxels: int) -> tuple[int, int, int]:
-    """A patch of at most `voxels`, its edges multiples of 16 just under the median size.
+def plan_strides(size: Sequence[float], spacing_mm: Sequence[float]) -> Strides:
+    """The strides of the network's four reductions for scans of `size` voxels (X, Y, Z).
+
+    An axis is halved unless its voxels are by then twice as long as the shortest, or so few that
+    less than LEAST_EDGE would be left. (nnU-Net plans likewise: Isensee et al., Nature Methods
+    2021.)
+    """
+    edges, spacing = list(size), list(spacing_mm)
+
+    def reduce() -> Stride:
+        shortest = min(spacing)
+        x, y, z = (
+            2 if s < 2 * shortest and n >= 2 * LEAST_EDGE else 1
+            for n, s in zip(edges, spacing, strict=True)
+        )
+        edges[:] = [n / stride for n, stride in zip(edges, (x, y, z), strict=True)]
+        spacing[:] = [s * stride for s, stride in zip(spacing, (x, y, z), strict=True)]
+        return x, y, z
+
+    return reduce(), reduce(), reduce(), reduce()
+
+
+def plan_patch(size: Sequence[float], voxels: int, divisor: Stride) -> tuple[int, int, int]:
+    """A patch of at most `voxels`, its edges multiples of `divisor` just under the median size.
 
     The longest edge is shortened until it fits.
 
     Under, not over: padding costs time and teaches nothing, and patches from many places are an
     augmentation.
     """
-    longest = voxels / 16**2  # no edge of a patch of so many voxels is longer
-    patch = [max(16, 16 * math.floor(min(n, longest) / 16 + 0.1)) for n in size]
-    while math.prod(patch) > voxels and max(patch) > 16:
-        patch[patch.index(max(patch))] -= 16
+    longest = voxels / (min(divisor) * sorted(divisor)[1])  # no edge of so many voxels is longer
+    patch = [
+        max(d, d * math.floor(min(n, longest) / d + 0.1))
+        for n, d in zip(size, divisor, strict=True)
+    ]
+    while math.prod(patch) > voxels and any(n > d for n, d in zip(patch, divisor, strict=True)):
+        axis = max(range(3), key=lambda i: (patch[i] > divisor[i], patch[i]))
+        patch[axis] -= divisor[axis]
     x, y, z = patch
     return x, y, z
 

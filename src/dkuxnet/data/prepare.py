@@ -52,7 +52,7 @@ MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in th
 def prepare_scans(
     source: StrPath,
     prepared: StrPath,
-    spacing_mm: float | None = None,
+    spacing_mm: float | Sequence[float] | None = None,
     layout: str = "auto",
     processes: int = 2,
     progress: CaseProgress | None = None,
@@ -61,13 +61,13 @@ def prepare_scans(
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
-    spacing_mm: edge of the isotropic target voxel; None for the plan's own. test_cases, split: as
-    in `data.splits.make_split`; the test list stays out of fingerprint and plan, and no training
-    takes it for anything else. Raises UserError for anything wrong with the source, naming the
-    case; nothing is left behind then. What is a little wrong is a DataWarning, and one of `notes`.
+    spacing_mm: edge of the target voxel, or its three edges in RAS order; None for the plan's own.
+    test_cases, split: as in `data.splits.make_split`; the test list stays out of fingerprint and
+    plan, and no training takes it for anything else. Raises UserError for anything wrong with the
+    source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning,
+    and one of `notes`.
     """
-    if spacing_mm is not None and not 0 < spacing_mm < math.inf:
-        raise UserError(f"--spacing-mm must be a number above 0, got {spacing_mm}")
+    chosen = None if spacing_mm is None else _edges(spacing_mm)
     source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
@@ -84,8 +84,11 @@ def prepare_scans(
         checks = [figures for figures, _, _ in checked if figures is not None]
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
+        if told := _classes_nobody_labelled(checks, labels, held_back):
+            warnings.warn(told, DataWarning, stacklevel=2)
+            notes.append(told)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
-        spacing = (spacing_mm,) * 3 if spacing_mm else fingerprint.spacing_mm_median
+        spacing = chosen or fingerprint.spacing_mm_median
         _check_size(checks, spacing)
         plan = make_plan(fingerprint, found.channels, spacing)
         store = partial(_store_noting, found, labels, plan, folder / "cases")
@@ -262,6 +265,36 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
         raise UserError(
             "no label but the background: nothing to learn; at least one labelled case is needed"
         )
+
+
+def _edges(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
+    """The three edges of a voxel. Raises UserError where there are none."""
+    edges = [spacing_mm] if isinstance(spacing_mm, int | float) else list(spacing_mm)
+    edges = edges * 3 if len(edges) == 1 else edges
+    if len(edges) != 3 or not all(0 < edge < math.inf for edge in edges):
+        raise UserError(
+            "--spacing-mm must be a number above 0, or three with commas between them, got "
+            f"{','.join(map(str, edges))}"
+        )
+    x, y, z = edges
+    return x, y, z
+
+
+def _classes_nobody_labelled(
+    checks: Sequence[CaseFigures], labels: dict[str, int], held_back: Sequence[str]
+) -> str:
+    """The sentence about classes that no labelled case for training has; "" without any."""
+    cases = [c for c in checks if c.label_counts is not None and c.name not in held_back]
+    seen = {value for case in cases for value in case.label_counts or ()}
+    absent = [name for name, value in labels.items() if value not in seen | {0}]
+    if not absent or not cases:
+        return ""
+    names = ", ".join(f"'{name}'" for name in absent)
+    what = "any foreground" if len(absent) == len(labels) - 1 else names
+    return (
+        f"none of the {len(cases)} label maps for training has {what}; a network cannot learn to "
+        "find what it is never shown"
+    )
 
 
 def _check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> None:

@@ -135,6 +135,22 @@ class PreparedSet:
             )
         return found
 
+    def class_voxels(self, name: str) -> list[np.ndarray]:
+        """As `foreground`, apart for each class that the case has, in the order of the classes."""
+        self._check_open(name, "label")
+        classes = range(1, len(self.class_names))
+        found = [self._foreground.get(name, k) for k in classes]
+        if any(places is None for places in found):
+            label = self.array(name, "label").ravel()
+            places = np.flatnonzero(label)
+            places = places[np.argsort(label[places], kind="stable")]
+            ends = np.searchsorted(label[places], classes, side="right")
+            found = [
+                self._foreground.keep(name, k, part.astype(np.int32))
+                for k, part in zip(classes, np.split(places, ends[:-1]), strict=True)
+            ]
+        return [places for places in found if places is not None and len(places)]
+
     def sha256(self, name: str, kind: Kind) -> str | None:
         """The checksum of a stored array, without opening it.
 
@@ -213,13 +229,13 @@ class _Cache:
     def __init__(self, room: int):
         """room: bytes that are left."""
         self.room = room
-        self._arrays: dict[tuple[str, Kind], np.ndarray] = {}
+        self._arrays: dict[tuple[str, Kind | int], np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str, kind: Kind) -> np.ndarray | None:
+    def get(self, name: str, kind: Kind | int) -> np.ndarray | None:
         return self._arrays.get((name, kind))
 
-    def keep(self, name: str, kind: Kind, array: np.ndarray) -> np.ndarray:
+    def keep(self, name: str, kind: Kind | int, array: np.ndarray) -> np.ndarray:
         """The array, kept where it fits; where another thread was faster, its own."""
         with self._lock:
             if (name, kind) not in self._arrays and array.nbytes <= self.room:

@@ -1,5 +1,6 @@
 """Which cases train and which evaluate: labelled, unlabelled, validation and test, disjoint."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,12 +30,16 @@ def make_split(
     validation_cases: int = 0,
     test_cases: int = 0,
     file: Path | None = None,
+    labelled_seed: int | None = None,
 ) -> Split:
     """Split `cases`, in the order of the data set, of which `with_label` have a label.
 
     The test cases are those of the file, or else the last `test_cases` that have a label. Of the
     others, the first `labelled` that have a label keep it (all of them where None), and the last
     `validation_cases` of these validate.
+
+    labelled_seed: draws the `labelled` cases instead of taking the first: the same names for the
+    same seed and pool on every machine, and those of a smaller number are among those of a larger.
 
     file: JSON, {"train": [..], "validation": [..], "test": [..]}, or "labelled" and "unlabelled"
     instead of "train". Cases that it does not name are left out. Raises UserError for a name that
@@ -57,6 +62,13 @@ def make_split(
             f"{len(pool)}; ask for fewer, or add labels and prepare again"
         )
     chosen = candidates[:count]
+    if labelled_seed is not None:
+        if labelled is None:
+            raise UserError(
+                "--labelled-seed draws the cases of --labelled N: give both, or neither"
+            )
+        drawn = set(sorted(candidates, key=lambda name: _draw(labelled_seed, name))[:count])
+        chosen = [name for name in candidates if name in drawn]
     if validation_cases:
         if validation:
             raise UserError(f"{file} has a validation list: set data.validation_cases=0")
@@ -83,6 +95,11 @@ def make_split(
         validation=tuple(validation),
         test=tuple(lists.test),
     )
+
+
+def _draw(seed: int, name: str) -> bytes:
+    """Where a case comes in the order of a seed."""
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
 def _last(with_label: Sequence[str], count: int) -> list[str]:

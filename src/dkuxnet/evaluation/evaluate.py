@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections import Counter
+import math
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import Faults, UserError, disk_reason
-from dkuxnet.core.schemas import Statistic
+from dkuxnet.core.schemas import Found, Statistic
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import check_same_grid
@@ -26,18 +26,20 @@ from dkuxnet.data.layouts.files import (
     read_dataset_json,
     warn_left_out,
 )
+from dkuxnet.evaluation.found import count_found, notes_on
 from dkuxnet.evaluation.metrics import METRICS, Array, confusion_counts, segmentation_metrics
-from dkuxnet.evaluation.statistics import statistics
+from dkuxnet.evaluation.statistics import known_mean, summarise
 from dkuxnet.machine.files import write_text
 
-FOREGROUND_MEAN = "foreground mean"
 Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
 
 class Score(NamedTuple):
-    """One class of one case: METRICS in [0, 1], mm and voxels; counts of voxels.
+    """One class of one case: METRICS in [0, 1], mm and voxels; counts of voxels; volumes in ml.
 
-    value: of the class in the prediction.
+    value: of the class in the prediction. METRICS are NaN where neither prediction nor label has
+    the class: they do not apply. confidence: see `core.confidence`, NaN where it is not
+    known, as of a label map alone.
     """
 
     case: str
@@ -55,10 +57,15 @@ class Score(NamedTuple):
     tn: int
     n_pred: int
     n_ref: int
+    pred_ml: float = math.nan
+    ref_ml: float = math.nan
+    confidence: float = math.nan
 
 
 COUNTS = {"tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN", "n_pred": "n_pred", "n_ref": "n_ref"}
-KEYS = {metric.key: metric.summary for metric in METRICS} | COUNTS  # -> key in summary.json
+EXTRAS = {name: name for name in ("pred_ml", "ref_ml", "confidence")}
+# -> key in summary.json
+KEYS = {metric.key: metric.summary for metric in METRICS} | COUNTS | EXTRAS
 COLUMNS = ("case", "class", *Score._fields[2:])  # of cases.csv
 
 
@@ -82,25 +89,29 @@ class Evaluation:
     def summary(self) -> dict[str, dict[str, Statistic]]:
         """Class, or FOREGROUND_MEAN (of each case's classes) -> key of a metric -> statistic."""
         figures = self._figures(metric.key for metric in METRICS)
-        figures = np.concatenate([figures, figures.mean(axis=1, keepdims=True)], axis=1)
-        found = iter(statistics(figures.reshape(len(figures), -1)))
-        return {
-            name: {metric.key: next(found) for metric in METRICS}
-            for name in (*self.classes, FOREGROUND_MEAN)
-        }
+        return summarise(figures, self._both(), [*self.classes], METRICS)
+
+    def found(self) -> dict[str, Found]:
+        """Class -> in how many cases it is, and where prediction and label do not both have it."""
+        n_pred, n_ref, pred_ml = np.moveaxis(self._figures(["n_pred", "n_ref", "pred_ml"]), 2, 0)
+        return count_found([*self.classes], n_pred, n_ref, pred_ml)
 
     def write_json(self, path: Path) -> None:
         """Write nnU-Net's summary.json with our keys, whole or not at all.
 
-        Raises UserError where it cannot be.
+        A figure that does not apply is null. "foreground_mean" is that of nnU-Net, the mean over
+        the classes of their means; under "statistics", as everywhere else, it is the mean over the
+        cases of each case's mean. Where every class is in every case these are equal. Raises
+        UserError where it cannot be written.
         """
         content = json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         _write(path, content + "\n")
 
     def write_csv(self, path: Path) -> None:
-        """Write the rows; errors as in `write_json`."""
+        """Write the rows, an empty cell where a figure does not apply; errors as `write_json`."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows])
+        rows = ([csv_cell(value) for value in row] for row in self.rows)
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
         _write(path, text.getvalue())
 
     def _figures(self, columns: Iterable[str]) -> Array:
@@ -110,17 +121,24 @@ class Evaluation:
         shape = (len(self.files), len(self.classes), len(columns))
         return np.array(figures, dtype=np.float64).reshape(shape)
 
-    def _as_json(self) -> dict[str, Any]:
-        def by_key(values: Iterable[float]) -> dict[str, float]:
-            return dict(zip(KEYS.values(), values, strict=True))
+    def _both(self) -> Array:
+        """(cases, classes): whether prediction and label have the class, so that it has edges."""
+        n_pred, n_ref = np.moveaxis(self._figures(["n_pred", "n_ref"]), 2, 0)
+        both: Array = (n_pred > 0) & (n_ref > 0)
+        return both
 
-        metrics: dict[str, dict[str, dict[str, float]]] = {case: {} for case in self.files}
+    def _as_json(self) -> dict[str, Any]:
+        def by_key(values: Iterable[float]) -> dict[str, float | None]:
+            known = (None if math.isnan(value) else value for value in values)
+            return dict(zip(KEYS.values(), known, strict=True))
+
+        metrics: dict[str, dict[str, dict[str, float | None]]] = {case: {} for case in self.files}
         for row in self.rows:
             metrics[row.case][str(row.value)] = by_key(row[3:])
-        means = self._figures(KEYS).mean(axis=0)
+        means = known_mean(self._figures(KEYS), axis=0)
         by_class = zip(self.classes.values(), means.tolist(), strict=True)
         return {
-            "foreground_mean": by_key(means.mean(axis=0).tolist()),
+            "foreground_mean": by_key(known_mean(means, axis=0).tolist()),
             "mean": {str(value): by_key(mean) for value, mean in by_class},
             "metric_per_case": [
                 {
@@ -134,6 +152,7 @@ class Evaluation:
                 name: {KEYS[key]: statistic.to_json() for key, statistic in each.items()}
                 for name, each in self.summary().items()
             },
+            "found": {name: found.to_json() for name, found in self.found().items()},
             "n_cases": len(self.files),
             "labels": self.classes,
             "notes": self.notes,
@@ -158,11 +177,13 @@ def evaluate_pair(
     _check_grid(case, prediction, truth)
     _check_values(case, "the prediction", prediction.array, labels)
     _check_values(case, "the label file", truth.array, truth_labels)
-    rows = []
+    rows, voxel_ml = [], math.prod(truth.spacing_mm) / 1000
     for name, value in foreground(labels).items():
         predicted, true = prediction.array == value, truth.array == truth_labels[name]
         figures = segmentation_metrics(predicted, true, truth.spacing_mm)
-        rows.append(Score(case, name, value, **figures, **confusion_counts(predicted, true)))
+        counts = confusion_counts(predicted, true)
+        pred_ml, ref_ml = (counts[key] * voxel_ml for key in ("n_pred", "n_ref"))
+        rows.append(Score(case, name, value, **figures, **counts, pred_ml=pred_ml, ref_ml=ref_ml))
     return rows
 
 
@@ -201,7 +222,12 @@ def evaluate_folders(
         if progress:
             progress(done, len(files))
     faults.tell()
-    return Evaluation(rows, files, _notes(rows, unpaired, len(files)))
+    result = Evaluation(rows, files)
+    if unpaired:
+        labelled = unpaired + len(files)
+        result.notes.append(f"{unpaired} of {labelled} labelled cases have no prediction")
+    result.notes += notes_on(result.found())
+    return result
 
 
 def _pair_files(
@@ -300,15 +326,9 @@ def _check_values(case: str, what: str, array: Array, labels: dict[str, int]) ->
             )
 
 
-def _notes(rows: list[Score], unpaired: int, paired: int) -> list[str]:
-    notes = (
-        [f"{unpaired} of {unpaired + paired} labelled cases have no prediction"] if unpaired else []
-    )
-    empty = Counter(row.class_name for row in rows if 0 in (row.n_pred, row.n_ref))
-    where = f"of {paired} cases; dkuxnet.evaluation.metrics states how these score"
-    return notes + [
-        f"'{name}' is empty in prediction or label in {n} {where}" for name, n in empty.items()
-    ]
+def csv_cell(value: object) -> object:
+    """As it stands in a CSV file: nothing in the place of NaN."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,15 +2,17 @@
 
 Connectivity is 1. Where MedPy fails or returns NaN:
 
-- both masks empty: Dice and Jaccard 1, distances 0;
+- both masks empty: NaN, not applicable, as in nnU-Net. Nothing was there to be outlined, so that no
+  figure says how well it was; means leave such a case out, and tables count it;
 - one mask empty: Dice and Jaccard 0, distances the diagonal of the array. No two voxels lie farther
   apart, so that a missed object can never look better than a poor one (published code often scores
-  it 0).
+  it 0). Tables count these cases beside the means.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +28,8 @@ Array = NDArray[Any]
 # Relative difference below which a voxel's edges count as equal: far inside the rounding of the
 # figures themselves.
 ISOTROPY_TOLERANCE = 1e-8
+
+NOTHING = "–"  # in the place of a figure that does not apply
 
 # How far, in voxels, the columns around a voxel are looked at before the surfaces are searched.
 REACH = 5
@@ -63,8 +67,10 @@ class Metric:
         """Which way is better, in words."""
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
 
-    def show(self, value: float, compared: bool = False, sign: str = "") -> str:
-        """The figure as text; sign: "+" for one before every value."""
+    def show(self, value: float | None, compared: bool = False, sign: str = "") -> str:
+        """The figure as text, "–" where there is none; sign: "+" for one before every value."""
+        if value is None or math.isnan(value):
+            return NOTHING
         return f"{value:{sign}.{self.digits[compared]}f}"
 
 
@@ -81,7 +87,7 @@ SHOWN = tuple(metric for metric in METRICS if metric.unit != "voxels")  # on pag
 
 
 class Scores(TypedDict):
-    """A figure for each of METRICS."""
+    """A figure for each of METRICS; all are NaN where both masks are empty."""
 
     dice: float
     jaccard: float
@@ -103,21 +109,21 @@ class Counts(TypedDict):
 
 
 def dice(prediction: Array, truth: Array) -> float:
-    """2 |P and T| / (|P| + |T|), in [0, 1]; 1 where both are empty.
+    """2 |P and T| / (|P| + |T|), in [0, 1]; NaN where both are empty.
 
     prediction, truth: masks of one shape, of any dimension; what is not 0 belongs to the object.
     Raises ValueError where the shapes differ.
     """
     prediction, truth = _masks(prediction, truth)
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+    return 2 * np.count_nonzero(prediction & truth) / total if total else math.nan
 
 
 def jaccard(prediction: Array, truth: Array) -> float:
-    """|P and T| / |P or T|, in [0, 1]; 1 where both are empty. As `dice` in all else."""
+    """|P and T| / |P or T|, in [0, 1]; NaN where both are empty. As `dice` in all else."""
     prediction, truth = _masks(prediction, truth)
     union = np.count_nonzero(prediction | truth)
-    return np.count_nonzero(prediction & truth) / union if union else 1.0
+    return np.count_nonzero(prediction & truth) / union if union else math.nan
 
 
 def segmentation_metrics(prediction: Array, truth: Array, spacing_mm: Sequence[float]) -> Scores:
@@ -201,9 +207,10 @@ def _distances(
     shape: of the whole array, for the diagonal of the empty cases.
     """
     units = (np.ones_like(spacing), spacing)
+    if not prediction.any() and not truth.any():
+        return [(math.nan, math.nan)] * 2
     if not prediction.any() or not truth.any():
-        something = bool(prediction.any() or truth.any())
-        diagonals = [something * float(np.linalg.norm(shape * unit)) for unit in units]
+        diagonals = [float(np.linalg.norm(shape * unit)) for unit in units]
         return [(diagonal, diagonal) for diagonal in diagonals]
     prediction_surface, truth_surface = _surface(prediction), _surface(truth)
     isotropic = np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dkuxnet.core.config import InferSettings, validate
 from dkuxnet.core.schemas import NetworkGrid
-from dkuxnet.core.types import Case, Group, NetworkShape, Output, Volume
+from dkuxnet.core.types import HALVINGS, Case, Group, NetworkShape, Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -49,11 +49,12 @@ def build_network(
             Group(f"group {i}", tuple(group["classes"]), group["queries"])
             for i, group in enumerate(groups)
         ),
+        settings.network.strides or HALVINGS,
     )
     predictor = build_method(settings, shape, settings.network.name or "").predictor()
     # kernels lie in memory as they do for `dkuxnet predict`: the same sums, bit for bit
     return PatchModel(
-        to_device(predictor, torch.device("cpu")), channels, patch, probabilities=False
+        to_device(predictor, torch.device("cpu")), shape, patch, probabilities=False
     ).eval()
 
 

@@ -78,7 +78,7 @@ def inference_config(export: Export) -> dict[str, Any]:
     groups = [{"classes": list(group.classes), "queries": group.queries} for group in shape.groups]
     filled: dict[str, dict[str, Any]] = {
         "build_network": {
-            "network": network | {"name": manifest.network},
+            "network": network | {"name": manifest.network, "strides": shape.strides},
             "method": export.settings.method.model_dump(mode="json"),
             "channels": shape.in_channels,
             "classes": shape.classes,
@@ -118,7 +118,7 @@ def bundle_metadata(export: Export) -> dict[str, Any]:
     labels, channels = [*map(_plain, manifest.labels)], [*map(_plain, manifest.channels)]
     space = {
         "type": "image",
-        "spatial_shape": ["16*n"] * 3,
+        "spatial_shape": [f"{divisor}*n" for divisor in manifest.shape.divisor],
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Manifest
+from dkuxnet.core.types import NetworkShape
 
 # of a probability, between torch and a copy; float32 alone costs up to 1.5e-4 (docs/export.md)
 TOLERANCE = 1e-3
@@ -29,11 +30,12 @@ class PatchModel(nn.Module):
     """
 
     def __init__(
-        self, predictor: nn.Module, channels: int, patch: Sequence[int], probabilities: bool
+        self, predictor: nn.Module, shape: NetworkShape, patch: Sequence[int], probabilities: bool
     ):
         super().__init__()
         self.predictor = predictor
-        self.channels, self.patch, self.probabilities = channels, tuple(patch), probabilities
+        self.channels, self.divisor = shape.in_channels, shape.divisor
+        self.patch, self.probabilities = tuple(patch), probabilities
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.predictor(image).logits.float()
@@ -96,7 +98,7 @@ class Export:
     def model(self, probabilities: bool) -> PatchModel:
         """The predictor on bare tensors, in eval mode."""
         return PatchModel(
-            self.predictor, len(self.manifest.channels), self.manifest.patch, probabilities
+            self.predictor, self.manifest.shape, self.manifest.patch, probabilities
         ).eval()
 
     def constants(self) -> dict[str, Any]:

@@ -27,16 +27,17 @@ def export_run(
     run: Path,
     to: str,
     output: Path,
-    weights: str = "final",
+    weights: str | None = None,
     any_size: bool = False,
     licence: Path | None = None,
 ) -> str:
     """Write the predictor of a finished run to `output`; returns what was written, in words.
 
-    to: a key of TARGETS. weights: "final" or "best". any_size: X, Y, Z of an ONNX or torch.export
-    graph are free, instead of the run's patch. licence: file with the terms of the weights, for a
-    bundle. Raises UserError where `run` is not finished, `output` exists, or the network cannot be
-    exported, and for an option that the target does not have; nothing is left behind then.
+    to: a key of TARGETS. weights: "final" or "best"; by default the run's own. any_size: X, Y,
+    Z of an ONNX or torch.export graph are free, instead of the run's patch. licence: file with the
+    terms of the weights, for a bundle. Raises UserError where `run` is not finished, `output`
+    exists, or the network cannot be exported, and for an option that the target does not have;
+    nothing is left behind then.
     """
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
@@ -89,7 +90,7 @@ def _in_a_child(to: str, run: Path, output: Path, arguments: Sequence[Any]) -> s
 
 
 def write_target(
-    output: str, target: str, run: str, weights: str, any_size: bool, licence: str | None
+    output: str, target: str, run: str, weights: str | None, any_size: bool, licence: str | None
 ) -> str:
     """Load the model of a run and call the function that is named by `target`.
 

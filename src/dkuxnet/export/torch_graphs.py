@@ -13,9 +13,6 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.export.patch_model import Export, PatchModel, check_equal, first_line
 from dkuxnet.machine.files import atomically
 
-STRIDE = 16  # of every network's deepest level
-# all edges differ, none is one voxel deep down: else torch takes them as fixed
-EXAMPLE = (2 * STRIDE, 3 * STRIDE, 4 * STRIDE)
 CONSTANTS = "dkuxnet.json"  # the extra file with Export.constants
 
 
@@ -88,11 +85,13 @@ def exported(model: PatchModel, any_size: bool, network: str) -> ExportedProgram
     free = {0: Dim("batch")}
     if any_size:
         free |= {
-            axis: STRIDE * Dim(f"{name}_over_{STRIDE}")
-            for axis, name in ((2, "x"), (3, "y"), (4, "z"))
+            axis: Dim(name) if d == 1 else d * Dim(f"{name}_over_{d}")
+            for axis, (name, d) in enumerate(zip("xyz", model.divisor, strict=True), 2)
         }
+    # all edges differ, none is one voxel deep down: else torch takes them as fixed
+    sizes = [n * d for n, d in zip((2, 3, 4), model.divisor, strict=True)] if any_size else None
     try:
-        example = model.noise(2, EXAMPLE if any_size else None)
+        example = model.noise(2, sizes)
         return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
     except Exception as error:  # torch raises many kinds here
         hint = "; try without --any-size" if any_size else ""
@@ -103,9 +102,11 @@ def exported(model: PatchModel, any_size: bool, network: str) -> ExportedProgram
 
 def other_sizes(model: PatchModel) -> list[tuple[int, ...]]:
     """The patch, and a larger one that no graph was made with."""
-    return [model.patch, tuple(n + STRIDE for n in model.patch)]
+    return [model.patch, tuple(n + d for n, d in zip(model.patch, model.divisor, strict=True))]
 
 
 def size_words(export: Export) -> str:
     patch = " x ".join(map(str, export.manifest.patch))
-    return f"X, Y, Z any multiples of {STRIDE}" if export.any_size else f"patches of {patch} voxels"
+    if not export.any_size:
+        return f"patches of {patch} voxels"
+    return "X, Y, Z any multiples of " + ", ".join(map(str, export.manifest.shape.divisor))

@@ -31,9 +31,15 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
+            f"--device {name}: not available here; try {' or '.join(devices())}"
         ) from error
     return device
+
+
+def devices() -> list[str]:
+    """Names of the devices that are here, and "auto"."""
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def to_device(module: AnyModule, device: torch.device) -> AnyModule:

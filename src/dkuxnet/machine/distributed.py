@@ -35,6 +35,8 @@ JOINING = 600  # seconds that processes wait for each other at the start
 class ToldElsewhere(UserError):
     """Another process failed and reports the error itself."""
 
+    told_elsewhere = True
+
 
 def world() -> int:
     """Processes of this training; 1 where it is not distributed."""

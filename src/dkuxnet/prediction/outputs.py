@@ -1,11 +1,17 @@
 """The output files of a prediction: checked before the work, then written."""
 
+import csv
+import io
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from dkuxnet.core.confidence import UNSURE_BELOW
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
@@ -17,12 +23,17 @@ from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
+CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
+COLUMNS = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
 Writer = Callable[[Volume, Path], None]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """Label maps in `folder`, and in folders below it the other kinds of maps that were asked for.
+
+    CLASSES has a row for each case and class, with the volume and the confidence
+    (`core.confidence`); rows of an earlier prediction of other cases stay.
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
     "dicom-seg", then of the segmentation_type "binary" or "labelmap".
@@ -33,6 +44,7 @@ class Outputs:
     kinds: tuple[str, ...] = ()
     form: str = "auto"
     segmentation_type: str = "binary"
+    rows: list[list[str]] = field(default_factory=list)
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -50,6 +62,8 @@ class Outputs:
             replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
             _check_dicom(self.cases, replaced, self.segmentation_type)
         _check_folder(self.folder, targets)
+        predicted = {case.name for case in self.cases}
+        self.rows[:] = [row for row in _read_rows(self.folder) if row[0] not in predicted]
         for kind in self.kinds:
             inside(self.folder, kind)
 
@@ -85,13 +99,50 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
 
-    def write(self, case: Case, result: Segmentation, writers: dict[str, Writer]) -> Path:
-        """Write the maps of a case; returns the label map's path."""
+    def write(
+        self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
+    ) -> Path:
+        """Write the maps of a case and its rows of CLASSES; returns the label map's path."""
         target = self.target(case)
         writers["label"](result.label, target)
         for kind in self.kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)
+        self.rows.extend(_rows(case.name, result, labels))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows])
+        write_text(self.folder / CLASSES, text.getvalue())
         return target
+
+
+def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
+    """Those of a case in CLASSES; the confidence of a class that was not found is empty."""
+    rows, voxel_ml = [], math.prod(result.label.spacing_mm) / 1000
+    for each, value in result.confidence.items():
+        voxels = int(np.count_nonzero(result.label.array == labels[each]))
+        known = not math.isnan(value)
+        sure = [str(value), "yes" if value < UNSURE_BELOW else "no"] if known else ["", ""]
+        found = [str(labels[each]), str(voxels), f"{voxels * voxel_ml:.3f}"]
+        rows.append([name, each, *found, *sure])
+    return rows
+
+
+def _read_rows(folder: Path) -> list[list[str]]:
+    """What CLASSES of an earlier prediction holds."""
+    path = folder / CLASSES
+    try:
+        if not path.exists():
+            return []
+        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read: {disk_reason(error)}; choose another --output"
+        ) from error
+    if header != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
+        raise UserError(
+            f"{path} is there already and was not written by `dkuxnet predict`; choose another "
+            "--output"
+        )
+    return rows
 
 
 def _ending(case: Case) -> str:

@@ -1,10 +1,12 @@
 """Scans in, label maps out, each on its scan's own grid and in its format, or as DICOM SEG."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, UserError, UserErrors
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -30,7 +32,7 @@ def predict_scans(
     output: StrPath,
     save_probabilities: bool = False,
     save_uncertainty: bool = False,
-    weights: str = "final",
+    weights: str | None = None,
     device: str = "auto",
     progress: CaseProgress | None = None,
     *,
@@ -45,7 +47,9 @@ def predict_scans(
 
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
-    which no viewer opens, and for DICOM), and the label values of the training data. Where asked
+    which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
+    has volume and confidence of each class (`core.confidence`); a class that is unsure is a
+    DataWarning. Where asked
     for, output/probabilities holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in
     [0, 1]. localise, margin_mm: a coarse run that chooses where to look, see `Segmenter`. form
     "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
@@ -82,7 +86,7 @@ def predict_scans(
         try:
             if not written:  # nothing is made for scans that cannot be read
                 outputs.make_folder(segmenter.labels)
-            written.append(outputs.write(case, result, writers))
+            written.append(outputs.write(case, result, writers, segmenter.labels))
         except UserError as error:
             failed[case.name] = str(error)
             if _is_of_disk(error):
@@ -119,9 +123,12 @@ def _segmented(
             f"{case.name}: {_voxels(scan.shape)} voxels, {part}{_voxels(region.grid)} for the "
             f"network, about {max(needed / 2**20, 1):.0f} MiB"
         )
-        return segmenter(scan, probabilities, uncertainty, region)
+        result = segmenter(scan, probabilities, uncertainty, region)
     except UserError as error:
         raise UserError(f"case '{case.name}': {error}") from error
+    if doubt := unsure(result.confidence):
+        warnings.warn(f"case '{case.name}': {doubt}", DataWarning, stacklevel=2)
+    return result
 
 
 def _voxels(shape: Sequence[int]) -> str:

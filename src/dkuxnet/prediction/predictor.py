@@ -9,7 +9,6 @@ from torch import nn
 from dkuxnet.core.config import Settings
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.machine.devices import choose_device, to_device
 from dkuxnet.models.build import build_method
@@ -17,16 +16,15 @@ from dkuxnet.runs.folder import RunFolder
 
 
 def load_predictor(
-    run: StrPath, weights: str = "final", device: str = "auto"
+    run: StrPath, weights: str | None = None, device: str = "auto"
 ) -> tuple[nn.Module, Settings, Manifest]:
     """The trained predictor of a run in eval mode, its settings and its manifest.
 
-    weights: "final" or "best". Raises UserError where the run has none, or they are of another
-    network.
+    weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`. Raises
+    UserError where the run has none, or they are of another network.
     """
-    if weights not in ("final", "best"):
-        raise unknown("weights", weights, ("final", "best"))
     folder = RunFolder.open(Path(run))
+    weights = folder.choose_weights(weights)
     settings, manifest = folder.settings, folder.manifest
     tensors = folder.load_weights(weights)
     shape, network = manifest.shape, manifest.plan.network

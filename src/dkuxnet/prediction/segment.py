@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dkuxnet.core.confidence import class_confidence
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data.geometry import Region
@@ -37,12 +38,13 @@ class Segmentation:
     """On the scan's own grid: the label (X, Y, Z), with the label values of the training data.
 
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
-    asked for.
+    asked for. confidence: of each class but the background, see `core.confidence`.
     """
 
     label: Volume
     probabilities: Volume | None = None
     uncertainty: Volume | None = None
+    confidence: dict[str, float] = field(default_factory=dict)
 
 
 class Segmenter:
@@ -56,12 +58,12 @@ class Segmenter:
     def __init__(
         self,
         run: Path,
-        weights: str = "final",
+        weights: str | None = None,
         device: str = "auto",
         localiser: Path | None = None,
         margin_mm: float | None = None,
     ):
-        """weights: "final" or "best".
+        """weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`.
 
         localiser: a finished run of the same labels and channels on a grid that is no finer; the
         region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.
@@ -171,6 +173,7 @@ class Segmenter:
             replace(indices, nifti=scan.nifti),
             on_scan(result.prob if probabilities else None),
             on_scan(result.uncertainty),
+            dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:]),
         )
 
     def _windows(self, with_uncertainty: bool) -> Windows:

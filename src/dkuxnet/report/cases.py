@@ -5,6 +5,7 @@ from typing import Any
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.evaluation.metrics import DICE
 from dkuxnet.report.case import ShownCase, load_case
 from dkuxnet.report.results import CaseResult, Results
 from dkuxnet.report.slices import draw_maps, draw_slices
@@ -23,7 +24,7 @@ def show_cases(
     """
     pictures, loaded = [], []
     for title, result in [] if results is None else results.chosen():
-        entry = {"title": title, "name": result.name, "dice": f"{result.dice:.3f}"}
+        entry = {"title": title, "name": result.name, "dice": DICE.show(result.dice)}
         case, missing = _load(result, data, manifest)
         if case is not None:
             loaded.append((entry, case))

@@ -8,20 +8,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dkuxnet.core.confidence import UNSURE_BELOW
 from dkuxnet.core.config import flatten
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Manifest, Statistic
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
-from dkuxnet.evaluation.metrics import DICE, SHOWN, Metric
+from dkuxnet.evaluation.found import FOUND_HEADINGS, notes_on, show_found, together
+from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
 from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.cases import show_cases
 from dkuxnet.report.pictures import PREDICTION, TRUTH
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.results import CaseResult, Results, read_results
 from dkuxnet.report.template import NIIVUE, render
-from dkuxnet.report.words import places, tell, tell_data, uses_unlabelled, wall_times
+from dkuxnet.report.words import count, join, places, tell, tell_data, uses_unlabelled, wall_times
 from dkuxnet.runs.folder import RunFolder
 
 
@@ -104,35 +106,52 @@ def show_results(results: Results, data: PreparedSet | None) -> dict[str, Any]:
     classes, key = list(results.cases[0].classes), DICE.summary
     shown = [*classes, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
     dice = {name: [case.classes[name][key] for case in results.cases] for name in classes}
-    statistics = results.statistics
-    means = {name: (statistics[name][key].mean, statistics[name][key].ci95) for name in classes}
+    statistics, found = results.statistics, results.found
+    means = {name: (statistics[name]["dice"].mean, statistics[name]["dice"].ci95) for name in dice}
+    headline = statistics[FOREGROUND_MEAN][DICE.key]
+    every = together(list(found.values()))
+    counts = {name: show_found(found.get(name, every)) for name in shown}
     return {
-        "headline": show_statistic(statistics[FOREGROUND_MEAN][key], DICE),
+        "headline": show_statistic(headline, DICE),
+        "headline_cases": f"{headline.cases} of {count(len(results.cases), 'scan')}"
+        if headline.cases != len(results.cases)
+        else "",
         "several_classes": len(classes) > 1,
         "metrics": SHOWN,
+        "found_headings": FOUND_HEADINGS,
         "summary": [
             {
                 "class": name,
-                "cells": [
-                    show_statistic(statistics[name][metric.summary], metric) for metric in SHOWN
-                ],
+                "cells": [show_statistic(statistics[name][metric.key], metric) for metric in SHOWN],
+                "found": counts[name],
             }
             for name in shown
         ],
         "cases": [show_case(case, data) for case in results.cases],
         "missed": any(case.missed for case in results.cases),
-        "notes": results.notes,
+        "notes": list(dict.fromkeys([*results.notes, *notes_on(found), *doubts(results)])),
+        "unsure_below": UNSURE_BELOW,
         "plot": draw_dice(dice, means),
     }
 
 
+def doubts(results: Results) -> list[str]:
+    """In how many cases each class is unsure, in one sentence; none where all are sure."""
+    cases = {
+        name: sum(case.classes[name]["confidence"] < UNSURE_BELOW for case in results.cases)
+        for name in results.found
+    }
+    told = [f"'{name}' in {count(number, 'scan')}" for name, number in cases.items() if number]
+    return [f"the model is unsure of {join(told)} (confidence below {UNSURE_BELOW})"] * bool(told)
+
+
 def show_statistic(statistic: Statistic, metric: Metric) -> dict[str, str]:
     """Mean, deviation and 95 % interval as text; "–" where one case alone has none."""
-    std, interval = statistic.std, statistic.ci95
+    interval = statistic.ci95
     return {
         "mean": metric.show(statistic.mean),
-        "std": "–" if std is None else metric.show(std),
-        "interval": "–" if interval is None else " to ".join(map(metric.show, interval)),
+        "std": metric.show(statistic.std),
+        "interval": NOTHING if interval is None else " to ".join(map(metric.show, interval)),
     }
 
 
@@ -145,12 +164,18 @@ def show_case(case: CaseResult, data: PreparedSet | None) -> dict[str, Any]:
     rows = []
     for name, figures in case.classes.items():
         cells = [metric.show(figures[metric.summary]) for metric in SHOWN]
-        volumes = [f"{figures[key] * ml:.1f}" if ml else "–" for key in ("n_ref", "n_pred")]
+        volumes = [f"{figures[key] * ml:.1f}" if ml else NOTHING for key in ("n_ref", "n_pred")]
+        sure, (n_pred, n_ref) = figures["confidence"], (figures["n_pred"], figures["n_ref"])
+        flags = {
+            "not found": n_pred == 0 < n_ref,
+            "false alarm": n_ref == 0 < n_pred,
+            "unsure": sure < UNSURE_BELOW,
+        }
         rows.append(
             {
                 "class": name,
-                "cells": cells + volumes,
-                "empty": figures["n_pred"] == 0 < figures["n_ref"],
+                "cells": [*cells, *volumes, NOTHING if math.isnan(sure) else f"{sure:.2f}"],
+                "flag": ", ".join(flag for flag, holds in flags.items() if holds),
             }
         )
     return {"name": case.name, "dice": DICE.show(case.dice), "rows": rows}

@@ -1,5 +1,6 @@
 """Dice over cases and training curves, each as an svg; the curves also as numbers for the page."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ MOST_POINTS = 1500  # of a line in the page: a screen shows no more
 
 @rc_context(STYLE)
 def draw_dice(
-    dice: Mapping[str, Sequence[float]], means: Mapping[str, tuple[float, Sequence[float] | None]]
+    dice: Mapping[str, Sequence[float]],
+    means: Mapping[str, tuple[float | None, Sequence[float] | None]],
 ) -> str:
     """Draw Dice of every case, a row for each class, with the mean and its 95 % interval.
 
-    means: class -> (mean, [low, high] or None).
+    A class that does not apply to a case has NaN there. means: class -> (mean or None, [low, high]
+    or None).
     """
     figure = Figure(figsize=(WIDTH_IN, 0.75 + 0.62 * len(dice)), layout="constrained")
     axes = figure.add_subplot()
@@ -36,10 +39,12 @@ def draw_dice(
             clip_on=False,
         )
         mean, interval = means[name]
+        if mean is None:
+            continue
         low, high = interval or (mean, mean)
         axes.plot([low, high], [row - 0.28] * 2, color=INK, linewidth=2)
         axes.plot(mean, row - 0.28, "D", color=INK, markersize=6)
-    lowest = min(min(values) for values in dice.values())
+    lowest = min((v for values in dice.values() for v in values if not math.isnan(v)), default=0)
     axes.set(
         xlim=(max(0, lowest - 0.05 * (1.02 - lowest) - 0.005), 1.005),
         ylim=(len(dice) - 0.5, -0.6),

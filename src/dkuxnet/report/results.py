@@ -1,20 +1,26 @@
 """What a run folder says about how good the run is: evaluation/summary.json, read and checked."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.schemas import Document, Statistic, read_document
+from dkuxnet.core.schemas import Document, Found, Statistic, read_document
 from dkuxnet.data import formats
-from dkuxnet.evaluation.evaluate import FOREGROUND_MEAN
-from dkuxnet.evaluation.metrics import DICE, SHOWN
+from dkuxnet.evaluation.evaluate import EXTRAS
+from dkuxnet.evaluation.found import count_found
+from dkuxnet.evaluation.metrics import DICE, SHOWN, Array
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, known_mean, summarise
 
 NEEDED = [*(metric.summary for metric in SHOWN), "n_pred", "n_ref"]
 DAMAGED = "it is damaged, or not what dkuxnet writes; evaluate the run again"
-Figures = dict[str, float]  # key of summary.json ("Dice", "HD95_mm", "n_ref", ...) -> figure
+# key of summary.json ("Dice", "HD95_mm", "n_ref", ...) -> figure, NaN where it does not apply
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class CaseResult:
 
     @property
     def dice(self) -> float:
-        """Mean over the foreground classes."""
-        return sum(figures[DICE.summary] for figures in self.classes.values()) / len(self.classes)
+        """Mean over the foreground classes that label or prediction have; NaN without any."""
+        dice = [figures[DICE.summary] for figures in self.classes.values()]
+        return float(known_mean(np.array(dice), axis=0))
 
     @property
     def missed(self) -> bool:
@@ -43,10 +50,14 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Results:
-    """cases: worst first. statistics: class name, or FOREGROUND_MEAN -> key of summary.json."""
+    """cases: worst first; those without any class are last.
+
+    statistics: class name, or FOREGROUND_MEAN -> key of a metric -> figures. found: by class name.
+    """
 
     cases: list[CaseResult]
     statistics: dict[str, dict[str, Statistic]]
+    found: dict[str, Found]
     notes: list[str]
 
     def chosen(self) -> list[tuple[str, CaseResult]]:
@@ -54,23 +65,29 @@ class Results:
 
         Of an even number the median is the worse of the two in the middle.
         """
-        if len(self.cases) == 1:
-            return [("The only test case", self.cases[0])]
+        cases = [case for case in self.cases if not math.isnan(case.dice)] or self.cases[:1]
+        if len(cases) == 1:
+            only = "test case" if len(self.cases) == 1 else "test case with any class"
+            return [(f"The only {only}", cases[0])]
         chosen = [
-            ("Worst case", self.cases[0]),
-            ("Median case", self.cases[(len(self.cases) - 1) // 2]),
-            ("Best case", self.cases[-1]),
+            ("Worst case", cases[0]),
+            ("Median case", cases[(len(cases) - 1) // 2]),
+            ("Best case", cases[-1]),
         ]
-        return chosen if len(self.cases) > 2 else [chosen[0], chosen[2]]
+        return chosen if len(cases) > 2 else [chosen[0], chosen[2]]
 
 
 class _Case(Document):
     prediction_file: str
-    metrics: dict[str, Figures]  # by the class's value, as text
+    metrics: dict[str, dict[str, float | None]]  # by the class's value, as text
 
 
 class _Summary(Document):
-    """What the page needs of summary.json."""
+    """What the page needs of summary.json.
+
+    Its statistics must be there and are computed anew: those of older files count a class that is
+    neither in label nor in prediction as perfectly found.
+    """
 
     labels: Annotated[dict[str, int], Field(min_length=1)]
     metric_per_case: Annotated[list[_Case], Field(min_length=1)]
@@ -88,22 +105,32 @@ def read_results(evaluation: Path) -> Results | None:
         return None
     summary = read_document(path, _Summary, DAMAGED)
     try:
+        if missing := {*summary.labels, FOREGROUND_MEAN} - summary.statistics.keys():
+            raise KeyError(*sorted(missing))
         cases = [_read_case(case, summary.labels, evaluation) for case in summary.metric_per_case]
-        statistics = {
-            name: {metric.summary: summary.statistics[name][metric.summary] for metric in SHOWN}
-            for name in (*summary.labels, FOREGROUND_MEAN)
-        }
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}; {DAMAGED}") from error
-    cases.sort(key=lambda case: (case.dice, case.name))
-    return Results(cases, statistics, summary.notes)
+    cases.sort(key=lambda case: (math.isnan(case.dice), case.dice, case.name))
+    return Results(cases, *_counted(cases, list(summary.labels)), summary.notes)
+
+
+def _counted(
+    cases: list[CaseResult], classes: list[str]
+) -> tuple[dict[str, dict[str, Statistic]], dict[str, Found]]:
+    def table(keys: Sequence[str]) -> Array:
+        """(cases, classes, keys)."""
+        return np.array(
+            [[[case.classes[c][key] for key in keys] for c in classes] for case in cases]
+        )
+
+    n_pred, n_ref, pred_ml = np.moveaxis(table(["n_pred", "n_ref", "pred_ml"]), 2, 0)
+    figures, both = table([metric.summary for metric in SHOWN]), (n_pred > 0) & (n_ref > 0)
+    statistics = summarise(figures, both, classes, SHOWN)
+    return statistics, count_found(classes, n_pred, n_ref, pred_ml)
 
 
 def _read_case(case: _Case, labels: dict[str, int], evaluation: Path) -> CaseResult:
-    classes = {
-        name: {key: case.metrics[str(value)][key] for key in NEEDED}
-        for name, value in labels.items()
-    }
+    classes = {name: _figures(case.metrics[str(value)]) for name, value in labels.items()}
     file = evaluation / case.prediction_file
     if not file.resolve().is_relative_to(evaluation.resolve()):
         raise ValueError(f"its prediction {file} lies outside of it")
@@ -112,3 +139,14 @@ def _read_case(case: _Case, labels: dict[str, int], evaluation: Path) -> CaseRes
     except UserError as error:
         raise ValueError(str(error)) from error
     return CaseResult(name, file, classes)
+
+
+def _figures(stored: Mapping[str, float | None]) -> Figures:
+    """Raises KeyError for one that is missing, ValueError where counts or figures are unknown."""
+    known = {key: stored[key] for key in NEEDED} | {key: stored.get(key) for key in EXTRAS}
+    figures = {key: math.nan if value is None else value for key, value in known.items()}
+    if figures["n_pred"] == figures["n_ref"] == 0:
+        return figures | {metric.summary: math.nan for metric in SHOWN}
+    if any(math.isnan(figures[key]) for key in NEEDED):
+        raise ValueError("a figure is missing")
+    return figures

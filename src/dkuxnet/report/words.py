@@ -15,8 +15,8 @@ def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> 
     aside = count(len(split.unlabelled), "scan")
     also = f" and {aside} whose labels it did not see" if unlabelled else ""
     told = [
-        f"The program learned to outline {join([*foreground(manifest.labels)])} in 3D scans from "
-        f"{count(len(split.labelled), 'scan')} with their labels{also}."
+        f"The program was trained to outline {join([*foreground(manifest.labels)])} in 3D scans "
+        f"from {count(len(split.labelled), 'scan')} with their labels{also}."
     ]
     if split.unlabelled and not unlabelled:
         aside = count(len(split.unlabelled), "unlabelled scan")
@@ -35,10 +35,11 @@ def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> 
     batch += f" and {train.unlabelled_batch} unlabelled" if unlabelled else ""
     told.append(f"Every step looked at {batch} patches of {by(manifest.patch)} voxels.")
     if split.validation:
-        told.append(
-            f"{count(len(split.validation), 'labelled scan')} took no part in training and "
-            "followed its progress."
-        )
+        apart = f"{count(len(split.validation), 'labelled scan')} took no part in training and"
+        if manifest.weights == "best":
+            told.append(f"{apart} chose the weights: those that were best on them are used.")
+        else:
+            told.append(f"{apart} followed its progress.")
     if split.test:
         told.append(
             f"{count(len(split.test), 'scan')} took no part in training: on these the figures "

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dkuxnet.core.config import Settings, validate
 from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.lookup import unknown
 from dkuxnet.core.regular import check_regular
 from dkuxnet.core.schemas import Machine, Manifest, read_document
 from dkuxnet.machine.files import (
@@ -67,7 +68,10 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            go_on = ", or go on with --resume" if RunFolder(folder).is_run else ""
+            there = RunFolder(folder)
+            go_on = ", or go on with --resume" if there.is_run else ""
+            if there.is_run and not there.has_saved:
+                go_on += " (nothing is saved in it yet: it can be deleted as well)"
             raise UserError(f"{folder} exists already; choose another run folder{go_on}")
         parents = missing_parents(folder)
         try:
@@ -141,6 +145,14 @@ class RunFolder:
         updated = Manifest.model_validate(self.manifest.to_json() | entries)
         write_json(self.folder / "manifest.json", updated.to_json())
 
+    def lengthen(self, settings: Settings, planned_steps: tuple[int, ...]) -> None:
+        """Take the settings with other steps, and forget the end that the run has come to."""
+        ended = ("steps_done", "weights", "test", "evaluate_seconds")
+        kept = {key: value for key, value in self.manifest.to_json().items() if key not in ended}
+        updated = Manifest.model_validate(kept | {"planned_steps": planned_steps})
+        write_json(self.folder / "settings.json", settings.model_dump(mode="json"))
+        write_json(self.folder / "manifest.json", updated.to_json())
+
     # --- metrics ---
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -189,6 +201,19 @@ class RunFolder:
         write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     # --- state and weights ---
+
+    def choose_weights(self, asked: str | None = None) -> str:
+        """The name of the weights to use: what was asked for, or else the run's own.
+
+        That is `best` where validation cases chose it, and `final` where there were none or the
+        training has not ended. Evaluation, report, prediction, server and exports all ask here.
+        Raises UserError for any other name.
+        """
+        if asked is not None and asked not in ("final", "best"):
+            raise unknown("weights", asked, ("final", "best"))
+        files = (self.folder / f"{name}.safetensors" for name in ("final", "best"))
+        validated = all(file.exists() for file in files) and self.manifest.split.validation
+        return asked or ("best" if validated else "final")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save the state of a training, see `checkpoints.save`."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dkuxnet.core.confidence import unsure
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.prediction.segment import Segmentation, Segmenter
@@ -20,8 +21,6 @@ from dkuxnet.serve.reading import ReadScan
 from dkuxnet.serve.tasks import Task
 from dkuxnet.serve.view import focus, write_views
 
-UNSURE = 0.5  # uncertainty, in [0, 1], from which a voxel is unsure
-MUCH_UNSURE = 0.25  # share of unsure voxels of a class that is worth a warning
 COARSE = 2.0  # times the model's spacing
 
 
@@ -80,17 +79,23 @@ class Work:
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
             "focus": focus(indices, step),
-            "classes": measured(names, indices, scan),
+            "classes": measured(names, indices, scan, result.confidence),
             "warnings": [
                 *(f"{text[0].upper()}{text[1:]}." for text in told),
                 *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
-                *class_warnings(names, indices, uncertainty),
+                *class_warnings(names, indices),
+                *doubts(result.confidence),
             ],
         }
 
 
-def measured(names: list[str], indices: NDArray[Any], scan: Volume) -> list[dict[str, Any]]:
-    """Voxels and volume in ml of each class except the background."""
+def measured(
+    names: list[str], indices: NDArray[Any], scan: Volume, confidence: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Voxels, volume in ml and confidence of each class except the background.
+
+    confidence: see `core.confidence`; None where a class was not found.
+    """
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     counts = np.bincount(indices.ravel(), minlength=len(names))
     return [
@@ -99,6 +104,7 @@ def measured(names: list[str], indices: NDArray[Any], scan: Volume) -> list[dict
             "index": i,
             "voxels": int(counts[i]),
             "volume_ml": round(float(counts[i] * voxel_ml), 3),
+            "confidence": None if math.isnan(sure := confidence.get(name, math.nan)) else sure,
         }
         for i, name in enumerate(names[1:], 1)
     ]
@@ -125,7 +131,13 @@ def scan_warnings(oriented: bool, scan: Volume, model_spacing_mm: Sequence[float
     return found
 
 
-def class_warnings(names: list[str], indices: NDArray[Any], uncertainty: NDArray[Any]) -> list[str]:
+def doubts(confidence: Mapping[str, float]) -> list[str]:
+    """What `core.confidence` has to say, for the page."""
+    doubt = unsure(confidence)
+    return [f"{doubt[0].upper()}{doubt[1:]}. Look at the uncertainty layer."] if doubt else []
+
+
+def class_warnings(names: list[str], indices: NDArray[Any]) -> list[str]:
     """What about the segmentation should be looked at, in words for the page."""
     found = []
     faces = [indices.take(edge, axis) for axis in range(3) for edge in (0, -1)]
@@ -138,10 +150,5 @@ def class_warnings(names: list[str], indices: NDArray[Any], uncertainty: NDArray
             found.append(
                 f"{name} reaches the edge of the scan: part of it may lie outside, and its volume "
                 "be too small."
-            )
-        share = float((uncertainty[voxels] > UNSURE).mean())
-        if share > MUCH_UNSURE:
-            found.append(
-                f"The model is unsure about {share:.0%} of {name}. Look at the uncertainty layer."
             )
     return found

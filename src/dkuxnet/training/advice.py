@@ -1,14 +1,18 @@
-"""Which batch or patch would fit where memory runs out."""
+"""What would fit where memory runs out, or would run out; which classes nobody can learn."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine.distributed import world
 from dkuxnet.machine.memory import GIB
 from dkuxnet.models.methods.base import Method
@@ -20,6 +24,55 @@ from dkuxnet.training.loop import uses_bfloat16
 STEP_OVER_KEPT = 1.5
 LEAVE_SOME = 0.9
 PROBES = (16, 32)  # edges of patches to measure on; some networks take no smaller one than 32
+
+
+def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: bool) -> None:
+    """Raises UserError, as `memory_advice` says it, where a step cannot fit into what is free.
+
+    Asked before the first step: on a CPU the system may end a program that takes too much before
+    any allocation fails. What counts is what the losses keep, less than any step takes: one that
+    might fit is tried. free: as for `memory_advice`. The method stays as it is.
+    """
+    if free is None or world() > 1:
+        return
+    trial = copy.deepcopy(method)  # running statistics change
+    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job))
+    if voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free:
+        keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
+        advice = memory_advice(trial, job, free)
+        raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
+
+
+def missing_classes(job: Job) -> list[str]:
+    """Classes that no labelled case of the training, or of the validation, has: a sentence each.
+
+    Reads labels until every class was met: one file, most often.
+    """
+    lists = (
+        (job.split.labelled, job.training, "labelled training", "the network cannot learn it"),
+        (job.split.validation, job.validation, "validation", "the best weights are chosen without"),
+    )
+    told = []
+    for cases, data, what, so in lists:
+        if cases and (absent := _absent(data, cases)):
+            several = len(absent) == len(data.meta.labels) - 1
+            names = "any foreground" if several else ", ".join(f"'{name}'" for name in absent)
+            none = f"none of the {len(cases)} {what} cases has"
+            if len(cases) == 1:
+                none = f"the only {what} case does not have"
+            told.append(f"{none} {names}: {so}")
+    return told
+
+
+def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
+    """The classes but the background that no label on the network's grid has."""
+    names = list(data.meta.labels)
+    missing = set(range(1, len(names)))
+    for case in cases:
+        if not missing:
+            break
+        missing -= set(np.flatnonzero(np.bincount(data.array(case, "label").ravel())).tolist())
+    return [names[index] for index in sorted(missing)]
 
 
 def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
@@ -39,7 +92,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     voxel = step_bytes_per_voxel(method, job, unlabelled)
     # not known, or it was not the step alone
     if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
-        half = plan_patch(patch, math.prod(patch) // 2)
+        half = plan_patch(patch, math.prod(patch) // 2, job.shape.divisor)
         share = math.prod(half) / math.prod(patch)
         return (
             f"{step} was too much; train.patch={_listed(half)} would need about {share:.0%} of it"
@@ -54,7 +107,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
             f"train.labelled_batch=1 and train.unlabelled_batch={min(train.unlabelled_batch, 1)} "
             f"would need about {_gib(needed(math.prod(patch) * least / patches))}"
         )
-    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0))
+    smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0), job.shape.divisor)
     if needed(math.prod(smaller)) <= room:
         fits.append(
             f"train.patch={_listed(smaller)} would need about {_gib(needed(math.prod(smaller)))}"

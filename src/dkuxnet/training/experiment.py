@@ -4,6 +4,7 @@ Settings -> data -> networks -> method -> train -> evaluate. Everything that has
 somewhere else; here is only what follows what.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import telling_disk_errors
+from dkuxnet.core.errors import DataWarning, telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
 from dkuxnet.core.types import Batch, TrainProgress
@@ -28,8 +29,16 @@ from dkuxnet.machine.memory import (
 )
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import MutedRun, RunFolder
-from dkuxnet.training.advice import memory_advice
-from dkuxnet.training.job import Job, describe, new_job, resumed_job, unlabelled_patches
+from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
+from dkuxnet.training.job import (
+    Job,
+    describe,
+    lengthen,
+    new_job,
+    resumed_job,
+    unlabelled_patches,
+    warn_without_unlabelled,
+)
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
 from dkuxnet.training.scoring import evaluate_test, validation_dice
@@ -46,24 +55,30 @@ def run_training(
     settings: Settings,
     resume: bool = False,
     progress: TrainProgress | None = None,
+    steps: int | None = None,
 ) -> Manifest:
     """Train on a prepared set in a new run folder, then evaluate the test list; the manifest.
 
-    resume: go on with the run as its folder describes it; `settings` is then ignored. Raises
-    UserError for anything wrong with the input, `training.loop.Interrupted` after Ctrl-C. A new run
-    that fails before it saved anything leaves no folder.
+    resume: go on with the run as its folder describes it; `settings` is then ignored. steps: that
+    it then has in all, see `job.lengthen`. Raises UserError for anything wrong with the input,
+    `training.loop.Interrupted` after Ctrl-C. A new run that fails before it saved anything leaves
+    no folder.
     """
     prepared, run = Path(prepared), Path(run)
     with joined(), ExitStack() as open_run:
         show = progress if progress and not rank() else _silent
-        job = resumed_job(prepared, run) if resume else new_job(prepared, settings)
+        job = resumed_job(prepared, run, steps) if resume else new_job(prepared, settings)
+        for told in [] if rank() else missing_classes(job):
+            warnings.warn(told, DataWarning, stacklevel=2)
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
         open_run.enter_context(giving_back_large_blocks())
         built = build_method(job.settings, job.shape, job.data.meta.plan.network)
         method = to_device(built, job.device)
+        check_step_fits(method, job, free_bytes(job.device), resume)
         state = make_state(method, job.settings.train)
         if not resume:
+            warn_without_unlabelled(job)
             on_rank_zero(lambda: RunFolder.make(run, job.settings, describe(job, method)))
         folder = MutedRun(run) if rank() else RunFolder.open(run)
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
@@ -71,6 +86,7 @@ def run_training(
             if resume:
                 if folder.has_saved:  # else it was killed before, and begins
                     state.restore(folder.load_checkpoint())
+                on_rank_zero(lambda: lengthen(folder, job, state.step))
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             with telling_out_of_memory(lambda: memory_advice(method, job, free)):
@@ -109,12 +125,17 @@ def train_and_evaluate(
     except NotFinite as error:
         cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
         raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
+    weights = on_rank_zero(folder.choose_weights)
     folder.update_manifest(
         train_seconds=round(state.seconds, 1),
         steps_done=state.step,
         peak_memory_gib=peak_memory_gib(job.device),
+        weights=weights,
     )
     if job.split.test:
+        if weights == "best":
+            chosen = on_rank_zero(lambda: folder.load_weights(weights))
+            state.predicting().load_state_dict(chosen)
         predictor = state.predicting().predictor().eval()
         evaluate_test(
             folder, predictor, job, lambda done, total: progress("evaluate", done, total, {})
@@ -170,6 +191,7 @@ def patch_streams(job: Job) -> list[PatchStream]:
             chosen.seed,
             True,
             data.foreground_share,
+            job.class_first,
         )
     ]
     if count := unlabelled_patches(job):

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +12,27 @@ from typing import Any
 import torch
 
 from dkuxnet.core.config import MethodSettings, Settings
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.lookup import lookup, parse_options
-from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
-from dkuxnet.core.types import Group, NetworkShape
+from dkuxnet.core.schemas import Manifest, Plan, ShapeOfNetwork, Split
+from dkuxnet.core.types import HALVINGS, Group, NetworkShape, Strides
 from dkuxnet.data.prepared_set import Kind, PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
+from dkuxnet.models.networks import FOLLOW_STRIDES
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.runs.folder import RunFolder, machine
+from dkuxnet.training.optimiser import learning_rate
 
 
 @dataclass(frozen=True)
 class Job:
     """What a training is about: who trains and judges, what the network must hold.
 
-    patch: (X, Y, Z) in voxels. data describes the set and opens no array. `training`, `validation`
+    patch: (X, Y, Z) in voxels. class_first: see `PatchStream`; of a single class there is no such
+    choice. data describes the set and opens no array. `training`, `validation`
     and `test` open what the split lets each of them see.
     """
 
@@ -40,6 +45,7 @@ class Job:
     shape: NetworkShape
     patch: tuple[int, int, int]
     device: torch.device
+    class_first: bool
 
 
 def new_job(prepared: Path, settings: Settings) -> Job:
@@ -53,16 +59,18 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.validation_cases,
         chosen.test_cases,
         chosen.split,
+        chosen.labelled_seed,
     )
     check_held_back(data, split)
-    patch = settings.train.patch or data.meta.plan.patch
+    shape = network_shape(data, settings)
     return Job(
         settings,
         *views(data, split),
         split,
-        network_shape(data, settings),
-        patch,
+        shape,
+        patch_for(shape, settings, data.meta.plan),
         choose_device(settings.train.device),
+        class_first=len(data.class_names) > 2,
     )
 
 
@@ -94,14 +102,24 @@ def views(
     )
 
 
-def resumed_job(prepared: Path, run: Path) -> Job:
-    """The job of a run that is there, as its manifest has it.
+def resumed_job(prepared: Path, run: Path, steps: int | None = None) -> Job:
+    """The job of a run that is there, as its manifest has it, with `steps` in all where given.
 
-    Raises UserError where the prepared set is another one.
+    Raises UserError where the prepared set is another one, and where settings.json has other steps
+    than the run was begun or lengthened with.
     """
     folder = RunFolder.open(run)
     folder.check_own()
     settings, manifest = settings_of(folder), folder.manifest
+    planned = manifest.planned_steps
+    if planned and settings.train.steps not in (planned[-1], steps):
+        raise UserError(
+            f"{run}/settings.json has {settings.train.steps} steps, but the run is one of "
+            f"{planned[-1]}; put that back, and give the new number with --resume --steps"
+        )
+    if steps is not None:
+        train = settings.train.model_copy(update={"steps": steps})
+        settings = settings.model_copy(update={"train": train})
     data = PreparedSet(prepared, settings.data.cache_gib)
     for key, now in data_identity(data).items():
         if getattr(manifest, key) != now:
@@ -123,7 +141,35 @@ def resumed_job(prepared: Path, run: Path) -> Job:
         manifest.shape,
         manifest.patch,
         choose_device(settings.train.device),
+        manifest.class_first,
     )
+
+
+def lengthen(folder: RunFolder, job: Job, done: int) -> None:
+    """Write down that a run which has `done` steps goes on to those of the job.
+
+    The schedule of the learning rate is then that of a training of so many steps from its first
+    one, so that the rate changes here; a DataWarning says from what to what. Raises UserError where
+    there are no steps left. Of an unchanged number nothing happens.
+    """
+    steps = job.settings.train.steps
+    planned = folder.manifest.planned_steps or (folder.settings.train.steps,)
+    if steps == planned[-1]:
+        return
+    if steps <= done:
+        raise UserError(f"{folder.folder} has done {done} steps: --steps {steps} leaves none to do")
+    old, new = (
+        learning_rate(done, job.settings.train.model_copy(update={"steps": each}))
+        for each in (planned[-1], steps)
+    )
+    warnings.warn(
+        DataWarning(
+            f"the learning rate falls over {steps} steps instead of {planned[-1]} now: from "
+            f"step {done} on it is {new:.3g} instead of {old:.3g}"
+        ),
+        stacklevel=2,
+    )
+    folder.lengthen(job.settings, (*planned, steps))
 
 
 def check_in(data: PreparedSet, split: Split, run: Path) -> None:
@@ -151,6 +197,21 @@ def unlabelled_patches(job: Job) -> int:
     """How many unlabelled patches a step takes."""
     used = job.split.unlabelled and uses_unlabelled(job.settings)
     return job.settings.train.unlabelled_batch if used else 0
+
+
+def warn_without_unlabelled(job: Job) -> None:
+    """A DataWarning where the method learns from unlabelled scans and gets none."""
+    if uses_unlabelled(job.settings) and not unlabelled_patches(job):
+        why = "there is none", "add scans without a label, or keep fewer labels with --labelled N"
+        if job.split.unlabelled:
+            why = "train.unlabelled_batch is 0", "leave that setting out"
+        warnings.warn(
+            DataWarning(
+                f"{job.settings.method.name} learns from unlabelled scans, and {why[0]}: it trains "
+                f"on the labelled ones alone; {why[1]}"
+            ),
+            stacklevel=2,
+        )
 
 
 def write_out_options(settings: Settings) -> Settings:
@@ -192,6 +253,8 @@ def describe(job: Job, method: Method[Any]) -> Manifest:
         method=job.settings.method.name,
         uses_unlabelled=unlabelled_patches(job) > 0,
         patch=job.patch,
+        planned_steps=(job.settings.train.steps,),
+        class_first=job.class_first,
         parameters=sum(p.numel() for p in method.parameters()),
         machine=machine(job.device),
     )
@@ -227,7 +290,7 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
 
     The groups are those of the settings, or else follow from the classes.
     """
-    names = data.class_names
+    names, plan = data.class_names, data.meta.plan
     if not settings.network.groups:
         groups = default_groups(names, settings.network.queries)
     else:
@@ -242,4 +305,34 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
             Group(each.name, tuple(map(names.index, each.classes)), each.queries)
             for each in settings.network.groups
         )
-    return NetworkShape(len(data.meta.channels), len(names), groups)
+    return NetworkShape(len(data.meta.channels), len(names), groups, strides_for(settings, plan))
+
+
+def strides_for(settings: Settings, plan: Plan) -> Strides:
+    """The strides of the settings or else of the plan, or halvings for a network without any.
+
+    Raises UserError where the settings ask such a network for others.
+    """
+    chosen, name = settings.network.strides, settings.network.name or plan.network
+    if name in FOLLOW_STRIDES:
+        return chosen or plan.strides
+    if chosen not in (None, HALVINGS):
+        raise UserError(f"network.strides: '{name}' halves along every axis; leave them out")
+    return HALVINGS
+
+
+def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:
+    """The patch of the settings, or the plan's, enlarged where the network needs it.
+
+    Raises UserError for one in the settings that the network cannot take.
+    """
+    given = settings.train.patch
+    x, y, z = (
+        math.ceil(n / d) * d for n, d in zip(given or plan.patch, shape.divisor, strict=True)
+    )
+    if given and (x, y, z) != given:
+        raise UserError(
+            f"train.patch: for this network the edges must be multiples of {list(shape.divisor)}, "
+            f"got {list(given)}; {[x, y, z]} would do"
+        )
+    return x, y, z

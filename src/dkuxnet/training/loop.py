@@ -27,6 +27,8 @@ from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.optimiser import learning_rate, make_optimiser, restore_optimiser
 
 MAX_WINDOW = 1 << 20  # steps between two lines of the log in a checkpoint that may be a stranger's
+# steps that are left out: so many in a row, or of the recent ones, are no longer an accident
+RECENT, MOST_IN_A_ROW, MOST_RECENT = 500, 50, 100
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -50,7 +52,7 @@ class TrainState:
     """Everything that an exact resume needs.
 
     Random draws are functions of seed and step, so no generator is in it. window: the figures of
-    the steps since the last line of the log.
+    the steps since the last line of the log. skipped: which of the last RECENT steps were left out.
     """
 
     method: Method[Any]
@@ -60,6 +62,7 @@ class TrainState:
     best: float = -math.inf
     seconds: float = 0.0
     window: dict[str, list[Tensor]] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values, as `restore` takes them."""
@@ -68,6 +71,7 @@ class TrainState:
             "best": self.best,
             "seconds": self.seconds,
             "window": {name: as_vector(parts) for name, parts in self.window.items()},
+            "skipped": self.skipped,
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -84,8 +88,9 @@ class TrainState:
             numbers = type(step) is int and type(best) is float
             if not numbers or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, best {best}, seconds {seconds}")
-            # checkpoints of before it was in them have none
+            # checkpoints of before these were in them have none
             window = restore_window(checkpoint.get("window", {}), step, self.method)
+            self.skipped = restore_skipped(checkpoint.get("skipped", []), step)
             self.step, self.best, self.seconds, self.window = step, best, seconds, window
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
@@ -97,6 +102,27 @@ class TrainState:
         """Keep the figures of a step until they are logged."""
         for name, value in figures.items():
             self.window.setdefault(name, []).append(value.detach())
+
+    def leave_out(self, figures: dict[str, Tensor], steps: int) -> None:
+        """Count this step as left out, of a training of `steps`.
+
+        Raises NotFinite where so many are left out that nothing is learnt.
+        """
+        self.add({"skipped": figures["grad_norm"].new_ones(())})
+        self.skipped = [*(at for at in self.skipped if at > self.step - RECENT), self.step]
+        in_a_row = len(self.skipped)
+        while self.skipped[-in_a_row] != self.step - in_a_row + 1:
+            in_a_row -= 1
+        if in_a_row >= min(MOST_IN_A_ROW, steps) or len(self.skipped) >= MOST_RECENT:
+            many = f"{in_a_row} steps in a row"
+            if in_a_row < min(MOST_IN_A_ROW, steps):
+                many = f"{len(self.skipped)} of the last {RECENT} steps"
+            last = ", ".join(broken({name: value.item() for name, value in figures.items()}))
+            raise NotFinite(
+                self.step,
+                f"{many} were not finite and left out (train.on_nan=skip), at step {self.step} "
+                f"{last}; lower train.lr, or look at the scans of that step",
+            )
 
     def predicting(self) -> Method[Any]:
         """The method whose predictor answers: the moving average where there is one."""
@@ -118,6 +144,14 @@ def restore_window(
             raise ValueError("its window holds no figures of the steps before it")
     # whole: tensors of one figure each would take a hundred times the memory of the file
     return {name: [values.to(device, copy=True)] for name, values in saved.items()}
+
+
+def restore_skipped(saved: list[int], step: int) -> list[int]:
+    """The steps that were left out before `step`. Raises ValueError for what are none."""
+    steps = all(type(at) is int and step - RECENT <= at < step for at in saved)
+    if not steps or saved != sorted(set(saved)):
+        raise ValueError("it names no steps that were left out")
+    return list(saved)
 
 
 def make_state(method: Method[Any], settings: TrainSettings) -> TrainState:
@@ -148,7 +182,13 @@ def train(
         for batch in batches:
             step = state.step
             losses, norm = train_step(state, batch, settings, device, precision)
-            state.add(to_log({**losses, "grad_norm": norm}, settings.on_nan))
+            figures = {**losses, "grad_norm": norm}
+            if settings.on_nan == "stop":
+                state.add(figures)
+            elif is_finite(losses, norm):
+                state.add(figures | {"skipped": norm.new_zeros(())})
+            else:
+                state.leave_out(figures, settings.steps)
             state.step, state.seconds = step + 1, time.monotonic() - started
             last = state.step == settings.steps
 
@@ -178,20 +218,28 @@ def train(
 def log(
     run: RunFolder, state: TrainState, means: dict[str, float], lr: float, progress: Log | None
 ) -> None:
-    """Write down the means of the steps since the last time, and tell `progress`."""
-    loss = sum(mean for name, mean in means.items() if name not in ("grad_norm", "skipped"))
-    values = means | {"loss": loss, "lr": lr, "seconds": state.seconds}
+    """Write down the means of the steps since the last time, and tell `progress`.
+
+    Of steps that were all left out there is no loss.
+    """
+    losses = [mean for name, mean in means.items() if name not in ("grad_norm", "skipped")]
+    loss = {"loss": sum(losses)} if losses else {}
+    values = means | loss | {"lr": lr, "seconds": state.seconds}
     run.log(state.step - 1, values)
     if progress:
         progress(state.step, values)
 
 
 def keep_best(run: RunFolder, state: TrainState, validate: Callable[[nn.Module], float]) -> None:
-    """Score the predictor, and save its weights as `best` where none was better."""
+    """Score the predictor, and save its weights as `best` where none was better.
+
+    A score of NaN says that the validation cases can choose nothing: the latest are kept.
+    """
     score = validate(state.predicting().predictor().eval())
-    run.log(state.step - 1, {"validation_dice": score})
-    if score > state.best:
-        state.best = score
+    if not math.isnan(score):
+        run.log(state.step - 1, {"validation_dice": score})
+    if not score <= state.best:
+        state.best = state.best if math.isnan(score) else score
         run.save_weights("best", state.predicting().state_dict())
 
 
@@ -219,7 +267,7 @@ def train_step(
     sum_gradients(state.method)
     norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
     # only where asked for, since a GPU is waited for here
-    if settings.on_nan == "skip" and not torch.isfinite(loss + norm):
+    if settings.on_nan == "skip" and not is_finite(losses, norm):
         return losses, norm
     state.optimiser.step()
     state.method.after_step(state.step)
@@ -228,13 +276,14 @@ def train_step(
     return losses, norm
 
 
-def to_log(figures: dict[str, Tensor], on_nan: str) -> dict[str, Tensor]:
-    """The figures of a step; of one that was left out zeros, and `skipped` 1."""
-    if on_nan == "stop":
-        return figures
-    finite = torch.stack([value.detach() for value in figures.values()]).isfinite().all()
-    kept = {name: torch.where(finite, value.detach(), 0) for name, value in figures.items()}
-    return kept | {"skipped": 1.0 - finite.float()}
+def is_finite(losses: dict[str, Tensor], norm: Tensor) -> bool:
+    """Whether a step may be taken. A GPU is waited for."""
+    return bool(torch.isfinite(functools.reduce(torch.add, losses.values()).detach() + norm))
+
+
+def broken(figures: dict[str, float]) -> list[str]:
+    """Name and value of what is NaN or infinite."""
+    return [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
 
 
 def as_vector(parts: list[Tensor]) -> Tensor:
@@ -251,12 +300,11 @@ def finite_means(window: dict[str, list[Tensor]], step: int) -> dict[str, float]
     table = {name: as_vector(parts).tolist() for name, parts in window.items()}
     for back in range(max(map(len, table.values()), default=0), 0, -1):
         last = {name: values[-back] for name, values in table.items() if back <= len(values)}
-        broken = [f"{name} {value}" for name, value in last.items() if not math.isfinite(value)]
-        if broken:
+        if wrong := broken(last):
             at = step - back + 1
             raise NotFinite(
                 at,
-                f"not finite at step {at}: {', '.join(broken)}; lower train.lr, or look at the "
+                f"not finite at step {at}: {', '.join(wrong)}; lower train.lr, or look at the "
                 "scans of that step (train.on_nan=skip leaves such steps out)",
             )
     return {name: sum(values) / len(values) for name, values in table.items()}

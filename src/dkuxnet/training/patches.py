@@ -32,15 +32,23 @@ class PatchStream:
         seed: int,
         with_label: bool,
         foreground_share: float = 0.0,
+        class_first: bool = True,
     ):
         """patch: (X, Y, Z) voxels.
 
         A smaller case is padded, its image with its lowest value and its label with background.
+
+        class_first: a foreground patch is centred on a voxel of a class that was drawn among those
+        of its case, each as likely, so that a lesion is seen as often as the organ around it. Else,
+        as runs of earlier versions have it, on any foreground voxel. The case is drawn regardless
+        of its classes, as in nnU-Net: one with a rare lesion that came more often would be learnt
+        by heart.
         """
         self.prepared, self.cases = prepared, list(cases)
         self.patch, self.batch = tuple(patch), batch
         self.key = (seed, LABELLED if with_label else UNLABELLED)
         self.with_label, self.foreground_share = with_label, foreground_share
+        self.class_first = class_first
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # of the cases, in an epoch
 
     def at(self, step: int) -> Patches:
@@ -69,9 +77,9 @@ class PatchStream:
         size = [min(n, p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
         if self.with_label and rng.random() < self.foreground_share and tuple(size) != shape:
-            foreground = self.prepared.foreground(name)
-            if len(foreground):
-                centre = np.unravel_index(foreground[rng.integers(len(foreground))], shape)
+            places = self._foreground(name, rng)
+            if len(places):
+                centre = np.unravel_index(places[rng.integers(len(places))], shape)
                 fits = zip(centre, size, shape, strict=True)
                 start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in fits]
         image = self.prepared.crop(name, "image", tuple(start), tuple(size))
@@ -81,6 +89,15 @@ class PatchStream:
             return image, None
         label = self.prepared.crop(name, "label", tuple(start), tuple(size))
         return image, pad_to(label, self.patch, 0)[0]
+
+    def _foreground(self, name: str, rng: np.random.Generator) -> np.ndarray:
+        """The voxels that a foreground patch may be centred on, as places in the flat label."""
+        if not self.class_first:
+            return self.prepared.foreground(name)
+        classes = self.prepared.class_voxels(name)
+        if len(classes) < 2:
+            return classes[0] if classes else np.empty(0, np.int32)
+        return classes[rng.integers(len(classes))]
 
 
 def read_ahead(

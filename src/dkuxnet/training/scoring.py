@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from dkuxnet.core.confidence import class_confidence
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
+from dkuxnet.evaluation.found import notes_on
 from dkuxnet.evaluation.metrics import dice
+from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
+from dkuxnet.models.components import keep_largest_component
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -25,14 +29,20 @@ from dkuxnet.training.job import Job
 
 
 def validation_dice(predictor: nn.Module, job: Job) -> float:
-    """Mean Dice over the validation cases and the foreground classes, on the prepared grid."""
+    """Mean Dice over the validation cases, of each case's foreground classes; the prepared grid.
+
+    What is scored is what would be predicted: with `infer.largest_component` that alone. What a
+    case has neither in label nor prediction does not count; NaN where that is all of it.
+    """
     scores = []
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
         image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
         label = sliding_window(predictor, image, windows).prob.argmax(axis=0)
-        scores += [dice(label == k, truth == k) for k in range(1, job.shape.classes)]
-    return float(np.mean(all_gather(scores)))
+        if job.settings.infer.largest_component:
+            label = keep_largest_component(label)
+        scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
+    return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
 
 def evaluate_test(
@@ -69,7 +79,11 @@ def evaluate_test(
         formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
         write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
         truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
-        rows += evaluate_pair(name, prediction, truth, labels)
+        confidence = class_confidence(grid.prob)
+        rows += [
+            row._replace(confidence=confidence[list(labels).index(row.class_name)])
+            for row in evaluate_pair(name, prediction, truth, labels)
+        ]
         files.append(
             (name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"))
         )
@@ -79,10 +93,13 @@ def evaluate_test(
     result = Evaluation(
         rows, dict(sorted(all_gather(files), key=lambda file: order.index(file[0])))
     )
+    result.notes += notes_on(result.found())
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     folder.update_manifest(
-        evaluate_seconds=round(time.monotonic() - started, 1), test=result.summary()
+        evaluate_seconds=round(time.monotonic() - started, 1),
+        test=result.summary(),
+        found=result.found(),
     )
     return result
 

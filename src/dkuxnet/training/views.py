@@ -17,6 +17,8 @@ from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 
+THICK = 3.0  # slices are, whose voxels are over so many times as long as wide: as in nnU-Net
+
 
 def make_views(
     image: Tensor,
@@ -30,11 +32,12 @@ def make_views(
     The image is normalised, the label of any integer type, or None. With `outline` the organs of
     labelled patches have another size in both views, and in the label.
     """
-    grid = draw_grid(image, settings, generator, spacing_mm)
+    edges = tuple(float(s / min(spacing_mm)) for s in spacing_mm)
+    grid = draw_grid(image, settings, generator, edges)
     if label is not None and settings.outline:
         outwards = _uniform(generator, image.device)(len(image))
         organs = (label > 0).float()[:, None]
-        displacement = outline_displacement(organs, outwards, settings.outline)
+        displacement = outline_displacement(organs, outwards, settings.outline, edges)
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
         grid = grid + grid_offsets(displacement)
@@ -45,42 +48,48 @@ def make_views(
             values, grid, mode="nearest", padding_mode="border", align_corners=False
         )
         label = values[:, 0].long()
-    weak = apply_view(image, draw_view(image, settings.weak, generator))
-    strong = apply_view(image, draw_view(image, settings.strong, generator))
-    return Views(weak, strong, label)
+    weak = apply_view(image, draw_view(image, settings.weak, generator), edges)
+    strong = apply_view(image, draw_view(image, settings.strong, generator), edges)
+    return Views(weak, strong, label, edges)
 
 
 def draw_grid(
-    image: Tensor,
-    settings: AugmentSettings,
-    generator: torch.Generator,
-    spacing_mm: Sequence[float],
+    image: Tensor, settings: AugmentSettings, generator: torch.Generator, edges: Sequence[float]
 ) -> Tensor:
     """Sampling grid (B, X, Y, Z, 3) for `grid_sample`.
 
-    Rotation, scale, flips, shift, then a smooth displacement. Rotation is of the body, in mm: in
-    voxels of unequal edges it would be a shear.
+    Rotation, scale, flips, shift, then a smooth displacement. edges: of a voxel along (X, Y, Z),
+    the shortest is 1. Rotation is of the body: in voxels of unequal edges it would be a shear.
+    Thick slices stay what they are: no rotation leaves their plane and no scale reaches across
+    them, for what lies between two slices nobody knows.
     """
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
     half = torch.tensor([n / 2 for n in size], device=device)  # voxels from the centre to the face
 
+    thick = [edge > THICK for edge in edges]
+    about_x, about_y, about_z = (
+        max(edges[u], edges[v]) <= THICK * min(edges[u], edges[v])
+        for u, v in ((1, 2), (0, 2), (0, 1))
+    )
     angles = uniform(batch, 3) * math.radians(settings.rotation)
+    angles = angles * torch.tensor([about_x, about_y, about_z], device=device)
     factor = settings.scale ** uniform(batch, 1, 1)
-    spacing = torch.tensor([float(s) for s in spacing_mm], device=device)
+    factor = torch.where(torch.tensor(thick, device=device), 1.0, factor)  # (B, 1, 3)
+    spacing = torch.tensor(edges, device=device)
     # voxels -> voxels, about the centre
     matrix = _rotation(angles) * factor * spacing / spacing[:, None]
     for axis, name in enumerate("xyz"):
         if name in settings.flip:
             sign = 1 - 2 * torch.randint(0, 2, (batch, 1), generator=generator, device=device)
             matrix[:, :, axis] *= sign
-    shift = uniform(batch, 3, 1) * settings.shift
+    shift = uniform(batch, 3, 1) * settings.shift / spacing[:, None]
     # grid_sample counts in half sizes and in reverse axis order
     theta = torch.cat([matrix * half / half[:, None], shift / half[:, None]], dim=2).flip(1)
     theta = torch.cat([theta[:, :, :3].flip(2), theta[:, :, 3:]], dim=2)
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     if settings.elastic:
-        coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic
+        coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic / spacing.view(3, 1, 1, 1)
         smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
         grid = grid + grid_offsets(smooth)
     return grid
@@ -136,8 +145,13 @@ def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator)
     )
 
 
-def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
-    """Apply the drawn intensity changes to (B, C, X, Y, Z); the input stays as it is."""
+def apply_view(
+    image: Tensor, p: ViewParameters, edges: Sequence[float] = (1.0, 1.0, 1.0)
+) -> Tensor:
+    """Apply the drawn intensity changes to (B, C, X, Y, Z); the input stays as it is.
+
+    edges: of a voxel along (X, Y, Z), the shortest is 1.
+    """
     low = image.amin(dim=(2, 3, 4), keepdim=True)
     span = (image.amax(dim=(2, 3, 4), keepdim=True) - low).clamp_min(1e-6)
     if p.gamma is not None:
@@ -147,7 +161,7 @@ def apply_view(image: Tensor, p: ViewParameters) -> Tensor:
     mean = image.mean(dim=(2, 3, 4), keepdim=True)
     image = (image - mean) * p.contrast + mean + p.brightness
     if p.sigma is not None:
-        image = gaussian_blur(image, p.sigma.flatten(), p.reach)
+        image = gaussian_blur(image, p.sigma.flatten(), p.reach, edges)
     if p.noise is not None:
         image = image + p.noise
     if p.blank is not None:

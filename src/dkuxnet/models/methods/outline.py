@@ -6,6 +6,7 @@ or shrinks.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -22,30 +23,42 @@ Volume = TypeVar("Volume", float, Tensor)
 SMOOTHNESS = 1.5
 
 
-def outline_displacement(organ: Tensor, outwards: Tensor, share: float) -> Tensor:
+def outline_displacement(
+    organ: Tensor, outwards: Tensor, share: float, edges: Sequence[float] = (1, 1, 1)
+) -> Tensor:
     """The displacement field that moves an organ's outline, (B, 3, X, Y, Z) voxels along X, Y, Z.
 
     organ: (B, 1, X, Y, Z) from 0 to 1. outwards: (B,) from -1 to 1, how far the outline moves, as a
     share of the largest displacement, which is `share` of the radius of a ball as large as the
-    organ. See `warp` for the direction: a voxel is read from where its displacement points.
+    organ. edges: of a voxel along X, Y, Z, in any unit: an outline moves equally far in every
+    direction. See `warp` for the direction: a voxel is read from where its displacement points.
 
     A flat outline moves by 0.85 of the largest displacement at most (its new place is read from
     further in, where the field is already weaker), that of a ball with a share of 0.25 by 0.17 of
     its radius outwards and 0.23 inwards; what is small or thin beside the rest dissolves in the
-    smoothing and moves less. All is counted in voxels, whatever their edges.
+    smoothing and moves less.
     """
-    sigma = SMOOTHNESS * share * ball_radius(organ.sum(dim=(1, 2, 3, 4)))
+    voxel = math.prod(edges)
+    sigma = SMOOTHNESS * share * ball_radius(organ.sum(dim=(1, 2, 3, 4)) * voxel)
     # as far as the smoothing of a patch full of organ would reach: to ask how wide this one is
     # would make a GPU wait
-    reach = math.ceil(3 * SMOOTHNESS * share * ball_radius(organ[0].numel()))
-    smooth = gaussian_blur(organ, sigma, reach)
-    slope = torch.stack(torch.gradient(smooth[:, 0], dim=(1, 2, 3)), dim=1)  # points inwards
+    reach = math.ceil(3 * SMOOTHNESS * share * ball_radius(organ[0].numel() * voxel))
+    smooth = gaussian_blur(organ, sigma, reach, edges)
+    # (B, 3, X, Y, Z), points inwards: along an axis of long voxels a gradient is a difference over
+    # a long way, and a displacement is few voxels
+    slope = torch.stack(
+        [
+            part / edge**2
+            for part, edge in zip(torch.gradient(smooth[:, 0], dim=(1, 2, 3)), edges, strict=True)
+        ],
+        dim=1,
+    )
     steepest = math.sqrt(2 * math.pi) * sigma  # times this a flat outline's slope is 1
     return (outwards * sigma / SMOOTHNESS * steepest).view(-1, 1, 1, 1, 1) * slope
 
 
 def ball_radius(volume: Volume) -> Volume:
-    """The radius in voxels of a ball of `volume` voxels."""
+    """The radius of a ball of `volume`."""
     radius: Volume = (volume * 3 / (4 * math.pi)) ** (1 / 3)
     return radius
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -59,6 +59,8 @@ def teacher_targets(
     outwards = 2 * torch.rand(len(patches.weak), device=patches.weak.device) - 1
     maps = predict(patches.weak)
     foreground = 1 - next(iter(maps.values()))[:, :1]
-    displacement = outline_displacement(foreground, outwards, outline)
-    views = Views(warp(patches.weak, displacement), warp(patches.strong, displacement))
+    displacement = outline_displacement(foreground, outwards, outline, patches.edges)
+    views = replace(
+        patches, weak=warp(patches.weak, displacement), strong=warp(patches.strong, displacement)
+    )
     return views, {name: warp(each, displacement) for name, each in maps.items()}

@@ -9,6 +9,9 @@ Some methods ask for more, which a network may offer:
 - `voxel_channels` and `Output.features`: voxel features at full resolution, on which a method can
   put a head of its own.
 The dk-uxnet, uxnet and vnet families offer the last two.
+
+The edges of an image are multiples of `NetworkShape.divisor`. Only the networks in FOLLOW_STRIDES
+reduce as the shape's strides say; the others are built for halvings along every axis.
 """
 
 NETWORKS = {
@@ -21,3 +24,4 @@ NETWORKS = {
     "unet": "dkuxnet.models.networks.baselines:unet",
     "segresnet": "dkuxnet.models.networks.baselines:segresnet",
 }
+FOLLOW_STRIDES = {name for name in NETWORKS if "uxnet" in name}

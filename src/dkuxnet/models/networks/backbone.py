@@ -15,11 +15,13 @@ class UXNetBackbone(nn.Module):
     def __init__(self, shape: NetworkShape, options: UXNetOptions):
         super().__init__()
         self.voxel_channels = options.widths[0]
-        self.encoder = UXNetEncoder(shape.in_channels, options)
-        self.decoder = ResidualDecoder(shape.in_channels, options.widths, options.recompute)
+        self.encoder = UXNetEncoder(shape.in_channels, options, shape.strides)
+        self.decoder = ResidualDecoder(
+            shape.in_channels, options.widths, shape.strides, options.recompute
+        )
 
     def forward(self, image: Tensor) -> Output:
-        """(B, C, X, Y, Z), sizes divisible by 16 -> Output."""
+        """(B, C, X, Y, Z), edges divisible by the product of their strides -> Output."""
         return self.decode(image, self.encoder(image))
 
     def decode(self, image: Tensor, features: Sequence[Tensor]) -> Output:

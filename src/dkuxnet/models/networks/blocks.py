@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dkuxnet.core.types import Stride
 from dkuxnet.models.networks.cpu import fused, predicting
 
 
@@ -155,14 +156,17 @@ class ResidualBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the resolution, concatenates the skip, and mixes both in a residual block."""
+    """Undoes a reduction, concatenates the skip, and mixes both in a residual block.
 
-    def __init__(self, in_channels: int, out_channels: int):
+    stride: of the reduction along (X, Y, Z).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Stride):
         super().__init__()
-        self.up = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2, bias=False)
+        self.up = nn.ConvTranspose3d(in_channels, out_channels, stride, stride, bias=False)
         self.mix = ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, C, x, y, z) and the skip (B, C', 2x, 2y, 2z) -> as the skip."""
+        """(B, C, x, y, z) and the skip (B, C', X, Y, Z) -> as the skip."""
         mixed: Tensor = self.mix(self.up(x), skip)
         return mixed

@@ -26,8 +26,8 @@ from dkuxnet.models.networks.uxnet import Depth, UXNetOptions, Width
 class DKUXNetOptions(UXNetOptions):
     """Sizes of a branch; the defaults are the paper's. The rest is in `UXNetOptions`.
 
-    query_channels: C, divisible by `heads`. layers_per_scale: kMaX layers at each of the strides
-    16, 8, 4. heads: of the queries' self-attention.
+    query_channels: C, divisible by `heads`. layers_per_scale: kMaX layers at each of the
+    three coarsest scales. heads: of the queries' self-attention.
     """
 
     query_channels: Width = 128
@@ -36,10 +36,7 @@ class DKUXNetOptions(UXNetOptions):
 
 
 class DKUXNet(UXNetBackbone):
-    """(B, C, X, Y, Z) -> Output with segmentation logits and grouped assignments.
-
-    X, Y, Z divisible by 16.
-    """
+    """(B, C, X, Y, Z) -> Output with segmentation logits and grouped assignments."""
 
     has_queries = True  # a method whose losses need a grouped assignment asks before it trains
 
@@ -48,7 +45,7 @@ class DKUXNet(UXNetBackbone):
         super().__init__(shape, options)
         self.groups = shape.groups
         channels = options.query_channels
-        coarse = self.decoder.channels[:3]  # strides 16, 8, 4
+        coarse = self.decoder.channels[:3]  # of the three coarsest maps
         queries = sum(group.queries for group in shape.groups)
         self.kmax = KMaxDecoder(coarse, queries, channels, options.layers_per_scale, options.heads)
         self.assignment = MaskLogits(self.decoder.channels[-1], channels)

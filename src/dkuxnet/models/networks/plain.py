@@ -15,7 +15,7 @@ from dkuxnet.models.networks.uxnet import UXNetOptions
 
 
 class UXNet(UXNetBackbone):
-    """(B, C, X, Y, Z) -> Output with segmentation logits alone. X, Y, Z divisible by 16."""
+    """(B, C, X, Y, Z) -> Output with segmentation logits alone."""
 
     def __init__(self, shape: NetworkShape, options: UXNetOptions):
         super().__init__(shape, options)

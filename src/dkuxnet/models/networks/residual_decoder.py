@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dkuxnet.core.types import Strides
 from dkuxnet.models.networks.blocks import ResidualBlock, UpBlock
 
 
@@ -22,21 +23,26 @@ class ResidualDecoder(nn.Module):
     same gradients (Chen et al., arXiv 1604.06174).
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], recompute: bool = False):
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], strides: Strides, recompute: bool = False
+    ):
         super().__init__()
         self.recompute = recompute
         self.channels = (2 * widths[-1], *reversed(widths))
-        sources = (in_channels, *widths[:-1])  # channels of the skips' inputs at strides 1, 2, 4, 8
+        sources = (in_channels, *widths[:-1])  # channels of the skips' inputs, fine to coarse
         self.skips = nn.ModuleList(
             ResidualBlock(s, w) for s, w in zip(sources, widths, strict=True)
         )
         self.bottleneck = ResidualBlock(widths[-1], 2 * widths[-1])
         self.ups = nn.ModuleList(
-            UpBlock(before, after) for before, after in pairwise(self.channels)
+            UpBlock(before, after, stride)
+            for (before, after), stride in zip(
+                pairwise(self.channels), reversed(strides), strict=True
+            )
         )
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, X, Y, Z) and maps at strides 2, 4, 8, 16 -> maps at strides 16, 8, 4, 2, 1."""
+        """(B, C, X, Y, Z) and the encoder's four maps -> five maps, coarse to fine."""
         skips = [
             self._run(skip, x) for skip, x in zip(self.skips, (image, *features[:-1]), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The encoder of 3D UX-Net: large depthwise kernels at strides 2, 4, 8 and 16.
+"""The encoder of 3D UX-Net: large depthwise kernels at four reduced resolutions.
 
 Source: Lee et al., "3D UX-Net" (arXiv 2209.15076), Figure 2.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from dkuxnet.core.types import Strides
 from dkuxnet.models.networks.blocks import ChannelLayerNorm, UXBlock
 
 Width = Annotated[int, Field(ge=1, le=8192)]
@@ -20,7 +21,7 @@ Depth = Annotated[int, Field(ge=0, le=128)]
 class UXNetOptions:
     """Sizes of the encoder and of the decoder beside it; the defaults are the published ones.
 
-    widths: channels of the encoder's stages at strides 2, 4, 8, 16. depths: blocks of each stage.
+    widths: channels of the encoder's stages. depths: blocks of each stage.
     drop_rate: of stochastic depth in the last block, from 0 in the first. layer_scale: initial
     scale of the residuals. recompute: less memory in training for more time, see `ResidualDecoder`.
     """
@@ -33,22 +34,22 @@ class UXNetOptions:
 
 
 class UXNetEncoder(nn.Module):
-    """(B, C, X, Y, Z) -> four feature maps of `widths` channels at strides 2, 4, 8, 16.
+    """(B, C, X, Y, Z) -> four feature maps of `widths` channels, each reduced by its stride.
 
-    X, Y, Z divisible by 16.
+    With the paper's strides these are at 1/2, 1/4, 1/8 and 1/16 of each edge.
     """
 
-    def __init__(self, in_channels: int, options: UXNetOptions):
+    def __init__(self, in_channels: int, options: UXNetOptions, strides: Strides):
         super().__init__()
         widths, blocks = options.widths, sum(options.depths)
         rates = iter([options.drop_rate * i / max(blocks - 1, 1) for i in range(blocks)])
         stem = nn.Sequential(
-            nn.Conv3d(in_channels, widths[0], 7, stride=2, padding=3), ChannelLayerNorm(widths[0])
+            nn.Conv3d(in_channels, widths[0], 7, strides[0], padding=3), ChannelLayerNorm(widths[0])
         )
         self.reduce = nn.ModuleList([stem])
-        for before, after in pairwise(widths):
+        for (before, after), stride in zip(pairwise(widths), strides[1:], strict=True):
             self.reduce.append(
-                nn.Sequential(ChannelLayerNorm(before), nn.Conv3d(before, after, 2, stride=2))
+                nn.Sequential(ChannelLayerNorm(before), nn.Conv3d(before, after, stride, stride))
             )
         self.stages = nn.ModuleList(
             nn.Sequential(*[UXBlock(width, next(rates), options.layer_scale) for _ in range(depth)])
@@ -59,6 +60,6 @@ class UXNetEncoder(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         features, x = [], image
         for reduce, stage, norm in zip(self.reduce, self.stages, self.norms, strict=True):
-            x = stage(reduce(x))  # half the resolution, the next width
+            x = stage(reduce(x))  # fewer voxels, the next width
             features.append(norm(x))
         return features

@@ -129,7 +129,7 @@ async function present(mine, job) {
   }
 }
 
-function volumeRow({ name, index, voxels, volume_ml }) {
+function volumeRow({ name, index, voxels, volume_ml, confidence }) {
   const row = document.createElement("tr");
   const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
   swatch.style.backgroundColor = `rgb(${colours(index).join(" ")})`;
@@ -138,7 +138,9 @@ function volumeRow({ name, index, voxels, volume_ml }) {
   const digits = volume_ml >= 100 ? 0 : volume_ml >= 1 ? 1 : 3;
   const cell = Object.assign(document.createElement("td"), { textContent: `${volume_ml.toFixed(digits)} ml` });
   cell.title = `${voxels} voxels`;
-  row.append(head, cell);
+  const sure = Object.assign(document.createElement("td"), { textContent: confidence === null ? "" : confidence.toFixed(2) });
+  sure.title = "confidence: the mean probability of the class over its voxels";
+  row.append(head, cell, sure);
   return row;
 }
 

@@ -1,0 +1,76 @@
+"""One confidence for every output: a class that is unsure everywhere is called so, whatever the
+number of classes; a sure one with its blurred border is not.
+"""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from dkuxnet.core.confidence import UNSURE_BELOW, class_confidence, unsure
+from dkuxnet.core.types import Case, Volume
+from dkuxnet.prediction.outputs import Outputs
+from dkuxnet.prediction.segment import Segmentation
+
+
+def ball(radius: float) -> np.ndarray:
+    """Probabilities (2, 32, 32, 32) of a ball with the blurred border that networks give."""
+    away = np.linalg.norm(np.indices((32, 32, 32)) - 15.5, axis=0)
+    inside = gaussian_filter((away < radius).astype(float), 1)
+    return np.stack([1 - inside, inside])
+
+
+@pytest.mark.parametrize("radius", [4, 6, 12])
+def test_a_sure_class_with_a_blurred_border_is_sure(radius):
+    background, organ = class_confidence(ball(radius))
+    assert background > 0.95 and organ > UNSURE_BELOW + 0.05
+    assert unsure({"organ": organ}) == ""
+
+
+@pytest.mark.parametrize("classes", [2, 3, 33])
+def test_a_class_that_is_unsure_everywhere_reaches_the_threshold(classes):
+    """The organ is a little more probable than the background in twice its volume."""
+    prob = np.full((classes, 32, 32, 32), 0.04 / max(classes - 2, 1))
+    prob[0], prob[1] = 0.94, 0.02
+    wide = ball(12)[1] > 0.5
+    prob[0, wide], prob[1, wide] = 0.42, 0.56
+    prob /= prob.sum(axis=0)
+    _, organ, *others = class_confidence(prob)
+    assert 1 / classes <= organ < 0.6
+    assert all(map(math.isnan, others))
+    assert unsure({"organ": organ}).startswith("the model is unsure of organ (confidence 0.5")
+
+
+def test_two_networks_that_contradict_each_other_are_unsure():
+    one, other = np.zeros((2, 4, 4, 4)), np.zeros((2, 4, 4, 4))
+    one[1], other[0] = 1, 0.98
+    other[1] = 0.02
+    _, organ = class_confidence((one + other) / 2)
+    assert organ == pytest.approx(0.51, abs=1e-3) and unsure({"organ": organ})
+
+
+def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
+    labels = {"background": 0, "organ": 255, "tumour": 7}
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[:2] = 255
+    result = Segmentation(
+        Volume(label, np.diag([5.0, 5, 10, 1])), confidence={"organ": 0.61, "tumour": math.nan}
+    )
+    for name in ("a", "b", "a"):
+        case = Case(name, (tmp_path / f"{name}.nrrd",))
+        outputs = Outputs(tmp_path / "out", [case])
+        outputs.check()
+        outputs.make_folder(labels)
+        outputs.write(case, result, outputs.writers(case, labels), labels)
+    with (tmp_path / "out" / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [
+        ("b", "organ"), ("b", "tumour"), ("a", "organ"), ("a", "tumour")
+    ]  # fmt: skip
+    assert rows[2] == {
+        "case": "a", "class": "organ", "value": "255", "voxels": "32", "volume_ml": "8.000",
+        "confidence": "0.61", "unsure": "yes",
+    }  # fmt: skip
+    assert (rows[3]["voxels"], rows[3]["confidence"], rows[3]["unsure"]) == ("0", "", "")
