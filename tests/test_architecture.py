@@ -208,6 +208,7 @@ def test_that_would_be_noticed(line):
 
 # Files that may be a stranger's are opened by `open_regular`: these open what is no such file.
 OPENERS = {
+    "cli/launch.py",  # what its own processes said, in a folder of their own
     "core/config.py",  # presets, which lie in the package
     "core/regular.py",
     "export/monai_bundle.py",  # the package's own texts
