@@ -1151,7 +1151,7 @@ def nifti_packed(folder: Path, variant: dict) -> None:
     formats.read(folder / "x.nii.gz")
 
 
-@stranger("ended before", 64)
+@stranger("the file is cut short", 64)
 def nifti_gzip_short(folder: Path) -> None:
     """A header that promises 512 MiB, of which the file holds 320."""
     from dkuxnet.data import formats
