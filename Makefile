@@ -3,11 +3,13 @@
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v --version > /dev/null 2>&1 && echo python$$v && break; done || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# what requirements/ lists and nothing else: a file whose hash is not there ends the command
+LISTED := $(PIP) install --require-hashes --no-deps
 DEMO ?= demo
 CODE := src tests measurements docs setup.py
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs lock clean
 
 demo: $(VENV)/.user
 	$(BIN)/dkuxnet demo $(DEMO)
@@ -21,21 +23,27 @@ lint: $(VENV)/.developer
 	$(BIN)/mypy
 
 # one offline site: open build/docs/index.html
-docs: $(VENV)/.docs
+docs: $(VENV)/.developer
 	$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist docs/reference src/*.egg-info
 
-$(VENV)/.user: pyproject.toml setup.py constraints.txt
+# The lists anew, after a change of pyproject.toml: see requirements/lock.sh.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --quiet install uv==0.13.9
+	PATH="$(CURDIR)/build/lock/bin:$$PATH" requirements/lock.sh $(UPGRADE)
+
+$(VENV)/.user: pyproject.toml setup.py requirements/user.txt requirements/cpu.txt requirements/gpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(LISTED) --no-index -r requirements/cpu.txt 2> /dev/null || echo "torch: the build for GPUs too"
+	$(LISTED) -r requirements/user.txt
+	$(BIN)/python -m pip show torch | grep -q '^Version: .*+cpu' || $(LISTED) -r requirements/gpu.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	$(PIP) check
 	touch $@
 
-$(VENV)/.developer: $(VENV)/.user
-	$(PIP) -e '.[dev]'
-	touch $@
-
-$(VENV)/.docs: $(VENV)/.user
-	$(PIP) -e '.[docs]'
+$(VENV)/.developer: $(VENV)/.user requirements/developer.txt
+	$(LISTED) -r requirements/developer.txt
 	touch $@

@@ -81,6 +81,14 @@ class Server:
         return self.process.returncode, err
 
 
+# A process of these lines is ended by Linux with the thread that started it, which may be killed.
+ENDS_WITH_US = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+"""
+
+
 @contextmanager
 def serving(run: Path, temp: Path, *options: str, before: str = "") -> Iterator[Server]:
     """before: lines of Python that the server's process runs first."""
@@ -88,7 +96,7 @@ def serving(run: Path, temp: Path, *options: str, before: str = "") -> Iterator[
     command = [
         sys.executable,
         "-c",
-        f"{before}\nfrom dkuxnet.cli.commands import main; main()",
+        f"{ENDS_WITH_US}{before}\nfrom dkuxnet.cli.commands import main; main()",
         "serve",
         str(run),
         "--port",

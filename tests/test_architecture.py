@@ -3,6 +3,7 @@ of every file.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,25 @@ def test_no_file_is_unpickled_or_run(path):
 )
 def test_that_would_be_noticed(line):
     assert code_from_files(ast.parse(line), "x.py")
+
+
+# Files that may be a stranger's are opened by `open_regular`: these open what is no such file.
+OPENERS = {
+    "cli/launch.py",  # what its own processes said, in a folder of their own
+    "core/config.py",  # presets, which lie in the package
+    "core/regular.py",
+    "export/monai_bundle.py",  # the package's own texts
+    "export/torch_graphs.py",  # what it has just written
+    "machine/child.py",  # /proc
+    "machine/files.py",
+    "machine/memory.py",  # /proc, /sys
+    "report/template.py",  # scripts, which lie in the package
+    "serve/monai_label.py",  # the label map that it has just written
+}
+OPENING = re.compile(r"""(?<!def )(?<![\w.])open\(|\.open\(\s*["']r|\.read_(?:bytes|text)\(""")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_named_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(path):
+    if path.relative_to(ROOT).as_posix() not in OPENERS:
+        assert not OPENING.search(path.read_text()), "open it with core.regular.open_regular"

@@ -2,6 +2,7 @@
 reader; and what is refused.
 """
 
+import base64
 import io
 import shutil
 
@@ -261,6 +262,27 @@ def test_jpeg_2000_is_read_as_it_was_packed(tmp_path, dtype, options):
     for ds, plane in zip(slices, scan.voxels, strict=True):
         ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
         ds.PixelData = encapsulate([jpeg_2000(plane, **options)])
+        ds["PixelData"].VR = "OB"
+    assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
+
+
+# (np.arange(120).reshape(10, 12) * 541 % 65521) of 16 bits by OpenJPEG: opj_compress -t 8,8 -n 2
+TILED = (
+    r"|4;u>04V?f0000C0000A000000000000008000080000000000009pH0sm3}3;+NC0RRC61ONg5TmT0^fQX2Y|Bw"
+    r"I*0000008Ib^|C8VNkr)yWL1f03mMTy1c|KjMR410k#4=E5ppOJGu?^bFqhwY8f51Orct7v}kRlor@hY}U1AddNo"
+    r"mqvF82^v}3IG8B0021v0soWF{4huoT6jO|PDoj=23u@C)kYG4@xVV|ct7v}U>Dc!3y}IB18#KmC<FhH015yC0000"
+    r"l00IA#&-^eb0&Ch&6Yxzd|9`+gU^qYU0DuqHUjk=!HV?RAtN)My3IGED001Wd0soWF{4f*&w~I-iz&~I(Kkxuh3x"
+    r"wYR$9@Sv|Je"
+)
+
+
+def test_tiles_of_jpeg_2000_with_16_bits_are_read_as_openjpeg_packed_them(tmp_path):
+    """Pillow, which packs the other tests' frames, mixes such tiles up."""
+    scan = Scan(np.stack([np.arange(120).reshape(10, 12) * 541 % 65521] * 3).astype(np.uint16))
+    slices = scan.slices()
+    for ds in slices:
+        ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        ds.PixelData = encapsulate([base64.b85decode(TILED)])
         ds["PixelData"].VR = "OB"
     assert np.array_equal(formats.read(save(slices, tmp_path / "scan")).array, scan.voxels.T)
 

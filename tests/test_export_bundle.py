@@ -243,6 +243,12 @@ def test_the_terms_of_the_weights_are_the_user_s(dual_run, tmp_path):
     )
     with pytest.raises(UserError, match=r"--license .*none\.txt"):
         export_run(dual_run, "monai-bundle", tmp_path / "other", licence=tmp_path / "none.txt")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"x" * (2**20 + 1))
+    for name, why in (("pipe", "no regular file"), ("large", "larger than 1 MiB")):
+        with pytest.raises(UserError, match=f"--license .*{name}.*{why}"):
+            export_run(dual_run, "monai-bundle", tmp_path / "other", licence=tmp_path / name)
+        (tmp_path / name).unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "terms.txt"]
 
 

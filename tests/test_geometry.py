@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from dkuxnet.core.types import Volume
+from dkuxnet.data import geometry
 from dkuxnet.data.geometry import (
+    Region,
     from_ras,
     pad_to,
+    reach_of,
     resample,
+    resample_from,
     resample_label,
+    resample_region,
     resampled_affine,
     resampled_shape,
     to_ras,
@@ -192,3 +197,34 @@ def test_padding_is_even_and_cut_off_by_its_slices(have, want, channels):
     assert (padded == -7.0).sum() == padded.size - array.size
     for place, n, whole in zip(back, have, padded.shape[-3:], strict=True):
         assert 0 <= (whole - n - place.start) - place.start <= 1
+
+
+@pytest.fixture
+def sparse(monkeypatch):
+    """Weights as they are for long edges."""
+    geometry.resampling_matrix.cache_clear()
+    monkeypatch.setattr(geometry, "DENSE_WEIGHTS", 0)
+    yield
+    geometry.resampling_matrix.cache_clear()
+
+
+def resampled() -> list[np.ndarray]:
+    array = np.random.default_rng(0).normal(size=(2, 24, 17, 9))
+    whole, part = Region.whole((11, 17, 20)), Region.of((11, 17, 20), np.s_[2:7, 0:17, 5:13])
+    values, weights = resample_from(resample_region(array, part), part, Region.whole((24, 17, 9)))
+    reached = np.array(reach_of(part, (24, 17, 9)).start)
+    return [resample(array, whole.shape), resample_region(array, part), values, weights, reached]
+
+
+def test_the_weights_of_long_edges_do_what_those_of_short_ones_do(request):
+    short = resampled()
+    request.getfixturevalue("sparse")
+    for a, b in zip(short, resampled(), strict=True):
+        assert a.dtype == b.dtype and np.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_long_edge_takes_little_memory():
+    """As an array the weights would take 3.2 GB, twice."""
+    weights = geometry.resampling_matrix(40_000, 20_000)
+    assert weights.data.nbytes < 2**20
+    assert np.allclose(resample(np.ones((40_000, 2, 2)), (20_000, 2, 2)), 1)

@@ -12,12 +12,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import dkuxnet
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "dkuxnet"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 # where it is not the module's name in lower case, with - for _
 PACKAGE_OF = {"jpeg_ls": "pyjpegls", "skimage": "scikit-image"}
@@ -125,6 +127,69 @@ def test_a_missing_extra_names_one_that_brings_it():
 def test_all_brings_every_extra_of_users():
     extras = set(PROJECT["optional-dependencies"]) - {"all", "dev", "docs", "fuzz"}
     assert PROJECT["optional-dependencies"]["all"] == [f"dkuxnet[{','.join(sorted(extras))}]"]
+
+
+# --- what `make` installs ---
+
+
+def listed(name: str) -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of each package of a list in requirements/."""
+    packages = {}
+    text = (ROOT / "requirements" / name).read_text().replace("\\\n", "")
+    for entry in filter(re.compile("[^#]").match, text.splitlines()):
+        package, version = re.match(r"([a-z\d-]+)==(\S+)", entry).groups()
+        assert package not in packages, package
+        packages[package] = version, re.findall(r"--hash=sha256:([0-9a-f]{64})\b", entry)
+    return packages
+
+
+def wanted(requirements: list[str]) -> list[Requirement]:
+    """What requirements ask for, those of extras of our own as well."""
+    found = []
+    for each in map(Requirement, requirements):
+        if each.name == "dkuxnet":
+            for extra in each.extras:
+                found += wanted(PROJECT["optional-dependencies"][extra])
+        else:
+            found.append(each)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, requirements",
+    [
+        ("user.txt", PYPROJECT["build-system"]["requires"]),
+        ("user.txt", PROJECT["dependencies"]),
+        ("developer.txt", [*PROJECT["dependencies"], "dkuxnet[dev]"]),
+    ],
+)
+def test_a_list_has_every_dependency_in_a_version_that_is_allowed(name, requirements):
+    packages = listed(name)
+    for each in wanted(requirements):
+        assert packages[each.name.lower()][0] in each.specifier, f"{each}: make lock"
+
+
+def test_the_lists_agree_and_have_hashes():
+    user, gpu, developer = map(listed, ("user.txt", "gpu.txt", "developer.txt"))
+    assert user.items() <= developer.items()
+    (cpu,) = listed("cpu.txt").values()
+    assert cpu[0] == f"{user['torch'][0]}+cpu" and cpu[1]
+    assert not gpu.keys() & developer.keys()
+    for packages in (gpu, developer):
+        assert all(hashes for _, hashes in packages.values())
+
+
+def test_the_lists_have_what_the_listed_packages_need():
+    """As far as they are installed here, since only then it is known."""
+    packages = listed("developer.txt") | listed("gpu.txt")
+    for name in packages:
+        try:
+            requirements = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for each in map(Requirement, requirements):
+            if each.marker is None or each.marker.evaluate({"extra": ""}):
+                assert re.sub("[-_.]+", "-", each.name.lower()) in packages, f"{name}: {each}"
 
 
 # --- the wheel ---

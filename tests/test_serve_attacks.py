@@ -9,6 +9,8 @@ import os
 import re
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -197,6 +199,24 @@ def test_the_reader_dies_with_a_server_that_is_killed(run, tmp_path):
         server.process.kill()
         server.process.wait()
         wait_for(lambda: gone(reader))
+
+
+def test_the_server_of_a_killed_test_ends(run, tmp_path):
+    code = f"""
+from pathlib import Path
+from serving import serving
+with serving(Path({str(run)!r}), Path({str(tmp_path / "temp")!r})) as server:
+    print(server.process.pid, flush=True)
+    input()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment
+    ) as test:
+        server = int(test.stdout.readline())
+        assert not gone(server)
+        test.kill()
+    wait_for(lambda: gone(server))
 
 
 # --- connections ---

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dkuxnet.core.documents import names_a_file
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.machine.memory import check_memory
 
@@ -107,7 +108,7 @@ def require(path: Path, expected: str) -> bytes:
         )
     if not os.path.isfile(path):  # a named pipe would be waited for
         raise UserError(f"{path}: expected a {expected} file, but there is none; check the path")
-    with reading(path, expected), path.open("rb") as file:
+    with reading(path, expected), open_regular(path) as file:
         head = file.read(HEAD_BYTES)
     if not head:
         raise UserError(
@@ -223,7 +224,7 @@ def inflate(
         inflate(path, start, needed, keep=False)
     voxels = np.empty(needed if keep else 0, np.uint8)
     inflater, count = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32), 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         while not inflater.eof:
             packed = inflater.unconsumed_tail or file.read(CHUNK_BYTES)

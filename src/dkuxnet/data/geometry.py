@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from dkuxnet.core.types import Volume
 
+DENSE_WEIGHTS = 2**24  # 4096 voxels before and after
+
 
 @dataclass(frozen=True)
 class Region:
@@ -108,10 +110,11 @@ def resampled_affine(
 
 
 @lru_cache(maxsize=64)
-def resampling_matrix(old: int, new: int) -> NDArray[Any]:
+def resampling_matrix(old: int, new: int) -> Any:
     """Weights (new, old), float32, of the triangle filter along one axis.
 
-    Rows sum to 1. The values at the edges are extended.
+    Rows sum to 1. The values at the edges are extended. An array, or where that takes more than
+    `DENSE_WEIGHTS`, a sparse one of scipy: several processors share the work of the first.
     """
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
@@ -119,8 +122,15 @@ def resampling_matrix(old: int, new: int) -> NDArray[Any]:
     low = np.floor(centres - reach).astype(int)
     taps = low[:, None] + np.arange(int(np.ceil(2 * reach)) + 2)
     weights = np.clip(1 - np.abs(taps - centres[:, None]) / reach, 0, None)
+    rows, columns = np.broadcast_arrays(np.arange(new)[:, None], np.clip(taps, 0, old - 1))
+    if old * new > DENSE_WEIGHTS:
+        from scipy.sparse import csr_array
+
+        weights /= weights.sum(axis=1, keepdims=True)
+        entries = weights.astype(np.float32).ravel(), (rows.ravel(), columns.ravel())
+        return csr_array(entries, shape=(new, old))
     matrix = np.zeros((new, old))
-    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), weights)
+    np.add.at(matrix, (rows, columns), weights)
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 
@@ -181,23 +191,27 @@ def resample_from(
     return result, np.broadcast_to(1 - x * y * z, target.shape)
 
 
-def _support(matrix: NDArray[Any], axis: int) -> slice:
+def _support(matrix: Any, axis: int) -> slice:
     """From the first to the last column (axis 0) or row (axis 1) that is not all 0."""
-    used = np.flatnonzero(matrix.any(axis=axis))
-    return slice(int(used[0]), int(used[-1]) + 1)
+    used = matrix.nonzero()[1 - axis]
+    return slice(int(used.min()), int(used.max()) + 1)
 
 
-def _contract(array: NDArray[Any], matrices: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _contract(array: NDArray[Any], matrices: Sequence[Any]) -> NDArray[Any]:
     """Apply a matrix (new, old) along each of the last three axes, in float32."""
     array = np.asarray(array, dtype=np.float32)
     for axis, matrix in zip((-3, -2, -1), matrices, strict=True):
         if not _is_identity(matrix):
-            array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis % array.ndim)), 0, axis)
+            moved = np.moveaxis(array, axis, 0)
+            product = matrix @ moved.reshape(len(moved), -1)
+            array = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)
     return np.ascontiguousarray(array)
 
 
-def _is_identity(matrix: NDArray[Any]) -> bool:
-    return matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix)))
+def _is_identity(matrix: Any) -> bool:
+    rows, columns = matrix.shape
+    ones = rows == columns and (matrix.diagonal() == 1).all()
+    return bool(ones and matrix.nonzero()[0].size == rows)
 
 
 def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> NDArray[Any]:

@@ -4,27 +4,24 @@ Source: the MONAI bundle specification (Project MONAI), as MONAI 1.6 reads it.
 """
 
 import io
-import os
-import shutil
-import tempfile
 from importlib import metadata
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dkuxnet.core.documents import parse_json
-from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.documents import parse_json, read_text
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.extras import require
 from dkuxnet.export.patch_model import Export
-from dkuxnet.machine.files import write_json
+from dkuxnet.machine.files import whole_folder, write_json
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
+MAX_TERMS_BYTES = 2**20
 PARTS = "dkuxnet.export.bundle_parts"
 RUNS_WITH = ("fire", "ignite")  # `python -m monai.bundle run`
 NO_TERMS = (
@@ -41,30 +38,20 @@ def write_bundle(export: Export) -> str:
     """
     require("export", "monai")
     terms = _terms(export)
-    try:
-        folder = Path(
-            tempfile.mkdtemp(prefix=f".{export.output.name}.", dir=export.output.absolute().parent)
-        )
-        try:
-            for name in ("configs", "models", "docs"):
-                (folder / name).mkdir()
-            write_json(folder / "configs" / "metadata.json", bundle_metadata(export))
-            write_json(folder / "configs" / "inference.json", inference_config(export))
-            weights = {
-                key: tensor.detach().cpu()
-                for key, tensor in export.model(probabilities=False).state_dict().items()
-            }
-            content = io.BytesIO()  # torch's own writer ends the process where a disk is full
-            torch.save(weights, content)
-            (folder / "models" / "model.pt").write_bytes(content.getbuffer())
-            (folder / "docs" / "README.md").write_text(_readme(export), "utf-8")
-            (folder / "LICENSE").write_text(terms, "utf-8")
-            folder.chmod(0o755)  # mkdtemp makes it private; the folder becomes the user's
-            os.replace(folder, export.output)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{export.output}: cannot write there: {disk_reason(error)}") from error
+    with whole_folder(export.output) as folder:
+        for name in ("configs", "models", "docs"):
+            (folder / name).mkdir()
+        write_json(folder / "configs" / "metadata.json", bundle_metadata(export))
+        write_json(folder / "configs" / "inference.json", inference_config(export))
+        weights = {
+            key: tensor.detach().cpu()
+            for key, tensor in export.model(probabilities=False).state_dict().items()
+        }
+        content = io.BytesIO()  # torch's own writer ends the process where a disk is full
+        torch.save(weights, content)
+        (folder / "models" / "model.pt").write_bytes(content.getbuffer())
+        (folder / "docs" / "README.md").write_text(_readme(export), "utf-8")
+        (folder / "LICENSE").write_text(terms, "utf-8")
     return (
         f"MONAI bundle; segment with: cd {export.output} && python -m monai.bundle run "
         "--config_file configs/inference.json --dataset_dir SCANS --output_dir OUTPUT"
@@ -197,7 +184,7 @@ def _terms(export: Export) -> str:
         or "MIT licence, see the package dkuxnet\n"
     )
     try:
-        terms = export.licence.read_text("utf-8") if export.licence else NO_TERMS
+        terms = read_text(export.licence, MAX_TERMS_BYTES) if export.licence else NO_TERMS
     except (OSError, ValueError) as error:
         raise UserError(
             f"--license {export.licence}: not a readable text file ({error})"

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.machine.files import whole_folder
 from dkuxnet.serve.names import shown
 from dkuxnet.serve.tasks import Task
 
@@ -29,15 +30,13 @@ def keep_result(folder: Path, task: Task, results: dict[str, Any]) -> None:
     disk is full.
     """
     whole = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{task.id[:8]}"
-    part = folder / f".{task.id}"
     try:
-        part.mkdir(mode=0o700)
-        shutil.copyfile(task.scan, part / task.scan.name)
-        shutil.copyfile(task.label, part / task.label.name)
-        text = json.dumps({"name": shown(task.name), **results}, indent=1, ensure_ascii=False)
-        (part / "result.json").write_text(text, "utf-8")
-        os.replace(part, whole)
-    except OSError as error:
-        raise UserError(f"the result could not be kept (--keep): {error.strerror}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with whole_folder(whole) as part:
+            part.chmod(0o700)  # a patient's scan
+            shutil.copyfile(task.scan, part / task.scan.name)
+            shutil.copyfile(task.label, part / task.label.name)
+            text = json.dumps({"name": shown(task.name), **results}, indent=1, ensure_ascii=False)
+            (part / "result.json").write_text(text, "utf-8")
+    except UserError as error:  # it names the folder, which is nobody's business
+        why = disk_reason(error.__cause__ or error)
+        raise UserError(f"the result could not be kept (--keep): {why}") from error

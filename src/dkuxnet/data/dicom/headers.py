@@ -12,11 +12,7 @@ from pydicom import Dataset, FileDataset
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
@@ -42,9 +38,11 @@ TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 PIXELS_GROUP = 0x7FE0
-# Of a header: elements of it become objects of up to 2 KB each. 5,000 frames that say where they
-# lie have a tenth of these.
-MAX_READS = 1_000_000
+# Of headers, each about an element: it becomes an object of up to 2 KB, in 10 microseconds. 5,000
+# frames that say where they lie have a quarter of these. What a tree of files may have grows with
+# their number and sizes.
+MAX_READS = 400_000
+READS_A_FILE, BYTES_A_READ = 1000, 256
 MAX_ITEMS = 200_000
 MAX_SEQUENCE_BYTES = 2**24
 MAX_ELEMENT_BYTES = 2**26
@@ -94,30 +92,36 @@ class Image:
         return next((plane for plane in self.planes if plane), None)
 
 
-def read_header(path: Path, entry: Entry) -> Image | None:
+class Reads:
+    """How many reads of headers the files of a tree may still take."""
+
+    def __init__(self) -> None:
+        self.left = MAX_READS
+
+    def of(self, entry: Entry) -> "Reads":
+        """With what one file more may have."""
+        self.left += READS_A_FILE + entry.size // BYTES_A_READ
+        return self
+
+
+def read_header(path: Path, entry: Entry, reads: Reads | None = None) -> Image | None:
     """The header of file `entry` of the tree `path`; None where it is no image, or a localizer.
 
-    A file without preamble is DICOM where it reads as such and names its SOP class. Raises
-    UserError for a DICOM file that is cut short or damaged.
+    A file without preamble is DICOM where it reads as such and names its SOP class. reads: those
+    of the tree. Raises UserError for a DICOM file that is cut short or damaged.
     """
     where = place(path, entry.name)
     with reading(where, "DICOM"), quiet():
-        first = head(entry)
+        first, reads = head(entry), (reads or Reads()).of(entry)
         if not has_preamble(first):
-            return _bare(where, entry) if may_be_bare(first) else None
+            return _bare(where, entry, reads) if may_be_bare(first) else None
         if _first_group(first) == b"\0\0":
             raise UserError(
                 f"{where}: expected a DICOM file, but zeros follow its first bytes: it is damaged; "
                 "copy it again"
             )
-        # The size of a deflated file is known only once all of it is unpacked.
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in first:
-            raise UserError(
-                f"{where}: is deflated as a whole, which is not supported; export it without "
-                "compression"
-            )
         with entry.open() as stream:
-            header = read_dataset(stream, tags=TAGS)
+            header = read_dataset(stream, tags=TAGS, reads=reads)
         return _image(where, entry, header)
 
 
@@ -156,21 +160,20 @@ def read_dataset(
     voxels: bool = False,
     tags: Sequence[str] | None = None,
     sequence_bytes: int = MAX_SEQUENCE_BYTES,
+    reads: Reads | None = None,
 ) -> FileDataset:
     """The data set of a file, with or without preamble.
 
     tags: read these alone, None for all. voxels: whether to read them too. sequence_bytes: the most
-    that a sequence may take.
+    that a sequence may take. reads: those of a tree.
 
     Reading ends at group 0, which no valid file holds: a gigabyte of zeros would be read as a
     hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.) Raises
     ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
+    most = sys.maxsize if voxels else max(MAX_ELEMENT_BYTES, sequence_bytes)
     dataset = read_partial(
-        cast(
-            BinaryIO,
-            _Bounded(stream, sys.maxsize if voxels else max(MAX_ELEMENT_BYTES, sequence_bytes)),
-        ),
+        cast(BinaryIO, _Bounded(stream, most, reads or Reads())),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
@@ -193,17 +196,17 @@ class _Bounded:
     Only to inflate a deflated file does it ask for all that is left.
     """
 
-    def __init__(self, stream: IO[bytes], most: int):
+    def __init__(self, stream: IO[bytes], most: int, reads: Reads):
         self._stream = stream
         self._most = most
-        self._left = MAX_READS
+        self._reads = reads
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int | None = None) -> bytes:
-        self._left -= 1
+        self._reads.left -= 1
         if size is None or size < 0:
             raise ValueError("it is deflated as a whole, which is not supported")
-        if self._left < 0 or size > self._most:
+        if self._reads.left < 0 or size > self._most:
             raise ValueError("its header is far larger than that of a scan")
         return self._stream.read(size)
 
@@ -223,10 +226,10 @@ def _first_group(first: bytes) -> bytes:
     return first[start : start + 2]
 
 
-def _bare(where: Path, entry: Entry) -> Image | None:
+def _bare(where: Path, entry: Entry, reads: Reads) -> Image | None:
     try:
         with entry.open() as stream:
-            header = read_dataset(stream, tags=TAGS)
+            header = read_dataset(stream, tags=TAGS, reads=reads)
         named = (
             "SOPClassUID" in header
             and header.SOPClassUID.is_valid

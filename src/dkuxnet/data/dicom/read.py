@@ -18,7 +18,7 @@ from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, finish, reading
 from dkuxnet.data.dicom.codestreams import check_codestream
-from dkuxnet.data.dicom.headers import MAX_ITEMS, attribute, quiet, read_dataset
+from dkuxnet.data.dicom.headers import MAX_ITEMS, Reads, attribute, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.stack import Stack, arrange
 from dkuxnet.data.dicom.tree import opened, place
@@ -95,12 +95,13 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
     slices: dict[str, list[tuple[int, int]]] = {}
     for index, (image, frame) in enumerate(stack.frames):
         slices.setdefault(image.name, []).append((index, frame))
+    reads = Reads()
     with opened(series.path) as entries:
         for entry in entries:
             if entry.name not in slices:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
-                dataset = read_dataset(stream, voxels=True, tags=TAGS)
+                dataset = read_dataset(stream, True, TAGS, reads=reads.of(entry))
                 check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = read_frame(dataset, frame)

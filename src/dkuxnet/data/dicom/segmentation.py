@@ -23,6 +23,7 @@ from pydicom.valuerep import DA, IS, TM, DSfloat, validate_value
 from dkuxnet.core import extras
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reason
 from dkuxnet.data.dicom.codes import Codes, codes_of, text_of
@@ -88,7 +89,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             kind = read_dataset(stream, tags=["SOPClassUID"]).get("SOPClassUID")
     except Exception:  # not DICOM, or damaged
         kind = None

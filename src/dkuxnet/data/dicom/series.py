@@ -10,7 +10,7 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import Header, reading
-from dkuxnet.data.dicom.headers import Image, read_header
+from dkuxnet.data.dicom.headers import Image, Reads, read_header
 from dkuxnet.data.dicom.tree import Entry, is_copy, opened, place, printable, tree_name
 
 MAX_LISTED = 3
@@ -84,11 +84,11 @@ def _search(path: Path) -> tuple[list[Series], dict[str, UserError]]:
     found: dict[str, list[Image]] = {}
     firsts: dict[object, Entry] = {}
     damaged: dict[str, UserError] = {}
-    skipped = 0
+    skipped, reads = 0, Reads()
     with opened(path) as entries:
         for entry in entries:
             try:
-                image = read_header(path, entry)
+                image = read_header(path, entry, reads)
                 if image is None:
                     skipped += 1
                 elif not _is_copy(path, entry, image, firsts):

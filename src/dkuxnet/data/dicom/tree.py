@@ -66,7 +66,7 @@ def opened(path: Path) -> Iterator[Iterator[Entry]]:
                 for info in files
             )
     elif path.is_file():
-        yield iter([Entry(path.name, lambda: path.open("rb"), path.stat().st_size)])
+        yield iter([Entry(path.name, partial(open_regular, path), path.stat().st_size)])
     else:
         raise UserError(f"{path}: expected DICOM files, but there is nothing; check the path")
 
@@ -204,7 +204,7 @@ def opened_zip(path: Path, max_files: int = MAX_FILES) -> Iterator[zipfile.ZipFi
 
 def _list_bytes(path: Path) -> int:
     """The size of a zip's list of files by the records at its end; 0 where there are none."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, path.stat().st_size - END_BYTES))
         tail = file.read()
     sizes = [int.from_bytes(tail[at + 12 : at + 16], "little") for at in _places(tail, b"PK\5\6")]

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import (
     MAX_DEFLATE_RATIO,
@@ -69,7 +70,7 @@ def header_lines(path: Path, name: str, is_last: Callable[[str], bool]) -> tuple
     require(path, name)
     lines: list[str] = []
     start = 0
-    with reading(path, name), path.open("rb") as file:
+    with reading(path, name), open_regular(path) as file:
         while start < MAX_HEADER_BYTES and (line := file.readline(MAX_HEADER_BYTES - start)):
             start += len(line)
             end = LINE.fullmatch(line)
@@ -165,7 +166,7 @@ def _stored(path: Path, header: InlineHeader) -> NDArray[Any]:
                 f"got {stated}; save the scan again"
             )
         return voxels.view(header.dtype)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(header.start)
         if header.packing == "raw":
             array = np.fromfile(file, header.dtype, header.voxels)

@@ -31,7 +31,7 @@ LA_SPACING_MM = 0.625
 SLACK_BYTES = 1 << 16
 MAX_ITEM_BYTES = 16
 MAX_LISTED = 20
-CHUNK_ENTRY_BYTES = 8  # of the index, at least
+MAX_CHUNKS = 1 << 19
 LARGE_CHUNK_BYTES = 1 << 26
 MAX_LZF_RATIO = 132  # of three bytes come at most 264 and of one byte one
 
@@ -135,10 +135,9 @@ def _own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
 def _check_stored(path: Path, dataset: h5py.Dataset, header: Header) -> None:
     """Check that the file can hold what the header promises, before HDF5 unpacks any of it."""
     size = path.stat().st_size
-    chunks = _chunks(dataset, size // CHUNK_ENTRY_BYTES) if dataset.chunks is not None else []
+    chunks = _chunks(path, dataset) if dataset.chunks is not None else []
     stored = sum(chunk.size for chunk in chunks) or dataset.id.get_storage_size()
-    if stored > size or len(chunks) > size // CHUNK_ENTRY_BYTES:
-        # Also where chunks are said to lie in one place, or their index leads in a circle.
+    if stored > size:  # also where chunks are said to lie in one place
         raise UserError(
             f"{path}: expected more bytes of voxels than the file has; copy or export it again"
         )
@@ -147,15 +146,22 @@ def _check_stored(path: Path, dataset: h5py.Dataset, header: Header) -> None:
         _check_chunks(path, dataset, header, chunks)
 
 
-def _chunks(dataset: h5py.Dataset, most: int) -> list[h5d.StoreInfo]:
-    """The chunks of a dataset as the file lists them; one more than `most` where there are more."""
+def _chunks(path: Path, dataset: h5py.Dataset) -> list[h5d.StoreInfo]:
+    """The chunks of a dataset as the file lists them. Raises UserError for far too many.
+
+    Their index may also lead in a circle.
+    """
     chunks: list[h5d.StoreInfo] = []
 
     def take(chunk: h5d.StoreInfo) -> bool | None:
         chunks.append(chunk)
-        return True if len(chunks) > most else None  # anything but None ends the list
+        return True if len(chunks) > MAX_CHUNKS else None  # anything but None ends the list
 
     dataset.id.chunk_iter(take)
+    if len(chunks) > MAX_CHUNKS:
+        raise UserError(
+            f"{path}: its voxels are in more than {MAX_CHUNKS} chunks; save it in larger ones"
+        )
     return chunks
 
 

@@ -1,7 +1,6 @@
 # mypy: untyped-calls-exclude=nibabel
 """NIfTI-1 and NIfTI-2 in one file, plain or compressed with gzip; pairs (.hdr, .img) are read."""
 
-import gzip
 import logging
 import math
 import os
@@ -40,6 +39,7 @@ from dkuxnet.data.checks import (
     reading,
     require,
 )
+from dkuxnet.data.formats._gzip import open_gzip
 from dkuxnet.machine.memory import check_memory
 
 NIFTI_2_BYTES = 540
@@ -100,7 +100,7 @@ class Nifti:
         between sform and qform.
         """
         with _opened(path) as (header, file):
-            packed, size = isinstance(file, gzip.GzipFile), os.fstat(file.fileno()).st_size
+            packed, size = path.name.lower().endswith(".gz"), os.fstat(file.fileno()).st_size
             start = header.voxel_data.offset
             check_size(
                 path, header.nbytes, size * MAX_DEFLATE_RATIO if packed else max(0, size - start)
@@ -224,7 +224,7 @@ def _place_of(volume: Volume, array: NDArray[Any]) -> nibabel.Nifti1Header | Non
 
 def opened(path: Path, packed: bool) -> IO[bytes]:
     """The bytes of a file, unpacked."""
-    return cast(IO[bytes], gzip.open(path)) if packed else open_regular(path)
+    return open_gzip(path) if packed else open_regular(path)
 
 
 def read_to_end(path: Path, file: IO[bytes]) -> None:
