@@ -206,6 +206,17 @@ def test_what_numbers_may_not_mean_is_told(tmp_path):
         assert np.array_equal(formats.read(folder).array, scan.voxels.T)
 
 
+def test_slices_without_the_units_of_the_others_and_odd_bits_are_told(tmp_path):
+    slices = Scan(noise()).slices(RescaleSlope=2, RescaleIntercept=-1000)
+    del slices[2].RescaleSlope, slices[2].RescaleIntercept
+    with pytest.warns(DataWarning, match="slices without rescale slope .* beside others"):
+        formats.read(save(slices, tmp_path / "some"))
+    twelve = noise(dtype=np.uint16) & 0xFFF
+    folder = Scan(twelve).write(tmp_path / "bits", BitsStored=12, HighBit=15)
+    with pytest.warns(DataWarning, match="HighBit"):
+        assert np.array_equal(formats.read(folder).array.T, twelve)
+
+
 def test_a_modality_table_is_applied(tmp_path):
     scan = Scan(noise(dtype=np.uint8) % 4)
     table = items(LUTDescriptor=[4, 0, 16], LUTData=[7, 100, 30, 2], ModalityLUTType="US")
