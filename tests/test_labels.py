@@ -12,11 +12,12 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_series import Scan, items, noise
-from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import on_grid, part_on_grid
 from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.labels import read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.prepare import prepare_scans
@@ -365,6 +366,9 @@ def test_labels_of_another_series_are_told_and_not_used(tmp_path):
     save(structures(other, {"a": [square(1, 3, 1)]}), root / "anna" / "rs.dcm")
     with pytest.warns(DataWarning, match="drawn on a series that is not here"):
         assert find_source(root).cases[0].label is None
+    with data_warnings() as told:
+        assert len(find_cases([root])) == 1  # a prediction needs no label
+    assert not told
     (root / "anna" / "rs.dcm").write_bytes((root / "anna" / "rs.dcm").read_bytes()[:700])
     with pytest.warns(DataWarning, match="its labels are not used|not here"):
         assert find_source(root).cases[0].label is None

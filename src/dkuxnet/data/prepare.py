@@ -261,7 +261,12 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
                     f"not in the label map {labels}; correct the label or the map"
                 )
     faults.tell()
-    if len(labels) < 2 or not any(check.label_counts is not None for check in checks):
+    if not any(check.label_counts is not None for check in checks):
+        raise UserError(
+            "no case has a label map: nothing to learn; put one under the name of its scan into a "
+            "folder 'labels' beside 'images', or as the layout of the data set has it"
+        )
+    if len(labels) < 2:
         raise UserError(
             "no label but the background: nothing to learn; at least one labelled case is needed"
         )

@@ -75,7 +75,7 @@ def check_label_files(
     missed = set()
     for path in left_out(folder, read):
         name = normalize("NFC", path.name)
-        if case := next((c for c in unlabelled if name.startswith(f"{c}.")), None):
+        if case := next((c for c in unlabelled if f"{name}.".startswith(f"{c}.")), None):
             missed.add(path)
             faults.add(
                 f"{path}: this has the name of case '{case}', which would be without a label, but "
