@@ -556,7 +556,7 @@ CASES = {
     ),
     "duplicates": (
         lambda: moved(SLICES(), {3: (0, 0, -3)}),
-        ["1 image at positions that others hold", "106.5) mm"],
+        ["1 image at positions that others hold", "106.5) mm (IM0002.dcm, IM0003.dcm)"],
     ),
     "tilted": (
         lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}),
@@ -586,7 +586,10 @@ CASES = {
         lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.6]),
         ["pixel spacings from 1.5 to 2 mm"],
     ),
-    "sizes": (lambda: changed(SLICES(), 2, Rows=8), ["several sizes", "11 x 8 and 11 x 9"]),
+    "sizes": (
+        lambda: changed(SLICES(), 2, Rows=8),
+        ["several sizes", "11 x 8 in IM0002.dcm and 11 x 9 in IM0000.dcm"],
+    ),
     "frames": (lambda: changed(SLICES(), 2, FrameOfReferenceUID="1.2"), ["2 frames of reference"]),
     "unplaced": (
         lambda: changed(SLICES(), 2, ImagePositionPatient=None),
@@ -597,7 +600,10 @@ CASES = {
         lambda: SLICES(SamplesPerPixel=3, PhotometricInterpretation="RGB"),
         ["colour images"],
     ),
-    "nowhere": (lambda: SLICES(ImagePositionPatient=None), ["do not say where they lie"]),
+    "nowhere": (
+        lambda: SLICES(ImagePositionPatient=None),
+        ["do not say where they lie (IM0000.dcm, IM0001.dcm, IM0002.dcm)"],
+    ),
     "no number": (lambda: changed(SLICES(), 2, ImagePositionPatient=["nan", 0, 0]), ["no numbers"]),
 }
 
