@@ -187,6 +187,19 @@ def test_segments_of_slicer_are_classes_by_name_cropped_and_layered(tmp_path):
     assert any("'Niere' and 'Größe' in 1 voxels" in note for note in found.notes)
 
 
+def test_segments_of_the_first_slicer_have_a_layer_each_and_names_alike_are_told(tmp_path):
+    source = folder_of(tmp_path / "source", a_scan(), Volume(label(), AFFINE))
+    (source / "labels" / "c.nii.gz").unlink()
+    layers = np.stack([label() == 1, label() == 2]).astype(np.uint8)
+    file = source / "labels" / "c.seg.nrrd"
+    slicer(file, layers, AFFINE, [{"ID": "S1", "Name": "a"}, {"ID": "S2", "Name": "b"}])
+    prepare_scans(source, tmp_path / "prepared", processes=1)
+    assert np.array_equal(truth_of(tmp_path / "prepared"), label())
+    slicer(file, layers, AFFINE, [{"ID": "S1", "Name": "GTV-1"}, {"ID": "S2", "Name": "gtv_1"}])
+    with pytest.warns(DataWarning, match="'GTV-1' and 'gtv_1' are taken for different classes"):
+        with_classes(find_source(source))
+
+
 def test_segments_outside_between_or_unnamed_are_one_line(tmp_path):
     scan = ("the scan", a_scan())
     named = [{"ID": "S1", "Name": "a", "LabelValue": 1, "Layer": 0}]

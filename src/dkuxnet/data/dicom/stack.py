@@ -76,8 +76,8 @@ def _check_alike(where: str, images: tuple[Image, ...]) -> None:
         sizes = sorted(firsts)[:3]
         shown = " and ".join(f"{x} x {y} in {_names([firsts[x, y]])}" for x, y in sizes)
         raise UserError(
-            f"{where} has images of several sizes (in pixels, {shown}); export slices of one size as a "
-            "series"
+            f"{where} has images of several sizes (in pixels, {shown}); export slices of one "
+            "size as a series"
         )
     frames = {image.frame_of_reference_uid for image in images}
     if len(frames) > 1:
