@@ -491,11 +491,12 @@ def test_all_bad_cases_are_told_at_once(source, tmp_path):
         spoil(source)
     cut = source / "imagesTr" / "c2_0000.nii.gz"
     cut.write_bytes(cut.read_bytes()[:-3000])
+    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 3, np.uint8))
     with pytest.raises(UserErrors) as caught:
         prepare_scans(source, tmp_path / "prepared", processes=1)
-    first, second = caught.value.lines
+    first, second, third = caught.value.lines
     assert first.startswith("case 'c1': 2 voxels are NaN") and str(cut) in second
-    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 3, np.uint8))
+    assert third.startswith("case 'c0'") and "label value 3" in third
     shutil.copy(source / "imagesTr" / "c0_0000.nii.gz", cut)
     shutil.copy(cut, source / "imagesTr" / "c1_0000.nii.gz")
     told = refused(source, tmp_path / "prepared")
