@@ -9,7 +9,7 @@ it is there.
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -80,8 +80,8 @@ def prepare_scans(
         (folder / "cases").mkdir()
         each = partial(_each, map_, progress or (lambda what, done, total: None))
         checked = each(partial(_check_noting, found), found.cases, "check")
-        notes += _told(checked)
         checks = [figures for figures, _, _ in checked if figures is not None]
+        notes += _told(checked, _unknown_values(checks, found.labels))
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         for told in (_classes_nobody_labelled(checks, labels, held_back), _odd_sizes(checks)):
@@ -200,14 +200,15 @@ def _store_noting(
         return store_case(source, labels, plan, folder, case), notes
 
 
-def _told(done: Sequence[tuple[object, list[str], str | None]]) -> list[str]:
-    """Warn of all notes, which are returned. Raises UserError for the faults, with all of them."""
+def _told(
+    done: Sequence[tuple[object, list[str], str | None]], more: Sequence[str] = ()
+) -> list[str]:
+    """Warn of all notes, which are returned. Raises UserError for all faults, and those in `more`."""
     notes, faults = [note for _, told, _ in done for note in told], Faults()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=3)
-    for _, _, fault in done:
-        if fault is not None:
-            faults.add(fault)
+    for fault in [*(fault for _, _, fault in done if fault is not None), *more]:
+        faults.add(fault)
     faults.tell()
     return notes
 
@@ -245,6 +246,17 @@ def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
+def _unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | None) -> list[str]:
+    """A sentence for each value of a case that `labels` does not name; None names all."""
+    return [
+        f"case '{check.name}': {count} voxels have the label value {value}, which is not in the "
+        f"label map {labels}; correct the label or the map"
+        for check in checks
+        for value, count in (check.label_counts or {}).items()
+        if labels is not None and value not in labels.values()
+    ]
+
+
 def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
     known = set(labels.values())
     if min(known) < 0 or len(known) > MAX_CLASSES:
@@ -260,15 +272,6 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
             f"case {short_list(map(repr, having))}: the label values {sorted(known)} are too large "
             f"for a label map: {MAX_LABEL} at most; correct the label"
         )
-    faults = Faults()
-    for check in checks:
-        for value, count in (check.label_counts or {}).items():
-            if value not in known:
-                faults.add(
-                    f"case '{check.name}': {count} voxels have the label value {value}, which is "
-                    f"not in the label map {labels}; correct the label or the map"
-                )
-    faults.tell()
     if not any(check.label_counts is not None for check in checks):
         raise UserError(
             "no case has a label map, but at least one labelled case is needed; put one under the "

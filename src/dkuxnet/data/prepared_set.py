@@ -250,7 +250,7 @@ class _Cache:
 def _in_source(source: Path, image: Path) -> str:
     """The path of a scan; earlier versions stored it as seen from the folder of that day."""
     parts = () if image.is_absolute() else image.parts
-    places = (source.joinpath(*parts[start:]) for start in range(len(parts)))
+    places = (os.path.normpath(source.joinpath(*parts[start:])) for start in range(len(parts)))
     return str(next(filter(os.path.exists, places), image))
 
 
