@@ -639,3 +639,9 @@ def test_a_folder_in_place_of_a_label_is_refused(tmp_path):
     build_folder(tmp_path)
     scan(tmp_path / "labels" / "c" / "label.nii.gz")
     refused(tmp_path, str(tmp_path / "labels" / "c"), "case 'c'", "not read")
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path):
+    build_folder(tmp_path)
+    (tmp_path / "labels" / "c.nii").symlink_to(tmp_path / "gone.nii")
+    refused(tmp_path, "c.nii (a link to nothing)", "case 'c'")

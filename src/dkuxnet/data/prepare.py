@@ -203,7 +203,7 @@ def _store_noting(
 def _told(
     done: Sequence[tuple[object, list[str], str | None]], more: Sequence[str] = ()
 ) -> list[str]:
-    """Warn of all notes, which are returned. Raises UserError for all faults, and those in `more`."""
+    """Warn of all notes, which are returned. Raises UserError for all faults and for `more`."""
     notes, faults = [note for _, told, _ in done for note in told], Faults()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=3)
