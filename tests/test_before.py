@@ -1,5 +1,6 @@
 """A prepared set, a run and a checkpoint of version 0.1.0 are read as on the day they were made."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,27 @@ def test_a_prepared_set_gives_its_arrays_and_what_it_says_of_itself():
         assert data.array(name, "image").shape == (1, *data.shape(name))
         assert data.info(name).oriented
     assert np.unique(data.array("phantom_000", "truth")).tolist() == [0, 1, 2]
+
+
+def test_a_relative_path_of_a_scan_is_one_of_the_source(before):
+    source, file = before / "scans", before / "prepared" / "dataset.json"
+    scan = source / "imagesTr" / "phantom_000_0000.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.touch()
+    described = json.loads(file.read_text("utf-8")) | {"source": str(source)}
+    for entry in described["cases"]:
+        entry.pop("sha256", None)
+    file.write_text(json.dumps(described), "utf-8")
+    case = before / "prepared" / "cases" / "phantom_000.json"
+    info = json.loads(case.read_text("utf-8"))
+
+    def found(image: str) -> list[str]:
+        case.write_text(json.dumps(info | {"images": [image]}), "utf-8")
+        return PreparedSet(before / "prepared").info("phantom_000").images
+
+    assert found("../scans/imagesTr/phantom_000_0000.nii.gz") == [str(scan)]
+    assert found("imagesTr/phantom_000_0000.nii.gz") == [str(scan)]
+    assert found("gone.nii") == ["gone.nii"]
 
 
 def test_a_run_predicts_and_has_a_page(before):

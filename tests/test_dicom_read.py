@@ -206,6 +206,17 @@ def test_what_numbers_may_not_mean_is_told(tmp_path):
         assert np.array_equal(formats.read(folder).array, scan.voxels.T)
 
 
+def test_slices_without_the_units_of_the_others_and_odd_bits_are_told(tmp_path):
+    slices = Scan(noise()).slices(RescaleSlope=2, RescaleIntercept=-1000)
+    del slices[2].RescaleSlope, slices[2].RescaleIntercept
+    with pytest.warns(DataWarning, match="slices without rescale slope .* beside others"):
+        formats.read(save(slices, tmp_path / "some"))
+    twelve = noise(dtype=np.uint16) & 0xFFF
+    folder = Scan(twelve).write(tmp_path / "bits", BitsStored=12, HighBit=15)
+    with pytest.warns(DataWarning, match="HighBit"):
+        assert np.array_equal(formats.read(folder).array.T, twelve)
+
+
 def test_a_modality_table_is_applied(tmp_path):
     scan = Scan(noise(dtype=np.uint8) % 4)
     table = items(LUTDescriptor=[4, 0, 16], LUTData=[7, 100, 30, 2], ModalityLUTType="US")
@@ -545,7 +556,7 @@ CASES = {
     ),
     "duplicates": (
         lambda: moved(SLICES(), {3: (0, 0, -3)}),
-        ["1 image at positions that others hold", "106.5) mm"],
+        ["1 image at positions that others hold", "106.5) mm ("],
     ),
     "tilted": (
         lambda: moved(SLICES(), {i: (0, 0.8 * i, 0) for i in range(6)}),
@@ -575,7 +586,10 @@ CASES = {
         lambda: changed(SLICES(), 2, PixelSpacing=[2.0, 1.6]),
         ["pixel spacings from 1.5 to 2 mm"],
     ),
-    "sizes": (lambda: changed(SLICES(), 2, Rows=8), ["several sizes", "11 x 8 and 11 x 9"]),
+    "sizes": (
+        lambda: changed(SLICES(), 2, Rows=8),
+        ["several sizes", "11 x 8 in", "and 11 x 9 in"],
+    ),
     "frames": (lambda: changed(SLICES(), 2, FrameOfReferenceUID="1.2"), ["2 frames of reference"]),
     "unplaced": (
         lambda: changed(SLICES(), 2, ImagePositionPatient=None),
@@ -595,6 +609,16 @@ CASES = {
 def test_what_is_no_even_upright_stack_is_refused(tmp_path, name):
     make, parts = CASES[name]
     refused(save(make(), tmp_path / "scan", seed=5), *parts)
+
+
+def test_the_files_that_make_no_stack_are_named(tmp_path):
+    twin = save(moved(SLICES(), {3: (0, 0, -3)}), tmp_path / "twin")
+    refused(twin, "106.5) mm (IM0002.dcm, IM0003.dcm)")
+    sizes = save(changed(SLICES(), 2, Rows=8), tmp_path / "sizes")
+    refused(sizes, "11 x 8 in IM0002.dcm and 11 x 9 in IM0000.dcm")
+    nowhere = SLICES()
+    del nowhere[4].ImagePositionPatient
+    refused(save(nowhere, tmp_path / "nowhere"), "1 of 6 images", "(IM0004.dcm)")
 
 
 def test_a_multi_frame_file_of_several_volumes_is_refused(tmp_path):

@@ -365,6 +365,9 @@ def test_the_command_shows_all_series_of_a_study_in_a_table(tmp_path):
     (row,) = (row for row in rows if row.startswith("1.9.14 "))
     assert row.split() == ["1.9.14", "18", "20", "x", "5", "MR", "T14", "???[31m"]
     assert error.startswith("error: ") and "got 15" in error and "--series-uid" in error
+    with pytest.raises(UserError) as caught:  # as `predict` reads it
+        find_cases([tmp_path / "x"])
+    assert caught.value.table == [heading, *rows]
 
 
 # --- prepare and predict ---

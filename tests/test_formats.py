@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dkuxnet.core.errors import UserError
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.checks import Header
@@ -637,3 +637,17 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch, ending):
     monkeypatch.undo()
     assert_same(formats.read(path), oblique())
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_nifti_header_that_had_to_be_corrected_is_told_with_its_file(tmp_path, capfd):
+    path = tmp_path / "a.nii"
+    formats.write(oblique(), path)
+    header = bytearray(path.read_bytes())
+    header[252:254] = np.int16(77).tobytes()  # qform_code
+    path.write_bytes(header)
+    with pytest.warns(DataWarning) as given:
+        volume = formats.read(path)
+    (told,) = (str(each.message) for each in given)
+    assert told.startswith(f"{path}: its header is wrong") and "qform_code 77" in told
+    np.testing.assert_allclose(volume.affine, affine_of(), rtol=1e-5)
+    assert capfd.readouterr().err == ""

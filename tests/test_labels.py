@@ -12,11 +12,12 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_series import Scan, items, noise
-from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import on_grid, part_on_grid
 from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.labels import read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.prepare import prepare_scans
@@ -184,6 +185,19 @@ def test_segments_of_slicer_are_classes_by_name_cropped_and_layered(tmp_path):
     expected[4, 2, 4] = 2
     assert np.array_equal(truth_of(tmp_path / "prepared"), expected)
     assert any("'Niere' and 'Größe' in 1 voxels" in note for note in found.notes)
+
+
+def test_segments_of_the_first_slicer_have_a_layer_each_and_names_alike_are_told(tmp_path):
+    source = folder_of(tmp_path / "source", a_scan(), Volume(label(), AFFINE))
+    (source / "labels" / "c.nii.gz").unlink()
+    layers = np.stack([label() == 1, label() == 2]).astype(np.uint8)
+    file = source / "labels" / "c.seg.nrrd"
+    slicer(file, layers, AFFINE, [{"ID": "S1", "Name": "a"}, {"ID": "S2", "Name": "b"}])
+    prepare_scans(source, tmp_path / "prepared", processes=1)
+    assert np.array_equal(truth_of(tmp_path / "prepared"), label())
+    slicer(file, layers, AFFINE, [{"ID": "S1", "Name": "GTV-1"}, {"ID": "S2", "Name": "gtv_1"}])
+    with pytest.warns(DataWarning, match="'GTV-1' and 'gtv_1' are taken for different classes"):
+        with_classes(find_source(source))
 
 
 def test_segments_outside_between_or_unnamed_are_one_line(tmp_path):
@@ -365,6 +379,9 @@ def test_labels_of_another_series_are_told_and_not_used(tmp_path):
     save(structures(other, {"a": [square(1, 3, 1)]}), root / "anna" / "rs.dcm")
     with pytest.warns(DataWarning, match="drawn on a series that is not here"):
         assert find_source(root).cases[0].label is None
+    with data_warnings() as told:
+        assert len(find_cases([root])) == 1  # a prediction needs no label
+    assert not told
     (root / "anna" / "rs.dcm").write_bytes((root / "anna" / "rs.dcm").read_bytes()[:700])
     with pytest.warns(DataWarning, match="its labels are not used|not here"):
         assert find_source(root).cases[0].label is None

@@ -16,6 +16,7 @@ from dicom_series import Scan, noise
 from dkuxnet.core.errors import UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Source, Volume
 from dkuxnet.data import formats
+from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import LAYOUTS, find_source
 
 NNUNET = {
@@ -621,3 +622,26 @@ def test_a_number_behind_the_only_scan_is_that_of_its_channel(tmp_path):
         "a": (("images/a_0000.nii.gz",), "labels/a.nii.gz"),
         "b": (("images/b_0000.nii.gz",), None),
     }
+
+
+def test_a_prediction_asks_for_no_labels_and_compares_the_channels(tmp_path):
+    for number in range(2):
+        scan(tmp_path / "images" / f"a_{number:04d}.nii.gz")
+    scan(tmp_path / "labels" / "other.nii.gz")
+    assert len(find_cases([tmp_path], channels=1)) == 2
+    describe(tmp_path, {"channel_names": {"0": "T1", "1": "T2"}})
+    assert len(find_cases([tmp_path], channels=2)) == 1
+    with pytest.raises(UserError, match=r"dataset\.json: .*1 channel.* names 2 \(T1, T2\)"):
+        find_cases([tmp_path], channels=1)
+
+
+def test_a_folder_in_place_of_a_label_is_refused(tmp_path):
+    build_folder(tmp_path)
+    scan(tmp_path / "labels" / "c" / "label.nii.gz")
+    refused(tmp_path, str(tmp_path / "labels" / "c"), "case 'c'", "not read")
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path):
+    build_folder(tmp_path)
+    (tmp_path / "labels" / "c.nii").symlink_to(tmp_path / "gone.nii")
+    refused(tmp_path, "c.nii (a link to nothing)", "case 'c'")

@@ -491,11 +491,12 @@ def test_all_bad_cases_are_told_at_once(source, tmp_path):
         spoil(source)
     cut = source / "imagesTr" / "c2_0000.nii.gz"
     cut.write_bytes(cut.read_bytes()[:-3000])
+    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 3, np.uint8))
     with pytest.raises(UserErrors) as caught:
         prepare_scans(source, tmp_path / "prepared", processes=1)
-    first, second = caught.value.lines
+    first, second, third = caught.value.lines
     assert first.startswith("case 'c1': 2 voxels are NaN") and str(cut) in second
-    rewrite(source / "labelsTr" / "c0.nii.gz", array=np.full(SHAPE, 3, np.uint8))
+    assert third.startswith("case 'c0'") and "label value 3" in third
     shutil.copy(source / "imagesTr" / "c0_0000.nii.gz", cut)
     shutil.copy(cut, source / "imagesTr" / "c1_0000.nii.gz")
     told = refused(source, tmp_path / "prepared")
@@ -515,6 +516,16 @@ def test_what_is_no_label_map_is_named(tmp_path):
     assert told.startswith("126 different label values, 126 of them in case 'c'")
     below = plain(tmp_path / "b", Volume(many % 3 - 1, OBLIQUE))
     assert "(below 0 in case 'c')" in refused(below, tmp_path / "prepared")
+    large = plain(tmp_path / "c", Volume(many.astype(np.float64) % 2 * 1e12, OBLIQUE))
+    told = refused(large, tmp_path / "prepared")
+    assert told.startswith("case 'c'") and "1000000000000" in told
+
+
+def test_scans_that_hardly_count_in_mm_are_told(tmp_path):
+    image, label = scan(affine=np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE)
+    with pytest.warns(DataWarning, match="far from a patient's size, such as 'c' of 0.0"):
+        found = prepare_scans(plain(tmp_path / "a", label, image), tmp_path / "p", processes=1)
+    assert any("unit of their headers" in note for note in found.notes)
 
 
 def test_a_class_that_vanishes_at_the_spacing_is_told_by_case_and_class(source, tmp_path):
@@ -531,7 +542,12 @@ def test_a_class_that_vanishes_at_the_spacing_is_told_by_case_and_class(source, 
 
 def test_ct_is_what_the_check_of_modalities_takes_for_ct(source, tmp_path):
     fields = json.loads((source / "dataset.json").read_text())
-    for name, kind in (("CT_venous", "ct"), ("PET/CT", "z-score"), ("CTV", "z-score")):
+    for name, kind in (
+        ("CT_venous", "ct"),
+        ("CTA", "ct"),
+        ("PET/CT", "z-score"),
+        ("CTV", "z-score"),
+    ):
         changed = fields | {"channel_names": {"0": name}}
         (source / "dataset.json").write_text(json.dumps(changed))
         target = tmp_path / name.replace("/", "")

@@ -2,6 +2,7 @@
 
 import json
 from itertools import chain
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -158,3 +159,14 @@ def test_an_unreadable_file_is_refused_by_its_name(tmp_path, text):
         path.write_text(text, "latin-1")
     with pytest.raises(UserError, match=r"split\.json"):
         make_split(CASES, CASES, file=path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_of_a_file_may_be_in_another_form_of_unicode(tmp_path, form):
+    cases = [normalize("NFC" if form == "NFD" else "NFD", name) for name in ("Größe", "é", "a")]
+    file = split_file(tmp_path, train=[normalize(form, "Größe"), "a"], test=[normalize(form, "é")])
+    found = make_split(cases, cases, file=file)
+    assert found == split((cases[0], "a"), (), test=(cases[1],))
+    again = split_file(tmp_path, train=[cases[0], normalize(form, "Größe")])
+    with pytest.raises(UserError, match="twice in one"):
+        make_split(cases, cases, file=again)

@@ -37,6 +37,12 @@ Weights = Annotated[
     str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Localise = Annotated[
+    Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
+]
+MarginMm = Annotated[
+    float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
+]
 
 # what is set for a training
 Preset = Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")]
@@ -299,12 +305,8 @@ def predict(
     ] = False,
     weights: Weights = None,
     device: Device = "auto",
-    localise: Annotated[
-        Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
-    ] = None,
-    margin_mm: Annotated[
-        float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
-    ] = None,
+    localise: Localise = None,
+    margin_mm: MarginMm = None,
     series_uid: Annotated[
         str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")
     ] = None,

@@ -35,11 +35,11 @@ class UserError(Exception):
 class UserErrors(UserError):
     """Several things are wrong. lines: one for each of the first, and how many more there are."""
 
-    def __init__(self, messages: Sequence[str]):
+    def __init__(self, messages: Sequence[str], table: Sequence[str] = ()):
         more = len(messages) - MAX_TOLD
         self.lines = [one_line(message) for message in messages[:MAX_TOLD]]
         self.lines += [f"and {more} more"] if more > 0 else []
-        super().__init__("; ".join(self.lines))
+        super().__init__("; ".join(self.lines), table)
 
 
 class Faults:
@@ -47,6 +47,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.table: list[str] = []
 
     def add(self, message: str) -> None:
         """Note a fault."""
@@ -57,17 +58,16 @@ class Faults:
         """A UserError in the block is noted, and the work goes on behind it."""
         try:
             yield
-        except UserErrors as error:
-            self.messages += error.lines
         except UserError as error:
-            self.add(str(error))
+            self.messages += error.lines if isinstance(error, UserErrors) else [str(error)]
+            self.table += error.table
 
     def tell(self) -> None:
         """Raise UserError for what was noted, if anything."""
         if len(self.messages) > 1:
-            raise UserErrors(self.messages)
+            raise UserErrors(self.messages, self.table)
         if self.messages:
-            raise UserError(self.messages[0])
+            raise UserError(self.messages[0], self.table)
 
 
 class DataWarning(UserWarning):

@@ -69,11 +69,13 @@ def _at(
     path: Path, series_uid: str | None, channels: int, wanted: Sequence[str] | None
 ) -> list[Case]:
     if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
-        return [
-            Case(name, (series.home,), series_uid=series.uid)
-            for name, series in find_scans(path, series_uid).items()
-        ]
+        return _series(path, series_uid)
     return _in_folder(path, channels, wanted) if path.is_dir() else [_single(path, channels)]
+
+
+def _series(path: Path, series_uid: str | None = None) -> list[Case]:
+    found = find_scans(path, series_uid)
+    return [Case(name, (each.home,), series_uid=each.uid) for name, each in found.items()]
 
 
 def _in_folder(folder: Path, channels: int, wanted: Sequence[str] | None) -> list[Case]:
@@ -85,6 +87,8 @@ def _in_folder(folder: Path, channels: int, wanted: Sequence[str] | None) -> lis
         _tell_choice(folder, "imagesTs", f"give {folder / 'imagesTr'} for those of imagesTr")
         return [Case(*each) for each in cases.items()]
     layout = detect(folder)
+    if layout == "dicom":  # without its labels, of which `prepare` has much to say
+        return _series(folder)
     if layout == "la-h5":
         names = test_names(folder) if wanted is None else list(wanted)
         if names and wanted is None:

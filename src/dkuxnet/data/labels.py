@@ -4,6 +4,7 @@ A label map holds values alone. 3D Slicer's .seg.nrrd, DICOM SEG and RT Structur
 segments, which may overlap and whose numbers differ from case to case: their names are the classes.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -73,7 +74,23 @@ def with_classes(source: Source) -> Source:
             f"{source.folder}: its segments have {len(names)} different names, such as "
             f"{_some(names)}; choose {MAX_CLASSES - 1} at most by 'labels' in dataset.json"
         )
+    _warn_alike(source, names)
     return replace(source, labels=classes_of(names))
+
+
+def _warn_alike(source: Source, names: Sequence[str]) -> None:
+    """Warn of names that may be meant as one: "Tumor" and "tumor", "GTV-1" and "GTV_1"."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"[\W_]", "", name).casefold() or name, []).append(name)
+    for each in alike.values():
+        if len(each) > 1:
+            warnings.warn(
+                f"{source.folder}: segments named {' and '.join(map(repr, each))} are taken for "
+                "different classes; give them one name if they are the same",
+                DataWarning,
+                stacklevel=3,
+            )
 
 
 def classes_of(names: Sequence[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ it is there.
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, read_label, with_classes
 from dkuxnet.data.layouts import find_source
-from dkuxnet.data.layouts.files import short_list
+from dkuxnet.data.layouts.files import MAX_LABEL, short_list
 from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.plan import make_plan
 from dkuxnet.data.prepared_set import VERSION, write_array, write_bytes
@@ -45,6 +45,7 @@ from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
+USUAL_MM = 5.0, 5000.0  # longest edge of a scan, from a mouse's heart to a tall patient
 
 
 @stopping_on_sigterm()
@@ -79,13 +80,14 @@ def prepare_scans(
         (folder / "cases").mkdir()
         each = partial(_each, map_, progress or (lambda what, done, total: None))
         checked = each(partial(_check_noting, found), found.cases, "check")
-        notes += _told(checked)
         checks = [figures for figures, _, _ in checked if figures is not None]
+        notes += _told(checked, _unknown_values(checks, found.labels))
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
-        if told := _classes_nobody_labelled(checks, labels, held_back):
-            warnings.warn(told, DataWarning, stacklevel=2)
-            notes.append(told)
+        for told in (_classes_nobody_labelled(checks, labels, held_back), _odd_sizes(checks)):
+            if told:
+                warnings.warn(told, DataWarning, stacklevel=2)
+                notes.append(told)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
         _check_size(checks, spacing)
@@ -198,14 +200,15 @@ def _store_noting(
         return store_case(source, labels, plan, folder, case), notes
 
 
-def _told(done: Sequence[tuple[object, list[str], str | None]]) -> list[str]:
-    """Warn of all notes, which are returned. Raises UserError for the faults, with all of them."""
+def _told(
+    done: Sequence[tuple[object, list[str], str | None]], more: Sequence[str] = ()
+) -> list[str]:
+    """Warn of all notes, which are returned. Raises UserError for all faults and for `more`."""
     notes, faults = [note for _, told, _ in done for note in told], Faults()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=3)
-    for _, _, fault in done:
-        if fault is not None:
-            faults.add(fault)
+    for fault in [*(fault for _, _, fault in done if fault is not None), *more]:
+        faults.add(fault)
     faults.tell()
     return notes
 
@@ -243,6 +246,17 @@ def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
+def _unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | None) -> list[str]:
+    """A sentence for each value of a case that `labels` does not name; None names all."""
+    return [
+        f"case '{check.name}': {count} voxels have the label value {value}, which is not in the "
+        f"label map {labels}; correct the label or the map"
+        for check in checks
+        for value, count in (check.label_counts or {}).items()
+        if labels is not None and value not in labels.values()
+    ]
+
+
 def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
     known = set(labels.values())
     if min(known) < 0 or len(known) > MAX_CLASSES:
@@ -252,16 +266,18 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
             f"the label values {sorted(known)} are not those of a label map{where}: 0 is "
             f"background, the others are above it, {MAX_CLASSES} at most"
         )
-    faults = Faults()
-    for check in checks:
-        for value, count in (check.label_counts or {}).items():
-            if value not in known:
-                faults.add(
-                    f"case '{check.name}': {count} voxels have the label value {value}, which is "
-                    f"not in the label map {labels}; correct the label or the map"
-                )
-    faults.tell()
-    if len(labels) < 2 or not any(check.label_counts is not None for check in checks):
+    if max(known) > MAX_LABEL:
+        having = [c.name for c in checks if max(c.label_counts or {0: 0}) > MAX_LABEL]
+        raise UserError(
+            f"case {short_list(map(repr, having))}: the label values {sorted(known)} are too large "
+            f"for a label map: {MAX_LABEL} at most; correct the label"
+        )
+    if not any(check.label_counts is not None for check in checks):
+        raise UserError(
+            "no case has a label map, but at least one labelled case is needed; put one under the "
+            "name of its scan into a folder 'labels', or as the layout of the data set has it"
+        )
+    if len(labels) < 2:
         raise UserError(
             "no label but the background: nothing to learn; at least one labelled case is needed"
         )
@@ -294,6 +310,18 @@ def _classes_nobody_labelled(
     return (
         f"none of the {len(cases)} label maps for training has {what}; a network cannot learn to "
         "find what it is never shown"
+    )
+
+
+def _odd_sizes(checks: Sequence[CaseFigures]) -> str:
+    """The sentence about scans whose unit is hardly mm; "" without any."""
+    longest = {c.name: float(np.multiply(c.shape, c.spacing_mm).max()) for c in checks}
+    odd = [name for name, mm in longest.items() if not USUAL_MM[0] <= mm <= USUAL_MM[1]]
+    if not odd:
+        return ""
+    return (
+        f"{len(odd)} of {len(checks)} scans are far from a patient's size, such as '{odd[0]}' of "
+        f"{longest[odd[0]]:.3g} mm; look at the unit of their headers"
     )
 
 

@@ -10,6 +10,7 @@ PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own 
 import copy
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,7 +92,9 @@ class PreparedSet:
         """Where a case came from, its scan's grid and its prepared grid."""
         path = self._check(name, "json")
         missing = f"case '{name}': {path} is missing or damaged; {AGAIN}"
-        return read_document(path, PreparedInfo, AGAIN, missing)
+        info = read_document(path, PreparedInfo, AGAIN, missing)
+        images = [_in_source(Path(self.meta.source), Path(image)) for image in info.images]
+        return info.model_copy(update={"images": images})
 
     def array(self, name: str, kind: Kind) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room.
@@ -242,6 +245,13 @@ class _Cache:
                 self.room -= array.nbytes
                 self._arrays[name, kind] = array
             return self._arrays.get((name, kind), array)
+
+
+def _in_source(source: Path, image: Path) -> str:
+    """The path of a scan; earlier versions stored it as seen from the folder of that day."""
+    parts = () if image.is_absolute() else image.parts
+    places = (os.path.normpath(source.joinpath(*parts[start:])) for start in range(len(parts)))
+    return str(next(filter(os.path.exists, places), image))
 
 
 def write_array(path: Path, array: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -46,7 +47,7 @@ def make_split(
     occurs twice or is not in the data set, and for too few labels.
     """
     if file:
-        lists = _read_split(file)
+        lists = _read_split(file, cases)
     else:
         test = _last(with_label, test_cases)
         lists = _Lists(train=[name for name in cases if name not in set(test)], test=test)
@@ -55,20 +56,7 @@ def make_split(
 
     may_label = set(with_label) - set(lists.unlabelled)
     candidates = [name for name in pool if name in may_label]
-    count = len(candidates) if labelled is None else labelled
-    if count > len(candidates):
-        raise UserError(
-            f"--labelled {count}: the training pool has {len(candidates)} labelled cases of "
-            f"{len(pool)}; ask for fewer, or add labels and prepare again"
-        )
-    chosen = candidates[:count]
-    if labelled_seed is not None:
-        if labelled is None:
-            raise UserError(
-                "--labelled-seed draws the cases of --labelled N: give both, or neither"
-            )
-        drawn = set(sorted(candidates, key=lambda name: _draw(labelled_seed, name))[:count])
-        chosen = [name for name in candidates if name in drawn]
+    chosen = _keeping_labels(candidates, labelled, labelled_seed, len(pool))
     if validation_cases:
         if validation:
             raise UserError(f"{file} has a validation list: set data.validation_cases=0")
@@ -97,6 +85,27 @@ def make_split(
     )
 
 
+def _keeping_labels(
+    candidates: list[str], count: int | None, seed: int | None, pool: int
+) -> list[str]:
+    """Those of the candidates, `pool` cases with those without a label, that keep their label."""
+    if count is None:
+        if seed is not None:
+            raise UserError(
+                "--labelled-seed draws the cases of --labelled N: give both, or neither"
+            )
+        return candidates
+    if count > len(candidates):
+        raise UserError(
+            f"--labelled {count}: the training pool has {len(candidates)} labelled cases of "
+            f"{pool}; ask for fewer, or add labels and prepare again"
+        )
+    if seed is None:
+        return candidates[:count]
+    drawn = sorted(candidates, key=lambda name: _draw(seed, name))[:count]
+    return [name for name in candidates if name in drawn]
+
+
 def _draw(seed: int, name: str) -> bytes:
     """Where a case comes in the order of a seed."""
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
@@ -110,15 +119,20 @@ def _last(with_label: Sequence[str], count: int) -> list[str]:
     return list(with_label[len(with_label) - count :])
 
 
-def _read_split(file: Path) -> _Lists:
+def _read_split(file: Path, cases: Sequence[str]) -> _Lists:
+    """The lists of a file. A name may be in another form of Unicode than that of its case."""
     content = read_json(file, f"{file}: cannot read the split")
     try:
-        return _Lists.model_validate(content)
+        lists = _Lists.model_validate(content)
     except ValidationError as error:
         raise UserError(
             f"{file}: a split is a JSON object of lists of case names; keys: "
             f"{', '.join(_Lists.model_fields)}"
         ) from error
+    known = {normalize("NFC", name): name for name in cases}
+    return _Lists(
+        **{key: [known.get(normalize("NFC", name), name) for name in names] for key, names in lists}
+    )
 
 
 def _check_labels(names: Sequence[str], with_label: Sequence[str], what: str) -> None:

@@ -14,7 +14,8 @@ SAMPLE = 2**16  # number of voxels in which different values are counted
 FEW = 8  # different values: a label map has no more, a scan always has
 
 # Word in the name of a channel -> DICOM's modality
-MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}
+MODALITIES = {"CT": "CT", "CTA": "CT", "NCCT": "CT", "CECT": "CT"}
+MODALITIES |= {"MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US"}
 
 
 def modalities_in(name: str) -> set[str]:

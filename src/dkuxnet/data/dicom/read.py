@@ -46,6 +46,11 @@ INVERTED = (
     "is to be shown with its low values bright (MONOCHROME1); it is read as stored: check that "
     "high values mean what they mean in the other scans"
 )
+HIGH_BIT = (
+    "says that its numbers stand in other bits than the lowest (HighBit), which DICOM forbids; "
+    "they are read from the lowest: check its values"
+)
+SOME_SCALED = "has slices without rescale slope and intercept beside others with them"
 NO_SLOPE = "has a rescale slope of 0, which is taken as 1; check its values"
 JPEG, JPEG_2000 = "pylibjpeg pylibjpeg-libjpeg", "pylibjpeg pylibjpeg-openjpeg"
 
@@ -91,7 +96,7 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
 
     array: (slices, rows, columns).
     """
-    odd = set()
+    odd, scaled = set(), set()
     slices: dict[str, list[tuple[int, int]]] = {}
     for index, (image, frame) in enumerate(stack.frames):
         slices.setdefault(image.name, []).append((index, frame))
@@ -105,11 +110,15 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
                 check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = read_frame(dataset, frame)
-                    if attribute(dataset, frame, *SLOPE) == 0:
+                    slope = attribute(dataset, frame, *SLOPE)
+                    scaled.add((slope, attribute(dataset, frame, *INTERCEPT)) != (None, None))
+                    if slope == 0:
                         odd.add(NO_SLOPE)
                 if dataset.PhotometricInterpretation == "MONOCHROME1":
                     odd.add(INVERTED)
-    return odd
+                if dataset.get("HighBit") not in (None, dataset.BitsStored - 1):
+                    odd.add(HIGH_BIT)
+    return odd | {SOME_SCALED} if len(scaled) > 1 else odd
 
 
 def read_frame(dataset: Dataset, frame: int) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.dicom.headers import Image, Plane
 from dkuxnet.data.dicom.series import Series
+from dkuxnet.data.dicom.tree import printable
 
 QUARTER = 0.25  # of a voxel
 # What rounded decimals do is not worth a word: a share of a voxel, or millimetres if that is more
@@ -59,7 +60,8 @@ def arrange(series: Series) -> Stack:
     affine[:3, :3] = np.stack([along * between_columns, down * between_rows, normal * step], axis=1)
     affine[:3, 3] = first
     ordered = [planes[index] for index in order]
-    told = _check_places(where, ordered, directions[order], affine, series.images[0])
+    images = [frames[index][0] for index in order]
+    told = _check_places(where, ordered, directions[order], affine, images)
     return Stack(tuple(frames[i] for i in order), LPS_RAS @ affine, told)
 
 
@@ -69,12 +71,13 @@ def _check_alike(where: str, images: tuple[Image, ...]) -> None:
             f"{where} holds colour images (several samples a pixel or a palette); give a scan of "
             "grey values"
         )
-    sizes = sorted({(image.columns, image.rows) for image in images})
-    if len(sizes) > 1:
-        shown = " and ".join(f"{columns} x {rows}" for columns, rows in sizes[:3])
+    firsts = {(image.columns, image.rows): image for image in reversed(images)}
+    if len(firsts) > 1:
+        sizes = sorted(firsts)[:3]
+        shown = " and ".join(f"{x} x {y} in {_names([firsts[x, y]])}" for x, y in sizes)
         raise UserError(
-            f"{where} has images of several sizes ({shown} pixels); export slices of one size as a "
-            "series"
+            f"{where} has images of several sizes (in pixels, {shown}); export slices of one "
+            "size as a series"
         )
     frames = {image.frame_of_reference_uid for image in images}
     if len(frames) > 1:
@@ -91,7 +94,8 @@ def _checked_planes(where: str, images: tuple[Image, ...]) -> list[Plane]:
     if len(planes) < len(given):
         raise UserError(
             f"{where}: {len(given) - len(planes)} of {len(given)} images do not say where they "
-            "lie; export the series again"
+            f"lie ({_names([image for image in images if None in image.planes])}); export the "
+            "series again"
         )
     if len(planes) < 2:
         raise UserError(
@@ -123,7 +127,7 @@ def _directions(where: str, planes: Sequence[Plane]) -> Array:
 
 
 def _check_places(
-    where: str, planes: Sequence[Plane], directions: Array, affine: Array, image: Image
+    where: str, planes: Sequence[Plane], directions: Array, affine: Array, images: Sequence[Image]
 ) -> tuple[str, ...]:
     """Check that the voxels of sorted planes lie where `affine` puts them, or nearly so.
 
@@ -132,8 +136,8 @@ def _check_places(
     positions = np.array([plane.position for plane in planes])
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if edges[2] < ALL_AT_ONE_MM:
-        _refuse_positions(where, positions, affine)
-    off = _off(positions, planes, directions, affine, image)
+        _refuse_positions(where, positions, affine, images)
+    off = _off(positions, planes, directions, affine, images[0])
     heights = edges[2] * np.arange(len(planes))[:, None, None]
     off[off <= (TILT * heights + ROUNDING_MM) / edges * (1, 1, 0)] = 0
     if (off > QUARTER).any():
@@ -148,7 +152,7 @@ def _check_places(
             )
         if stretched > OTHER or in_place:
             _refuse_spacings(where, planes)
-        _refuse_positions(where, positions, affine)
+        _refuse_positions(where, positions, affine, images)
     if (off <= np.maximum(ROUNDING, ROUNDING_MM / edges)).all():
         return ()
     furthest = (off * edges).max(axis=(1, 2))
@@ -184,17 +188,20 @@ def _refuse_spacings(where: str, planes: Sequence[Plane]) -> NoReturn:
     )
 
 
-def _refuse_positions(where: str, positions: Array, affine: Array) -> NoReturn:
+def _refuse_positions(
+    where: str, positions: Array, affine: Array, images: Sequence[Image]
+) -> NoReturn:
     """Raises UserError that says why sorted positions are no even stack."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     normal /= np.linalg.norm(normal)
     heights = (positions - positions[0]) @ normal
     gaps = np.diff(heights)
     if gaps.min() <= ROUNDING_MM:
-        twins, first = _number((gaps <= ROUNDING_MM).sum(), "image"), positions[np.argmin(gaps)]
+        twins, at = _number((gaps <= ROUNDING_MM).sum(), "image"), int(np.argmin(gaps))
         raise UserError(
-            f"{where} has {twins} at positions that others hold, as at {_at(first)}: several time "
-            "points, echoes or copies; export one of each as a series"
+            f"{where} has {twins} at positions that others hold, as at {_at(positions[at])} "
+            f"({_names(images[at : at + 2])}): several time points, echoes or copies; export one "
+            "of each as a series"
         )
     pixel = np.linalg.norm(affine[:3, :2], axis=0).min()
     _check_tilt(where, positions, heights, normal, np.maximum(QUARTER * pixel, TILT * heights))
@@ -238,6 +245,10 @@ def _check_tilt(
         f"{where} has slices that are shifted against each other, by up to {lengths.max():.4g} mm "
         "in their plane; export slices of one stack as a series"
     )
+
+
+def _names(images: Sequence[Image]) -> str:
+    return ", ".join(dict.fromkeys(printable(image.name) for image in images[:3]))
 
 
 def _number(count: float, what: str) -> str:

@@ -54,8 +54,9 @@ FORMS = {  # by (whether it is a pair, whether it is NIfTI-2)
     (True, False): nibabel.nifti1.Nifti1PairHeader,
     (True, True): nibabel.nifti2.Nifti2PairHeader,
 }
-# What nibabel says of a header names no file and goes past the warnings of this program.
+# What nibabel says of a header names no file: `_Corrections` tells what matters of it.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
+CORRECTED = 30  # nibabel's level of faults that move voxels; those below it do not matter
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # codes for metre and micrometre; all others mean mm
 # How far sform and qform may differ without a warning: rounding, and 5 degrees of shear.
 FORMS_MM, FORMS_DIRECTION = 1.0, 0.1
@@ -67,11 +68,13 @@ class NiftiHeader(Header):
     """A header as nibabel reads it, and the voxels, which are read when asked for.
 
     voxel_data: where the voxels lie in the file, and how they are scaled. place: `Volume.nifti`.
+    corrected: what nibabel had to correct, in its words.
     """
 
     fields: nibabel.Nifti1Header
     voxel_data: ArrayProxy
     place: bytes
+    corrected: tuple[str, ...]
 
     @property
     def unit_mm(self) -> float:
@@ -82,6 +85,14 @@ class NiftiHeader(Header):
     def scaled(self) -> bool:
         """Whether the stored numbers are to be scaled."""
         return (self.voxel_data.slope, self.voxel_data.inter) != (1, 0)
+
+
+class _Corrections(list[str]):
+    """Takes what nibabel would log, which names no file: faults that move voxels, corrected."""
+
+    def log(self, level: int, message: str) -> None:
+        if level >= CORRECTED and "setting" in message:  # others are harmless, or raised
+            self.append(message)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,13 @@ class Nifti:
                 read_to_end(path, file)
         volume = replace(finish(path, array, affine, kind), nifti=header.place)
         _compare_forms(path, header)
+        if header.corrected:
+            warnings.warn(
+                f"{path}: its header is wrong and read as others read it: "
+                f"{'; '.join(header.corrected)}",
+                DataWarning,
+                stacklevel=2,
+            )
         if header.unit_mm != 1:
             unit = "metres" if header.unit_mm > 1 else "micrometres"
             warnings.warn(
@@ -167,7 +185,10 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
             )
         form = FORMS[pair, block[4:7] in (b"n+2", b"ni2")]
         # Of the header alone: nibabel would read extensions of whatever size they state.
-        fields: nibabel.Nifti1Header = form(block[: form.sizeof_hdr])  # type: ignore[no-untyped-call]  # nibabel's
+        fields: nibabel.Nifti1Header = form(block[: form.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]  # nibabel's
+        place, corrected = _blank(form.sizeof_hdr), _Corrections()
+        _copy_place(fields, place)  # as it is in the file
+        fields.check_fix(corrected)
         shape = fields.get_data_shape()
         vector = len(shape) == 5 and shape[3] == 1
         check_axes(path, (*shape[:3], shape[4]) if vector else shape)
@@ -177,13 +198,13 @@ def _opened(path: Path) -> Iterator[tuple[NiftiHeader, IO[bytes]]]:
                 f"{path}: expected voxels near the beginning, but its header puts them behind "
                 f"{fields.get_data_offset()} bytes; export it again"
             )
-        place = _blank(form.sizeof_hdr)
-        _copy_place(form(block[: form.sizeof_hdr], check=False), place)  # type: ignore[no-untyped-call]  # nibabel's
         if pair:
             voxels_in = beside(path, path.stem + (".IMG" if path.suffix.isupper() else ".img"))
             file = stack.enter_context(opened(voxels_in, packed=False))
         voxels = ArrayProxy(cast(Any, file), fields, mmap=False)  # any open file will do
-        header = NiftiHeader(shape, fields.get_data_dtype(), fields, voxels, place.binaryblock)
+        header = NiftiHeader(
+            shape, fields.get_data_dtype(), fields, voxels, place.binaryblock, tuple(corrected)
+        )
         if pair:
             check_exact(path, voxels_in, fields.get_data_offset() + header.nbytes)
         yield header, file

@@ -113,7 +113,7 @@ class Nrrd:
                 found.setdefault(int(match[1]), {})[match[2]] = match[3].strip()
         if len(found) > MAX_SEGMENTS:
             raise _inline.wrong(path, "segments", f"{MAX_SEGMENTS} at most", str(len(found)))
-        return [_segment(path, found[number]) for number in sorted(found)]
+        return [_segment(path, number, found[number]) for number in sorted(found)]
 
     def write(self, volume: Volume, path: Path) -> None:
         """Write the volume, and read it back: ITK keeps silent about a full disk."""
@@ -129,9 +129,10 @@ def _header(path: Path) -> tuple[list[str], int]:
     return _inline.header_lines(path, "NRRD", lambda line: not line or bool(DATA_FILE.match(line)))
 
 
-def _segment(path: Path, given: dict[str, str]) -> Segment:
-    """A segment of its fields, whose defaults are those of Slicer's first versions."""
-    numbers = [given.get("LabelValue", "1"), given.get("Layer", "0")]
+def _segment(path: Path, number: int, given: dict[str, str]) -> Segment:
+    """A segment of its fields. Slicer's first versions gave each a layer of its own, of ones."""
+    layer = "0" if "LabelValue" in given else str(number)
+    numbers = [given.get("LabelValue", "1"), given.get("Layer", layer)]
     if not all(re.fullmatch(r"\d{1,9}", number, re.ASCII) for number in numbers):
         raise _inline.wrong(path, "LabelValue and Layer", "whole numbers", " ".join(numbers))
     # Slicer writes UTF-8, which was read byte by byte.

@@ -75,11 +75,11 @@ def check_label_files(
     missed = set()
     for path in left_out(folder, read):
         name = normalize("NFC", path.name)
-        if case := next((c for c in unlabelled if name.startswith(f"{c}.")), None):
+        if case := next((c for c in unlabelled if f"{name}.".startswith(f"{c}.")), None):
             missed.add(path)
             faults.add(
-                f"{path}: this has the name of case '{case}', which would be without a label, but "
-                f"it is not read: {why or _readable()}; convert it, or take it away"
+                f"{folder / _shown(path)}: this has the name of case '{case}', which would be "
+                f"without a label, but it is not read: {why or _readable()}; convert it, or take it away"
             )
     warn_left_out(folder, {*read, *missed}, why)
 
@@ -110,13 +110,19 @@ def left_out(folder: Path, used: Collection[Path | None]) -> list[Path]:
 
 def warn_left_out(folder: Path, used: Collection[Path | None], why: str = "") -> None:
     """Name in a DataWarning all that `left_out` finds; why: these are, where not by the format."""
-    if names := [f"{p.name}/" if p.is_dir() else p.name for p in left_out(folder, used)]:
+    if names := [_shown(path) for path in left_out(folder, used)]:
         what = "1 file is" if len(names) == 1 else f"{len(names)} files are"
         warnings.warn(
             f"{folder}: {what} left out: {short_list(names, MAX_NAMED)}; {why or _readable()}",
             DataWarning,
             stacklevel=2,
         )
+
+
+def _shown(path: Path) -> str:
+    if not path.exists():
+        return f"{path.name} (a link to nothing)"
+    return f"{path.name}/" if path.is_dir() else path.name
 
 
 def _readable() -> str:
