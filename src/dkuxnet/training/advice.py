@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -71,7 +70,7 @@ def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
     for case in cases:
         if not missing:
             break
-        missing -= set(np.flatnonzero(np.bincount(data.array(case, "label").ravel())).tolist())
+        missing -= set(data.classes(case).tolist())
     return [names[index] for index in sorted(missing)]
 
 
