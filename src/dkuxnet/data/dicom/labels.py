@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading, require
 from dkuxnet.data.dicom.headers import quiet, read_dataset
@@ -148,7 +149,7 @@ def _chosen(name: str, drawings: list[_Drawing]) -> Path:
 
 def _kind_of(path: Path) -> str:
     require(path, "DICOM")
-    with reading(path, "DICOM"), quiet(), path.open("rb") as stream:
+    with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
         kind = str(read_dataset(stream, tags=["SOPClassUID"]).get("SOPClassUID", ""))
     if kind not in (*SEGMENTATIONS, RT_STRUCTURE_SET):
         raise UserError(

@@ -9,6 +9,7 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, check_size, reading
 from dkuxnet.data.dicom.headers import attribute, quiet, read_dataset
@@ -37,7 +38,7 @@ class Segment:
 
 def read_segments(path: Path) -> list[Segment]:
     """The segments in the order of the file; a background is none. Raises UserError."""
-    with reading(path, "DICOM"), quiet(), path.open("rb") as stream:
+    with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
         return _segments(read_dataset(stream, tags=["SpecificCharacterSet", "SegmentSequence"]))
 
 
@@ -59,7 +60,7 @@ class Segmentation:
 
     def __init__(self, path: Path, scan: Volume):
         self._path, self._scan = path, scan
-        with reading(path, "DICOM"), quiet(), path.open("rb") as stream:
+        with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
             self._dataset = read_dataset(stream, voxels=True, tags=[*TAGS, *SEG_TAGS])
             self._frames = int(self._dataset.get("NumberOfFrames") or 1)
             self.segments = _segments(self._dataset)

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading
 from dkuxnet.data.dicom.headers import quiet, read_dataset
@@ -69,7 +70,7 @@ def read_structures(path: Path) -> list[Structure]:
 
     Raises UserError where the file is damaged.
     """
-    with reading(path, "DICOM"), quiet(), path.open("rb") as stream:
+    with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
         dataset = read_dataset(stream, tags=TAGS, sequence_bytes=MAX_BYTES)
         contours: dict[int, tuple[NDArray[np.float64], ...]] = {
             int(each.ReferencedROINumber): _contours(each)
