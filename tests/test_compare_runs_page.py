@@ -2,6 +2,7 @@
 is refused.
 """
 
+import csv
 import json
 import re
 from html import unescape
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from dkuxnet.benchmark.compare_runs import compare_runs
 from dkuxnet.benchmark.compare_runs_page import write_runs_report
+from dkuxnet.benchmark.words import runs_headlines
 from dkuxnet.cli.commands import app
 from dkuxnet.core.errors import UserError
 from dkuxnet.machine.files import write_json
+from dkuxnet.report.results import read_results
 from made_run import PLAN, make_run
 
 SHIFTS = {
@@ -68,6 +71,24 @@ def test_seeds_of_one_setting_are_one_arm_whatever_the_order_of_their_cases(runs
     change(runs["second"], "settings.json", train={"steps": 40, "lr": 0.25, "seed": 7})
     apart = compare_runs([runs["first"], runs["second"]])
     assert not apart.same_seeds and apart.arms[1].row.gain.value == pytest.approx(1 / 24, abs=1e-6)
+
+
+def test_of_scans_without_any_class_there_is_no_figure_to_head_a_page(runs):
+    for name in ("first", "third"):
+        evaluation = runs[name] / "evaluation"
+        summary = json.loads((evaluation / "summary.json").read_text("utf-8"))
+        for case in summary["metric_per_case"]:
+            for figures in case["metrics"].values():
+                figures.update(dict.fromkeys(figures) | {"n_pred": 0, "n_ref": 0})
+        write_json(evaluation / "summary.json", summary)
+        columns, *rows = csv.reader((evaluation / "cases.csv").read_text("utf-8").splitlines())
+        counts = {columns.index("n_pred"), columns.index("n_ref")}
+        rows = [["0" if i in counts else cell for i, cell in enumerate(row)] for row in rows]
+        (evaluation / "cases.csv").write_text("\n".join(map(",".join, [columns, *rows])), "utf-8")
+        results = read_results(evaluation)
+        assert [title for title, _ in results.chosen()] == ["A test case, without any class"]
+    (told,) = runs_headlines(compare_runs([runs["first"], runs["third"]]))
+    assert told == "On 3 test cases, no label and no prediction has any class: nothing to compare."
 
 
 def test_how_a_run_was_made_makes_no_arm_of_its_own(runs):

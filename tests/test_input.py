@@ -16,7 +16,7 @@ from dkuxnet import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import ZScore
 from dkuxnet.core.seeds import VIEWS, step_seed
-from dkuxnet.data import network_grid, plan
+from dkuxnet.data import network_grid, plan, prepared_set
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.fingerprint import count_values
 from dkuxnet.data.prepared_set import PreparedSet, write_array
@@ -116,15 +116,32 @@ def test_the_foreground_is_found_once_and_by_no_one_who_may_not_open_the_label(t
     label = data.array("a", "label")
     places = np.stack(np.unravel_index(data.foreground("a"), label.shape), axis=1)
     np.testing.assert_array_equal(places, np.argwhere(label))
-    of_classes = data.class_voxels("a")
+    assert data.classes("a").tolist() == [1, 2]
+    of_classes = [data.class_voxels("a", k) for k in (1, 2)]
     for k, found in enumerate(of_classes, 1):
         np.testing.assert_array_equal(found, np.flatnonzero(label == k))
     (data.folder / "cases" / "a.label.b2nd").unlink()
     assert len(data.foreground("a")) == len(places)
-    assert all(map(np.array_equal, data.class_voxels("a"), of_classes))
-    for find in (PreparedSet.foreground, PreparedSet.class_voxels):
+    assert data.classes("a").tolist() == [1, 2]
+    assert all(data.class_voxels("a", k) is found for k, found in enumerate(of_classes, 1))
+    closed = data.only(image=["a"])
+    for find in (closed.foreground, closed.classes, lambda name: closed.class_voxels(name, 1)):
         with pytest.raises(UserError, match="closed here"):
-            find(data.only(image=["a"]), "a")
+            find("a")
+
+
+def test_of_a_large_class_a_part_is_kept_and_of_a_small_one_all(tmp_path, monkeypatch):
+    """All of 33 classes would fit for three scans, and be looked for in every patch of the next."""
+    monkeypatch.setattr(prepared_set, "MOST_PLACES", 50)
+    folder = write_set(tmp_path / "p")
+    label = np.zeros(SHAPES["a"], np.uint8)
+    label[2:, 2:], label[0, 0, :3] = 1, 2
+    write_array(folder / "cases" / "a.label.b2nd", label)
+    drawn, again = (PreparedSet(folder).class_voxels("a", 1) for _ in range(2))
+    assert len(drawn) == len(set(drawn)) == 50 and (label.ravel()[drawn] == 1).all()
+    np.testing.assert_array_equal(drawn, again)
+    assert drawn.min() < label.size / 3 and drawn.max() > 2 * label.size / 3
+    assert PreparedSet(folder).class_voxels("a", 2).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("class_first", [False, True])

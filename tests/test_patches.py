@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from described import FINGERPRINT
+from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.prepared_set import VERSION, PreparedSet, write_array
+from dkuxnet.training.experiment import patch_streams
+from dkuxnet.training.job import new_job
 from dkuxnet.training.patches import PatchStream, read_ahead
 
 SHAPES = {"a": (9, 12, 10), "b": (12, 9, 9), "c": (10, 10, 14), "d": (4, 11, 9), "e": (9, 9, 9)}
@@ -315,10 +318,15 @@ def test_every_class_of_a_case_is_in_the_middle_of_as_many_foreground_patches(le
     assert shares("b", 1.0) == [1.0, 0.0]
 
 
-def test_of_a_single_class_the_patches_are_those_of_earlier_versions(lesion_beside_organ):
-    streams = [stream(lesion_beside_organ, cases="b", foreground_share=0.7) for _ in range(2)]
-    streams[0].class_first = False
-    assert same(*([each.at(step) for step in range(20)] for each in streams))
+@pytest.mark.parametrize("labels", [["background", "organ"], ["background", "organ", "tumour"]])
+def test_of_a_single_class_the_patches_are_those_of_earlier_versions(lesion_beside_organ, labels):
+    description = lesion_beside_organ / "dataset.json"
+    meta = json.loads(description.read_text())
+    meta["labels"] = {name: index for index, name in enumerate(labels)}
+    description.write_text(json.dumps(meta))
+    settings = load_settings(overrides={"network.name": "uxnet-tiny", "train.patch": [16, 16, 16]})
+    (labelled,) = patch_streams(new_job(lesion_beside_organ, settings))
+    assert labelled.class_first == (len(labels) > 2)
 
 
 def test_the_unlabelled_stream_opens_no_label(tmp_path):

@@ -134,6 +134,17 @@ def test_the_command_s_own_processes_tell_an_error_once_and_go_on_as_many(prepar
     assert said[1] == f"Go on with: {again}"
 
 
+def test_several_processes_refuse_a_patch_that_no_memory_holds_before_the_first_step(
+    prepared, tmp_path
+):
+    order = [sys.executable, *training(prepared, tmp_path / "run", train__patch=[1024] * 3)]
+    done = subprocess.run([*order, "--devices", "2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert re.fullmatch(
+        r"error: out of memory: a step on .* needs about .* would need .*\n", done.stderr
+    )
+
+
 def test_what_one_process_runs_into_ends_all_and_says_which_and_why(prepared, tmp_path):
     """The second of the test cases, which is the second process's to predict, is damaged."""
     spoilt = shutil.copytree(prepared, tmp_path / "spoilt")

@@ -195,13 +195,14 @@ def runs_headlines(compared: RunsCompared) -> list[str]:
     """The answer: which run is best, and how sure each difference to the first is."""
     cases, rows = count(len(compared.cases), "test case"), [arm.row for arm in compared.arms]
     first, *others = compared.arms
+    if not (ranked := _ranked(rows)):
+        return [f"On {cases}, no label and no prediction has any class: nothing to compare."]
     if not others:
         return [
             f"On {cases} the mean Dice is {DICE.show(rows[0].mean_dice)}. The runs differ in "
-            "nothing but their seeds."
+            "nothing but their seeds.",
+            *counted(rows),
         ]
-    if not (ranked := _ranked(rows)):
-        return [f"On {cases}, no label and no prediction has any class: nothing to compare."]
     best, *following = ranked
     if best.mean_dice == 0:
         return [

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
         f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
     if manifest.test:
-        _show_summary(manifest.test, f"{len(manifest.split.test)} test cases", manifest.found)
+        _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
         for note in notes_on(manifest.found or {}):
             _say(f"note: {note}")
     name = shlex.quote(str(run))
@@ -149,7 +149,7 @@ def weights_chosen(weights: str | None) -> str:
 
 
 def show_evaluation(result: "Evaluation") -> None:
-    _show_summary(result.summary(), f"{len(result.files)} cases", result.found())
+    _show_summary(result.summary(), _count(result.files, "case"), result.found())
     for note in result.notes:
         _say(f"note: {note}")
 
@@ -343,6 +343,10 @@ def worst_classes(
         return classes
     dice = {name: summary[name]["dice"].mean for name in classes}
     return sorted(classes, key=lambda name: 2.0 if (d := dice[name]) is None else d)[:most]
+
+
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _say(text: str) -> None:

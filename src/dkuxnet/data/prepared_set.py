@@ -29,6 +29,9 @@ VERSION = 1
 AGAIN = "prepare the data set again"
 # Of the voxels that patches are centred on: those of a thousand left atria at 0.625 mm.
 FOREGROUND_BYTES = 2**28
+# Of one class of a case, as in nnU-Net: all of a large one, of 33 classes and many scans, would not
+# fit, and would be looked for again for every patch.
+MOST_PLACES = 10_000
 Kind = Literal["image", "label", "truth"]
 
 
@@ -138,21 +141,31 @@ class PreparedSet:
             )
         return found
 
-    def class_voxels(self, name: str) -> list[np.ndarray]:
-        """As `foreground`, apart for each class that the case has, in the order of the classes."""
+    def classes(self, name: str) -> np.ndarray:
+        """The classes but the background that a case's label has, in their order.
+
+        Found once and kept. Raises UserError as `array` does.
+        """
         self._check_open(name, "label")
-        classes = range(1, len(self.class_names))
-        found = [self._foreground.get(name, k) for k in classes]
-        if any(places is None for places in found):
-            label = self.array(name, "label").ravel()
-            places = np.flatnonzero(label)
-            places = places[np.argsort(label[places], kind="stable")]
-            ends = np.searchsorted(label[places], classes, side="right")
-            found = [
-                self._foreground.keep(name, k, part.astype(np.int32))
-                for k, part in zip(classes, np.split(places, ends[:-1]), strict=True)
-            ]
-        return [places for places in found if places is not None and len(places)]
+        found = self._foreground.get(name, "classes")
+        if found is None:
+            label = self.array(name, "label")
+            there = np.zeros(len(self.class_names), bool)
+            for part in label:  # a whole scan would be copied in eight times its size
+                there |= np.bincount(part.ravel(), minlength=len(there)) > 0
+            found = self._foreground.keep(name, "classes", np.flatnonzero(there[1:]) + 1)
+        return found
+
+    def class_voxels(self, name: str, index: int) -> np.ndarray:
+        """As `foreground`, of one class; of a large one MOST_PLACES voxels, drawn once for all."""
+        self._check_open(name, "label")
+        found = self._foreground.get(name, index)
+        if found is None:
+            found = np.flatnonzero(self.array(name, "label") == index).astype(np.int32)
+            if len(found) > MOST_PLACES:
+                found = np.random.default_rng(0).choice(found, MOST_PLACES, replace=False)
+            found = self._foreground.keep(name, index, found)
+        return found
 
     def sha256(self, name: str, kind: Kind) -> str | None:
         """The checksum of a stored array, without opening it.
@@ -232,13 +245,13 @@ class _Cache:
     def __init__(self, room: int):
         """room: bytes that are left."""
         self.room = room
-        self._arrays: dict[tuple[str, Kind | int], np.ndarray] = {}
+        self._arrays: dict[tuple[str, str | int], np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str, kind: Kind | int) -> np.ndarray | None:
+    def get(self, name: str, kind: str | int) -> np.ndarray | None:
         return self._arrays.get((name, kind))
 
-    def keep(self, name: str, kind: Kind | int, array: np.ndarray) -> np.ndarray:
+    def keep(self, name: str, kind: str | int, array: np.ndarray) -> np.ndarray:
         """The array, kept where it fits; where another thread was faster, its own."""
         with self._lock:
             if (name, kind) not in self._arrays and array.nbytes <= self.room:

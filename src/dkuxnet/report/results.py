@@ -65,7 +65,9 @@ class Results:
 
         Of an even number the median is the worse of the two in the middle.
         """
-        cases = [case for case in self.cases if not math.isnan(case.dice)] or self.cases[:1]
+        cases = [case for case in self.cases if not math.isnan(case.dice)]
+        if not cases:
+            return [("A test case, without any class", self.cases[0])]
         if len(cases) == 1:
             only = "test case" if len(self.cases) == 1 else "test case with any class"
             return [(f"The only {only}", cases[0])]

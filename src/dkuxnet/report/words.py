@@ -33,7 +33,8 @@ def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> 
     )
     batch = f"{train.labelled_batch} labelled"
     batch += f" and {train.unlabelled_batch} unlabelled" if unlabelled else ""
-    told.append(f"Every step looked at {batch} patches of {by(manifest.patch)} voxels.")
+    patches = "patch" if train.labelled_batch == 1 and not unlabelled else "patches"
+    told.append(f"Every step looked at {batch} {patches} of {by(manifest.patch)} voxels.")
     if split.validation:
         apart = f"{count(len(split.validation), 'labelled scan')} took no part in training and"
         if manifest.weights == "best":

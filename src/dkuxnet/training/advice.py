@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -13,7 +12,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.machine.distributed import world
+from dkuxnet.machine.distributed import any_rank, on_rank_zero, world
 from dkuxnet.machine.memory import GIB
 from dkuxnet.models.methods.base import Method
 from dkuxnet.training.job import Job, unlabelled_patches
@@ -31,16 +30,22 @@ def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: boo
 
     Asked before the first step: on a CPU the system may end a program that takes too much before
     any allocation fails. What counts is what the losses keep, less than any step takes: one that
-    might fit is tried. free: as for `memory_advice`. The method stays as it is.
+    might fit is tried. free: as for `memory_advice`. The method stays as it is. Of several
+    processes all must call this, and all raise.
     """
-    if free is None or world() > 1:
+    if free is None:
         return
     trial = copy.deepcopy(method)  # running statistics change
-    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job))
-    if voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free:
+    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job), together=True)
+    too_much = voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free
+    if any_rank(too_much, job.device):
         keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
-        advice = memory_advice(trial, job, free)
-        raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
+        advice = memory_advice(trial, job, free, together=True)
+
+        def refuse() -> None:
+            raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
+
+        on_rank_zero(refuse)
 
 
 def missing_classes(job: Job) -> list[str]:
@@ -71,17 +76,18 @@ def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
     for case in cases:
         if not missing:
             break
-        missing -= set(np.flatnonzero(np.bincount(data.array(case, "label").ravel())).tolist())
+        missing -= set(data.classes(case).tolist())
     return [names[index] for index in sorted(missing)]
 
 
-def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
+def memory_advice(method: Method[Any], job: Job, free: int | None, together: bool = False) -> str:
     """What a step would need, what there was, and which batch or patch would fit.
 
     Runs the method on a small patch: not for one that trains on, since that changes running
     statistics.
 
     free: bytes that were free before the first step; None where the system does not say.
+    together: as for `step_bytes_per_voxel`.
     """
     train, patch, room = job.settings.train, job.patch, int(LEAVE_SOME * (free or 0))
     unlabelled = unlabelled_patches(job)
@@ -89,7 +95,7 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     step = f"a step on {patches} {'patches' if patches > 1 else 'patch'} of {_listed(patch)}"
     # gradients, and the optimiser's two averages
     fixed = 3 * sum(parameter.nbytes for parameter in method.parameters())
-    voxel = step_bytes_per_voxel(method, job, unlabelled)
+    voxel = step_bytes_per_voxel(method, job, unlabelled, together)
     # not known, or it was not the step alone
     if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
         half = plan_patch(patch, math.prod(patch) // 2, job.shape.divisor)
@@ -118,13 +124,16 @@ def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     )
 
 
-def step_bytes_per_voxel(method: Method[Any], job: Job, unlabelled: int) -> float | None:
+def step_bytes_per_voxel(
+    method: Method[Any], job: Job, unlabelled: int, together: bool = False
+) -> float | None:
     """Bytes of a step for each voxel of a patch; None where that cannot be found out.
 
     From what the losses of small patches keep for the gradients, which grows with the voxels.
+    together: all processes of the training ask, which take part in each other's losses.
     """
-    if world() > 1:
-        return None  # the other processes would have to take part
+    if world() > 1 and not together:
+        return None
     for edge in PROBES:
         patch = [min(edge, n) for n in job.patch]
         try:

@@ -94,10 +94,11 @@ class PatchStream:
         """The voxels that a foreground patch may be centred on, as places in the flat label."""
         if not self.class_first:
             return self.prepared.foreground(name)
-        classes = self.prepared.class_voxels(name)
-        if len(classes) < 2:
-            return classes[0] if classes else np.empty(0, np.int32)
-        return classes[rng.integers(len(classes))]
+        classes = self.prepared.classes(name)
+        if not len(classes):
+            return np.empty(0, np.int32)
+        drawn = rng.integers(len(classes)) if len(classes) > 1 else 0
+        return self.prepared.class_voxels(name, int(classes[drawn]))
 
 
 def read_ahead(
