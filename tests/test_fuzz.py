@@ -18,7 +18,7 @@ from dkuxnet.core.errors import DataWarning, UserError
 sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
 from fuzz_targets import TARGETS, spoilt
 
-SLOW = ("dicom", "dicom-zip")
+SLOW = ("dicom", "dicom-zip", "dicom-tree")
 
 
 def outcome(name: str, data: bytes) -> str:
