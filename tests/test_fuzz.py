@@ -34,6 +34,7 @@ def outcome(name: str, data: bytes) -> str:
             assert str(error).isprintable() and len(str(error)) < 2100
             return str(error)
         finally:
+            assert not [each for each in told if issubclass(each.category, RuntimeWarning)]
             assert all(
                 str(each.message).isprintable()
                 for each in told

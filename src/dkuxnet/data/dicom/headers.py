@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial, read_sequence
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
@@ -45,6 +47,7 @@ PIXELS_GROUP = 0x7FE0
 MAX_READS = 400_000
 READS_A_FILE, BYTES_A_READ = 1000, 256
 MAX_ITEMS = 200_000
+MAX_META = 1000  # elements before the data set; there are 14
 MAX_SEQUENCE_BYTES = 2**24
 MAX_ELEMENT_BYTES = 2**26
 
@@ -196,6 +199,7 @@ def read_dataset(
     hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.) Raises
     ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
+    _check_meta(stream)
     most = max(MAX_ELEMENT_BYTES, sequence_bytes) + voxels
     dataset = read_partial(
         cast(BinaryIO, _Bounded(stream, most, reads or Reads())),
@@ -210,6 +214,25 @@ def read_dataset(
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
     return dataset
+
+
+def _check_meta(stream: IO[bytes]) -> None:
+    """Raise ValueError where the file meta information holds a sequence, see `text`."""
+    start = stream.tell()
+    if has_preamble(stream.read(132)):
+        for _ in range(MAX_META):
+            tag_and_vr = stream.read(6)
+            if tag_and_vr[:2] != b"\2\0":
+                break
+            vr = tag_and_vr[4:].decode("latin-1")
+            if vr in ("SQ", "UN"):
+                raise ValueError("its file meta information holds a sequence")
+            if long := vr in EXPLICIT_VR_LENGTH_32:
+                stream.read(2)
+            stream.seek(int.from_bytes(stream.read(4 if long else 2), "little"), io.SEEK_CUR)
+        else:
+            raise ValueError("its file meta information is far larger than that of a scan")
+    stream.seek(start)
 
 
 class _Bounded:
@@ -236,10 +259,12 @@ class _Bounded:
 
 
 def _check_sequences(dataset: Dataset, most: int) -> None:
-    """Check the bytes of all elements that may be sequences, of which pydicom makes objects."""
+    """Check all elements that may be sequences, of which pydicom makes objects."""
     size = count = 0
     for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
         raw = dataset.get_item(tag)
+        if raw.VR == "SQ" and dictionary_has_tag(tag) and dictionary_VR(tag) != "SQ":
+            raise ValueError(f"its {keyword_for_tag(tag)} is a sequence")  # see `text`
         if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
             value = raw.value or b""
             size += len(value)

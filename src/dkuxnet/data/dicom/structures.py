@@ -25,7 +25,7 @@ from dkuxnet.data.dicom.tree import printable
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 # Those of a whole body, drawn on every slice, take a fifth of these.
 MAX_BYTES = 2**27
-MAX_READS = 2**22
+MAX_READS = 2**21
 MAX_NUMBERS = 2**24
 MAX_CROSSINGS = 2**22  # of all edges of a slice with the rows of voxels
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -124,7 +124,7 @@ def _points(numbers: bytes) -> NDArray[np.float64]:
         values = np.fromstring(numbers.strip(b" \0").replace(b"\\", b" "), np.float64, sep=" ")
     if len(values) % 3 or len(values) != numbers.count(b"\\") + 1 or not np.isfinite(values).all():
         raise ValueError("a contour has points that are not three finite numbers each")
-    return values.reshape(-1, 3) * LPS_RAS
+    return np.asarray(values.reshape(-1, 3) * LPS_RAS)
 
 
 def _slice_of(where: str, heights: NDArray[np.float64], slices: int) -> int:

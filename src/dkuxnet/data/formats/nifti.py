@@ -109,11 +109,13 @@ class Nifti:
             if packed:
                 check_unpacked(path, file, start, header.nbytes)
             array = _channels_first(_voxels(header))
-            affine = _affine(header.fields)
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                affine = _affine(header.fields)
             if packed:
                 read_to_end(path, file)
         volume = replace(finish(path, array, affine, kind), nifti=header.place)
-        _compare_forms(path, header)
+        with np.errstate(all="ignore"):
+            _compare_forms(path, header)
         if header.unit_mm != 1:
             unit = "metres" if header.unit_mm > 1 else "micrometres"
             warnings.warn(
@@ -260,8 +262,9 @@ def _voxels(header: NiftiHeader) -> NDArray[Any]:
         return stored
     array = np.empty(stored.shape, np.float32, order="F")
     slope, inter = np.float64(data.slope), np.float64(data.inter)
-    for index in range(stored.shape[-1]):
-        array[..., index] = apply_read_scaling(stored[..., index], slope, inter)
+    with np.errstate(all="ignore"):  # `prepare` judges voxels that are not finite
+        for index in range(stored.shape[-1]):
+            array[..., index] = apply_read_scaling(stored[..., index], slope, inter)
     return array
 
 
