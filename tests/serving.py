@@ -116,8 +116,8 @@ def serving(run: Path, temp: Path, *options: str, before: str = "") -> Iterator[
         | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
+        lines = iter(process.stdout.readline, "")  # which weights, then where
+        found = next(filter(None, (re.search(r"http://\S+", line) for line in lines)), None)
         assert found, process.communicate(timeout=30)
         yield Server(found[0], process, temp)
     finally:

@@ -50,4 +50,4 @@ def test_a_checkpoint_goes_on_to_the_same_weights(before):
     # another processor adds up in another order, and views of voxels that are no cubes are blurred
     # and deformed by their edges now
     for name, tensor in then.items():
-        torch.testing.assert_close(now[name], tensor, rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(now[name], tensor, rtol=1e-3, atol=1e-4)

@@ -215,7 +215,9 @@ MISTAKES = {
     TRAIN.replace("NEW", "FULL"): ["full exists already; choose another run folder"],
     TRAIN.replace("NEW", "FILE/run"): ["cannot write"],
     "train PREPARED FULL --resume": ["is not a run folder"],
-    "predict NEW/run NEW/scan.nii.gz --output NEW": ["run is not a run folder"],
+    "predict NEW/run NEW/scan.nii.gz --output NEW": [
+        "scan.nii.gz does not exist; give a scan or a folder of scans"
+    ],
     "predict FULL SCANS --output NEW": [
         "is not a run folder (no settings.json); dkuxnet train makes one"
     ],

@@ -217,7 +217,7 @@ def test_what_a_killed_predict_left_goes_with_the_next_one(dual_run, scans, tmp_
     subprocess.run([sys.executable, "-c", PREDICT, dual_run, scan, out])
     assert [path.name[:6] for path in sorted(out.iterdir())] == [".part-", "datase"]
     [written] = predict_scans(dual_run, [scan], out, device="cpu")
-    assert sorted(out.iterdir()) == sorted([written, out / "dataset.json"])
+    assert sorted(out.iterdir()) == sorted([written, out / "classes.csv", out / "dataset.json"])
 
 
 BEGIN = """
@@ -388,7 +388,7 @@ def test_batches_are_lowered_before_patches_and_a_half_is_advised_where_nothing_
         "; train.labelled_batch=1 and train.unlabelled_batch=1 would need about" in line
         and " GiB, or train.patch=[" in line
     )
-    assert "train.patch=[16,32,32] would need about 50% of it" in advice.memory_advice(
+    assert "train.patch=[24,24,28] would need about 49% of it" in advice.memory_advice(
         method, job, None
     )
     assert advice.memory_advice(method, job, 1000).endswith(

@@ -37,7 +37,7 @@ def job(labelled, validation) -> SimpleNamespace:
         validation=validation,
         shape=SimpleNamespace(classes=3),
         patch=(1,),
-        settings=SimpleNamespace(infer=None),
+        settings=SimpleNamespace(infer=SimpleNamespace(largest_component=False)),
         device=None,
     )
 

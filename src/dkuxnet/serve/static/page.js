@@ -138,7 +138,7 @@ function volumeRow({ name, index, voxels, volume_ml, confidence }) {
   const digits = volume_ml >= 100 ? 0 : volume_ml >= 1 ? 1 : 3;
   const cell = Object.assign(document.createElement("td"), { textContent: `${volume_ml.toFixed(digits)} ml` });
   cell.title = `${voxels} voxels`;
-  const sure = Object.assign(document.createElement("td"), { textContent: confidence === null ? "" : confidence.toFixed(2) });
+  const sure = Object.assign(document.createElement("td"), { textContent: confidence === null ? "" : `confidence ${confidence.toFixed(2)}` });
   sure.title = "confidence: the mean probability of the class over its voxels";
   row.append(head, cell, sure);
   return row;
