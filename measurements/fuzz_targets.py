@@ -10,6 +10,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from random import Random
 from typing import Any
 
 import numpy as np
+
+from fuzz_dicom import other_element, segmentations, structure_sets
 
 AFFINE = np.array([[0.8, 0.1, 0, 5], [-0.1, 0.8, 0, -7], [0, 0, 2, 3], [0, 0, 0, 1.0]])
 NUMBERS = [
@@ -433,6 +436,168 @@ def read_dicom(data: bytes, folder: Path) -> None:
     formats.read(folder)
 
 
+# --- scans that other programs write, and labels with names ---
+
+
+def other_mgh(data: bytes, random: Random) -> bytes:
+    """Spoils an MGH: version, shape, type, whether and where it lies."""
+    at = random.choice(range(0, 28, 4)) if random.random() < 0.6 else 30 + 4 * random.randrange(15)
+    value = random.choice([0, 1, 2, 3, 4, 10, 2**15, 2**16, 2**31 - 1, -1, -(2**31)])
+    new = np.array(value, ">i4").tobytes()
+    if at >= 30:
+        number = random.choice([0, 1, -1, 1e30, 3e38, 1e-40, np.nan, np.inf])
+        new = np.array(number, ">f4").tobytes()
+    if random.random() < 0.1:
+        at, new = 28, random.randbytes(2)
+    return data[:at] + new + data[at + len(new) :]
+
+
+@cache
+def mgh() -> list[bytes]:
+    head = np.array([1, 4, 5, 3, 1, 0, 0], ">i4")
+    place = np.array([0.8, 0.8, 2, -1, 0, 0, 0, 0, -1, 0, 1, 0, 5, -7, 3], ">f4").tobytes()
+    made = []
+    for code, kind in ((0, ">u1"), (1, ">i4"), (3, ">f4"), (4, ">i2"), (10, ">u2")):
+        head[5] = code
+        voxels = volume("label").array.astype(kind).tobytes(order="F")
+        made.append((head.tobytes() + b"\0\1" + place).ljust(284, b"\0") + voxels + b"\0" * 20)
+    return made
+
+
+def other_gzip(data: bytes, random: Random) -> bytes:
+    """Spoils what is around the voxels: flags and fields of the header, parts, checksums, ends."""
+    data = bytearray(data)
+    way = random.randrange(7)
+    if way == 0:
+        data[3:4] = bytes([random.randrange(256)])
+    elif way == 1:  # more in the header: an extra field, a name, a comment, a checksum
+        data[3:4] = bytes([random.choice([2, 4, 8, 16, 28, 30])])
+        size = random.choice([0, 1, 2**8, 2**16 - 1])
+        data[10:10] = size.to_bytes(2, "little") + random.randbytes(min(size, 300)) + b"\0"
+    elif way == 2:  # parts
+        part = random.choice([data, gzip.compress(b"", mtime=0), gzip.compress(b"x" * 2000), b"\0"])
+        data += bytes(part) * random.choice([1, 3, 2000])
+    elif way == 3:
+        data[-8:] = random.randbytes(8)
+    elif way == 4:
+        del data[-random.randrange(1, 40) :]
+    elif way == 5:
+        data[10:11] = random.randbytes(1)  # the first block
+    else:
+        data += random.randbytes(random.randrange(1, 64))
+    return bytes(data)
+
+
+# Between a header and the file beside it, which are one input
+BESIDE = b"\0BESIDE\0"
+
+
+def reads_pair(name: str, beside: str) -> Callable[[bytes, Path], Any]:
+    def read(data: bytes, folder: Path) -> None:
+        from dkuxnet.data import formats
+
+        header, _, voxels = data.partition(BESIDE)
+        (folder / name).write_bytes(header)
+        (folder / beside).write_bytes(voxels)
+        formats.read(folder / name)
+        formats.read(folder / name, "label")
+
+    return read
+
+
+@cache
+def mhd() -> list[bytes]:
+    made = []
+    for packed in (False, True):
+        voxels = volume("label").array.tobytes(order="F")
+        voxels = zlib.compress(voxels) if packed else voxels
+        lines = [
+            *("ObjectType = Image", "NDims = 3", "BinaryData = True", "DimSize = 4 5 3"),
+            *("BinaryDataByteOrderMSB = False", f"CompressedData = {packed}", "Offset = 5 -7 3"),
+            *("TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 0.8 0.8 2"),
+            *([f"CompressedDataSize = {len(voxels)}"] if packed else []),
+            *("ElementType = MET_UCHAR", "ElementDataFile = x.raw", ""),
+        ]
+        made.append("\n".join(lines).encode() + BESIDE + voxels)
+    return made
+
+
+@cache
+def pairs() -> list[bytes]:
+    made = []
+    for whole in scans(".nii"):
+        header = bytearray(whole[:352])
+        header[344:348], header[108:112] = b"ni1\0", bytes(4)
+        made.append(bytes(header) + BESIDE + whole[352:])
+    return made
+
+
+SLICER_KEYS = [
+    *(f"Segment{n}_{key}".encode() for n in (0, 1, 7, 99999) for key in ("ID", "Name", "Layer")),
+    *(b"Segment0_LabelValue", b"Segment1_LabelValue", b"Segment1_Extent", b"Segment1_"),
+]
+
+
+@cache
+def slicer() -> list[bytes]:
+    """Two segments of 3D Slicer on a part of the grid of `ct`; also in two layers."""
+    made = []
+    for layers in (0, 2):
+        none, kind, count = ("none ", "list ", f"{layers} ") if layers else ("", "", "")
+        lines = [
+            *("NRRD0004", "type: unsigned char", f"dimension: {4 if layers else 3}"),
+            *("space: left-posterior-superior", f"sizes: {count}3 4 2"),
+            *(f"space directions: {none}(0.5,0,0) (0,0.5,0) (0,0,2)", "encoding: raw"),
+            *(f"kinds: {kind}domain domain domain", "space origin: (0.5,0,2)"),
+        ]
+        for number, name in enumerate(("a", "b")):
+            value, layer = (1, number) if layers else (number + 1, 0)
+            fields = {"ID": name, "Name": name, "LabelValue": value, "Layer": layer}
+            lines += [f"Segment{number}_{key}:={each}" for key, each in fields.items()]
+        voxels = np.random.default_rng(0).integers(0, 2 if layers else 3, 24 * (layers or 1))
+        made.append("\n".join([*lines, "", ""]).encode() + voxels.astype(np.uint8).tobytes())
+    return made
+
+
+@cache
+def ct() -> Any:
+    """The scan of `slices`."""
+    from dkuxnet.core.types import Volume
+
+    affine = np.diag([-0.5, -0.5, 2, 1])
+    return Volume(np.arange(60, dtype=np.float32).reshape(5, 4, 3), affine)
+
+
+def reads_label(name: str) -> Callable[[bytes, Path], Any]:
+    """The labels of a case by their own names, and by classes that were named before."""
+
+    def read(data: bytes, folder: Path) -> None:
+        from dkuxnet.core.errors import UserError
+        from dkuxnet.data.labels import read_label
+
+        path = folder / name
+        path.write_bytes(data)
+        with contextlib.suppress(UserError):
+            read_label("c", path, ("the scan", ct()), {"background": 0, "b": 1, "a": 2})
+        read_label("c", path, ("the scan", ct()), None)
+
+    return read
+
+
+def read_dicom_tree(data: bytes, folder: Path) -> None:
+    """A patient's slices and labels, found and read."""
+    from dkuxnet.data.labels import read_label, with_classes
+    from dkuxnet.data.layouts import find_source
+
+    for index, each in enumerate([*slices(), data]):
+        (folder / "a" / f"{index}.dcm").parent.mkdir(exist_ok=True)
+        (folder / "a" / f"{index}.dcm").write_bytes(each)
+    source = with_classes(find_source(folder))
+    for case in source.cases:
+        if case.label:
+            read_label(case.name, case.label, ("the scan", ct()), source.labels)
+
+
 def zipped(compress: int) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compress) as archive:
@@ -495,6 +660,16 @@ DECATHLON = {
     "labels": {"0": "background", "1": "organ"},
     "unlabeled": [{"image": "imagesTr/b.nii.gz"}],
     "training": [{"image": "./imagesTr/a_0000.nii.gz", "label": "./labelsTr/a.nii.gz"}],
+}
+NNUNET_1 = {
+    "modality": {"0": "MRI"},
+    "labels": {"0": "background", "1": "organ"},
+    "numTraining": 2,
+    "training": [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in "ac"
+    ],
+    "test": ["./imagesTs/d.nii.gz"],
 }
 MANIFEST = {
     "prepared": "/x",
@@ -594,6 +769,22 @@ def read_source(data: bytes, folder: Path) -> None:
     for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTr/b.nii.gz"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
+    (folder / "dataset.json").write_bytes(data)
+    find_source(folder)
+
+
+def read_nnunet_1(data: bytes, folder: Path) -> None:
+    from dkuxnet.data.layouts import find_source
+
+    for name in (
+        "imagesTr/a_0000",
+        "imagesTr/c_0000",
+        "labelsTr/a",
+        "labelsTr/c",
+        "imagesUn/e_0000",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.nii.gz").touch()
     (folder / "dataset.json").write_bytes(data)
     find_source(folder)
 
@@ -711,6 +902,31 @@ TARGETS = {
     "mha": Target(
         lambda: scans(".mha"), reads(".mha"), spoil=other_line(META_KEYS, b" = ", b"LOCAL\n")
     ),
+    "mgh": Target(mgh, reads(".mgh"), spoil=other_mgh),
+    "mgz": Target(
+        mgh,
+        lambda data, folder: reads(".mgz")(gzip.compress(data, 1, mtime=0), folder),
+        spoil=other_mgh,
+    ),
+    "gzip": Target(
+        lambda: [gzip.compress(data, 1, mtime=0) for data in mgh()[:2]],
+        reads(".mgz"),
+        spoil=other_gzip,
+    ),
+    "mhd": Target(
+        mhd, reads_pair("x.mhd", "x.raw"), spoil=other_line(META_KEYS, b" = ", b"x.raw\n")
+    ),
+    "hdr": Target(pairs, reads_pair("x.hdr", "x.img"), spoil=other_field),
+    "seg-nrrd": Target(
+        slicer,
+        reads_label("x.seg.nrrd"),
+        spoil=other_line([*SLICER_KEYS, *NRRD_KEYS[:8]], b":", b"\n\n"),
+    ),
+    "rtstruct": Target(structure_sets, reads_label("x.dcm"), spoil=other_element),
+    "dicom-seg": Target(segmentations, reads_label("x.dcm"), spoil=other_element),
+    "dicom-tree": Target(
+        lambda: [*structure_sets(), *segmentations()], read_dicom_tree, spoil=other_element
+    ),
     "h5": Target(types, reads(".h5"), spoil=other_type),
     "dicom": Target(lambda: slices()[2:], read_dicom),
     "dicom-zip": Target(
@@ -720,6 +936,7 @@ TARGETS = {
     "prepared": Target(as_json(PREPARED), read_prepared, tree=True),
     "prepared-case": Target(as_json(INFO), read_info, tree=True),
     "source": Target(as_json(SOURCE, DECATHLON), read_source, tree=True),
+    "nnunet-v1": Target(as_json(NNUNET_1), read_nnunet_1, tree=True),
     "split": Target(
         as_json({"train": ["a", "b"], "test": ["c"]}, {"labelled": ["a"], "unlabelled": ["d"]}),
         read_split,

@@ -12,11 +12,13 @@ import os
 import pickle
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ import pytest
 from dkuxnet.core.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "measurements"))
+from fuzz_dicom import ITEM, parsed, segmentations, structure_sets
+from fuzz_dicom import written as written_elements
 from fuzz_targets import (
     DECATHLON,
     INFO,
@@ -33,6 +37,7 @@ from fuzz_targets import (
     SOURCE,
     arrays,
     checkpoints,
+    ct,
     scans,
     slices,
     write_prepared,
@@ -1865,6 +1870,212 @@ def pipe(folder: Path, variant: str) -> None:
 
     os.mkfifo(folder / variant)
     formats.read(folder / variant)
+
+
+# --- labels of DICOM ---
+
+
+def nested(depth: int = 2000) -> bytes:
+    """A sequence in a sequence in a sequence, as the value of an element."""
+    value = b""
+    for _ in range(depth):
+        inner = ITEM + len(value).to_bytes(4, "little") + value
+        value = b"\x08\0\x15\x11SQ\0\0" + len(inner).to_bytes(4, "little") + inner
+    return ITEM + len(value).to_bytes(4, "little") + value
+
+
+def tiny(count: int) -> bytes:
+    """Elements of no bytes, each with a tag of its own."""
+    index = np.arange(count, dtype=np.uint32)
+    made = np.zeros((count, 4), "<u2")
+    made[:, 0], made[:, 1] = 0x3011 + 2 * (index >> 16), index & 0xFFFF
+    made[:, 2] = int.from_bytes(b"LO", "little")
+    return made.tobytes()
+
+
+def element(elements: list, tag: int) -> list:
+    """The first element of this tag, wherever it lies."""
+    wanted = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+    for each in elements:
+        if each[0] == wanted:
+            return each
+        for inner in each[2] if isinstance(each[2], list) else []:
+            if found := element(inner, tag):
+                return found
+    return []
+
+
+def spoilt_element(data: bytes, tag: int, vr: bytes, value) -> bytes:
+    elements = parsed(data[132:])
+    element(elements, tag)[1:] = vr, value
+    return data[:132] + written_elements(elements)
+
+
+def read_labels(folder: Path, data: bytes) -> None:
+    from dkuxnet.data.labels import read_label
+
+    path = folder / "x.dcm"
+    path.write_bytes(data)
+    read_label("c", path, ("the scan", ct()), None)
+
+
+DESCRIPTION, REPRESENTATION = 0x0008103E, 0x00280103
+
+
+@stranger("sequence", description=DESCRIPTION, representation=REPRESENTATION, meta=None)
+def dicom_text(folder: Path, variant: int | None) -> None:
+    """pydicom's text of sequences that lie in each other grows with a power of their depth."""
+    from dkuxnet.data import formats
+
+    for index, data in enumerate(slices()):
+        elements = parsed(data[132:])
+        number = 0x00020000 if variant is None else variant
+        old = element(elements, number)
+        tag = (number >> 16).to_bytes(2, "little") + (number & 0xFFFF).to_bytes(2, "little")
+        new = [tag, b"SQ", nested()]
+        elements = [new if each is old else each for each in elements]
+        if not old:
+            at = next(i for i, each in enumerate(elements) if each[0][:2] > tag[:2])
+            elements.insert(at, new)
+        (folder / f"{index}.dcm").write_bytes(data[:132] + written_elements(elements))
+    formats.read(folder)
+
+
+@stranger("far larger", 128)
+def dicom_voxels(folder: Path) -> None:
+    """1.5 GiB of voxels under a header of 20."""
+    from dkuxnet.data import formats
+
+    for index, data in enumerate(slices()):
+        size = 3 * 2**29
+        head = data[:-44] + size.to_bytes(4, "little")
+        assert data[-52:-44] == b"\xe0\x7f\x10\x00OW\0\0"
+        sparse(folder / f"{index}.dcm", len(head) + size, head)
+    formats.read(folder)
+
+
+NUMBERS = {
+    "far": (b"1e300\\0\\0\\1\\0\\0\\0\\1\\0", "far outside"),
+    "no_number": (b"1.7e308\\-1.7e308\\0\\-1.7e308\\1.7e308\\0", "far outside"),
+    "nan": (b"nan\\0\\0", "three finite numbers"),
+    "empty": (b"", "no points"),
+    "words": (b"a\\b\\c", "contour"),
+    "many": (b"1\\" * (3 * 2**23) + b"1", "far longer"),
+    "crossings": (b"1\\-90000\\0\\2\\90000\\0\\" * 600_000 + b"0\\0\\0", "far more"),
+}
+
+
+@stranger("", **{name: name for name in NUMBERS})
+def contour_numbers(folder: Path, variant: str) -> None:
+    """Points that are no place, and millions of edges across all rows."""
+    numbers, says = NUMBERS[variant]
+    vr = b"UN" if len(numbers) > 2**16 else b"DS"
+    try:
+        read_labels(folder, spoilt_element(structure_sets()[0], 0x30060050, vr, numbers))
+    except UserError as error:
+        assert says in str(error), error
+        raise
+
+
+@stranger("is a sequence", structure=0x30060026, segment=0x00620005)
+def label_name_nested(folder: Path, variant: int) -> None:
+    data = (structure_sets() if variant >> 16 == 0x3006 else segmentations())[0]
+    read_labels(folder, spoilt_element(data, variant, b"SQ", nested()))
+
+
+@stranger("header is far larger", 128)
+def contour_elements(folder: Path) -> None:
+    """Tiny elements in an item, which become objects of gigabytes where all are kept."""
+    from dkuxnet.data.dicom import structures
+
+    data = spoilt_element(structure_sets()[0], 0x30060039, b"SQ", item_of(100_000))
+    with mock.patch.object(structures, "MAX_READS", 2**16):  # 30 times as many take seconds
+        read_labels(folder, data)
+
+
+@stranger("larger than that of a scan", 900)
+def dicom_sequences(folder: Path) -> None:
+    """Two sequences, each just within what all may take."""
+    from dkuxnet.data import formats
+
+    data = slices()[0]
+    elements = parsed(data[132:])
+    for tag in (b"\x00\x52\x29\x92", b"\x00\x52\x30\x92"):
+        elements.insert(-1, [tag, b"SQ", item_of(1_900_000)])
+    (folder / "a.dcm").write_bytes(data[:132] + written_elements(elements))
+    formats.read(folder)
+
+
+def item_of(count: int) -> bytes:
+    content = tiny(count)
+    return ITEM + len(content).to_bytes(4, "little") + content
+
+
+@stranger("one number", structures=0x30060020, segments=0x00620002)
+def label_many_of_one_number(folder: Path, variant: int) -> None:
+    """Each would be drawn anew."""
+    data = (structure_sets() if variant >> 16 == 0x3006 else segmentations())[0]
+    elements = parsed(data[132:])
+    sequence = element(elements, variant)
+    sequence[2] = sequence[2] * 1000
+    read_labels(folder, data[:132] + written_elements(elements))
+
+
+@stranger("at most 1024")
+def label_many_of_one_name(folder: Path) -> None:
+    """Each of the structures would be as large as the scan."""
+    elements = parsed(structure_sets()[0][132:])
+    for tag, number in ((0x30060020, 0x30060022), (0x30060039, 0x30060084)):
+        sequence = element(elements, tag)
+        items = []
+        for index in range(1100):
+            first = parsed(written_elements(sequence[2][0]))
+            element(first, number)[2] = str(index).encode()
+            items.append(first)
+        sequence[2] = items
+    read_labels(folder, structure_sets()[0][:132] + written_elements(elements))
+
+
+@stranger("far larger", 128)
+def segmentation_voxels(folder: Path) -> None:
+    """3 GiB of voxels under a header of 40."""
+    from dkuxnet.data.labels import read_label
+
+    data, size = segmentations()[1], 3 * 2**30
+    head = data[:-44] + size.to_bytes(4, "little")
+    assert data[-52:-44] == b"\xe0\x7f\x10\x00OB\0\0"
+    sparse(folder / "x.dcm", len(head) + size, head)
+    read_label("c", folder / "x.dcm", ("the scan", ct()), None)
+
+
+@stranger("expected one label")
+def label_headers(folder: Path) -> None:
+    """Twenty structure sets in a patient's folder, whose headers are each just within the limit."""
+    from dkuxnet.data.layouts import find_source
+
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    for index, data in enumerate(slices()):
+        (folder / "a" / f"{index}.dcm").write_bytes(data)
+    data = structure_sets()[0]
+    at = data.index(b"\x06\x30\x10\x00SQ") if b"\x06\x30\x10\x00SQ" in data else len(data)
+    for index in range(20):
+        (folder / "a" / f"r{index}.dcm").write_bytes(data[:at] + tiny(120_000) + data[at:])
+    started = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            find_source(folder)
+    finally:
+        assert time.process_time() - started < 6
+
+
+@stranger("there is none")
+def label_pipe(folder: Path) -> None:
+    from dkuxnet.data.labels import read_label
+
+    os.mkfifo(folder / "x.dcm")
+    read_label("c", folder / "x.dcm", ("the scan", ct()), None)
 
 
 # --- the tests ---

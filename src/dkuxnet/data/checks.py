@@ -269,7 +269,9 @@ def finish(path: Path, array: NDArray[Any], affine: NDArray[Any], kind: str) -> 
 def check_affine(path: Path, affine: NDArray[Any]) -> NDArray[Any]:
     """`affine` as (4, 4) float64. Raises UserError where it is not finite or is singular."""
     affine = np.asarray(affine, dtype=np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(affine).all() and np.isfinite(np.linalg.norm(affine))
+    if affine.shape != (4, 4) or not finite:
         raise UserError(
             f"{path}: expected a finite 4x4 affine, but it is {affine.tolist()}; repair the header"
         )

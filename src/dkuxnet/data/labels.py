@@ -20,6 +20,7 @@ from dkuxnet.data import formats
 from dkuxnet.data.affines import on_grid, part_on_grid
 
 MAX_CLASSES = 256  # class indices are stored in a byte
+MAX_MASKS = 1024  # each is as large as the scan
 MAX_FOUND_LABELS = 64  # a label file with more values than this is a scan in the wrong folder
 BACKGROUND = "background"
 Mask = Callable[[], NDArray[np.bool_]]
@@ -51,7 +52,9 @@ def with_classes(source: Source) -> Source:
     They are counted in the order of the cases, and of the file in each. Raises UserError where only
     some labels name theirs, and where no case has a segment of a class that the source names.
     """
-    found = {case.name: segment_names(case.label) for case in source.cases if case.label}
+    labelled = [(case.name, case.label) for case in source.cases if case.label]
+    named = {path: segment_names(path) for path in {path for _, path in labelled}}
+    found = {name: named[path] for name, path in labelled}
     names = list(dict.fromkeys(name for each in found.values() for name in each or ()))
     unnamed = next((name for name, each in found.items() if each is None), None)
     if not names:
@@ -172,6 +175,11 @@ def _merged(
     by_value = {value: name for name, value in labels.items()}
     told = []
     chosen = [(labels[name], mask) for name, mask in masks if name in labels]
+    if len(chosen) > MAX_MASKS:
+        raise UserError(
+            f"{path}: has {len(chosen)} segments of the classes, at most {MAX_MASKS} can be used; "
+            "join those of one name"
+        )
     for value, mask in sorted(chosen, key=lambda each: each[0]):
         voxels = mask()
         below = array[voxels]

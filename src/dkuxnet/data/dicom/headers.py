@@ -1,6 +1,6 @@
 """The header of a DICOM file: whether it is an image, of which series, where its frames lie."""
 
-import sys
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from pydicom import Dataset, FileDataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_partial, read_sequence
+from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.data.checks import reading
@@ -44,6 +47,7 @@ PIXELS_GROUP = 0x7FE0
 MAX_READS = 400_000
 READS_A_FILE, BYTES_A_READ = 1000, 256
 MAX_ITEMS = 200_000
+MAX_META = 1000  # elements before the data set; there are 14
 MAX_SEQUENCE_BYTES = 2**24
 MAX_ELEMENT_BYTES = 2**26
 
@@ -95,8 +99,8 @@ class Image:
 class Reads:
     """How many reads of headers the files of a tree may still take."""
 
-    def __init__(self) -> None:
-        self.left = MAX_READS
+    def __init__(self, most: int = MAX_READS) -> None:
+        self.left = most
 
     def of(self, entry: Entry) -> "Reads":
         """With what one file more may have."""
@@ -155,39 +159,80 @@ def attribute(dataset: Dataset, frame: int, group: str, name: str) -> Any:
     return None if value == "" else value
 
 
+def text(dataset: Dataset, name: str) -> str:
+    """An element as text, empty where it is missing. Raises ValueError for a sequence.
+
+    pydicom's text of nested sequences grows exponentially where they are too deep.
+    """
+    value = dataset.get(name)
+    if isinstance(value, Items):
+        raise ValueError(f"its {name} is a sequence")
+    return "" if value is None else str(value)
+
+
+def items(dataset: Dataset, name: str, reads: Reads) -> Sequence[Dataset]:
+    """The items of a sequence without texts, whose elements count as `reads`."""
+    if name not in dataset:
+        return ()
+    raw = dataset.get_item(name)
+    if not isinstance(raw, RawDataElement):  # its length is not stated: it is read already
+        return cast(Items, raw.value)
+    value = raw.value or b""
+    most = len(value) + MAX_SEQUENCE_BYTES  # some bytes are read twice
+    stream = cast(BinaryIO, _Bounded(io.BytesIO(value), most, reads))
+    return read_sequence(stream, raw.is_implicit_VR, raw.is_little_endian, len(value), "latin-1")
+
+
 def read_dataset(
     stream: IO[bytes],
-    voxels: bool = False,
+    voxels: int = 0,
     tags: Sequence[str] | None = None,
     sequence_bytes: int = MAX_SEQUENCE_BYTES,
     reads: Reads | None = None,
 ) -> FileDataset:
     """The data set of a file, with or without preamble.
 
-    tags: read these alone, None for all. voxels: whether to read them too. sequence_bytes: the most
-    that a sequence may take. reads: those of a tree.
+    tags: read these alone, None for all. voxels: bytes of them that are read at most, 0 for none.
+    sequence_bytes: the most that all sequences may take. reads: those of a tree.
 
     Reading ends at group 0, which no valid file holds: a gigabyte of zeros would be read as a
     hundred million elements. (At the very beginning pydicom reads on: see `_first_group`.) Raises
     ValueError for a header of far more elements than a scan has, and for a deflated file.
     """
-    most = sys.maxsize if voxels else max(MAX_ELEMENT_BYTES, sequence_bytes)
+    _check_meta(stream)
+    most = max(MAX_ELEMENT_BYTES, sequence_bytes) + voxels
     dataset = read_partial(
         cast(BinaryIO, _Bounded(stream, most, reads or Reads())),
         lambda tag, vr, length: tag.group == 0 or (tag.group == PIXELS_GROUP and not voxels),
         force=True,
         specific_tags=None if tags is None else [Tag(tag) for tag in tags],
     )
-    for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
-        raw = dataset.get_item(tag)
-        if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
-            _check_sequence(raw.value or b"", sequence_bytes)
+    _check_sequences(dataset, sequence_bytes)
     if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set: what pydicom found
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
     return dataset
+
+
+def _check_meta(stream: IO[bytes]) -> None:
+    """Raise ValueError where the file meta information holds a sequence, see `text`."""
+    start = stream.tell()
+    if has_preamble(stream.read(132)):
+        for _ in range(MAX_META):
+            tag_and_vr = stream.read(6)
+            if tag_and_vr[:2] != b"\2\0":
+                break
+            vr = tag_and_vr[4:].decode("latin-1")
+            if vr in ("SQ", "UN"):
+                raise ValueError("its file meta information holds a sequence")
+            if long := vr in EXPLICIT_VR_LENGTH_32:
+                stream.read(2)
+            stream.seek(int.from_bytes(stream.read(4 if long else 2), "little"), io.SEEK_CUR)
+        else:
+            raise ValueError("its file meta information is far larger than that of a scan")
+    stream.seek(start)
 
 
 class _Bounded:
@@ -198,7 +243,7 @@ class _Bounded:
 
     def __init__(self, stream: IO[bytes], most: int, reads: Reads):
         self._stream = stream
-        self._most = most
+        self._left = most
         self._reads = reads
         self.seek, self.tell = stream.seek, stream.tell
 
@@ -206,15 +251,25 @@ class _Bounded:
         self._reads.left -= 1
         if size is None or size < 0:
             raise ValueError("it is deflated as a whole, which is not supported")
-        if self._reads.left < 0 or size > self._most:
+        if self._reads.left < 0 or size > self._left:
             raise ValueError("its header is far larger than that of a scan")
-        return self._stream.read(size)
+        content = self._stream.read(size)
+        self._left -= len(content)
+        return content
 
 
-def _check_sequence(value: bytes, most: int) -> None:
-    """Check the bytes of an element, of which pydicom makes objects where it is a sequence."""
-    items = sum(value.count(mark) for mark in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"))
-    if len(value) > most or items > MAX_ITEMS:
+def _check_sequences(dataset: Dataset, most: int) -> None:
+    """Check all elements that may be sequences, of which pydicom makes objects."""
+    size = count = 0
+    for tag in dataset.keys():  # noqa: SIM118  # a data set yields elements, which it converts
+        raw = dataset.get_item(tag)
+        if raw.VR == "SQ" and dictionary_has_tag(tag) and dictionary_VR(tag) != "SQ":
+            raise ValueError(f"its {keyword_for_tag(tag)} is a sequence")  # see `text`
+        if isinstance(raw, RawDataElement) and raw.VR in (None, "SQ", "UN"):
+            value = raw.value or b""
+            size += len(value)
+            count += sum(map(value.count, (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")))
+    if size > most or count > MAX_ITEMS:
         raise ValueError("an element of its header is far larger than that of a scan")
 
 
@@ -260,15 +315,14 @@ def _image(where: Path, entry: Entry, header: Dataset) -> Image | None:
         name=entry.name,
         file_bytes=entry.size,
         sop_class_uid=str(kind),
-        sop_instance_uid=str(
-            header.get("SOPInstanceUID") or header.file_meta.get("MediaStorageSOPInstanceUID", "")
-        ),
-        series_uid=str(header.SeriesInstanceUID),
-        study_uid=str(header.StudyInstanceUID),
-        description=str(header.get("SeriesDescription", "")),
-        modality=str(header.get("Modality", "")) or "image",
-        frame_of_reference_uid=str(header.get("FrameOfReferenceUID", "")),
-        transfer_syntax_uid=str(header.file_meta.get("TransferSyntaxUID", "")),
+        sop_instance_uid=text(header, "SOPInstanceUID")
+        or text(header.file_meta, "MediaStorageSOPInstanceUID"),
+        series_uid=text(header, "SeriesInstanceUID"),
+        study_uid=text(header, "StudyInstanceUID"),
+        description=text(header, "SeriesDescription"),
+        modality=text(header, "Modality") or "image",
+        frame_of_reference_uid=text(header, "FrameOfReferenceUID"),
+        transfer_syntax_uid=text(header.file_meta, "TransferSyntaxUID"),
         rows=int(header.Rows),
         columns=int(header.Columns),
         grey=int(header.get("SamplesPerPixel", 1)) == 1

@@ -14,7 +14,7 @@ from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading, require
-from dkuxnet.data.dicom.headers import quiet, read_dataset
+from dkuxnet.data.dicom.headers import Reads, quiet, read_dataset, text
 from dkuxnet.data.dicom.segments import SEGMENTATIONS, Segmentation, read_segments
 from dkuxnet.data.dicom.series import Series
 from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET, read_structures
@@ -73,7 +73,7 @@ def find_labels(root: Path, scans: Mapping[str, Series]) -> dict[str, Path]:
 
 
 def _drawings(root: Path) -> list[_Drawing]:
-    drawings = []
+    drawings, reads = [], Reads()
     with opened(root) as entries:
         for entry in entries:
             where = place(root, entry.name)
@@ -86,7 +86,7 @@ def _drawings(root: Path) -> list[_Drawing]:
                 continue
             try:
                 with reading(where, "DICOM"), quiet(), entry.open() as stream:
-                    header = read_dataset(stream, tags=REFERENCES)
+                    header = read_dataset(stream, tags=REFERENCES, reads=reads.of(entry))
                     drawing = _drawing(where, header)
             except UserError as error:
                 _tell(f"{error}; its labels are not used")
@@ -99,15 +99,16 @@ def _drawings(root: Path) -> list[_Drawing]:
 
 
 def _drawing(path: Path, header: Dataset) -> _Drawing:
-    series = [str(each.SeriesInstanceUID) for each in header.get("ReferencedSeriesSequence") or ()]
-    frames = [str(header.get("FrameOfReferenceUID") or "")]
+    named = header.get("ReferencedSeriesSequence") or ()
+    series = [text(each, "SeriesInstanceUID") for each in named]
+    frames = [text(header, "FrameOfReferenceUID")]
     for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
-        frames.append(str(frame.get("FrameOfReferenceUID") or ""))
+        frames.append(text(frame, "FrameOfReferenceUID"))
         for study in frame.get("RTReferencedStudySequence") or ():
             for each in study.get("RTReferencedSeriesSequence") or ():
-                series.append(str(each.SeriesInstanceUID))
+                series.append(text(each, "SeriesInstanceUID"))
     return _Drawing(
-        path, str(header.get("SOPClassUID", "")), frozenset(series), frozenset(frames) - {""}
+        path, text(header, "SOPClassUID"), frozenset(series) - {""}, frozenset(frames) - {""}
     )
 
 
@@ -150,7 +151,7 @@ def _chosen(name: str, drawings: list[_Drawing]) -> Path:
 def _kind_of(path: Path) -> str:
     require(path, "DICOM")
     with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
-        kind = str(read_dataset(stream, tags=["SOPClassUID"]).get("SOPClassUID", ""))
+        kind = text(read_dataset(stream, tags=["SOPClassUID"]), "SOPClassUID")
     if kind not in (*SEGMENTATIONS, RT_STRUCTURE_SET):
         raise UserError(
             f"{path}: expected labels as DICOM SEG or RT Structure Set, but it is neither; export "

@@ -25,6 +25,7 @@ from dkuxnet.data.dicom.tree import opened, place
 from dkuxnet.machine.memory import check_memory
 
 MAX_VOXELS = 2**31  # 8 GiB as float32
+MAX_VOXEL_BYTES = 8  # stored
 FREE_BYTES = 2**28  # any file may unpack to this
 PIXEL_TAGS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -106,7 +107,9 @@ def _fill(array: NDArray[Any], series: Series, stack: Stack) -> set[str]:
             if entry.name not in slices:
                 continue
             with reading(place(series.path, entry.name), "DICOM"), quiet(), entry.open() as stream:
-                dataset = read_dataset(stream, True, TAGS, reads=reads.of(entry))
+                first, _ = stack.frames[slices[entry.name][0][0]]
+                most = MAX_VOXEL_BYTES * first.rows * first.columns * len(first.planes)
+                dataset = read_dataset(stream, most, TAGS, reads=reads.of(entry))
                 check_fragments(dataset)
                 for index, frame in slices[entry.name]:
                     array[index] = read_frame(dataset, frame)

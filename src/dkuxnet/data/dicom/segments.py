@@ -1,7 +1,9 @@
 """The segments of a DICOM SEG, laid voxel by voxel on the grid of the scan that was segmented."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +14,13 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, check_size, reading
-from dkuxnet.data.dicom.headers import attribute, quiet, read_dataset
+from dkuxnet.data.dicom.headers import attribute, quiet, read_dataset, text
 from dkuxnet.data.dicom.read import FREE_BYTES, TAGS, check_fragments, read_frame
 from dkuxnet.data.dicom.tree import printable
 
 # Segmentation Storage and Label Map Segmentation Storage
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+SIZES = ("Rows", "Columns", "BitsAllocated", "NumberOfFrames")
 SEG_TAGS = ("SegmentationType", "MaximumFractionalValue", "SegmentSequence")
 PLACE = {
     "PlanePosition": "ImagePositionPatient",
@@ -46,10 +49,21 @@ def _segments(dataset: Dataset) -> list[Segment]:
     found = []
     for each in dataset.get("SegmentSequence") or ():
         number = int(each.SegmentNumber)
-        name = printable(str(each.get("SegmentLabel") or "").strip()) or f"segment {number}"
+        name = printable(text(each, "SegmentLabel").strip()) or f"segment {number}"
         if number:  # 0 is the background of a label map
             found.append(Segment(number, name))
+    if len({segment.number for segment in found}) < len(found):
+        raise ValueError("two of its segments have one number")
     return found
+
+
+def _needed(dataset: Dataset) -> int:
+    """Bytes of all unpacked voxels."""
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) * frames
+    if bits < 0:
+        raise ValueError("its size is negative")
+    return -(-bits // 8)
 
 
 class Segmentation:
@@ -60,33 +74,47 @@ class Segmentation:
 
     def __init__(self, path: Path, scan: Volume):
         self._path, self._scan = path, scan
+        self._to_voxels = np.linalg.inv(scan.affine) @ LPS_RAS
         with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
-            self._dataset = read_dataset(stream, voxels=True, tags=[*TAGS, *SEG_TAGS])
+            needed = _needed(read_dataset(stream, tags=SIZES))
+            stream.seek(0)
+            self._dataset = read_dataset(stream, 2 * needed, [*TAGS, *SEG_TAGS])
             self._frames = int(self._dataset.get("NumberOfFrames") or 1)
             self.segments = _segments(self._dataset)
-            self._check()
+            self._check(needed)
             check_fragments(self._dataset)
-            self._numbers = [self._number(frame) for frame in range(self._frames)]
+            if not self._is_label_map:
+                self._numbers = [self._number(frame) for frame in range(self._frames)]
 
     def mask(self, number: int) -> NDArray[np.bool_]:
         """The voxels (X, Y, Z) of one segment."""
+        if self._is_label_map:
+            return np.asarray(self._values == number)
         mask = np.zeros(self._scan.shape, bool)
         with reading(self._path, "DICOM"), quiet():
             for frame, of in enumerate(self._numbers):
-                if of in (None, number):
-                    self._paste(mask, frame, number)
+                if of == number:
+                    self._paste(mask, frame, self._voxels(frame))
         return mask
 
-    def _check(self) -> None:
+    @cached_property
+    def _values(self) -> NDArray[np.uint16]:
+        """The numbers of all segments of a label map (X, Y, Z)."""
+        values = np.zeros(self._scan.shape, np.uint16)
+        with reading(self._path, "DICOM"), quiet():
+            for frame in range(self._frames):
+                self._paste(values, frame, read_frame(self._dataset, frame).T)
+        return values
+
+    def _check(self, needed: int) -> None:
         """Check that the file can hold what its header promises, before anything is unpacked."""
         dataset = self._dataset
-        rows, columns, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
+        bits = int(dataset.BitsAllocated)
         described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
         if self._frames != described or bits not in (1, 8, 16):
             raise ValueError(
                 f"it has {self._frames} frames of {bits} bits and describes {described}"
             )
-        needed = -(-rows * columns * self._frames * bits // 8)
         if UID(dataset.file_meta.TransferSyntaxUID).is_compressed:
             packed = self._path.stat().st_size
             check_size(self._path, needed, max(FREE_BYTES, MAX_DEFLATE_RATIO * packed))
@@ -97,15 +125,13 @@ class Segmentation:
     def _is_label_map(self) -> bool:
         return bool(self._dataset.get("SegmentationType") == "LABELMAP")
 
-    def _number(self, frame: int) -> int | None:
-        """The segment of a frame; None where its voxels say it."""
-        if self._is_label_map:
-            return None
+    def _number(self, frame: int) -> int:
+        """The segment of a frame."""
         place = "SegmentIdentificationSequence", "ReferencedSegmentNumber"
         return int(attribute(self._dataset, frame, *place))
 
-    def _voxels(self, frame: int, number: int) -> NDArray[np.bool_]:
-        """(columns, rows) of a frame."""
+    def _voxels(self, frame: int) -> NDArray[np.bool_]:
+        """(columns, rows) of a frame of one segment."""
         dataset = self._dataset
         if dataset.BitsAllocated == 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
             size = dataset.Rows * dataset.Columns
@@ -116,8 +142,6 @@ class Segmentation:
             bits = np.unpackbits(packed, bitorder="little")[start % 8 :][:size]
             return bits.reshape(dataset.Rows, dataset.Columns).T.astype(bool)
         stored = read_frame(dataset, frame).T
-        if self._is_label_map:
-            return np.asarray(stored == number)
         top = int(dataset.get("MaximumFractionalValue") or 1)
         if not np.isin(stored, (0, top)).all():
             raise UserError(
@@ -126,10 +150,11 @@ class Segmentation:
             )
         return np.asarray(stored == top)
 
-    def _paste(self, mask: NDArray[np.bool_], frame: int, number: int) -> None:
+    def _paste(self, array: NDArray[Any], frame: int, voxels: NDArray[Any]) -> None:
+        """Lay what is not 0 of a frame's voxels (columns, rows) into `array` (X, Y, Z)."""
         axes, signs, start = self._place(frame)
-        voxels = self._voxels(frame, number)[:: signs[0], :: signs[1]]
-        target = np.moveaxis(mask, axes, (0, 1, 2))
+        voxels = voxels[:: signs[0], :: signs[1]]
+        target = np.moveaxis(array, axes, (0, 1, 2))
         index = int(start[axes[2]])
         # Where the turned frame begins in the scan, and the part of it that lies inside
         low = [
@@ -140,14 +165,15 @@ class Segmentation:
         part = voxels[max(0, -a) : max(0, columns - a), max(0, -b) : max(0, rows - b)]
         if not 0 <= index < slices:
             part = part[:0]
-        if lost := int(voxels.sum() - part.sum()):
+        if lost := np.count_nonzero(voxels) - np.count_nonzero(part):
             raise UserError(
                 f"{self._path}: {lost} voxels of frame {frame + 1} lie outside the scan; give the "
                 "series that was segmented, whole"
             )
         if part.any():
             a, b = max(0, a), max(0, b)
-            target[a : a + part.shape[0], b : b + part.shape[1], index] |= part
+            place = target[a : a + part.shape[0], b : b + part.shape[1], index]
+            np.copyto(place, part, casting="unsafe", where=part != 0)
 
     def _place(self, frame: int) -> tuple[list[int], list[int], NDArray[np.int64]]:
         """Axes of the scan along columns, rows and across; signs of the first two; first voxel."""
@@ -161,7 +187,7 @@ class Segmentation:
         plane[:3, 0], plane[:3, 1] = orientation[:3], orientation[3:]
         plane[:3, :2] *= [float(step) for step in spacing][::-1]
         plane[:, 2] = [*map(float, position), 1]
-        found = (np.linalg.inv(self._scan.affine) @ LPS_RAS @ plane)[:3]
+        found = (self._to_voxels @ plane)[:3]
         whole = np.round(found.clip(-(2**31), 2**31))
         extent = [self._dataset.Columns, self._dataset.Rows, 1]
         steps = np.abs(whole[:, :2])

@@ -8,6 +8,7 @@ keyhole, which lie on each other, cancel out.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,17 @@ from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading
-from dkuxnet.data.dicom.headers import quiet, read_dataset
+from dkuxnet.data.dicom.headers import Reads, items, quiet, read_dataset, text
 from dkuxnet.data.dicom.tree import printable
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-TAGS = ("SpecificCharacterSet", "StructureSetROISequence", "ROIContourSequence")
-# Those of a whole body, drawn on every slice, take a tenth of these.
-MAX_BYTES = 2**28
-MAX_CROSSINGS = 2**26  # of all edges of a slice with the rows of voxels
+# Those of a whole body, drawn on every slice, take a fifth of these.
+MAX_BYTES = 2**27
+MAX_READS = 2**21
+MAX_NUMBERS = 2**24
+MAX_CROSSINGS = 2**22  # of all edges of a slice with the rows of voxels
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+FAR = 2.0**31  # in voxels
 OFF_SLICE = 0.2  # of the distance of two slices, which a contour may lie beside one
 LPS_RAS = np.array([-1.0, -1.0, 1.0])
 
@@ -48,11 +51,14 @@ class Structure:
         if not self.contours:
             return mask
         to_voxels = np.linalg.inv(scan.affine)
-        contours = [
-            # Without rounding, chance would decide about a point at the centre of a voxel.
-            np.round(points @ to_voxels[:3, :3].T + to_voxels[:3, 3], 6)
-            for points in self.contours
-        ]
+        with np.errstate(all="ignore"):
+            contours = [
+                # Without rounding, chance would decide about a point at the centre of a voxel.
+                np.round(points @ to_voxels[:3, :3].T + to_voxels[:3, 3], 6)
+                for points in self.contours
+            ]
+        if not all((np.abs(points) < FAR).all() for points in contours):  # nor where it is nan
+            raise UserError(f"{where} has a point far outside the scan; export it again")
         axis = int(np.argmin(np.mean([np.ptp(points, axis=0) for points in contours], axis=0)))
         slices: dict[int, list[NDArray[np.float64]]] = {}
         for points in contours:
@@ -71,40 +77,54 @@ def read_structures(path: Path) -> list[Structure]:
     Raises UserError where the file is damaged.
     """
     with reading(path, "DICOM"), quiet(), open_regular(path) as stream:
-        dataset = read_dataset(stream, tags=TAGS, sequence_bytes=MAX_BYTES)
-        contours: dict[int, tuple[NDArray[np.float64], ...]] = {
-            int(each.ReferencedROINumber): _contours(each)
-            for each in dataset.get("ROIContourSequence") or ()
-        }
-        named = [
-            (int(each.ROINumber), str(each.get("ROIName") or "").strip())
-            for each in dataset.get("StructureSetROISequence") or ()
-        ]
+        header = read_dataset(stream, tags=("SpecificCharacterSet", "StructureSetROISequence"))
+        rois = header.get("StructureSetROISequence") or ()
+        names = {int(each.ROINumber): text(each, "ROIName").strip() for each in rois}
+        if len(names) < len(rois):
+            raise ValueError("two of its structures have one number")
+        stream.seek(0)
+        contours = _all_contours(stream)
     return [
         Structure(printable(name) or f"ROI {number}", contours[number])
-        for number, name in named
+        for number, name in names.items()
         if contours.get(number)
     ]
 
 
-def _contours(roi: Dataset) -> tuple[NDArray[np.float64], ...]:
-    closed = [
-        each
-        for each in roi.get("ContourSequence") or ()
-        if each.get("ContourGeometricType") in CLOSED
-    ]
-    return tuple(_points(each) for each in closed)
+def _all_contours(stream: IO[bytes]) -> dict[int, tuple[NDArray[np.float64], ...]]:
+    """The closed contours of all structures, by their number."""
+    reads = Reads(MAX_READS)
+    dataset = read_dataset(
+        stream, tags=["ROIContourSequence"], sequence_bytes=MAX_BYTES, reads=reads
+    )
+    found: dict[int, list[bytes]] = {}
+    count = 0
+    for roi in items(dataset, "ROIContourSequence", reads):
+        texts = found.setdefault(int(roi.ReferencedROINumber), [])
+        for each in items(roi, "ContourSequence", reads):
+            if each.get("ContourGeometricType") in CLOSED:
+                texts.append(_numbers(each))
+                count += texts[-1].count(b"\\")
+    if count > MAX_NUMBERS:
+        raise ValueError("its contours are far longer than those of a body")
+    return {number: tuple(map(_points, texts)) for number, texts in found.items()}
 
 
-def _points(contour: Dataset) -> NDArray[np.float64]:
-    # As bytes: pydicom would make an object of each number.
-    raw = contour.get_item("ContourData")
+def _numbers(contour: Dataset) -> bytes:
+    """The numbers of a contour as they stand there: pydicom would make an object of each."""
+    raw = contour.get_item("ContourData") if "ContourData" in contour else None
     if not isinstance(raw, RawDataElement):
         raise ValueError("a contour has no points")
-    numbers = np.array((raw.value or b"").decode("ascii").strip(" \0").split("\\"), np.float64)
-    if len(numbers) % 3 or not np.isfinite(numbers).all():
+    return raw.value or b""
+
+
+def _points(numbers: bytes) -> NDArray[np.float64]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of text that is no number
+        values = np.fromstring(numbers.strip(b" \0").replace(b"\\", b" "), np.float64, sep=" ")
+    if len(values) % 3 or len(values) != numbers.count(b"\\") + 1 or not np.isfinite(values).all():
         raise ValueError("a contour has points that are not three finite numbers each")
-    return numbers.reshape(-1, 3) * LPS_RAS
+    return np.asarray(values.reshape(-1, 3) * LPS_RAS)
 
 
 def _slice_of(where: str, heights: NDArray[np.float64], slices: int) -> int:

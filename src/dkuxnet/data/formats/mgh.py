@@ -113,8 +113,9 @@ def _opened(path: Path) -> Iterator[tuple[MghHeader, IO[bytes], bool]]:
 def _affine(fields: Any) -> NDArray[np.float64]:
     """The point that the header places lies at half the shape."""
     affine = np.eye(4)
-    affine[:3, :3] = fields["axes"].T.astype(np.float64) * fields["spacing_mm"]
-    affine[:3, 3] = fields["centre_mm"] - affine[:3, :3] @ (fields["shape"][:3] / 2)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused
+        affine[:3, :3] = fields["axes"].T.astype(np.float64) * fields["spacing_mm"]
+        affine[:3, 3] = fields["centre_mm"] - affine[:3, :3] @ (fields["shape"][:3] / 2)
     return affine
 
 

@@ -120,11 +120,13 @@ class Nifti:
             if packed:
                 check_unpacked(path, file, start, header.nbytes)
             array = _channels_first(_voxels(header))
-            affine = _affine(header.fields)
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                affine = _affine(header.fields)
             if packed:
                 read_to_end(path, file)
         volume = replace(finish(path, array, affine, kind), nifti=header.place)
-        _compare_forms(path, header)
+        with np.errstate(all="ignore"):
+            _compare_forms(path, header)
         if header.corrected:
             warnings.warn(
                 f"{path}: its header is wrong and read as others read it: "
@@ -281,8 +283,9 @@ def _voxels(header: NiftiHeader) -> NDArray[Any]:
         return stored
     array = np.empty(stored.shape, np.float32, order="F")
     slope, inter = np.float64(data.slope), np.float64(data.inter)
-    for index in range(stored.shape[-1]):
-        array[..., index] = apply_read_scaling(stored[..., index], slope, inter)
+    with np.errstate(all="ignore"):  # `prepare` judges voxels that are not finite
+        for index in range(stored.shape[-1]):
+            array[..., index] = apply_read_scaling(stored[..., index], slope, inter)
     return array
 
 

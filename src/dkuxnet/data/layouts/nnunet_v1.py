@@ -27,11 +27,11 @@ def nnunet_v1(folder: Path) -> Source:
     fields = read_dataset_json(folder)
     channels = channel_names(folder, fields, "modality")
     labels = label_values(folder, fields)
-    names = [_name(folder, entry) for entry in field(folder, fields, "training", list)]
+    names = {_name(folder, entry) for entry in field(folder, fields, "training", list)}
     ending = suffix(_first_image(fields) or ".nii.gz")
     faults = Faults()
     found = found_cases(folder, "imagesTr", "labelsTr", ending, len(channels), faults)
-    for name in sorted(set(names) - {case.name for case in found if case.label}):
+    for name in sorted(names - {case.name for case in found if case.label}):
         faults.add(
             f"{folder / 'dataset.json'}: case '{name}' in 'training': expected "
             f"imagesTr/{name}_0000{ending} and labelsTr/{name}{ending}, but one of them is "
