@@ -79,7 +79,8 @@ def check_label_files(
             missed.add(path)
             faults.add(
                 f"{folder / _shown(path)}: this has the name of case '{case}', which would be "
-                f"without a label, but it is not read: {why or _readable()}; convert it, or take it away"
+                f"without a label, but it is not read: {why or _readable()}; convert "
+                "it, or take it away"
             )
     warn_left_out(folder, {*read, *missed}, why)
 
