@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # what requirements/ lists and nothing else: a file whose hash is not there ends the command
 LISTED := $(PIP) install --require-hashes --no-deps
 DEMO ?= demo
+# one more than cores: some tests wait for a server or a clock
+WORKERS := $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
 CODE := src tests measurements docs setup.py
 
 .PHONY: demo test lint docs lock clean
@@ -15,7 +17,7 @@ demo: $(VENV)/.user
 	$(BIN)/dkuxnet demo $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check $(CODE)

@@ -29,6 +29,9 @@ class View:
         self.read.append(name)
         return self.labels[name]
 
+    def classes(self, name):
+        return np.unique(self.array(name, "label"))
+
 
 def job(labelled, validation) -> SimpleNamespace:
     return SimpleNamespace(
