@@ -24,8 +24,9 @@ from dkuxnet.core.lookup import unknown
 
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Step = Annotated[int, Field(ge=1, le=2)]
-OneStride = tuple[Step, Step, Step]
-FourStrides = tuple[OneStride, OneStride, OneStride, OneStride]
+# lists in JSON, tuples here
+OneStride = Annotated[tuple[Step, Step, Step], Field(strict=False)]
+FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], Field(strict=False)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
 # what other programs call a setting
 OTHERS_NAMES = {
@@ -117,8 +118,7 @@ class ViewSettings(Section):
 
     noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
     largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels along
-    their shortest edge.
-    bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
+    their shortest edge. bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
     edge that is blanked.
     """
 
@@ -136,10 +136,10 @@ class AugmentSettings(Section):
 
     rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
     voxels along their shortest edge. elastic: largest displacement of a smooth field, in the same.
-    Slices over three times as thick as they are fine are rotated and scaled in their plane alone.
-    flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of
-    labelled patches, the largest displacement of the foreground's outline, outwards or inwards, as
-    a share of the radius of a ball as large as the foreground.
+    Where slices are over three times as thick as their pixels are wide, rotation and scale stay in
+    their plane. flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of labelled
+    patches, the largest displacement of the foreground's outline, outwards or inwards, as a share
+    of the radius of a ball as large as the foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)
@@ -157,8 +157,7 @@ class AugmentSettings(Section):
 class TrainSettings(Section):
     """The loop.
 
-    patch: voxels, None for the plan's. labelled_batch,
-    unlabelled_batch: patches a step. average: decay of the moving average of weights that
+    patch: voxels, None for the plan's. labelled_batch, unlabelled_batch: patches a step. average: decay of the moving average of weights that
     predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
     checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
     what a loss or gradient that is not finite does: end the training, or leave that step out

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dkuxnet.core.config import Edge, FourStrides
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import HALVINGS, Group, NetworkShape, divisor_of
@@ -36,11 +37,7 @@ def _can_be_held(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 LISTED = Field(strict=False)  # JSON has lists where we have tuples
 Voxels = Annotated[int, Field(ge=1, le=MAX_EDGE)]
 Shape = Annotated[tuple[Voxels, Voxels, Voxels], LISTED, AfterValidator(_can_be_held)]
-Edge = Annotated[int, Field(ge=1, le=8192)]
 Patch = Annotated[tuple[Edge, Edge, Edge], LISTED]
-Step = Annotated[int, Field(ge=1, le=2)]
-OneStride = Annotated[tuple[Step, Step, Step], LISTED]
-FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], LISTED]
 Millimetres = Annotated[float, Field(ge=LEAST_MM, le=MOST_MM)]
 Spacing = Annotated[tuple[Millimetres, Millimetres, Millimetres], LISTED]
 Three = Annotated[tuple[float, float, float], LISTED]

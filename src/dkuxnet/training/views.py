@@ -17,7 +17,7 @@ from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 
-THICK = 3.0  # slices are, whose voxels are over so many times as long as wide: as in nnU-Net
+THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
 
 
 def make_views(
