@@ -118,8 +118,8 @@ class ViewSettings(Section):
 
     noise: largest standard deviation of Gaussian noise. brightness: largest shift. contrast, gamma:
     largest factor and exponent (and their inverses). blur: largest Gaussian sigma in voxels along
-    their shortest edge. bias_field: strength of a smooth multiplicative field, exp(+-b). cutout: largest share of an
-    edge that is blanked.
+    their shortest edge. bias_field: strength of a smooth multiplicative field, exp(+-b). cutout:
+    largest share of an edge that is blanked.
     """
 
     noise: float = Field(0.0, ge=0)
@@ -157,12 +157,12 @@ class AugmentSettings(Section):
 class TrainSettings(Section):
     """The loop.
 
-    patch: voxels, None for the plan's. labelled_batch, unlabelled_batch: patches a step. average: decay of the moving average of weights that
-    predicts; 0 switches it off. poly: exponent of the decay. save_every, save_minutes: a
-    checkpoint after so many steps and after so many minutes, whichever comes first. on_nan:
-    what a loss or gradient that is not finite does: end the training, or leave that step out
-    and count it. deterministic: on a GPU, take algorithms that give the same bits every time
-    where torch has one, at some cost in speed (a CPU always does).
+    patch: voxels, None for the plan's. labelled_batch, unlabelled_batch: patches a step. average:
+    decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the
+    decay. save_every, save_minutes: a checkpoint after so many steps and after so many minutes,
+    whichever comes first. on_nan: what a loss or gradient that is not finite does: end the
+    training, or leave that step out and count it. deterministic: on a GPU, take algorithms that
+    give the same bits every time where torch has one, at some cost in speed (a CPU always does).
     """
 
     steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
