@@ -97,7 +97,7 @@ def _tell_error(error: UserError) -> None:
         typer.echo(line, err=True)
     # set by torchrun, and by --devices
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    lines, told = getattr(error, "lines", [str(error)]), os.environ.get(TOLD)
+    lines, told = error.lines, os.environ.get(TOLD)
     if rank is None or world == "1" or told is None:
         who = f"process {rank} of {world}: " if rank and world != "1" else ""
         for line in lines:

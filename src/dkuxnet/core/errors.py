@@ -21,25 +21,27 @@ class UserError(Exception):
 
     The message is one line: what was expected, what came, what to do. The command line prints it
     and exits with 1. Whatever a stranger's file puts into it, it stays one printable line of
-    moderate length. table: what the command line shows above it, line by line. told_elsewhere:
-    another process of the same training tells it.
+    moderate length. lines: what is told, a fault a line. table: what the command line shows above
+    them. told_elsewhere: another process of the same training tells it.
     """
 
     told_elsewhere = False
 
     def __init__(self, message: str, table: Sequence[str] = ()):
         super().__init__(one_line(message))
+        self.lines = [str(self)]
         self.table = table
 
 
 class UserErrors(UserError):
-    """Several things are wrong. lines: one for each of the first, and how many more there are."""
+    """Several things are wrong: a line for each of the first, and how many more there are."""
 
     def __init__(self, messages: Sequence[str], table: Sequence[str] = ()):
         more = len(messages) - MAX_TOLD
-        self.lines = [one_line(message) for message in messages[:MAX_TOLD]]
-        self.lines += [f"and {more} more"] if more > 0 else []
-        super().__init__("; ".join(self.lines), table)
+        lines = [one_line(message) for message in messages[:MAX_TOLD]]
+        lines += [f"and {more} more"] if more > 0 else []
+        super().__init__("; ".join(lines), table)
+        self.lines = lines
 
 
 class Faults:
@@ -59,7 +61,7 @@ class Faults:
         try:
             yield
         except UserError as error:
-            self.messages += error.lines if isinstance(error, UserErrors) else [str(error)]
+            self.messages += error.lines
             self.table += error.table
 
     def tell(self) -> None:
