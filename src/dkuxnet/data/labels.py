@@ -43,6 +43,10 @@ def segment_names(path: Path) -> list[str] | None:
             return None
     else:
         return None
+    return _foreground(names)
+
+
+def _foreground(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.lower() != BACKGROUND]
 
 
@@ -114,19 +118,18 @@ def read_label(
     what = f"the label map {path.name}"
     case = f"case '{name}'"
     try:
-        names = segment_names(path)
-        if names is None:
-            return on_grid(case, *scan, what, formats.read(path, kind="label"))
-        if not formats.is_dicom(path):
-            return part_on_grid(
-                case, *scan, what, _slicer_segments(path, labels or classes_of(names))
-            )
-        from dkuxnet.data.dicom.labels import masks_in
+        if formats.is_dicom(path):
+            from dkuxnet.data.dicom.labels import masks_in
 
-        labels = labels or classes_of(names)
-        _check_named(path, names, labels)
-        array = _merged(path, masks_in(path, scan[1]), labels, scan[1].shape)
-        return Volume(array, scan[1].affine)
+            masks = masks_in(path, scan[1])
+            names = _foreground([name for name, _ in masks])
+            labels = labels or classes_of(names)
+            _check_named(path, names, labels)
+            return Volume(_merged(path, masks, labels, scan[1].shape), scan[1].affine)
+        found = segment_names(path)
+        if found is None:
+            return on_grid(case, *scan, what, formats.read(path, kind="label"))
+        return part_on_grid(case, *scan, what, _slicer_segments(path, labels or classes_of(found)))
     except UserError as error:
         raise error if str(error).startswith(case) else UserError(f"{case}: {error}") from error
 

@@ -13,9 +13,11 @@ from pydicom.uid import UID
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
+from dkuxnet.data.affines import OFF_VOXEL
 from dkuxnet.data.checks import MAX_DEFLATE_RATIO, check_size, reading
 from dkuxnet.data.dicom.headers import attribute, quiet, read_dataset, text
 from dkuxnet.data.dicom.read import FREE_BYTES, TAGS, check_fragments, read_frame
+from dkuxnet.data.dicom.stack import LPS_RAS
 from dkuxnet.data.dicom.tree import printable
 
 # Segmentation Storage and Label Map Segmentation Storage
@@ -27,8 +29,6 @@ PLACE = {
     "PlaneOrientation": "ImageOrientationPatient",
     "PixelMeasures": "PixelSpacing",
 }
-OFF_VOXEL = 0.1  # of a voxel, which a frame's voxels may lie beside the scan's
-LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)

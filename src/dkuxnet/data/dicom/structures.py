@@ -20,6 +20,7 @@ from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
 from dkuxnet.data.checks import reading
 from dkuxnet.data.dicom.headers import Reads, items, quiet, read_dataset, text
+from dkuxnet.data.dicom.stack import LPS_RAS
 from dkuxnet.data.dicom.tree import printable
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -31,7 +32,6 @@ MAX_CROSSINGS = 2**22  # of all edges of a slice with the rows of voxels
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 FAR = 2.0**31  # in voxels
 OFF_SLICE = 0.2  # of the distance of two slices, which a contour may lie beside one
-LPS_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _points(numbers: bytes) -> NDArray[np.float64]:
         values = np.fromstring(numbers.strip(b" \0").replace(b"\\", b" "), np.float64, sep=" ")
     if len(values) % 3 or len(values) != numbers.count(b"\\") + 1 or not np.isfinite(values).all():
         raise ValueError("a contour has points that are not three finite numbers each")
-    return np.asarray(values.reshape(-1, 3) * LPS_RAS)
+    return np.asarray(values.reshape(-1, 3) * LPS_RAS.diagonal()[:3])
 
 
 def _slice_of(where: str, heights: NDArray[np.float64], slices: int) -> int:
