@@ -130,15 +130,19 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     All exceptions, because a damaged file makes parsers raise nearly any of them (zlib.error,
     KeyError, EOFError, ...).
     """
+    with telling(f"{path}: expected a readable {expected} file, but", "copy or export it again"):
+        yield
+
+
+@contextmanager
+def telling(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises in this block into the UserError "what: reason; remedy"."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{path}: expected a readable {expected} file, but: {reason(error)}; copy or export it "
-            "again"
-        ) from error
+        raise UserError(f"{what}: {reason(error)}; {remedy}") from error
 
 
 def check_size(path: Path, needed: int, available: int) -> None:

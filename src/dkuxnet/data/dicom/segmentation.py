@@ -5,8 +5,8 @@ without it raises UserError.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.regular import open_regular
 from dkuxnet.core.types import Volume
-from dkuxnet.data.checks import reason
+from dkuxnet.data.checks import telling
 from dkuxnet.data.dicom.codes import Codes, codes_of, text_of
 from dkuxnet.data.dicom.headers import Image, quiet, read_dataset
 from dkuxnet.data.dicom.series import Series
@@ -200,18 +200,12 @@ def _segmentation(
     return segmentation
 
 
-@contextmanager
-def _writing(series: Series) -> Iterator[None]:
+def _writing(series: Series) -> AbstractContextManager[None]:
     """Turn whatever pydicom and highdicom raise in this block into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{series.path}: series {series.uid} cannot become a DICOM SEG: {reason(error)}; leave "
-            "out --format dicom-seg"
-        ) from error
+    return telling(
+        f"{series.path}: series {series.uid} cannot become a DICOM SEG",
+        "leave out --format dicom-seg",
+    )
 
 
 def _volume(segments: Array, series: Series, stack: Stack) -> hd.Volume:

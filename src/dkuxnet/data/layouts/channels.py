@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dkuxnet.core.errors import DataWarning, Faults, UserError
 from dkuxnet.data.formats import is_dicom, peek, stem, suffix
+from dkuxnet.data.layouts.files import named_twice
 
 Group = dict[int, Path]  # number -> file
 
@@ -39,10 +40,7 @@ def group_channels(
                 patients.append(name)
     for name, paths in itertools.chain.from_iterable(each.items() for each in found):
         if name in cases:
-            faults.add(
-                f"{paths[0].parent}: expected one file named '{name}', got {cases[name][0].name} "
-                f"and {paths[0].name}; remove one"
-            )
+            faults.add(named_twice(name, cases[name][0], paths[0]))
         cases[name] = paths
     faults.tell()
     if patients:

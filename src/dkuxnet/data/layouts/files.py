@@ -140,13 +140,18 @@ def by_stem(files: Iterable[Path]) -> dict[str, Path]:
     for path in files:
         name = stem(path)
         if name in found:
-            faults.add(
-                f"{path.parent}: expected one file named '{name}', got {found[name].name} and "
-                f"{path.name}; remove one"
-            )
+            faults.add(named_twice(name, found[name], path))
         found[name] = path
     faults.tell()
     return found
+
+
+def named_twice(name: str, first: Path, second: Path) -> str:
+    """The fault that two files of a folder come to one name."""
+    return (
+        f"{second.parent}: expected one file named '{name}', got {first.name} and {second.name}; "
+        "remove one"
+    )
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
