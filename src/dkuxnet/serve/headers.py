@@ -9,7 +9,7 @@ from dkuxnet.data.dicom.tree import is_zip, opened_zip
 
 BYTES_A_VOXEL = 8  # the most that a format has
 MAX_FILES = 20_000  # in a zip of DICOM
-MAX_EDGE = 4096  # voxels
+MAX_EDGE = 4096  # voxels: more than scanners make
 
 
 def check_zip(path: Path, max_voxels: int) -> None:
