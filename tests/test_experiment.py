@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import described
 from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError, data_warnings
+from dkuxnet.core.types import HALVINGS, NetworkShape
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet, write_array
@@ -33,7 +35,7 @@ from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
-from dkuxnet.training.job import new_job, resumed_job
+from dkuxnet.training.job import new_job, patch_for, resumed_job, strides_for
 from dkuxnet.training.loop import NotFinite
 from dkuxnet.training.optimiser import learning_rate
 from tiny import DK_UXNET, dotted, prepared_phantoms
@@ -568,3 +570,42 @@ def test_a_second_training_on_a_run_folder_is_refused_and_changes_nothing(prepar
     ):
         run_training(prepared, tmp_path / "run", settings(), resume=True)
     assert content() == before
+
+
+# --- thick slices ---
+
+SLICES = ((2, 2, 1), (2, 2, 1), (2, 2, 2), (1, 1, 1))
+THICK = described.plan(spacing_mm=[1, 1, 6], patch=[24, 16, 6], strides=SLICES)
+
+
+def test_networks_follow_the_plan_s_strides_or_get_a_patch_that_they_can_halve():
+    shape = NetworkShape(1, 2, (), strides_for(settings(), THICK))
+    assert shape.strides == SLICES and shape.divisor == (8, 8, 2)
+    assert patch_for(shape, load_settings(), THICK) == (24, 16, 6)
+    others = load_settings(overrides={"network.name": "unet"})
+    halving = NetworkShape(1, 2, (), strides_for(others, THICK))
+    assert halving.strides == HALVINGS
+    assert patch_for(halving, load_settings(), THICK) == (32, 16, 16)
+    chosen = settings(network__strides=[[2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]])
+    assert strides_for(chosen, THICK)[1:] == ((1, 1, 1),) * 3
+    with pytest.raises(UserError, match=r"network\.strides: 'unet' halves along every axis"):
+        strides_for(
+            load_settings(overrides={"network.name": "unet", "network.strides": SLICES}), THICK
+        )
+    with pytest.raises(
+        UserError, match=r"multiples of \[8, 8, 2\], got \[24, 16, 5\]; \[24, 16, 6\]"
+    ):
+        patch_for(shape, settings(train__patch=[24, 16, 5]), THICK)
+
+
+def test_a_run_on_thick_slices_goes_on_and_predicts(scans, tmp_path):
+    meta = prepare_scans(scans, tmp_path / "prepared", spacing_mm=(1.2, 1.2, 5), processes=1)
+    assert meta.plan.strides[0] == (2, 2, 1)
+    overrides = {"train.steps": 2, "train.patch": None, "data.test_cases": 1}
+    chosen = load_settings(overrides=TINY | overrides)
+    manifest = run_training(tmp_path / "prepared", tmp_path / "run", chosen)
+    assert manifest.shape.strides == meta.plan.strides and manifest.patch == meta.plan.patch
+    run_training(tmp_path / "prepared", tmp_path / "run", chosen, resume=True, steps=3)
+    scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"
+    [written] = predict_scans(tmp_path / "run", [scan], tmp_path / "out", device="cpu")
+    assert formats.read(written, kind="label").shape == formats.read(scan).shape

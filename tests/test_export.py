@@ -5,6 +5,7 @@ nothing behind.
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from dkuxnet.export.monai_bundle import write_bundle
 from dkuxnet.export.onnx import write_onnx
 from dkuxnet.export.patch_model import Export, PatchModel, check_equal
 from dkuxnet.export.targets import TARGETS, export_run
-from dkuxnet.export.torch_graphs import write_torch_export, write_torchscript
+from dkuxnet.export.torch_graphs import exported, write_torch_export, write_torchscript
 from dkuxnet.models.build import build_method
 from dkuxnet.models.methods.base import Ensemble
 from dkuxnet.models.networks import NETWORKS
@@ -175,6 +176,30 @@ def test_predictors_that_are_more_than_a_network_are_traced(method, monkeypatch)
     assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-5
     monkeypatch.setattr(predicting, "applies", lambda x: False)
     assert (graph(image) - probabilities(predictor, image)).abs().max() < 1e-6
+
+
+class DownAndUp(nn.Module):
+    """The least that needs edges which are multiples of its stride."""
+
+    def __init__(self, stride: tuple[int, int, int]):
+        super().__init__()
+        self.down, self.up = (
+            nn.Conv3d(1, 2, stride, stride),
+            nn.ConvTranspose3d(2, 3, stride, stride),
+        )
+
+    def forward(self, image: torch.Tensor) -> Output:
+        return Output(logits=self.up(self.down(image)))
+
+
+def test_graphs_of_any_size_know_the_strides_of_thick_slices():
+    shape = replace(SHAPE, strides=((2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 1, 1)))
+    model = PatchModel(DownAndUp(shape.divisor), shape, (32, 16, 4), probabilities=True).eval()
+    assert model.divisor == (16, 8, 2)
+    program = exported(model, True, "down and up").module()
+    for size in (model.patch, (48, 24, 10)):
+        image = model.noise(3, size)
+        assert (program(image) - model(image)).abs().max() < 1e-5
 
 
 # --- what is refused ---

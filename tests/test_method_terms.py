@@ -21,6 +21,7 @@ from dkuxnet.models.methods.dtc import signed_distance
 from dkuxnet.models.methods.losses import consistency_loss, query_loss_all, segmentation_loss
 from dkuxnet.models.methods.mc_net import sharpen
 from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.outline import outline_displacement, warp
 from dkuxnet.models.methods.teacher import teacher_targets
 from dkuxnet.models.networks.grouping import default_groups
 from test_methods import SHAPE, make_batch, make_method
@@ -606,6 +607,24 @@ class Grouped(VoxelWise):
             [torch.zeros_like(image), self.slope * features[0], 10 * (features[0] - 2)], dim=1
         )
         return Output(logits=logits, group_prob=logits.softmax(dim=1))
+
+
+def test_outlines_of_thick_slices_move_as_far_in_mm():
+    """What a teacher found moves by the edges that the views carry."""
+
+    def found(weak):
+        return {"prob": torch.cat([(weak < 0).float(), (weak >= 0).float()], dim=1)}
+
+    cubes = boxes()
+    torch.manual_seed(0)
+    outwards = 2 * torch.rand(2) - 1
+    for edges in ((1.0, 1.0, 1.0), (1.0, 1.0, 3.0)):
+        torch.manual_seed(0)
+        views, _ = teacher_targets(replace(cubes, edges=edges), found, 0.3)
+        organ = (cubes.weak >= 0).float()
+        expected = warp(cubes.weak, outline_displacement(organ, outwards, 0.3, edges))
+        torch.testing.assert_close(views.weak, expected)
+        assert views.edges == edges
 
 
 @pytest.mark.parametrize("view_b", ["weak", "strong"])

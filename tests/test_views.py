@@ -183,6 +183,22 @@ def test_a_rotation_is_of_the_body_where_voxels_are_no_cubes(monkeypatch):
     assert abs(turn) == pytest.approx(np.radians(30), abs=0.05)
 
 
+def test_views_of_thick_slices_are_blurred_and_deformed_by_their_edges():
+    image, label = patches()
+    cubes, slices = (
+        make_views(image, label, with_(STILL, outline=0.3), generator(), (2.0, 2.0, z))
+        for z in (2.0, 8.0)
+    )
+    assert cubes.edges == (1.0, 1.0, 1.0) and slices.edges == (1.0, 1.0, 4.0)
+    assert not torch.equal(cubes.label, slices.label)
+    strong = with_(STILL, strong=ViewSettings(blur=4.0))
+    cubes, slices = (
+        make_views(image, None, strong, generator(), (2.0, 2.0, z)).strong for z in (2.0, 8.0)
+    )
+    along_z = [(each - image).diff(dim=4).abs().mean() for each in (cubes, slices)]
+    assert along_z[1] < 0.8 * along_z[0], "less is lost of what changes from slice to slice"
+
+
 @pytest.mark.parametrize("axis", range(3))
 def test_thick_slices_are_turned_and_scaled_in_their_plane_alone(monkeypatch, axis):
     edges = np.array([1.0, 1.0, 6.0])
