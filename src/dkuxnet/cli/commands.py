@@ -4,18 +4,17 @@ Nothing here imports torch before a command needs it.
 """
 
 import io
-import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dkuxnet.core.errors import TOLD, DataWarning, UserError, telling_disk_errors
+from dkuxnet.cli.telling import end_telling, mute_libraries, tell_error, telling_warnings
+from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
 
 if TYPE_CHECKING:
     from dkuxnet.core.config import Settings
@@ -79,62 +78,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or log that cannot show every name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    _mute_libraries()
+    mute_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
-        warnings.showwarning = _telling(warnings.showwarning)
+        warnings.showwarning = telling_warnings(warnings.showwarning)
         try:
             with telling_disk_errors():
                 app()
         except UserError as error:
-            _tell_error(error)
+            tell_error(error)
             sys.exit(1)
-
-
-def _tell_error(error: UserError) -> None:
-    """A line on stderr; of one of several processes, to whoever started them."""
-    for line in error.table:
-        typer.echo(line, err=True)
-    # set by torchrun, and by --devices
-    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    lines, told = error.lines, os.environ.get(TOLD)
-    if rank is None or world == "1" or told is None:
-        who = f"process {rank} of {world}: " if rank and world != "1" else ""
-        for line in lines:
-            typer.echo(f"error: {who}{line}", err=True)
-    elif not error.told_elsewhere:
-        (Path(told) / rank).write_text("\n".join(lines), "utf-8")
-
-
-def _mute_libraries() -> None:
-    """Keep from stderr what libraries log: it names no file, and a user can do nothing about it."""
-    if logging.lastResort:
-        logging.lastResort.addFilter(
-            lambda record: record.name.split(".")[0] in ("dkuxnet", "asyncio")
-        )
-    # it writes to stderr by itself
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
-
-
-def _telling(others: Callable[..., None]) -> Callable[..., None]:
-    """A `warnings.showwarning` that prints a DataWarning as one line, all else as `others` does."""
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DataWarning):
-            if os.environ.get("RANK", "0") == "0":  # of several processes each would say it
-                typer.echo(f"warning: {message}", err=True)
-        else:
-            others(message, category, *where, **more)
-
-    return show
-
-
-def _end_telling(failed: list[str]) -> None:
-    """End with exit code 1 and a line on stderr for each part of the work that failed, if any."""
-    for line in failed:
-        typer.echo(f"error: {line}", err=True)
-    if failed:
-        raise typer.Exit(1)
 
 
 def _weights_of(run: Path, asked: str | None = None) -> str:
@@ -252,7 +205,7 @@ def train(
         from dkuxnet.cli.launch import in_processes
 
         code, errors = in_processes(devices)
-        _end_telling(errors)
+        end_telling(errors)
         raise typer.Exit(code)
     _train(prepared, run, settings, resume, steps if resume else None)
 
@@ -346,7 +299,7 @@ def predict(
     if written:
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}"
         typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
-    _end_telling(failed)
+    end_telling(failed)
 
 
 @app.command()
@@ -491,7 +444,7 @@ def benchmark(
         typer.echo(f"{stop}\nGo on with the same command: {again}", err=True)
         raise typer.Exit(130) from None
     show_benchmark(comparison)
-    _end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
+    end_telling([f"{name} failed: {line}" for name, line in comparison.failed.items()])
 
 
 def catalogue() -> dict[str, str | list[str]]:
