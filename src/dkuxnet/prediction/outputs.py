@@ -5,8 +5,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from dkuxnet.core.lookup import unknown
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.dicom.series import one_series
-from dkuxnet.machine.files import inside, write_text
+from dkuxnet.machine.files import append, inside, write_text
 from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg")
@@ -44,7 +44,6 @@ class Outputs:
     kinds: tuple[str, ...] = ()
     form: str = "auto"
     segmentation_type: str = "binary"
-    rows: list[list[str]] = field(default_factory=list)
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -62,8 +61,7 @@ class Outputs:
             replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
             _check_dicom(self.cases, replaced, self.segmentation_type)
         _check_folder(self.folder, targets)
-        predicted = {case.name for case in self.cases}
-        self.rows[:] = [row for row in _read_rows(self.folder) if row[0] not in predicted]
+        _read_rows(self.folder)
         for kind in self.kinds:
             inside(self.folder, kind)
 
@@ -91,13 +89,16 @@ class Outputs:
         return writers(one_series(case.images[0], case.series_uid), labels, self.segmentation_type)
 
     def make_folder(self, labels: dict[str, int]) -> None:
-        """The folders, and the description, from which `dkuxnet evaluate` reads the labels."""
+        """The folders, the description, from which `dkuxnet evaluate` reads the labels, CLASSES."""
         try:
             for folder in (self.folder, *(self.folder / kind for kind in self.kinds)):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
+        predicted = {case.name for case in self.cases}
+        kept = [row for row in _read_rows(self.folder) if row[0] not in predicted]
+        write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -107,11 +108,14 @@ class Outputs:
         writers["label"](result.label, target)
         for kind in self.kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)
-        self.rows.extend(_rows(case.name, result, labels))
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows])
-        write_text(self.folder / CLASSES, text.getvalue())
+        append(self.folder / CLASSES, _lines(_rows(case.name, result, labels)).encode())
         return target
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
