@@ -89,7 +89,10 @@ class Outputs:
         return writers(one_series(case.images[0], case.series_uid), labels, self.segmentation_type)
 
     def make_folder(self, labels: dict[str, int]) -> None:
-        """The folders, the description, from which `dkuxnet evaluate` reads the labels, CLASSES."""
+        """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
+
+        In CLASSES the rows of other cases stay.
+        """
         try:
             for folder in (self.folder, *(self.folder / kind for kind in self.kinds)):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -97,8 +100,9 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
         predicted = {case.name for case in self.cases}
-        kept = [row for row in _read_rows(self.folder) if row[0] not in predicted]
-        write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
+        if rows := _read_rows(self.folder):
+            kept = [row for row in rows if row[0] not in predicted]
+            write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -108,7 +112,8 @@ class Outputs:
         writers["label"](result.label, target)
         for kind in self.kinds:
             writers[kind](getattr(result, kind), target.parent / kind / target.name)
-        append(self.folder / CLASSES, _lines(_rows(case.name, result, labels)).encode())
+        table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
+        append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
 
 
