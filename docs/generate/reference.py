@@ -44,7 +44,6 @@ MEANINGS = {
     "train.lr": "highest learning rate, reached after the warm-up",
     "train.weight_decay": "of the optimiser",
     "train.momentum": "of SGD",
-    "train.warm_up_steps": "steps in which the learning rate rises linearly",
     "train.clip": "largest norm of the gradients",
     "train.precision": "`auto` takes bfloat16 where the device is good at it",
     "train.log_every": "steps between two lines of metrics",
@@ -153,7 +152,7 @@ def options_table(options: type) -> list[str]:
     for base in options.__mro__:
         hints = inspect.get_annotations(base, eval_str=True) | hints
     rows = [
-        (field.name, kind(hints[field.name]), field.default, said[field.name]) for field in fields
+        (field.name, kind(hints[field.name]), default(field), said[field.name]) for field in fields
     ]
     return table(rows) if rows else ["Nothing to set."]
 
@@ -235,7 +234,18 @@ def table(rows: list[tuple[str, str, Any, str]]) -> list[str]:
     return lines
 
 
+def default(option: dataclasses.Field) -> Any:
+    share = option.metadata.get("share")
+    return option.default if share is None else Share(share)
+
+
+class Share(float):
+    """Of the steps of the training."""
+
+
 def shown(value: Any) -> str:
+    if isinstance(value, Share):
+        return f"`{value:g}` of `train.steps`"
     if value is None or value == "" or value == []:
         return ""
     if isinstance(value, bool):

@@ -158,11 +158,13 @@ class TrainSettings(Section):
     """The loop.
 
     patch: voxels, None for the plan's. labelled_batch, unlabelled_batch: patches a step. average:
-    decay of the moving average of weights that predicts; 0 switches it off. poly: exponent of the
-    decay. save_every, save_minutes: a checkpoint after so many steps and after so many minutes,
-    whichever comes first. on_nan: what a loss or gradient that is not finite does: end the
-    training, or leave that step out and count it. deterministic: on a GPU, take algorithms that
-    give the same bits every time where torch has one, at some cost in speed (a CPU always does).
+    decay of the moving average of weights that predicts; 0 switches it off. warm_up_steps: in which
+    the learning rate rises linearly; left out, an eighth of the steps where that is less. poly:
+    exponent of the decay. save_every, save_minutes: a checkpoint after so many steps and after so
+    many minutes, whichever comes first. on_nan: what a loss or gradient that is not finite does:
+    end the training, or leave that step out and count it. deterministic: on a GPU, take algorithms
+    that give the same bits every time where torch has one, at some cost in speed (a CPU always
+    does).
     """
 
     steps: Annotated[int, Field(ge=1, le=10**9)] = 4000

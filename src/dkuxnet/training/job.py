@@ -26,6 +26,8 @@ from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.runs.folder import RunFolder, machine
 from dkuxnet.training.optimiser import learning_rate
 
+LEAST_WARM_UPS = 8  # a training is so many warm-ups long, where their steps are left out
+
 
 @dataclass(frozen=True)
 class Job:
@@ -217,13 +219,22 @@ def warn_without_unlabelled(job: Job) -> None:
 def write_out_options(settings: Settings) -> Settings:
     """The settings with every option of the method written out.
 
-    A default that changes later then changes no run that is there.
+    A default that changes later then changes no run that is there, and what is left out and follows
+    from the steps of the training stays as it is where a run is lengthened.
     """
-    name = settings.method.name
+    name, given, train = settings.method.name, settings.method.options, settings.train
     method = lookup(METHODS, name, "method")
-    options = parse_options(method.Options, settings.method.options, f"method.{name}")
-    written_out = MethodSettings(name=name, **dataclasses.asdict(options))
-    return settings.model_copy(update={"method": written_out})
+    options = parse_options(method.Options, given, f"method.{name}")
+    shares = {
+        option.name: round(option.metadata["share"] * train.steps)
+        for option in dataclasses.fields(options)
+        if "share" in option.metadata and option.name not in given
+    }
+    if "warm_up_steps" not in train.model_fields_set:
+        warm_up = min(train.warm_up_steps, train.steps // LEAST_WARM_UPS)
+        train = train.model_copy(update={"warm_up_steps": warm_up})
+    written_out = MethodSettings(name=name, **(dataclasses.asdict(options) | shares))
+    return settings.model_copy(update={"method": written_out, "train": train})
 
 
 def settings_of(run: RunFolder) -> Settings:

@@ -3,7 +3,7 @@
 Source: Bai et al., CVPR 2023, arXiv 2305.00673.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class BCPOptions(TeacherOptions):
 
     box: Edge = 2 / 3
     alpha: Weight = 0.5
-    pretrain_steps: Steps = 200
+    pretrain_steps: Steps = field(default=200, metadata={"share": 0.25})
     largest_component: bool = True
 
 

@@ -3,7 +3,7 @@
 Source: Chen et al., CVPR 2021, arXiv 2106.01226.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class CPSOptions(MethodOptions):
     """
 
     w: Weight = 1.0
-    ramp_up_steps: Steps = 400
+    ramp_up_steps: Steps = field(default=400, metadata={"share": 0.5})
     predict: Branch = "mean"
 
 

@@ -4,7 +4,7 @@ Source: Luo et al., AAAI 2021, arXiv 2009.04448.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class DTCOptions(MethodOptions):
     w: Weight = 1.0
     w_level: Weight = 0.3
     steepness: Positive = 1500.0
-    ramp_up_steps: Steps = 400
+    ramp_up_steps: Steps = field(default=400, metadata={"share": 0.5})
 
 
 class DTC(Method[DTCOptions]):

@@ -49,7 +49,7 @@ class DualMutualOptions(MethodOptions):
 
     w_segc: Weight = 1.0
     w_qdc: Weight = 0.1
-    ramp_up_steps: Steps = 200
+    ramp_up_steps: Steps = field(default=200, metadata={"share": 0.25})
     form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
     gradient: Literal["both", "strong"] = "both"
     threshold: Share = 0.0

@@ -4,7 +4,7 @@ Source: Wu et al., Medical Image Analysis 2022, arXiv 2109.09960.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import cast
 
@@ -32,7 +32,7 @@ class MCNetPlusOptions(MethodOptions):
 
     w: Weight = 1.0
     temperature: Positive = 0.1
-    ramp_up_steps: Steps = 400
+    ramp_up_steps: Steps = field(default=400, metadata={"share": 0.5})
 
 
 class MCNetPlus(Method[MCNetPlusOptions]):

@@ -23,7 +23,7 @@ class MeanTeacherOptions(TeacherOptions):
     """
 
     w: Weight = 10.0
-    ramp_up_steps: Steps = 400
+    ramp_up_steps: Steps = field(default=400, metadata={"share": 0.5})
     outline: Outline = field(default=0.0, metadata={"before": 0.0})
 
 

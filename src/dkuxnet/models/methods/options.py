@@ -20,7 +20,8 @@ Branch = Literal["mean", "a", "b"]  # which of two branches predicts
 class MethodOptions:
     """What can be set for every method. w_qd: weight of the query loss, for networks with queries.
 
-    An option that is added later gives in its field's metadata, as `before`, the value that stands
+    In its field's metadata an option of steps may give a `share`: left out, it is that share of the
+    steps of the training. One that is added later gives there, as `before`, the value that stands
     for runs which do not have it.
     """
 

@@ -26,7 +26,7 @@ class UAMTOptions(MeanTeacherOptions):
 
     passes: PositiveInt = 8
     noise: Weight = 0.1
-    threshold_steps: Steps = field(default=4000, metadata={"before": 400})
+    threshold_steps: Steps = field(default=4000, metadata={"share": 1.0, "before": 400})
 
 
 class UAMT(MeanTeacher):
