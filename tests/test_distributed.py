@@ -21,7 +21,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.machine.distributed import joined, of_this_start, world
 from dkuxnet.models.methods import METHODS
 from dkuxnet.training.experiment import run_training
-from tiny import DK_UXNET, prepared_phantoms
+from tiny import DK_UXNET, UXNET, prepared_phantoms
 
 # plain descent: AdamW would blow the rounding of vanishing gradients up to whole steps
 TINY = DK_UXNET | {
@@ -201,6 +201,31 @@ def test_processes_that_are_started_again_agree_whether_they_go_on(tmp_path):
         "[True, False, False]"
     ] * 2
     assert (other / "checkpoints").exists() and not none.exists()
+
+
+MINUTES = """
+import json, sys
+from pathlib import Path
+from dkuxnet.core.config import load_settings
+from dkuxnet.machine.distributed import joined, rank
+from dkuxnet.training import minutes
+measured, minutes.MOST = minutes.timed, minutes.LEAST
+minutes.timed = lambda *given: measured(*given) * (1 + rank())  # the second one is slow
+with joined():
+    settings, said = minutes.settings_for(
+        1.0, Path(sys.argv[1]), Path("none"), load_settings(overrides=json.loads(sys.argv[2]))
+    )
+    print(settings.train.steps, said, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_steps_that_fit_into_minutes(prepared):
+    chosen = json.dumps(UXNET | {"train.labelled_batch": 2, "data.test_cases": 1})
+    processes = start_script(2, MINUTES, str(prepared), chosen)
+    first, second = (process.communicate(timeout=100)[1].splitlines()[-1] for process in processes)
+    assert first == second and int(first.split()[0]) >= 10
+    assert " s fit into 1 minute; the evaluation of the test list comes after" in first
 
 
 def test_what_processes_before_left_in_the_store_of_torchrun_misleads_none():

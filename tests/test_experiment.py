@@ -441,6 +441,9 @@ def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):
     check_begun_here(run, mine)
     with pytest.raises(UserError, match="exists already and is a run of other settings"):
         check_begun_here(run, settings(train__steps=3))
+    check_begun_here(run, settings(train__steps=3), any_steps=True)
+    with pytest.raises(UserError, match="exists already and is a run of other settings"):
+        check_begun_here(run, settings(train__steps=3, train__seed=1), any_steps=True)
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", ""])

@@ -56,6 +56,10 @@ Split = Annotated[
     Path | None, typer.Option(help="JSON file with train, validation and test lists.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
@@ -173,6 +177,7 @@ def train(
     labelled_seed: LabelledSeed = None,
     split: Split = None,
     steps: Steps = None,
+    minutes: Minutes = None,
     seed: Seed = None,
     device: TrainDevice = None,
     set_: Set = None,
@@ -200,6 +205,9 @@ def train(
             "--resume takes the settings of the run: leave out --preset, --config, --set and the "
             "others but --steps"
         )
+    if minutes is not None and (resume or "train.steps" in overrides):
+        other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
+        raise typer.BadParameter(f"--minutes does not go with {other}")
     settings = load_settings(preset, config, overrides)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
@@ -207,7 +215,7 @@ def train(
         code, errors = in_processes(devices)
         end_telling(errors)
         raise typer.Exit(code)
-    _train(prepared, run, settings, resume, steps if resume else None)
+    _train(prepared, run, settings, resume, steps if resume else None, minutes)
 
 
 def again(prepared: Path, run: Path) -> str:
@@ -220,19 +228,29 @@ def again(prepared: Path, run: Path) -> str:
 
 
 def _train(
-    prepared: Path, run: Path, settings: "Settings", resume: bool, steps: int | None
+    prepared: Path,
+    run: Path,
+    settings: "Settings",
+    resume: bool,
+    steps: int | None,
+    minutes: float | None,
 ) -> None:
     from dkuxnet.cli.console import show_trained, train_progress
     from dkuxnet.cli.launch import check_begun_here, goes_on, is_first
     from dkuxnet.machine.distributed import joined
     from dkuxnet.training.experiment import run_training
     from dkuxnet.training.loop import Interrupted
+    from dkuxnet.training.minutes import settings_for
 
     try:
         with joined(), train_progress() as progress:
             if not resume and goes_on(run):
-                check_begun_here(run, settings)
+                check_begun_here(run, settings, minutes is not None)
                 resume = True
+            elif minutes is not None:
+                settings, said = settings_for(minutes, prepared, run, settings)
+                if is_first():
+                    typer.echo(said)
             manifest = run_training(prepared, run, settings, resume, progress, steps)
     except Interrupted as stop:
         if is_first():

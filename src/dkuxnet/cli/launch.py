@@ -15,7 +15,7 @@ from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import TOLD, UserError
 from dkuxnet.machine.distributed import any_rank
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training.job import settings_of, write_out_options
+from dkuxnet.training.job import settings_of, with_steps, write_out_options
 
 PATIENCE = 60  # seconds for the others to end by themselves once one has ended
 
@@ -91,13 +91,16 @@ def goes_on(run: Path) -> bool:
     return any_rank(counted, torch.device("cpu")) and RunFolder(run).is_run
 
 
-def check_begun_here(run: Path, settings: Settings) -> None:
+def check_begun_here(run: Path, settings: Settings, any_steps: bool = False) -> None:
     """Raises UserError where the run that torchrun would go on with is not the one it began.
 
     That is one that is finished, or has other settings: the first start had refused its folder.
+    any_steps: that start has chosen their number.
     """
     folder = RunFolder(run)
     manifest = folder.manifest
+    if any_steps:
+        settings = with_steps(settings, folder.settings.train.steps)
     finished = manifest.steps_done is not None and (manifest.test or not manifest.split.test)
     if finished or settings_of(folder) != write_out_options(settings):
         what = "a finished run" if finished else "a run of other settings"

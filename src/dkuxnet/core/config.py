@@ -22,6 +22,7 @@ from dkuxnet.core.documents import StrPath, parse_toml, read_toml
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import unknown
 
+MAX_STEPS = 10**9  # of a training
 Edge = Annotated[int, Field(ge=1, le=8192)]
 Step = Annotated[int, Field(ge=1, le=2)]
 # lists in JSON, tuples here
@@ -167,7 +168,7 @@ class TrainSettings(Section):
     does).
     """
 
-    steps: Annotated[int, Field(ge=1, le=10**9)] = 4000
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4000
     seed: NonNegativeInt = 0
     device: Annotated[str, HOW] = "auto"
     patch: tuple[Edge, Edge, Edge] | None = None

@@ -67,12 +67,7 @@ class RunFolder:
     def make(folder: Path, settings: Settings, manifest: Manifest) -> None:
         """Raises UserError where the folder exists and is not empty, or cannot be written."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            there = RunFolder(folder)
-            go_on = ", or go on with --resume" if there.is_run else ""
-            if there.is_run and not there.has_saved:
-                go_on += " (nothing is saved in it yet: it can be deleted as well)"
-            raise UserError(f"{folder} exists already; choose another run folder{go_on}")
+        RunFolder.check_new(folder)
         parents = missing_parents(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +80,16 @@ class RunFolder:
             if isinstance(error, OSError):
                 raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
             raise
+
+    @staticmethod
+    def check_new(folder: Path) -> None:
+        """Raises UserError where the folder exists and is not empty."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            there = RunFolder(folder)
+            go_on = ", or go on with --resume" if there.is_run else ""
+            if there.is_run and not there.has_saved:
+                go_on += " (nothing is saved in it yet: it can be deleted as well)"
+            raise UserError(f"{folder} exists already; choose another run folder{go_on}")
 
     @classmethod
     def open(cls, folder: Path) -> "RunFolder":

@@ -120,8 +120,7 @@ def resumed_job(prepared: Path, run: Path, steps: int | None = None) -> Job:
             f"{planned[-1]}; put that back, and give the new number with --resume --steps"
         )
     if steps is not None:
-        train = settings.train.model_copy(update={"steps": steps})
-        settings = settings.model_copy(update={"train": train})
+        settings = with_steps(settings, steps)
     data = PreparedSet(prepared, settings.data.cache_gib)
     for key, now in data_identity(data).items():
         if getattr(manifest, key) != now:
@@ -235,6 +234,11 @@ def write_out_options(settings: Settings) -> Settings:
         train = train.model_copy(update={"warm_up_steps": warm_up})
     written_out = MethodSettings(name=name, **(dataclasses.asdict(options) | shares))
     return settings.model_copy(update={"method": written_out, "train": train})
+
+
+def with_steps(settings: Settings, steps: int) -> Settings:
+    """The settings of a training of so many steps."""
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
 
 
 def settings_of(run: RunFolder) -> Settings:
