@@ -337,6 +337,14 @@ def test_the_average_moves_towards_the_model():
     assert (average.weight - model.weight).abs().item() == pytest.approx(0.09 * distance, rel=1e-3)
 
 
+def test_the_average_of_a_short_training_has_forgotten_where_it_began():
+    average, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.zeros_(average.weight), nn.init.ones_(model.weight)
+    for step in range(20):
+        update_average(average, model, 0.9999, step)
+    assert average.weight.item() == pytest.approx(1, abs=1e-5)
+
+
 def test_seeds_of_steps_differ():
     seeds = {
         step_seed(seed, stream, step)

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from dkuxnet.core.config import load_settings
+from dkuxnet.core.config import TrainSettings, load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup
 from dkuxnet.core.types import Batch, NetworkShape, Views
 from dkuxnet.models.build import build_method
 from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import ramp_up
 from dkuxnet.models.networks.grouping import default_groups
+from dkuxnet.training.loop import make_state
 from tiny import dotted
 
 SHAPE = NetworkShape(1, 2, default_groups(["background", "organ"], 8))
@@ -64,6 +66,22 @@ def test_every_parameter_of_every_network_receives_a_gradient(name):
     method = make_method(name)
     grads = gradients(method, method.losses(make_batch(), step=10))
     assert [key for key, g in grads.items() if g is None or not g.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_average_of_weights_holds_all_of_a_method_and_predicts_by_itself(name):
+    state = make_state(make_method(name), TrainSettings(average=0.9))
+    before = {key: value.clone() for key, value in state.method.state_dict().items()}
+    for value in state.method.state_dict().values():  # as a step would
+        value.add_(1)
+    update_average(state.average, state.method, 0.9, step=1000)
+    for key, value in state.average.state_dict().items():
+        by = 0.1 if value.is_floating_point() else 1
+        torch.testing.assert_close(value, before[key] + by, msg=key)
+    predictor, theirs = state.predicting().predictor(), set(state.average.parameters())
+    assert set(predictor.parameters()) <= theirs
+    assert not any(parameter.requires_grad for parameter in predictor.parameters())
+    assert theirs.isdisjoint(state.method.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)
