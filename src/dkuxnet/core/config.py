@@ -137,15 +137,18 @@ class AugmentSettings(Section):
     rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
     voxels along their shortest edge. elastic: largest displacement of a smooth field, in the same.
     Where slices are over three times as thick as their pixels are wide, rotation and scale stay in
-    their plane. flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of labelled
-    patches, the largest displacement of the foreground's outline, outwards or inwards, as a share
-    of the radius of a ball as large as the foreground.
+    their plane. margin: voxels that are read around a patch on every side, so that one that is
+    turned or shrunk shows the scan there and not its own border, repeated. flip: axes, of "xyz",
+    that are mirrored with probability 1/2. outline: of labelled patches, the largest displacement
+    of the foreground's outline, outwards or inwards, as a share of the radius of a ball as large as
+    the foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)
     scale: float = Field(1.2, ge=1)
     shift: float = Field(0.0, ge=0)
     elastic: float = Field(0.0, ge=0)
+    margin: Annotated[int, Field(ge=0, le=64)] = 0
     flip: str = Field("", pattern="^x?y?z?$")
     outline: float = Field(0.0, ge=0, le=0.4)
     weak: ViewSettings = ViewSettings(noise=0.05)

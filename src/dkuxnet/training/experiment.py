@@ -181,7 +181,7 @@ def pinned(patches: Patches) -> Tensors:
 
 def patch_streams(job: Job) -> list[PatchStream]:
     """Where the patches come from: labelled cases, and unlabelled ones if the method uses them."""
-    chosen, data = job.settings.train, job.settings.data
+    chosen, data, margin = job.settings.train, job.settings.data, job.settings.augment.margin
     streams = [
         PatchStream(
             job.training,
@@ -192,11 +192,15 @@ def patch_streams(job: Job) -> list[PatchStream]:
             True,
             data.foreground_share,
             job.class_first,
+            margin,
         )
     ]
     if count := unlabelled_patches(job):
+        unlabelled = job.split.unlabelled
         streams.append(
-            PatchStream(job.training, job.split.unlabelled, job.patch, count, chosen.seed, False)
+            PatchStream(
+                job.training, unlabelled, job.patch, count, chosen.seed, False, margin=margin
+            )
         )
     return streams
 
