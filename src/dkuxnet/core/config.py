@@ -204,6 +204,27 @@ class InferSettings(Section):
     largest_component: bool = False
 
 
+class CoarseSettings(Section):
+    """The coarse stage, whose probabilities the fine one sees beside the scan.
+
+    use: whether there is one; None where the prepared set has the voxels for it. run: a finished
+    run that is it; None to train one. start: the fine networks begin with the weights of the coarse
+    ones, as far as these fit. share: of the coarse probabilities in the prediction, which is the
+    mean of both stages. network, method, augment, train, infer: what is otherwise than in the fine
+    stage, whose `train.patch` and `network.strides` it never has.
+    """
+
+    use: bool | None = None
+    run: Path | None = None
+    start: bool = True
+    share: float = Field(0.5, ge=0, le=1)
+    network: dict[str, Any] = {}
+    method: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    infer: dict[str, Any] = {}
+
+
 class Settings(Section):
     """All settings of a run; RUN/settings.json holds them as they were used."""
 
@@ -213,6 +234,15 @@ class Settings(Section):
     augment: AugmentSettings = AugmentSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
+    coarse: CoarseSettings = CoarseSettings()
+
+    def coarse_stage(self) -> "Settings":
+        """Those of the coarse stage. Raises ValidationError where they are none."""
+        values = self.model_dump(exclude={"coarse"})
+        values["train"].pop("patch")
+        values["network"].pop("strides")
+        _lay_over(values, self.coarse.model_dump(exclude={"use", "run", "start", "share"}))
+        return Settings.model_validate(values | {"coarse": {"use": False}})
 
 
 def presets() -> list[str]:
@@ -249,10 +279,14 @@ def load_settings(
 
 def validate(values: dict[str, Any]) -> Settings:
     """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
+    what = "setting"
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
+        what = "setting of the coarse stage"
+        settings.coarse_stage()
     except ValidationError as error:
-        raise explain(error, Settings, "setting") from error
+        raise explain(error, Settings, what) from error
+    return settings
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -100,6 +100,11 @@ def write_target(
     from dkuxnet.prediction.predictor import load_predictor
 
     predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
+    if manifest.coarse:
+        raise UserError(
+            f"{run} has a coarse stage and a fine one, and an export holds one network: export "
+            f"{Path(run) / 'coarse'}, or train with --set coarse.use=false"
+        )
     terms = Path(licence) if licence else None
     export = Export(Path(run), predictor, settings, manifest, Path(output), any_size, terms)
     said: str = lookup({target: target}, target, "target")(export)

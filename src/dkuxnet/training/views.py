@@ -16,6 +16,7 @@ from dkuxnet.core.config import AugmentSettings, ViewSettings
 from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
+from dkuxnet.training.priors import simulated_priors
 
 THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
 
@@ -26,10 +27,14 @@ def make_views(
     settings: AugmentSettings,
     generator: torch.Generator,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    classes: int = 0,
+    coarse_mm: Sequence[float] | None = None,
 ) -> Views:
     """Two views of image (B, C, X, Y, Z), label (B, X, Y, Z), whose voxels are the same places.
 
-    They are smaller than the image by `settings.margin` on every side.
+    They are smaller than the image by `settings.margin` on every side. coarse_mm: edges of a voxel
+    of the coarse stage, whose foreground probabilities, of `classes` - 1, are then the views' last
+    channels: those of the image's, or for labelled patches simulated. Intensities of these stay.
 
     The image is normalised, the label of any integer type, or None. With `outline` the organs of
     labelled patches have another size in both views, and in the label.
@@ -50,8 +55,16 @@ def make_views(
             values, grid, mode="nearest", padding_mode="border", align_corners=False
         )
         label = values[:, 0].long()
+    prior = None
+    if coarse_mm and label is None:
+        image, prior = image[:, : 1 - classes], image[:, 1 - classes :]
+    elif coarse_mm and label is not None:
+        coarse_edges = [s / min(spacing_mm) for s in coarse_mm]
+        prior = simulated_priors(label, classes, generator, edges, coarse_edges)
     weak = apply_view(image, draw_view(image, settings.weak, generator), edges)
     strong = apply_view(image, draw_view(image, settings.strong, generator), edges)
+    if prior is not None:
+        weak, strong = torch.cat([weak, prior], dim=1), torch.cat([strong, prior], dim=1)
     return Views(weak, strong, label, edges)
 
 
