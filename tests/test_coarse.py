@@ -21,6 +21,9 @@ from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.export.targets import export_run
 from dkuxnet.models.build import build_method, take_weights
 from dkuxnet.prediction.predict import predict_scans
+from dkuxnet.prediction.refine import refine
+from dkuxnet.prediction.segment import Segmenter
+from dkuxnet.prediction.windows import Windows
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training import experiment
 from dkuxnet.training.experiment import make_batch, patch_streams, pinned, run_training
@@ -207,11 +210,30 @@ def test_what_cannot_be_is_one_line(prepared, run, tmp_path):
         settings(coarse__train__lx=1)
     with pytest.raises(UserError, match="is not coarser than"):
         prepared_phantoms(tmp_path, cases=2, labelled=2, coarse_mm=1)
-    with pytest.raises(UserError, match="has a coarse stage and a fine one, and an export holds"):
-        export_run(run, "onnx", tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="has two stages, and a bundle holds one"):
+        export_run(run, "monai-bundle", tmp_path / "bundle")
     shutil.rmtree(shutil.copytree(run, tmp_path / "copy") / "coarse")
     with pytest.raises(UserError, match="coarse is not a run folder"):
         predict_scans(tmp_path / "copy", [tmp_path], tmp_path / "out")
+
+
+def test_both_stages_are_exported_and_together_predict_what_the_run_predicts(run, tmp_path):
+    """A scan of one window: coarse graph, upsampling, fine graph, mean."""
+    said = export_run(run, "torchscript", tmp_path / "fine.pt")
+    assert "fine stage, whose last channels" in said and "coarse gives: export that too" in said
+    export_run(run / "coarse", "torchscript", tmp_path / "coarse.pt")
+    fine, coarse = (torch.jit.load(tmp_path / f"{name}.pt") for name in ("fine", "coarse"))
+    segmenter = Segmenter(run)
+    shapes = segmenter.patch, segmenter.coarse.patch
+    image, coarse_image = (torch.randn(1, 1, *shape) for shape in shapes)
+    with torch.inference_mode():
+        probabilities = coarse(coarse_image)[0].numpy()
+        prior = resample(probabilities, shapes[0])
+        stacked = torch.cat([image, torch.from_numpy(prior[None, 1:])], dim=1)
+        expected = (fine(stacked)[0].numpy() + prior) / 2
+    windows = Windows(shapes[0], 3, segmenter.settings.infer, segmenter.device)
+    got = refine(segmenter.predictor, image[0].numpy(), probabilities, 0.5, windows).prob
+    np.testing.assert_allclose(got, expected, atol=1e-3)
 
 
 def test_a_damaged_prior_is_one_line(prepared, run, tmp_path):
