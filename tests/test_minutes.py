@@ -6,6 +6,7 @@ import pytest
 
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training import minutes
 from dkuxnet.training.experiment import run_training
@@ -46,7 +47,11 @@ def test_the_time_is_that_of_steps_after_ramps_and_pre_training_with_validations
         return 0.2 * count
 
     monkeypatch.setattr(minutes, "timed", timed)
-    monkeypatch.setattr(minutes, "validation_dice", lambda predictor, job: judged.append(job.split))
+
+    def validation_dice(predictor, job, coarse):
+        judged.append(job.split)
+
+    monkeypatch.setattr(minutes, "validation_dice", validation_dice)
     chosen = load_settings(overrides=TINY)
     settings, said = settings_for(1, prepared, tmp_path / "run", chosen)
     assert not (tmp_path / "run").exists()
@@ -58,6 +63,30 @@ def test_the_time_is_that_of_steps_after_ramps_and_pre_training_with_validations
     same = load_settings(overrides=TINY | {"train.steps": number})
     assert settings == same
     assert settings.method.options == {}  # a pre-training follows from this number
+
+
+@pytest.fixture(scope="module")
+def two_spacings(scans, tmp_path_factory):
+    """Prepared for two stages."""
+    folder = tmp_path_factory.mktemp("two") / "prepared"
+    prepare_scans(scans, folder, processes=1, coarse_mm=3)
+    return folder
+
+
+@pytest.mark.parametrize("own", [None, 50])
+def test_both_stages_share_the_minutes(two_spacings, tmp_path, monkeypatch, own):
+    def timed(job, state, tried, count):
+        fine = job.coarse is not None
+        assert next(tried).unlabelled.weak.shape[1] == (3 if fine else 1)
+        return (0.25 if fine else 0.125) * count
+
+    monkeypatch.setattr(minutes, "timed", timed)
+    monkeypatch.setattr(minutes.time, "monotonic", lambda: 0.0)
+    alone = {"data.validation_cases": 0, "coarse.train": {"steps": own} if own else {}}
+    chosen = load_settings(overrides=TINY | alone)
+    settings, _ = settings_for(1, two_spacings, tmp_path / "run", chosen)
+    assert settings.train.steps == ((60 - 50 * 0.125) / 0.25 if own else 60 / (0.25 + 0.125))
+    assert settings.coarse_stage().train.steps == (own or settings.train.steps)
 
 
 def test_a_run_of_minutes_is_that_of_so_many_steps(prepared, tmp_path, monkeypatch):

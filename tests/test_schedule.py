@@ -57,6 +57,25 @@ def test_what_is_written_out_stays_in_whatever_length():
     assert longer.method == short.method and longer.train.warm_up_steps == 10
 
 
+def test_a_coarse_stage_of_other_steps_has_its_own_shares():
+    chosen = {"train__steps": 800, "coarse__train__steps": 200}
+    settings = written_out(**chosen)
+    assert settings.method.options["ramp_up_steps"] == 200 and settings.train.warm_up_steps == 50
+    coarse = settings.coarse_stage()
+    assert coarse.method.options == settings.method.options | {"ramp_up_steps": 50}
+    assert coarse.train.warm_up_steps == 25
+    # the same where a run that was stopped before that stage goes on from its settings
+    assert write_out_options(settings) == settings
+    assert write_out_options(coarse).method == coarse.method
+    other = written_out(coarse__method__name="bcp", **chosen).coarse_stage().method
+    assert other.name == "bcp" and other.options["pretrain_steps"] == 50
+    given = written_out(method__ramp_up_steps=30, **chosen)
+    assert given.coarse_stage().method.options["ramp_up_steps"] == 30
+    alike = written_out(train__steps=800)
+    assert alike.coarse == load_settings().coarse
+    assert alike.coarse_stage().train.warm_up_steps == 50
+
+
 def test_a_run_that_is_lengthened_keeps_the_steps_of_its_ramp_up(prepared, tmp_path):
     run, chosen = tmp_path / "run", {"train.steps": 4, "train.unlabelled_batch": 1}
     run_training(prepared, run, load_settings(overrides=DK_UXNET | chosen))

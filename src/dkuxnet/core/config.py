@@ -241,9 +241,8 @@ class Settings(Section):
 
     def coarse_stage(self) -> "Settings":
         """Those of the coarse stage. Raises ValidationError where they are none."""
-        values = self.model_dump(exclude={"coarse"})
-        values["train"].pop("patch")
-        values["network"].pop("strides")
+        own = {"coarse": True, "train": {"patch"}, "network": {"strides"}}
+        values = self.model_dump(exclude=own, exclude_unset=True)
         _lay_over(values, self.coarse.model_dump(exclude={"use", "run", "start", "share"}))
         return Settings.model_validate(values | {"coarse": {"use": False}})
 

@@ -283,11 +283,26 @@ def warn_without_unlabelled(job: Job) -> None:
 
 
 def write_out_options(settings: Settings) -> Settings:
-    """The settings with every option of the method written out.
+    """The settings with every option of the method written out, of both stages.
 
     A default that changes later then changes no run that is there, and what is left out and follows
     from the steps of the training stays as it is where a run is lengthened.
     """
+    written, coarse = write_out_stage(settings), settings.coarse
+    alone, follows = write_out_stage(settings.coarse_stage()), written.coarse_stage()
+    options = {
+        key: value
+        for key, value in alone.method.options.items()
+        if follows.method.options.get(key) != value
+    }
+    own = {"method": coarse.method | options, "train": dict(coarse.train)}
+    if alone.train.warm_up_steps != follows.train.warm_up_steps:
+        own["train"]["warm_up_steps"] = alone.train.warm_up_steps
+    return written.model_copy(update={"coarse": coarse.model_copy(update=own)})
+
+
+def write_out_stage(settings: Settings) -> Settings:
+    """The same, of one stage alone."""
     name, given, train = settings.method.name, settings.method.options, settings.train
     method = lookup(METHODS, name, "method")
     options = parse_options(method.Options, given, f"method.{name}")

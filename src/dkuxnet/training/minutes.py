@@ -2,32 +2,46 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from dkuxnet.core.config import MAX_STEPS, Settings
 from dkuxnet.core.errors import UserError, telling_disk_errors
 from dkuxnet.core.types import Batch
-from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
+from dkuxnet.data.geometry import Region, resample_region
+from dkuxnet.machine.devices import deterministic, telling_out_of_memory
 from dkuxnet.machine.distributed import joined, on_rank_zero, world
 from dkuxnet.machine.memory import free_bytes, giving_back_large_blocks
-from dkuxnet.models.build import build_method
+from dkuxnet.prediction.windows import Windows, sliding_window
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice
-from dkuxnet.training.experiment import batches
+from dkuxnet.training.coarse import CoarseStage
+from dkuxnet.training.experiment import batches, make_method
 from dkuxnet.training.job import Job, new_job, with_steps
 from dkuxnet.training.loop import TrainState, make_state, train_step, uses_bfloat16
+from dkuxnet.training.priors import Priors
 from dkuxnet.training.scoring import validation_dice
 
 TRIED = 3  # the first steps take memory and choose kernels: they tell how many to measure
 LEAST, MOST = 5, 100  # steps that are measured, as many as last a MEASURED-th of the time
 MEASURED = 50
 LEAST_STEPS = 10  # of a training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a stage: of a step, its share of the validations included, and of the last one."""
+
+    step: float
+    last: float
+    predictor: nn.Module
 
 
 @telling_out_of_memory()
@@ -37,9 +51,10 @@ def settings_for(
 ) -> tuple[Settings, str]:
     """The settings with as many steps as fit into the minutes, and a sentence that says so.
 
-    The minutes are those of the measuring, of the steps and of validations, without the evaluation
-    of the test list. Nothing is written. Of several processes all must call this, and all get the
-    same. Raises UserError where that is no training, and for whatever `run_training` would refuse.
+    The minutes are those of the measuring, of the steps and validations of both stages, and of what
+    the coarse one says of unlabelled cases, without the evaluation of the test list. Nothing is
+    written. Of several processes all must call this, and all get the same. Raises UserError where
+    that is no training, and for whatever `run_training` would refuse.
     """
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be a number above 0, got {minutes:g}")
@@ -50,16 +65,13 @@ def settings_for(
         job = new_job(prepared, with_steps(settings, MAX_STEPS))
         trial.enter_context(deterministic(job.settings.train.deterministic))
         trial.enter_context(giving_back_large_blocks())
-        built = build_method(job.settings, job.shape, job.data.meta.plan.network)
-        method, free = to_device(built, job.device), free_bytes(job.device)
-        check_step_fits(method, job, free, resume=False)
-        state = make_state(method, job.settings.train)
-        with telling_out_of_memory(lambda: memory_advice(method, job, free)):
-            step, validation = measure(job, state, minutes, began)
-        step += validation / job.settings.train.validate_every  # and the last one is extra
-        steps, said = on_rank_zero(
-            lambda: fitting(minutes, step, time.monotonic() - began + validation)
-        )
+        step = spent = 0.0
+        coarse = None
+        if job.coarse:
+            step, spent, coarse = cost_of_coarse(job, job.coarse, minutes, began)
+        fine = cost(job, minutes, began, coarse)
+        step, spent = step + fine.step, spent + fine.last
+        steps, said = on_rank_zero(lambda: fitting(minutes, step, time.monotonic() - began + spent))
     if job.split.test:
         said += "; the evaluation of the test list comes after them"
     return with_steps(settings, steps), said
@@ -80,28 +92,67 @@ def fitting(minutes: float, step: float, spent: float) -> tuple[int, str]:
     return steps, said
 
 
-def measure(job: Job, state: TrainState, minutes: float, began: float) -> tuple[float, float]:
-    """Seconds of a step and of a validation, 0 where there are no validation cases.
+def cost_of_coarse(
+    job: Job, coarse: Job, minutes: float, began: float
+) -> tuple[float, float, CoarseStage]:
+    """Seconds that the coarse stage adds to each step of the fine one, and all in all; the stage.
+
+    A number of steps that is set for it stays, and one that is trained already has none.
+    """
+    asked = job.settings.coarse
+    own = coarse.settings.train.steps
+    settings = with_steps(coarse.settings, MAX_STEPS)
+    its = cost(replace(coarse, settings=settings), minutes, began)
+    step, spent = its.step, its.last
+    if asked.run is not None:
+        step = spent = 0.0
+    elif "steps" in asked.train:
+        step, spent = 0.0, spent + own * step
+    started, cases = time.monotonic(), coarse.split.unlabelled
+    windows = Windows(coarse.patch, coarse.shape.classes, coarse.settings.infer, coarse.device)
+    for name in cases[:1]:
+        sliding_window(its.predictor, coarse.training.array(name, "image"), windows)
+    spent += (time.monotonic() - started) * math.ceil(len(cases) / world())
+    return step, spent, CoarseStage(its.predictor, NothingFound(Path(), coarse.data))
+
+
+class NothingFound(Priors):
+    """In the place of what the coarse stage will say: as large, and resampled likewise."""
+
+    def crop(
+        self, name: str, grid: Sequence[int], start: Sequence[int], shape: Sequence[int]
+    ) -> np.ndarray:
+        stored = np.zeros((len(self.coarse.class_names) - 1, *self.coarse.shape(name)), np.uint8)
+        box = [slice(a, a + n) for a, n in zip(start, shape, strict=True)]
+        return resample_region(stored, Region.of(grid, box)) / np.float32(255)
+
+
+def cost(job: Job, minutes: float, began: float, coarse: CoarseStage | None = None) -> Cost:
+    """Try some steps of a stage, and a validation case.
 
     began: when the minutes did. Raises UserError as soon as it is clear that too few steps fit.
     """
-    state.step = MAX_STEPS - TRIED - MOST
-    tried = batches(job, state.step)
-    first = min([timed(job, state, tried, 1) for _ in range(TRIED)][1:])
+    method, free = make_method(job), free_bytes(job.device)
+    check_step_fits(method, job, free, resume=False)
+    state = make_state(method, job.settings.train)
+    with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+        state.step = MAX_STEPS - TRIED - MOST
+        tried = batches(job, state.step, coarse)
+        first = min([timed(job, state, tried, 1) for _ in range(TRIED)][1:])
 
-    def to_measure() -> int:
-        fitting(minutes, first, time.monotonic() - began + LEAST * first)
-        return min(max(math.ceil(60 * minutes / MEASURED / first), LEAST), MOST)
+        def to_measure() -> int:
+            fitting(minutes, first, time.monotonic() - began + LEAST * first)
+            return min(max(math.ceil(60 * minutes / MEASURED / first), LEAST), MOST)
 
-    count = on_rank_zero(to_measure)
-    step = timed(job, state, tried, count) / count
-    cases = job.split.validation
-    if not cases:
-        return step, 0.0
-    some = job.split.model_copy(update={"validation": cases[: world()]})
-    started = time.monotonic()
-    validation_dice(state.predicting().predictor().eval(), replace(job, split=some))
-    return step, (time.monotonic() - started) * len(cases) / len(some.validation)
+        count = on_rank_zero(to_measure)
+        step, predictor = timed(job, state, tried, count) / count, state.predicting().predictor()
+        cases, started = job.split.validation, time.monotonic()
+        if not cases:
+            return Cost(step, 0, predictor.eval())
+        some = job.split.model_copy(update={"validation": cases[: world()]})
+        validation_dice(predictor.eval(), replace(job, split=some), coarse)
+        last = (time.monotonic() - started) * len(cases) / len(some.validation)
+    return Cost(step + last / job.settings.train.validate_every, last, predictor)
 
 
 def timed(job: Job, state: TrainState, tried: Iterator[Batch], count: int) -> float:
