@@ -7,7 +7,7 @@ from dkuxnet.models.methods import METHODS
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import write_out_options
-from tiny import DK_UXNET
+from tiny import UXNET
 
 # in 800 steps, for which they were chosen
 STEPS_OF_800 = {
@@ -77,9 +77,9 @@ def test_a_coarse_stage_of_other_steps_has_its_own_shares():
 
 
 def test_a_run_that_is_lengthened_keeps_the_steps_of_its_ramp_up(prepared, tmp_path):
-    run, chosen = tmp_path / "run", {"train.steps": 4, "train.unlabelled_batch": 1}
-    run_training(prepared, run, load_settings(overrides=DK_UXNET | chosen))
-    assert RunFolder(run).settings.method.options["ramp_up_steps"] == 1
+    run, chosen = tmp_path / "run", {"train.steps": 4, "method.name": "mean-teacher"}
+    run_training(prepared, run, load_settings(overrides=UXNET | chosen))
+    assert RunFolder(run).settings.method.options["ramp_up_steps"] == 2
     run_training(prepared, run, load_settings(), resume=True, steps=8)
     settings = RunFolder(run).settings
-    assert settings.train.steps == 8 and settings.method.options["ramp_up_steps"] == 1
+    assert settings.train.steps == 8 and settings.method.options["ramp_up_steps"] == 2

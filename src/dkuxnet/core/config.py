@@ -241,8 +241,9 @@ class Settings(Section):
 
     def coarse_stage(self) -> "Settings":
         """Those of the coarse stage. Raises ValidationError where they are none."""
-        own = {"coarse": True, "train": {"patch"}, "network": {"strides"}}
-        values = self.model_dump(exclude=own, exclude_unset=True)
+        values = self.model_dump(
+            exclude={"coarse": True, "train": {"patch"}, "network": {"strides"}}, exclude_unset=True
+        )
         _lay_over(values, self.coarse.model_dump(exclude={"use", "run", "start", "share"}))
         return Settings.model_validate(values | {"coarse": {"use": False}})
 
