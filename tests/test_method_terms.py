@@ -284,19 +284,18 @@ def test_unimatch_by_hand():
     decisions, mixed alike.
     """
     method, batch = by_hand("unimatch", 1.0, threshold=0.0, dropout=0.0, w=3.0), make_batch()
+    batch.strengthen = lambda image: image - 0.25
     seen = []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     losses = method.losses(batch, 0)
     (mixed,) = seen
-    weak, strong, other = (
-        batch.unlabelled.weak,
-        batch.unlabelled.strong,
-        batch.unlabelled.strong.roll(1, 0),
-    )
+    weak = batch.unlabelled.weak
     assert torch.equal(mixed[:2], batch.labelled.strong)
     expected, boxes = 0, []
-    for stream in mixed[2:].split(2):
-        box = stream != strong
+    # intensities are drawn twice, as in the paper
+    views = [batch.unlabelled.strong, weak - 0.25]
+    for stream, strong in zip(mixed[2:].split(2), views, strict=True):
+        box, other = stream != strong, strong.roll(1, 0)
         # half of each edge
         assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(0.5**3)
         sign = torch.where(torch.where(box, weak.roll(1, 0), weak) > 0, -1, 1)
@@ -340,7 +339,7 @@ def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
 
 def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     method, batch = by_hand("bcp", 1.0, pretrain_steps=5, alpha=0.5), make_batch()
-    batch.labelled.strong[:], batch.unlabelled.strong[:], batch.unlabelled.weak[:] = 1.0, -1.0, -1.0
+    batch.labelled.weak[:], batch.unlabelled.weak[:] = 1.0, -1.0
     batch.labelled.label[:] = 1
     seen = []
     method.networks[0].register_forward_hook(
@@ -360,9 +359,30 @@ def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     )
 
 
+@pytest.mark.parametrize("step", [4, 5])
+def test_bcp_changes_the_intensities_of_a_mixed_patch_once(step):
+    """Parts with intensities of their own would show the box in the image."""
+    method, batch, seen, changed = by_hand("bcp", 1.0, pretrain_steps=5), make_batch(), [], []
+
+    def strengthen(image):
+        changed.append(image)
+        return 2 * image + 3
+
+    batch.strengthen = strengthen
+    method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    method.losses(batch, step)
+    (mixed,), (image,) = changed, seen
+    assert torch.equal(image, 2 * mixed + 3)
+    own = batch.labelled.weak
+    theirs = own.roll(1, 0) if step < 5 else batch.unlabelled.weak
+    own, theirs = torch.cat([own, own]), torch.cat([theirs, theirs])
+    assert ((mixed == own) | (mixed == theirs)).all()
+    assert all(0 < share < 1 for share in (mixed == own).float().mean(dim=(1, 2, 3, 4)))
+
+
 def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_labels():
     method, batch = by_hand("bcp", 1.0, pretrain_steps=5), make_batch()
-    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.weak[0], batch.labelled.weak[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     seen = []
     method.networks[0].register_forward_hook(
@@ -383,7 +403,7 @@ def test_bcp_s_pretraining_has_the_query_loss_of_the_whole_patch():
     method.networks[0].register_forward_hook(
         lambda module, inputs, output: seen.append((inputs[0], output))
     )
-    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.weak[0], batch.labelled.weak[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     losses = method.losses(batch, 4)
     image, output = seen[0]

@@ -48,9 +48,22 @@ def make_views(
             values, grid, mode="nearest", padding_mode="border", align_corners=False
         )
         label = values[:, 0].long()
-    weak = apply_view(image, draw_view(image, settings.weak, generator), edges)
-    strong = apply_view(image, draw_view(image, settings.strong, generator), edges)
+    weak = change_intensities(image, settings.weak, edges, generator)
+    strong = change_intensities(image, settings.strong, edges, generator)
     return Views(weak, strong, label, edges)
+
+
+def change_intensities(
+    image: Tensor,
+    settings: ViewSettings,
+    edges: Sequence[float],
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One view of (B, C, X, Y, Z); without a generator drawn from torch's own.
+
+    edges: of a voxel along (X, Y, Z), the shortest is 1.
+    """
+    return apply_view(image, draw_view(image, settings, generator), edges)
 
 
 def draw_grid(
@@ -113,7 +126,9 @@ class ViewParameters:
     blank: Tensor | None
 
 
-def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator) -> ViewParameters:
+def draw_view(
+    image: Tensor, settings: ViewSettings, generator: torch.Generator | None
+) -> ViewParameters:
     """Draw the intensity changes of one view; gamma, blur and cutout for half of the patches."""
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
@@ -169,7 +184,7 @@ def apply_view(
     return image
 
 
-def _uniform(generator: torch.Generator, device: torch.device) -> Callable[..., Tensor]:
+def _uniform(generator: torch.Generator | None, device: torch.device) -> Callable[..., Tensor]:
     """Draws from [-1, 1) of a given shape."""
     return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
 

@@ -37,9 +37,9 @@ class UniMatch(Method[UniMatchOptions]):
     """L_seg + w_qd L_qd + w (1/4 of each strong stream + 1/2 of the feature stream).
 
     Every stream learns from the weak view's confident pseudo-labels. Both strong streams are CutMix
-    of the batch's strong views, with boxes of their own (the paper also draws the intensities
-    twice; a batch has one strong view). The feature stream decodes the weak view's features after
-    channel dropout.
+    of strong views, with boxes and intensities of their own; as in the paper, a pasted box keeps
+    those that its patch had. The feature stream decodes the weak view's features after channel
+    dropout.
     """
 
     Options = UniMatchOptions
@@ -59,13 +59,14 @@ class UniMatch(Method[UniMatchOptions]):
         if batch.unlabelled is None:
             return self.supervision([network(labelled.strong)], batch.label)
         halves = cast(EncoderDecoder, network)
-        weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
+        weak = batch.unlabelled.weak
         count = len(weak)
         features = halves.encoder(weak)
         with torch.no_grad():
             target = probabilities(halves.decode(weak, features))
         boxes = [random_boxes(count, weak.shape[2:], options.box, weak.device) for _ in range(2)]
-        streams = [paste(strong.roll(1, 0), strong, box) for box in boxes]
+        views = [batch.unlabelled.strong, batch.strengthen(weak)]
+        streams = [paste(v.roll(1, 0), v, box) for v, box in zip(views, boxes, strict=True)]
         output = network(torch.cat([labelled.strong, *streams]))
         losses = self.supervision([output], batch.label)
         perturbed = [F.dropout3d(each, options.dropout) for each in features]
