@@ -37,7 +37,10 @@ TINY = DK_UXNET | {
     "data.test_cases": 3,
 }
 # what is drawn for each patch inside a network is drawn by each process for its own patches
-DETERMINISTIC = {"unimatch": {"method.dropout": 0.0}}
+DETERMINISTIC = {
+    "unimatch": {"method.dropout": 0.0},
+    "crossmatch": {"method.weak_dropout": 0.0, "method.strong_dropout": 0.0},
+}
 
 WORKER = """
 import json, sys

@@ -102,6 +102,8 @@ def resumed_overrides(method, network):
         chosen |= {
             "method.pretrain_steps": 2
         }  # so that its teacher labels before and after the break
+    if method == "ad-mt":
+        chosen |= {"method.period": 3}  # so that its teachers take turns before and after it
     if network != "vnet":
         return chosen | {"network.drop_rate": 0.2}
     own = {
