@@ -196,6 +196,7 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
             there["weights"] = manifest.weights or "final"
             here["weights"] = "best" if job.split.validation else "final"
         there["class_first"], here["class_first"] = manifest.class_first, job.class_first
+        there["a coarse stage"], here["a coarse stage"] = manifest.coarse, job.coarse is not None
         if manifest.arrays_sha256 is not None:  # older runs have none
             there["arrays_sha256"] = manifest.arrays_sha256
             here["arrays_sha256"] = arrays_sha256(job.data, job.split)

@@ -33,7 +33,8 @@ class Job:
 
     patch: (X, Y, Z) in voxels. class_first: see `PatchStream`; of a single class there is no such
     choice. data describes the set and opens no array. `training`, `validation`
-    and `test` open what the split lets each of them see.
+    and `test` open what the split lets each of them see. coarse: of the stage that comes first,
+    None without one.
     """
 
     settings: Settings
@@ -46,6 +47,12 @@ class Job:
     patch: tuple[int, int, int]
     device: torch.device
     class_first: bool
+    coarse: "Job | None" = None
+
+    @property
+    def priors(self) -> int:
+        """How many channels of the network the coarse stage fills: its foreground probabilities."""
+        return self.shape.classes - 1 if self.coarse else 0
 
 
 def new_job(prepared: Path, settings: Settings) -> Job:
@@ -62,7 +69,8 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
-    shape = network_shape(data, settings)
+    coarse = coarse_job(data, split, settings)
+    shape = network_shape(data, settings, with_priors=coarse is not None)
     return Job(
         settings,
         *views(data, split),
@@ -71,7 +79,49 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         patch_for(shape, settings, data.meta.plan),
         choose_device(settings.train.device),
         class_first=len(data.class_names) > 2,
+        coarse=coarse,
     )
+
+
+def coarse_job(data: PreparedSet, split: Split, settings: Settings) -> Job | None:
+    """The job of the coarse stage, None where there is none.
+
+    Raises UserError where the settings ask for one that cannot be.
+    """
+    asked = settings.coarse
+    if asked.use is False or (asked.use is None and asked.run is None and data.coarse is None):
+        return None
+    if data.coarse is None:
+        raise UserError(
+            f"{data.folder} has no coarser voxels for a coarse stage: prepare it with --coarse-mm, "
+            "or leave coarse.use and coarse.run out"
+        )
+    if asked.run is None:
+        return new_job(data.coarse, settings.coarse_stage())
+    job = resumed_job(data.coarse, asked.run)
+    check_coarse_run(asked.run, job.split, split)
+    return with_split(job, split)
+
+
+def with_split(job: Job, split: Split) -> Job:
+    """The job of a coarse stage that is trained, for the cases of the fine one."""
+    data, training, validation, test = views(PreparedSet(job.data.folder), split)
+    return dataclasses.replace(
+        job, data=data, training=training, validation=validation, test=test, split=split
+    )
+
+
+def check_coarse_run(run: Path, its: Split, split: Split) -> None:
+    """Raises UserError where a coarse run was trained on what it is asked about, or never ended."""
+    if not RunFolder.open(run).is_finished:
+        raise UserError(f"coarse.run: {run} has not ended; dkuxnet train ... --resume goes on")
+    asked = {*split.unlabelled, *split.validation, *split.test}
+    seen = {*its.labelled} & asked or {*its.unlabelled, *its.validation} & {*split.test}
+    if seen:
+        raise UserError(
+            f"coarse.run: {run} was trained on case '{min(seen)}', which it would be asked about; "
+            "train it with the same split"
+        )
 
 
 def check_held_back(data: PreparedSet, split: Split) -> None:
@@ -142,7 +192,24 @@ def resumed_job(prepared: Path, run: Path, steps: int | None = None) -> Job:
         manifest.patch,
         choose_device(settings.train.device),
         manifest.class_first,
+        resumed_coarse_job(data, folder) if manifest.coarse else None,
     )
+
+
+def resumed_coarse_job(data: PreparedSet, run: RunFolder) -> Job:
+    """The job of the coarse stage of a run, which may not have begun."""
+    if data.coarse is None:
+        raise UserError(f"{data.folder} has no coarser voxels any more: prepare it as it was")
+    if run.coarse.is_run:
+        job = resumed_job(data.coarse, run.coarse.folder)
+        return with_split(job, run.manifest.split) if run.coarse.is_finished else job
+    begun = coarse_job(data, run.manifest.split, run.settings)
+    if begun is None or begun.split != run.manifest.split:
+        raise UserError(
+            f"{run.folder}: its coarse stage has not begun and would have another split now; start "
+            "it anew in another folder"
+        )
+    return begun
 
 
 def lengthen(folder: RunFolder, job: Job, done: int) -> None:
@@ -254,6 +321,7 @@ def describe(job: Job, method: Method[Any]) -> Manifest:
         uses_unlabelled=unlabelled_patches(job) > 0,
         patch=job.patch,
         planned_steps=(job.settings.train.steps,),
+        coarse=job.coarse is not None,
         class_first=job.class_first,
         parameters=sum(p.numel() for p in method.parameters()),
         machine=machine(job.device),
@@ -285,10 +353,11 @@ def arrays_sha256(data: PreparedSet, split: Split) -> str:
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
+def network_shape(data: PreparedSet, settings: Settings, with_priors: bool = False) -> NetworkShape:
     """Channels, classes and query groups for a data set.
 
-    The groups are those of the settings, or else follow from the classes.
+    The groups are those of the settings, or else follow from the classes. with_priors: the
+    foreground probabilities of a coarse stage are further channels.
     """
     names, plan = data.class_names, data.meta.plan
     if not settings.network.groups:
@@ -305,7 +374,8 @@ def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
             Group(each.name, tuple(map(names.index, each.classes)), each.queries)
             for each in settings.network.groups
         )
-    return NetworkShape(len(data.meta.channels), len(names), groups, strides_for(settings, plan))
+    channels = len(data.meta.channels) + (len(names) - 1 if with_priors else 0)
+    return NetworkShape(channels, len(names), groups, strides_for(settings, plan))
 
 
 def strides_for(settings: Settings, plan: Plan) -> Strides:
