@@ -54,7 +54,6 @@ class Job:
 
 def new_job(prepared: Path, settings: Settings) -> Job:
     """The job that the settings describe."""
-    settings = write_out_options(settings)
     data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
     split = make_split(
         data.names,
@@ -67,6 +66,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     )
     check_held_back(data, split)
     coarse = coarse_job(data, split, settings)
+    settings = write_out_options(settings, coarse)
     shape = network_shape(data, settings, with_priors=coarse is not None)
     return Job(
         settings,
@@ -278,8 +278,8 @@ def warn_without_unlabelled(job: Job) -> None:
         )
 
 
-def write_out_options(settings: Settings) -> Settings:
-    """The settings with every option of the method written out.
+def write_out_options(settings: Settings, coarse: Job | None = None) -> Settings:
+    """The settings with every option of the method written out, and of the coarse stage's.
 
     A default that changes later then changes no run that is there.
     """
@@ -287,7 +287,11 @@ def write_out_options(settings: Settings) -> Settings:
     method = lookup(METHODS, name, "method")
     options = parse_options(method.Options, settings.method.options, f"method.{name}")
     written_out = MethodSettings(name=name, **dataclasses.asdict(options))
-    return settings.model_copy(update={"method": written_out})
+    settings = settings.model_copy(update={"method": written_out})
+    if coarse:
+        its = settings.coarse.model_copy(update={"method": coarse.settings.method.model_dump()})
+        settings = settings.model_copy(update={"coarse": its})
+    return settings
 
 
 def settings_of(run: RunFolder) -> Settings:
