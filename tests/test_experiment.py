@@ -35,9 +35,10 @@ from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
-from dkuxnet.training.job import new_job, patch_for, resumed_job, strides_for
+from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
 from dkuxnet.training.optimiser import learning_rate
+from dkuxnet.training.shape import patch_for, strides_for
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
 TINY = DK_UXNET | {
