@@ -116,6 +116,11 @@ def test_a_run_holds_both_stages_and_each_is_a_run(run):
     assert manifest.network_shape.in_channels == 1 + 2
 
 
+def test_what_the_coarse_stage_is_stands_in_the_settings_of_the_run(run):
+    written, coarse = RunFolder(run).settings, RunFolder(run).coarse.settings
+    assert written.coarse_stage() == coarse
+
+
 def test_prediction_and_evaluation_give_the_same_label_map(prepared, run, tmp_path):
     name = RunFolder(run).manifest.split.test[0]
     scan = PreparedSet(prepared).info(name).images[0]
@@ -264,6 +269,9 @@ def test_unlabelled_patches_carry_what_the_coarse_stage_says_there(prepared, run
         assert views.weak.shape[1] == 3
         torch.testing.assert_close(views.weak[:, 1:], views.strong[:, 1:])
         assert views.strong[:, 1:].min() >= 0 and views.strong[:, 1:].max() <= 1
+        mixed = batch.strengthen(views.weak)  # what a method has mixed keeps them too
+        assert torch.equal(mixed[:, 1:], views.weak[:, 1:])
+        assert not torch.equal(mixed[:, :1], views.weak[:, :1])
 
 
 def test_simulated_priors_are_like_the_label_but_not_it():

@@ -13,6 +13,7 @@ from tiny import UXNET
 STEPS_OF_800 = {
     "mean-teacher": {"ramp_up_steps": 400},
     "ua-mt": {"ramp_up_steps": 400, "threshold_steps": 800},
+    "ad-mt": {"ramp_up_steps": 400},
     "cps": {"ramp_up_steps": 400},
     "mc-net-plus": {"ramp_up_steps": 400},
     "dtc": {"ramp_up_steps": 400},

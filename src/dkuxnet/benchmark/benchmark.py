@@ -37,15 +37,8 @@ from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training.job import (
-    Job,
-    arrays_sha256,
-    data_identity,
-    new_job,
-    settings_of,
-    uses_unlabelled,
-    write_out_options,
-)
+from dkuxnet.training.identity import arrays_sha256, data_identity
+from dkuxnet.training.job import Job, new_job, settings_of, uses_unlabelled, write_out_options
 from dkuxnet.training.loop import Interrupted
 
 

@@ -7,6 +7,7 @@ somewhere else; here is only what follows what.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from dkuxnet.training.job import (
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
 from dkuxnet.training.scoring import evaluate_test, validation_dice
-from dkuxnet.training.views import make_views
+from dkuxnet.training.views import change_intensities, make_views
 
 Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 
@@ -207,24 +208,23 @@ def make_batch(job: Job, step: int, patches: Sequence[Tensors]) -> Batch:
     """The views of the patches of a step, on the device of the job."""
     seed = step_seed(job.settings.train.seed, VIEWS, step)
     generator = torch.Generator(job.device).manual_seed(seed)
-    views = []
+    augment, views = job.settings.augment, []
     for image, label in patches:
         image = image.to(job.device, non_blocking=True)
         label = None if label is None else label.to(job.device, non_blocking=True)
         spacing_mm = job.data.meta.plan.spacing_mm
         coarse_mm = job.coarse.data.meta.plan.spacing_mm if job.coarse else None
         views.append(
-            make_views(
-                image,
-                label,
-                job.settings.augment,
-                generator,
-                spacing_mm,
-                job.shape.classes,
-                coarse_mm,
-            )
+            make_views(image, label, augment, generator, spacing_mm, job.shape.classes, coarse_mm)
         )
-    return Batch(*views)
+    labelled, *others = views
+    strengthen = partial(
+        change_intensities,
+        settings=augment.strong,
+        edges=labelled.edges,
+        kept=job.shape.classes - 1 if job.coarse else 0,
+    )
+    return Batch(labelled, others[0] if others else None, strengthen)
 
 
 def pinned(patches: Patches) -> Tensors:

@@ -1,9 +1,6 @@
 """What a training is about, from its settings or from the folder of a run that goes on."""
 
 import dataclasses
-import hashlib
-import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +11,17 @@ import torch
 from dkuxnet.core.config import MethodSettings, Settings
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.lookup import lookup, parse_options
-from dkuxnet.core.schemas import Manifest, Plan, ShapeOfNetwork, Split
-from dkuxnet.core.types import HALVINGS, Group, NetworkShape, Strides
-from dkuxnet.data.prepared_set import Kind, PreparedSet
+from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
+from dkuxnet.core.types import NetworkShape
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
-from dkuxnet.models.networks import FOLLOW_STRIDES
-from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.runs.folder import RunFolder, machine
+from dkuxnet.training.identity import arrays_sha256, data_identity
 from dkuxnet.training.optimiser import learning_rate
+from dkuxnet.training.shape import network_shape, patch_for
 
 LEAST_WARM_UPS = 8  # a training is so many warm-ups long, where their steps are left out
 
@@ -59,7 +56,6 @@ class Job:
 
 def new_job(prepared: Path, settings: Settings) -> Job:
     """The job that the settings describe."""
-    settings = write_out_options(settings)
     data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
     split = make_split(
         data.names,
@@ -72,6 +68,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     )
     check_held_back(data, split)
     coarse = coarse_job(data, split, settings)
+    settings = write_out_options(settings)
     shape = network_shape(data, settings, with_priors=coarse is not None)
     return Job(
         settings,
@@ -356,83 +353,3 @@ def describe(job: Job, method: Method[Any]) -> Manifest:
         parameters=sum(p.numel() for p in method.parameters()),
         machine=machine(job.device),
     )
-
-
-def data_identity(data: PreparedSet) -> dict[str, Any]:
-    """What a resumed run must find unchanged in its data set, beside `arrays_sha256`."""
-    meta = data.meta
-    return {
-        "cases": data.names,
-        "labels": meta.labels,
-        "channels": meta.channels,
-        "plan": meta.plan,
-    }
-
-
-def arrays_sha256(data: PreparedSet, split: Split) -> str:
-    """One checksum over all arrays that a run with this split opens, see `views`.
-
-    By the checksums that the set keeps. Labels that the split holds back may change.
-    """
-    opened: dict[Kind, tuple[str, ...]] = {
-        "image": (*split.labelled, *split.unlabelled, *split.validation, *split.test),
-        "label": (*split.labelled, *split.validation),
-        "truth": split.test,
-    }
-    sums = [data.sha256(name, kind) for kind, names in opened.items() for name in names]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-
-
-def network_shape(data: PreparedSet, settings: Settings, with_priors: bool = False) -> NetworkShape:
-    """Channels, classes and query groups for a data set.
-
-    The groups are those of the settings, or else follow from the classes. with_priors: the
-    foreground probabilities of a coarse stage are further channels.
-    """
-    names, plan = data.class_names, data.meta.plan
-    if not settings.network.groups:
-        groups = default_groups(names, settings.network.queries)
-    else:
-        for group in settings.network.groups:
-            for name in group.classes:
-                if name not in names:
-                    raise UserError(
-                        f"network.groups: '{group.name}' names the class '{name}'; the data set "
-                        f"has {names}"
-                    )
-        groups = tuple(
-            Group(each.name, tuple(map(names.index, each.classes)), each.queries)
-            for each in settings.network.groups
-        )
-    channels = len(data.meta.channels) + (len(names) - 1 if with_priors else 0)
-    return NetworkShape(channels, len(names), groups, strides_for(settings, plan))
-
-
-def strides_for(settings: Settings, plan: Plan) -> Strides:
-    """The strides of the settings or else of the plan, or halvings for a network without any.
-
-    Raises UserError where the settings ask such a network for others.
-    """
-    chosen, name = settings.network.strides, settings.network.name or plan.network
-    if name in FOLLOW_STRIDES:
-        return chosen or plan.strides
-    if chosen not in (None, HALVINGS):
-        raise UserError(f"network.strides: '{name}' halves along every axis; leave them out")
-    return HALVINGS
-
-
-def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:
-    """The patch of the settings, or the plan's, enlarged where the network needs it.
-
-    Raises UserError for one in the settings that the network cannot take.
-    """
-    given = settings.train.patch
-    x, y, z = (
-        math.ceil(n / d) * d for n, d in zip(given or plan.patch, shape.divisor, strict=True)
-    )
-    if given and (x, y, z) != given:
-        raise UserError(
-            f"train.patch: for this network the edges must be multiples of {list(shape.divisor)}, "
-            f"got {list(given)}; {[x, y, z]} would do"
-        )
-    return x, y, z

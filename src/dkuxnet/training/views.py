@@ -55,17 +55,30 @@ def make_views(
             values, grid, mode="nearest", padding_mode="border", align_corners=False
         )
         label = values[:, 0].long()
-    prior = None
-    if coarse_mm and label is None:
-        image, prior = image[:, : 1 - classes], image[:, 1 - classes :]
-    elif coarse_mm and label is not None:
+    kept = classes - 1 if coarse_mm else 0
+    if coarse_mm and label is not None:
         coarse_edges = [s / min(spacing_mm) for s in coarse_mm]
         prior = simulated_priors(label, classes, generator, edges, coarse_edges)
-    weak = apply_view(image, draw_view(image, settings.weak, generator), edges)
-    strong = apply_view(image, draw_view(image, settings.strong, generator), edges)
-    if prior is not None:
-        weak, strong = torch.cat([weak, prior], dim=1), torch.cat([strong, prior], dim=1)
+        image = torch.cat([image, prior], dim=1)
+    weak = change_intensities(image, settings.weak, edges, generator, kept)
+    strong = change_intensities(image, settings.strong, edges, generator, kept)
     return Views(weak, strong, label, edges)
+
+
+def change_intensities(
+    image: Tensor,
+    settings: ViewSettings,
+    edges: Sequence[float],
+    generator: torch.Generator | None = None,
+    kept: int = 0,
+) -> Tensor:
+    """One view of (B, C, X, Y, Z); without a generator drawn from torch's own.
+
+    edges: of a voxel along (X, Y, Z), the shortest is 1. kept: last channels that stay as they are.
+    """
+    scan = image[:, : image.shape[1] - kept]
+    changed = apply_view(scan, draw_view(scan, settings, generator), edges)
+    return torch.cat([changed, image[:, -kept:]], dim=1) if kept else changed
 
 
 def draw_grid(
@@ -130,7 +143,9 @@ class ViewParameters:
     blank: Tensor | None
 
 
-def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator) -> ViewParameters:
+def draw_view(
+    image: Tensor, settings: ViewSettings, generator: torch.Generator | None
+) -> ViewParameters:
     """Draw the intensity changes of one view; gamma, blur and cutout for half of the patches."""
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
@@ -186,7 +201,7 @@ def apply_view(
     return image
 
 
-def _uniform(generator: torch.Generator, device: torch.device) -> Callable[..., Tensor]:
+def _uniform(generator: torch.Generator | None, device: torch.device) -> Callable[..., Tensor]:
     """Draws from [-1, 1) of a given shape."""
     return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
 
