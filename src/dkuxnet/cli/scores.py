@@ -6,7 +6,7 @@ from rich.table import Table
 from dkuxnet.core.schemas import Found, Statistic
 from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
 from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
-from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, show_interval
 
 MOST_CLASSES = 12  # rows
 
@@ -30,11 +30,10 @@ def scores_table(
     for row, name in enumerate(rows):
         metrics, dice = summary[name], summary[name][DICE.key]
         spread = "" if dice.std is None else f" ± {DICE.show(dice.std)}"
-        few = "one case" if dice.mean is not None else NOTHING
         table.add_row(
             escape(name),
             f"{DICE.show(dice.mean)}{spread}",
-            " to ".join(map(DICE.show, dice.ci95 or ())) or few,
+            show_interval(dice, DICE),
             *(m.show(metrics[m.key].mean) if m.key in metrics else NOTHING for m in others),
             *(column[row] for column in counts.values()),
         )

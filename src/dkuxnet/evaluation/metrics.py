@@ -63,6 +63,11 @@ class Metric:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """What no value lies below, or above."""
+        return 0.0, math.inf if self.unit else 1.0
+
+    @property
     def better(self) -> str:
         """Which way is better, in words."""
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
