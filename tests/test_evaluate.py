@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import warnings
 
 import numpy as np
@@ -213,14 +214,21 @@ def test_what_cannot_be_written_leaves_nothing_behind(folders, tmp_path, monkeyp
     assert (tmp_path / "out" / "summary.json").read_text() == "before"
 
 
-def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
+def test_empty_predictions_have_no_distance_and_are_noted(folders, tmp_path, capsys):
     predictions, labels = folders
     save(predictions / "a.nii.gz", label_map(0, 0))
     evaluation = evaluate_folders(predictions, labels)
-    assert evaluation.rows[0].hd95_mm == pytest.approx(np.linalg.norm([10, 16, 18]))
+    assert math.isnan(evaluation.rows[0].hd95_mm)
+    organ = evaluation.summary()["organ"]["hd95_mm"]  # 1 and 0 mm in the other two
+    assert (organ.mean, organ.cases) == (pytest.approx(0.5), 2)
+    show_evaluation(evaluation)
+    assert re.search(r"organ +0\.\d+ .* 0\.50 .* 1 of 3", capsys.readouterr().out)
+    evaluation.write_csv(tmp_path / "cases.csv")
+    line = (tmp_path / "cases.csv").read_text().splitlines()[1]
+    assert line.startswith("a,organ,1,0.0,0.0,,,,,0,")
     assert evaluation.notes == [
-        "missed where it is: 'organ' in 1 of 3, 'tumour' in 1 of 3 scans; that is Dice 0, and the "
-        "scan's diagonal in the place of a distance"
+        "missed where it is: 'organ' in 1 of 3, 'tumour' in 1 of 3 scans; that is Dice 0, and no "
+        "distance"
     ]
 
 
@@ -428,7 +436,8 @@ def test_what_is_missed_everywhere_has_no_distance(folders):
     tumour = evaluation.summary()["tumour"]
     assert (tumour["dice"].mean, tumour["hd95_mm"].mean, tumour["asd_mm"].mean) == (0, None, None)
     assert evaluation.found()["tumour"].missed == 3
-    assert evaluation.summary()[FOREGROUND_MEAN]["hd95_mm"].mean > 0
+    organ_alone = evaluation.summary()[FOREGROUND_MEAN]["hd95_mm"]
+    assert (organ_alone.mean, organ_alone.cases) == (0, 3)
 
 
 def test_a_statistic_is_of_the_cases_that_apply_and_stays_within_bounds():
@@ -436,7 +445,8 @@ def test_a_statistic_is_of_the_cases_that_apply_and_stays_within_bounds():
     found = statistic(values)
     assert found == statistic(values[:5]) and found.cases == 5 and found.ci95[1] > 1
     assert statistic(values, (-1, 1)).ci95 == (found.ci95[0], 1)
-    assert statistic(values[5:]).model_dump() == dict(mean=None, std=None, ci95=None, cases=0)
+    nothing = statistic(values[5:])
+    assert (nothing.mean, nothing.std, nothing.ci95, nothing.cases) == (None, None, None, 0)
 
 
 def test_thirty_classes_are_a_dozen_rows_on_the_console(capsys):

@@ -218,7 +218,7 @@ def test_a_missed_organ_is_said(tmp_path):
     assert (
         "gone 0.000 not found" in text
         and "kept 0.875 not found" not in text
-        and "diagonal of the scan" in text
+        and "Dice is 0 and there is no distance" in text
     )
 
 

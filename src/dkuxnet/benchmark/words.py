@@ -20,9 +20,9 @@ FIGURES = (
 )
 COUNTS = (
     "A class counts in a scan where its label or the prediction has it; a scan with neither says "
-    "nothing about it. Missed: in the label alone, Dice 0, and the scan's diagonal in the place of "
-    "a distance. False alarm: in the prediction alone, Dice 0. They are counted over the scans of "
-    "all seeds. Distances of which none was measured are left out."
+    "nothing about it. Missed: in the label alone. False alarm: in the prediction alone. Both have "
+    "Dice 0 and no distance, so that a distance goes over the scans in which both have the class; "
+    "they are counted over the scans of all seeds."
 )
 INTERVAL = (
     "95 % intervals of the mean over test cases and seeds (Student's t, corrected for skewness; "
@@ -35,8 +35,8 @@ NOTES = (
     "Gain in Dice: over supervised with as many labels, same network and seeds. Share of the gap: "
     "this gain divided by what supervised gains when it gets all labels of the pool. 100 % says "
     "that the missing labels were not missed.",
-    f"Ranges are {INTERVAL}. A share with a wide interval says little, and where the gap itself may "
-    f"be chance ({UNSURE}) it says nothing and has none. A difference is called "
+    f"Ranges are {INTERVAL}. A share with a wide interval says little, and where the gap itself "
+    f"may be chance ({UNSURE}) it says nothing and has none. A difference is called "
     f"clear only where its interval leaves out 0, there are at least {LEAST_CASES} test cases, and "
     f"Wilcoxon's p is at most {ALPHA}; for the best of several arms the 5 % outside the interval "
     "are divided by the number of arms, and p is multiplied by it (Bonferroni).",

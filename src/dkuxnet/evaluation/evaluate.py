@@ -44,9 +44,9 @@ Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 class Score(NamedTuple):
     """One class of one case: METRICS in [0, 1], mm and voxels; counts of voxels; volumes in ml.
 
-    value: of the class in the prediction. METRICS are NaN where neither prediction nor label has
-    the class: they do not apply. confidence: see `core.confidence`, NaN where it is not
-    known, as of a label map alone.
+    value: of the class in the prediction. METRICS are NaN where they do not apply: all where
+    neither prediction nor label has the class, distances where one has it alone. confidence: see
+    `core.confidence`, NaN where it is not known, as of a label map alone.
     """
 
     case: str
@@ -96,7 +96,7 @@ class Evaluation:
     def summary(self) -> dict[str, dict[str, Statistic]]:
         """Class, or FOREGROUND_MEAN (of each case's classes) -> key of a metric -> statistic."""
         figures = self._figures(metric.key for metric in METRICS)
-        return summarise(figures, self._both(), [*self.classes], METRICS)
+        return summarise(figures, [*self.classes], METRICS)
 
     def found(self) -> dict[str, Found]:
         """Class -> in how many cases it is, and where prediction and label do not both have it."""
@@ -127,12 +127,6 @@ class Evaluation:
         figures = [[getattr(row, column) for column in columns] for row in self.rows]
         shape = (len(self.files), len(self.classes), len(columns))
         return np.array(figures, dtype=np.float64).reshape(shape)
-
-    def _both(self) -> Array:
-        """(cases, classes): whether prediction and label have the class, so that it has edges."""
-        n_pred, n_ref = np.moveaxis(self._figures(["n_pred", "n_ref"]), 2, 0)
-        both: Array = (n_pred > 0) & (n_ref > 0)
-        return both
 
     def _as_json(self) -> dict[str, Any]:
         def by_key(values: Iterable[float]) -> dict[str, float | None]:

@@ -4,16 +4,15 @@ Connectivity is 1. Where MedPy fails or returns NaN:
 
 - both masks empty: NaN, not applicable, as in nnU-Net. Nothing was there to be outlined, so that no
   figure says how well it was; means leave such a case out, and tables count it;
-- one mask empty: Dice and Jaccard 0, distances the diagonal of the array. No two voxels lie farther
-  apart, so that a missed object can never look better than a poor one (published code often scores
-  it 0). Tables count these cases beside the means.
+- one mask empty: Dice and Jaccard 0, distances NaN: from nothing there is no distance (published
+  code often scores it 0, or the diagonal of the array). Tables count these cases beside the means.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -67,6 +66,11 @@ class Metric:
         """What no value lies below, or above."""
         return 0.0, math.inf if self.unit else 1.0
 
+    def applies(self, counts: Mapping[str, float]) -> bool:
+        """Whether there is a figure of two masks of so many voxels, `n_pred` and `n_ref`."""
+        some = (counts["n_pred"] > 0, counts["n_ref"] > 0)
+        return all(some) if self.unit else any(some)
+
     @property
     def better(self) -> str:
         """Which way is better, in words."""
@@ -92,7 +96,7 @@ SHOWN = tuple(metric for metric in METRICS if metric.unit != "voxels")  # on pag
 
 
 class Scores(TypedDict):
-    """A figure for each of METRICS; all are NaN where both masks are empty."""
+    """A figure for each of METRICS; NaN where both masks are empty, distances where one is."""
 
     dice: float
     jaccard: float
@@ -149,9 +153,8 @@ def segmentation_metrics(prediction: Array, truth: Array, spacing_mm: Sequence[f
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.shape != (truth.ndim,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
         raise ValueError(f"spacing_mm must be {truth.ndim} positive lengths, got {spacing_mm}")
-    shape = np.array(truth.shape)
     prediction, truth = _crop_to_objects(prediction, truth)
-    (hd95_voxels, asd_voxels), (hd95_mm, asd_mm) = _distances(prediction, truth, shape, spacing)
+    (hd95_voxels, asd_voxels), (hd95_mm, asd_mm) = _distances(prediction, truth, spacing)
     return {
         "dice": dice(prediction, truth),
         "jaccard": jaccard(prediction, truth),
@@ -204,19 +207,11 @@ def _crop_to_objects(prediction: Array, truth: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(prediction), np.ascontiguousarray(truth)
 
 
-def _distances(
-    prediction: Array, truth: Array, shape: Array, spacing: Array
-) -> list[tuple[float, float]]:
-    """(95HD, ASD) in voxels and in the unit of `spacing`.
-
-    shape: of the whole array, for the diagonal of the empty cases.
-    """
-    units = (np.ones_like(spacing), spacing)
-    if not prediction.any() and not truth.any():
-        return [(math.nan, math.nan)] * 2
+def _distances(prediction: Array, truth: Array, spacing: Array) -> list[tuple[float, float]]:
+    """(95HD, ASD) in voxels and in the unit of `spacing`; NaN where a mask is empty."""
     if not prediction.any() or not truth.any():
-        diagonals = [float(np.linalg.norm(shape * unit)) for unit in units]
-        return [(diagonal, diagonal) for diagonal in diagonals]
+        return [(math.nan, math.nan)] * 2
+    units = (np.ones_like(spacing), spacing)
     prediction_surface, truth_surface = _surface(prediction), _surface(truth)
     isotropic = np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0)
     figures: list[tuple[float, float]] = []

@@ -27,27 +27,14 @@ def known_mean(values: Array, axis: int) -> Array:
     return np.where(counts, means, np.nan)
 
 
-def unmeasured(figures: Array, both: Array, metrics: Sequence[Metric]) -> Array:
-    """`figures` (cases, classes, metrics) without distances that nobody measured.
-
-    both: (cases, classes), whether prediction and label have the class. Where that is so in no
-    case, its distances are nothing but the scans' diagonals: NaN.
-    """
-    distances = np.array([not metric.higher_is_better for metric in metrics])
-    return np.where(np.outer(~both.any(axis=0), distances), np.nan, figures)
-
-
 def summarise(
-    figures: Array, both: Array, classes: Sequence[str], metrics: Sequence[Metric]
+    figures: Array, classes: Sequence[str], metrics: Sequence[Metric]
 ) -> dict[str, dict[str, Statistic]]:
     """Class, or FOREGROUND_MEAN (over each case's classes) -> key of a metric -> statistic.
 
-    figures: (cases, classes, metrics). both: see `unmeasured`. A case's mean is over the classes
-    that apply to it.
+    figures: (cases, classes, metrics). A case's mean is over the classes that apply to it.
     """
     figures = np.concatenate([figures, known_mean(figures, axis=1)[:, np.newaxis]], axis=1)
-    both = np.concatenate([both, both.any(axis=1, keepdims=True)], axis=1)
-    figures = unmeasured(figures, both, metrics)
     return {
         name: {
             metric.key: statistic(figures[:, row, column], metric.bounds)
