@@ -1,27 +1,33 @@
 """The table of scores that a training and an evaluation end with."""
 
+from collections.abc import Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
 from dkuxnet.core.schemas import Found, Statistic
 from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
-from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
+from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
 from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, show_interval
 
 MOST_CLASSES = 12  # rows
 
 
 def scores_table(
-    summary: dict[str, dict[str, Statistic]], title: str, found: dict[str, Found] | None
+    summary: dict[str, dict[str, Statistic]],
+    title: str,
+    found: dict[str, Found] | None,
+    asked: Sequence[Metric] = (),
 ) -> tuple[Table, str]:
     """A row a class: means, and what was missed; and the sentence that belongs below, or "".
 
-    Of many classes those with the lowest Dice. found: None in runs of earlier versions.
+    Of many classes those with the lowest Dice. found: None in runs of earlier versions. asked:
+    metrics beside SHOWN.
     """
     classes = [name for name in summary if name != FOREGROUND_MEAN]
     shown = worst_classes(summary, classes)
     rows = [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
-    others = [metric for metric in SHOWN if metric is not DICE]
+    others = [metric for metric in (*SHOWN, *asked) if metric is not DICE]
     counts = _counts(rows, found or {})
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("class", no_wrap=True)

@@ -46,7 +46,7 @@ class Metric:
     """How a metric is called and shown. key: its name in the program, in cases.csv and manifests.
 
     summary: its name in summary.json; without a unit it is nnU-Net's. digits: decimals of a figure,
-    and of one where runs are compared.
+    and of one where runs are compared. higher_is_better: None of an error that has a sign.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Metric:
     heading: str
     unit: str
     digits: tuple[int, int]
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     @property
     def title(self) -> str:
@@ -64,6 +64,8 @@ class Metric:
     @property
     def bounds(self) -> tuple[float, float]:
         """What no value lies below, or above."""
+        if self.higher_is_better is None:
+            return -math.inf, math.inf
         return 0.0, math.inf if self.unit else 1.0
 
     def applies(self, counts: Mapping[str, float]) -> bool:
@@ -74,6 +76,8 @@ class Metric:
     @property
     def better(self) -> str:
         """Which way is better, in words."""
+        if self.higher_is_better is None:
+            return "0 is best"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
 
     def show(self, value: float | None, compared: bool = False, sign: str = "") -> str:
@@ -212,12 +216,11 @@ def _distances(prediction: Array, truth: Array, spacing: Array) -> list[tuple[fl
     if not prediction.any() or not truth.any():
         return [(math.nan, math.nan)] * 2
     units = (np.ones_like(spacing), spacing)
-    prediction_surface, truth_surface = _surface(prediction), _surface(truth)
+    surfaces = _surface(prediction), _surface(truth)
     isotropic = np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0)
     figures: list[tuple[float, float]] = []
     for unit in units[:1] if isotropic else units:
-        to_truth = _to_nearest(prediction_surface, truth_surface, unit)
-        to_prediction = _to_nearest(truth_surface, prediction_surface, unit)
+        to_truth, to_prediction = _both_ways(*surfaces, unit)
         figures.append(
             (np.percentile(np.concatenate([to_truth, to_prediction]), 95), to_truth.mean())
         )
@@ -225,6 +228,22 @@ def _distances(prediction: Array, truth: Array, spacing: Array) -> list[tuple[fl
         hd95, asd = figures[0]
         figures.append((hd95 * spacing[0], asd * spacing[0]))
     return figures
+
+
+def surface_distances(
+    prediction: Array, truth: Array, spacing_mm: Sequence[float]
+) -> tuple[Array, Array]:
+    """Distances in mm from the prediction's surface to the truth's, and back, in no order.
+
+    Both masks must hold something; arguments as in `segmentation_metrics`.
+    """
+    prediction, truth = _crop_to_objects(*_masks(prediction, truth))
+    unit = np.asarray(spacing_mm, dtype=np.float64)
+    return _both_ways(_surface(prediction), _surface(truth), unit)
+
+
+def _both_ways(prediction: Array, truth: Array, unit: Array) -> tuple[Array, Array]:
+    return _to_nearest(prediction, truth, unit), _to_nearest(truth, prediction, unit)
 
 
 def _to_nearest(surface: Array, other: Array, unit: Array) -> Array:
