@@ -6,6 +6,7 @@ Those were computed once, on the masks of `pair` and `scattered`, by the version
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -148,6 +149,8 @@ def test_what_is_asked_for_is_in_table_csv_and_json(folders):
     options = ["--metrics", ",".join(CHOICES), "--tolerance-mm", "organ=2,1", "--csv", str(scores)]
     shown = evaluate(folders, *options)
     assert shown.exit_code == 0, shown.output
+    assert re.search(r"class +NSD +ASSD \(mm\)", shown.output)
+    assert re.search(r"tumour +0\.500 +0\.00 +-0\.0\d +-50\.0 +0\.500 +0\.500", shown.output)
     lines = list(csv.DictReader(scores.open(newline="")))
     metrics = parse_asked(",".join(CHOICES)).metrics
     assert list(lines[0])[-len(metrics) :] == [metric.key for metric in metrics]

@@ -284,10 +284,12 @@ def _show_summary(
     found: "dict[str, Found] | None",
     asked: Sequence["Metric"] = (),
 ) -> None:
-    from dkuxnet.cli.scores import scores_table
+    from dkuxnet.cli.scores import asked_table, scores_table
 
-    table, below = scores_table(summary, title, found, asked)
+    table, below = scores_table(summary, title, found)
     console.print(table)
+    if asked:
+        console.print(asked_table(summary, asked))
     if below:
         _say(below)
 

@@ -21,13 +21,10 @@ def scores_table(
 ) -> tuple[Table, str]:
     """A row a class: means, and what was missed; and the sentence that belongs below, or "".
 
-    Of many classes those with the lowest Dice. found: None in runs of earlier versions. asked:
-    metrics beside SHOWN.
+    Of many classes those with the lowest Dice. found: None in runs of earlier versions.
     """
-    classes = [name for name in summary if name != FOREGROUND_MEAN]
-    shown = worst_classes(summary, classes)
-    rows = [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
-    others = [metric for metric in (*SHOWN, *asked) if metric is not DICE]
+    classes, shown, rows = _rows(summary)
+    others = [metric for metric in SHOWN if metric is not DICE]
     counts = _counts(rows, found or {})
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("class", no_wrap=True)
@@ -49,6 +46,24 @@ def scores_table(
         f"The {len(shown)} classes with the lowest Dice of {len(classes)}; all are in the summary "
         "that was written, or on the page of `dkuxnet report`."
     )
+
+
+def asked_table(summary: dict[str, dict[str, Statistic]], asked: Sequence[Metric]) -> Table:
+    """The same rows with the metrics that were asked for: means."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for metric in asked:
+        table.add_column(metric.title, justify="right")
+    for name in _rows(summary)[2]:
+        table.add_row(escape(name), *(m.show(summary[name][m.key].mean) for m in asked))
+    return table
+
+
+def _rows(summary: dict[str, dict[str, Statistic]]) -> tuple[list[str], list[str], list[str]]:
+    """All classes, those that are shown, and the rows."""
+    classes = [name for name in summary if name != FOREGROUND_MEAN]
+    shown = worst_classes(summary, classes)
+    return classes, shown, [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
 
 
 def _counts(rows: list[str], found: dict[str, Found]) -> dict[str, list[str]]:
