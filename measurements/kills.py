@@ -55,6 +55,8 @@ METHODS = (
     "bcp",
     "fixmatch",
     "unimatch",
+    "ad-mt",
+    "crossmatch",
     "dtc",
     "supervised",
 )

@@ -36,8 +36,13 @@ TINY = DK_UXNET | {
     "data.validation_cases": 1,
     "data.test_cases": 3,
 }
-# what is drawn for each patch inside a network is drawn by each process for its own patches
-DETERMINISTIC = {"unimatch": {"method.dropout": 0.0}}
+OPTIONS = {
+    # what is drawn for each patch inside a network is drawn by each process for its own patches
+    "unimatch": {"method.dropout": 0.0},
+    "crossmatch": {"method.weak_dropout": 0.0, "method.strong_dropout": 0.0},
+    "ad-mt": {"method.period": 1},  # a step in the turn of each teacher
+    "bcp": {"method.pretrain_steps": 1},
+}
 
 WORKER = """
 import json, sys
@@ -92,7 +97,7 @@ def finish(processes: list[subprocess.Popen]) -> None:
 
 
 def overrides(method: str) -> dict:
-    return TINY | {"method.name": method} | DETERMINISTIC.get(method, {})
+    return TINY | {"method.name": method} | OPTIONS.get(method, {})
 
 
 @pytest.fixture(scope="module")

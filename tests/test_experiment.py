@@ -35,9 +35,10 @@ from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training import experiment, scoring
 from dkuxnet.training.experiment import run_training
-from dkuxnet.training.job import new_job, patch_for, resumed_job, strides_for
+from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
 from dkuxnet.training.optimiser import learning_rate
+from dkuxnet.training.shape import patch_for, strides_for
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
 TINY = DK_UXNET | {
@@ -102,6 +103,8 @@ def resumed_overrides(method, network):
         chosen |= {
             "method.pretrain_steps": 2
         }  # so that its teacher labels before and after the break
+    if method == "ad-mt":
+        chosen |= {"method.period": 3}  # so that its teachers take turns before and after it
     if network != "vnet":
         return chosen | {"network.drop_rate": 0.2}
     own = {

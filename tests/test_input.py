@@ -25,7 +25,7 @@ from dkuxnet.training.experiment import batches, patch_streams, pinned
 from dkuxnet.training.job import new_job
 from dkuxnet.training.optimiser import SGD, AdamW
 from dkuxnet.training.patches import LABELLED, PatchStream
-from dkuxnet.training.views import make_views
+from dkuxnet.training.views import apply_view, draw_view, make_views
 from test_patches import SHAPES, write_set
 
 
@@ -212,6 +212,23 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
             assert torch.equal(got.weak, expected.weak) and torch.equal(got.strong, expected.strong)
             assert (got.label is None) == (label is None)
             assert label is None or torch.equal(got.label, expected.label)
+
+
+def test_a_batch_can_change_intensities_as_its_strong_views_are_changed(prepared):
+    """Of any number of patches, drawn from torch's own generator, which a step seeds."""
+    job = job_of(prepared, 0)
+    batch = next(batches(job, 0))
+    image = torch.cat([batch.labelled.weak, batch.unlabelled.weak, batch.labelled.weak])
+    torch.manual_seed(5)
+    changed = batch.strengthen(image)
+    torch.manual_seed(5)
+    expected = apply_view(
+        image,
+        draw_view(image, job.settings.augment.strong, torch.default_generator),
+        batch.labelled.edges,
+    )
+    assert torch.equal(changed, expected) and not torch.equal(changed, image)
+    assert not torch.equal(batch.strengthen(image), changed)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

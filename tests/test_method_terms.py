@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,12 @@ from dkuxnet.models.build import build_method
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import mean_output, ramp_up
 from dkuxnet.models.methods.dtc import signed_distance
-from dkuxnet.models.methods.losses import consistency_loss, query_loss_all, segmentation_loss
+from dkuxnet.models.methods.losses import (
+    consistency_loss,
+    query_loss_all,
+    segmentation_loss,
+    soft_dice_loss,
+)
 from dkuxnet.models.methods.mc_net import sharpen
 from dkuxnet.models.methods.mixing import paste, random_boxes
 from dkuxnet.models.methods.outline import outline_displacement, warp
@@ -91,16 +97,18 @@ def test_methods_and_networks_go_together(name, network):
         )
 
 
-@pytest.mark.parametrize("name", ["mc-net-plus", "unimatch", "dtc"])
+@pytest.mark.parametrize("name", ["mc-net-plus", "unimatch", "crossmatch", "dtc"])
 def test_a_network_that_does_not_fit_is_refused_and_the_error_names_what_fits(name):
     settings = load_settings(overrides={"network.name": "unet", "method.name": name})
     with pytest.raises(UserError, match=f"'{name}' with network 'unet'.*dk-uxnet, uxnet and vnet"):
         build_method(settings, SHAPE, network="")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("bcp", "unimatch")])
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if name not in ("bcp", "unimatch", "crossmatch")]
+)
 def test_what_learns_sees_the_strong_views_and_what_teaches_the_weak_ones(name):
-    """The two left out mix their patches: their own tests look at them."""
+    """Those left out mix their patches: their own tests look at them."""
     still = {"method__outline": 0} if name == "dual-mutual" else {}
     method, batch, seen = make_method(name, **still), make_batch(), []
     for network in [method.networks[0], *([method.teacher] if hasattr(method, "teacher") else [])]:
@@ -149,6 +157,10 @@ WRONG = [
     ("bcp", "decay", -1.0),
     ("unimatch", "dropout", 1.5),
     ("unimatch", "box", 1.0),
+    ("crossmatch", "eta", 1.5),
+    ("crossmatch", "strong_dropout", 1.0),
+    ("ad-mt", "period", 0),
+    ("ad-mt", "decay", 1.0),
     ("mc-net-plus", "temperature", 0.0),
     ("fixmatch", "threshold", 7.0),
     ("dtc", "steepness", -1.0),
@@ -284,19 +296,18 @@ def test_unimatch_by_hand():
     decisions, mixed alike.
     """
     method, batch = by_hand("unimatch", 1.0, threshold=0.0, dropout=0.0, w=3.0), make_batch()
+    batch.strengthen = lambda image: image - 0.25
     seen = []
     method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     losses = method.losses(batch, 0)
     (mixed,) = seen
-    weak, strong, other = (
-        batch.unlabelled.weak,
-        batch.unlabelled.strong,
-        batch.unlabelled.strong.roll(1, 0),
-    )
+    weak = batch.unlabelled.weak
     assert torch.equal(mixed[:2], batch.labelled.strong)
     expected, boxes = 0, []
-    for stream in mixed[2:].split(2):
-        box = stream != strong
+    # intensities are drawn twice, as in the paper
+    views = [batch.unlabelled.strong, weak - 0.25]
+    for stream, strong in zip(mixed[2:].split(2), views, strict=True):
+        box, other = stream != strong, strong.roll(1, 0)
         # half of each edge
         assert torch.equal(stream[box], other[box]) and box.float().mean() == pytest.approx(0.5**3)
         sign = torch.where(torch.where(box, weak.roll(1, 0), weak) > 0, -1, 1)
@@ -316,6 +327,149 @@ def test_unimatch_drops_feature_channels_of_the_stream_that_learns():
     method, batch = by_hand("unimatch", 8.0, threshold=0.0, dropout=0.999), make_batch()
     torch.manual_seed(0)
     assert method.losses(batch, 0)["features"].item() == pytest.approx(math.log(2) / 2, abs=1e-3)
+
+
+def pseudo_dice(prob, label):
+    """Soft Dice loss of the organ's probability against a hard label, both (B, 1, X, Y, Z)."""
+    both = [torch.cat([1 - organ, organ], dim=1) for organ in (prob, label.float())]
+    return soft_dice_loss(*both)
+
+
+def test_crossmatch_by_hand():
+    """Dropout replaced by a shift of the intensities, which can be followed through every term."""
+    method, batch = by_hand("crossmatch", 1.0, threshold=0.0, eta=0.4, w=3.0), make_batch()
+    weak = batch.unlabelled.weak
+    streams = method.strong_streams(batch, batch.unlabelled)
+    method.strong_streams = lambda *arguments: streams
+    method.decode_dropped = lambda image, features, rate: method.halves.decode(
+        image, [features[0] - rate]
+    )
+    (one, box_one), (two, box_two) = streams
+
+    def mixed(image, box):
+        return torch.where(box, image.roll(1, 0), image) > 0
+
+    image_level = pseudo_dice(organ_probability(one, 1.0), mixed(weak, box_one)) + pseudo_dice(
+        organ_probability(two, 1.0), mixed(weak, box_two)
+    )
+    plain = dropped = 0
+    for rate in (0.25, 0.75):
+        shifted = organ_probability(two - rate, 1.0)
+        plain += pseudo_dice(organ_probability(weak - rate, 1.0), weak > 0) / 4
+        plain += pseudo_dice(shifted, mixed(weak, box_two)) / 4
+        dropped += pseudo_dice(shifted, mixed(weak - rate, box_two)) / 2
+    losses = method.losses(batch, 0)
+    torch.testing.assert_close(losses["strong"], 3 * image_level / 4)
+    torch.testing.assert_close(losses["plain"], 3 * 0.6 * plain)
+    torch.testing.assert_close(losses["dropped"], 3 * 0.4 * dropped)
+    sure = by_hand("crossmatch", 1.0, threshold=1.0).losses(batch, 0)
+    assert all(sure[name] == 0 for name in ("strong", "plain", "dropped"))
+
+
+def test_crossmatch_drops_feature_channels_weakly_and_strongly():
+    method, rates = make_method("crossmatch", method__threshold=0), []
+    plain = method.decode_dropped
+    method.decode_dropped = lambda image, features, rate: (
+        rates.append(rate) or plain(image, features, rate)
+    )
+    method.losses(make_batch(), 0)
+    assert rates == [0.25, 0.75] * 2
+    image = torch.full((2, 8, 4, 4, 4), 2.0)
+    dropped = by_hand("crossmatch", 1.0).decode_dropped(image, [image], 0.5).logits
+    assert set(dropped.unique().tolist()) == {0.0, 4.0}  # and what is left is scaled up
+
+
+# --- two teachers ---------------------------------------------------------------------------------
+
+
+def ad_mt(*slopes: float, **options):
+    method = by_hand("ad-mt", 1.0, w=2.0, ramp_up_steps=0, threshold=0.0, **options)
+    with torch.no_grad():
+        for teacher, slope in zip(method.teachers, slopes, strict=True):
+            teacher.slope.fill_(slope)
+    return method
+
+
+def test_ad_mt_s_surer_teacher_decides():
+    """Weighted by exp(-entropy in bits), voxel by voxel."""
+    image = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    probs = [organ_probability(image, slope) for slope in (1.0, -3.0)]
+    weights = [
+        torch.exp(p * p.log2() + (1 - p) * (1 - p).log2()) for p in probs
+    ]  # of the entropies
+    expected = (weights[0] * probs[0] + weights[1] * probs[1]) / (weights[0] + weights[1])
+    target = ad_mt(1.0, -3.0).predict_targets(image)
+    torch.testing.assert_close(target[:, 1:], expected, rtol=1e-4, atol=1e-5)
+    assert ((target[:, 1:] > 0.5) == (probs[1] > 0.5)).all()  # they conflict everywhere
+    alike = ad_mt(1.0, 3.0).predict_targets(image)[:, 1:]
+    assert ((alike - probs[0]).abs() > (alike - organ_probability(image, 3.0)).abs()).all()
+
+
+def test_ad_mt_learns_strong_views_in_one_teacher_s_turns_and_cutmix_in_the_other_s():
+    method, batch, seen = ad_mt(-1.0, -1.0), make_batch(), []
+    method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    weak, strong = batch.unlabelled.weak, batch.unlabelled.strong
+
+    def expected(image, teachers_see):
+        return 2 * F.softplus(torch.where(teachers_see < 0, -image, image)).mean()
+
+    loss = method.losses(batch, 0)["pseudo"]
+    assert torch.equal(seen[-1], torch.cat([batch.labelled.strong, strong]))
+    torch.testing.assert_close(loss, expected(strong, weak), rtol=1e-4, atol=1e-4)
+    method.second.fill_(True)
+    loss = method.losses(batch, 0)["pseudo"]
+    mixed, box = seen[-1][2:], seen[-1][2:] != weak
+    assert torch.equal(mixed, torch.where(box, weak.roll(1, 0), weak))
+    assert box.float().mean() == pytest.approx(0.5**3)
+    torch.testing.assert_close(loss, expected(mixed, mixed), rtol=1e-4, atol=1e-4)
+
+
+def test_ad_mt_s_teachers_follow_in_turns_of_random_length_that_a_resumed_run_goes_on_with():
+    def steps(method, first, last):
+        followed = []
+        for step in range(first, last):
+            torch.manual_seed(step)  # as the loop does
+            before = [teacher.slope.clone() for teacher in method.teachers]
+            with torch.no_grad():
+                method.networks[0].slope += 1
+            method.after_step(step)
+            followed.append(
+                [
+                    not torch.equal(teacher.slope, old)
+                    for teacher, old in zip(method.teachers, before, strict=True)
+                ]
+            )
+        return followed
+
+    method = ad_mt(1.0, 1.0, period=4)
+    followed = steps(method, 0, 60)
+    assert all(sorted(each) == [False, True] for each in followed)
+    second = "".join(str(int(each[1])) for each in followed)
+    turns = [len(turn) for turn in re.findall("0+|1+", second)]
+    assert second.startswith("0000") and max(turns) == 4 and len(set(turns)) > 2
+
+    resumed = ad_mt(1.0, 1.0, period=4)
+    half = ad_mt(1.0, 1.0, period=4)
+    assert steps(half, 0, 30) == followed[:30]
+    resumed.load_state_dict(half.state_dict())
+    assert steps(resumed, 30, 60) == followed[30:]
+    state = resumed.state_dict().items()
+    assert all(torch.equal(value, method.state_dict()[key]) for key, value in state)
+
+
+def test_ad_mt_s_teachers_start_as_their_student_get_no_gradient_and_answer():
+    method, image = make_method("ad-mt"), torch.randn(1, 1, 16, 16, 16)
+    student = method.networks[0].state_dict()
+    for teacher in method.teachers:
+        assert all(torch.equal(teacher.state_dict()[key], student[key]) for key in student)
+    sum(method.losses(make_batch(), 1000).values()).backward()
+    assert all(p.grad is None for p in method.teachers.parameters())
+    with torch.no_grad():
+        probs = [teacher.eval()(image).logits.softmax(1) for teacher in method.teachers]
+        answer = method.predictor().eval()(image).logits.softmax(1)
+    torch.testing.assert_close(answer, (probs[0] + probs[1]) / 2, rtol=1e-4, atol=1e-5)
+    alone = make_method("ad-mt", method__predict="student")
+    assert alone.predictor() is alone.networks[0]
 
 
 # --- copy-paste -----------------------------------------------------------------------------------
@@ -340,7 +494,7 @@ def test_paste_takes_the_inside_from_one_and_the_rest_from_the_other():
 
 def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     method, batch = by_hand("bcp", 1.0, pretrain_steps=5, alpha=0.5), make_batch()
-    batch.labelled.strong[:], batch.unlabelled.strong[:], batch.unlabelled.weak[:] = 1.0, -1.0, -1.0
+    batch.labelled.weak[:], batch.unlabelled.weak[:] = 1.0, -1.0
     batch.labelled.label[:] = 1
     seen = []
     method.networks[0].register_forward_hook(
@@ -360,9 +514,30 @@ def test_bcp_pastes_both_ways_and_labels_each_part_from_its_own_source():
     )
 
 
+@pytest.mark.parametrize("step", [4, 5])
+def test_bcp_changes_the_intensities_of_a_mixed_patch_once(step):
+    """Parts with intensities of their own would show the box in the image."""
+    method, batch, seen, changed = by_hand("bcp", 1.0, pretrain_steps=5), make_batch(), [], []
+
+    def strengthen(image):
+        changed.append(image)
+        return 2 * image + 3
+
+    batch.strengthen = strengthen
+    method.networks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    method.losses(batch, step)
+    (mixed,), (image,) = changed, seen
+    assert torch.equal(image, 2 * mixed + 3)
+    own = batch.labelled.weak
+    theirs = own.roll(1, 0) if step < 5 else batch.unlabelled.weak
+    own, theirs = torch.cat([own, own]), torch.cat([theirs, theirs])
+    assert ((mixed == own) | (mixed == theirs)).all()
+    assert all(0 < share < 1 for share in (mixed == own).float().mean(dim=(1, 2, 3, 4)))
+
+
 def test_bcp_s_pretraining_pastes_labelled_patches_into_each_other_with_their_labels():
     method, batch = by_hand("bcp", 1.0, pretrain_steps=5), make_batch()
-    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.weak[0], batch.labelled.weak[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     seen = []
     method.networks[0].register_forward_hook(
@@ -383,7 +558,7 @@ def test_bcp_s_pretraining_has_the_query_loss_of_the_whole_patch():
     method.networks[0].register_forward_hook(
         lambda module, inputs, output: seen.append((inputs[0], output))
     )
-    batch.labelled.strong[0], batch.labelled.strong[1] = 1.0, 2.0
+    batch.labelled.weak[0], batch.labelled.weak[1] = 1.0, 2.0
     batch.labelled.label[0], batch.labelled.label[1] = 1, 0
     losses = method.losses(batch, 4)
     image, output = seen[0]

@@ -31,6 +31,8 @@ IN_FORCE = {
     "dual-mutual": {"method__ramp_up_steps": 0},
     "fixmatch": {"method__threshold": 0.0},
     "unimatch": {"method__threshold": 0.0},
+    "crossmatch": {"method__threshold": 0.0},
+    "ad-mt": {"method__threshold": 0.0, "method__ramp_up_steps": 0},
     "bcp": {"method__pretrain_steps": 0},
     "ua-mt": {"method__threshold_steps": 0},
 }

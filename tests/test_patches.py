@@ -355,3 +355,34 @@ def test_reading_ahead_stops_with_its_reader(folder):
     steps = read_ahead([stream(folder)], 0, 10**9, 2)
     next(steps)
     steps.close()
+
+
+@pytest.mark.parametrize("with_label", [True, False])
+def test_a_margin_is_read_around_the_same_patches_and_ends_where_the_case_does(folder, with_label):
+    plain, wide = (stream(folder, with_label, cases="abce") for _ in range(2))
+    wide.margin = 3
+    beyond = 0
+    for step in range(20):
+        (images, labels), (wide_images, wide_labels) = plain.at(step), wide.at(step)
+        assert wide_images.shape[2:] == tuple(n + 6 for n in PATCH)
+        middle = np.s_[..., 3:-3, 3:-3, 3:-3]
+        np.testing.assert_array_equal(wide_images[middle], images)
+        if with_label:
+            np.testing.assert_array_equal(wide_labels[middle], labels)
+        for name, image in zip(wide.names_at(step), wide_images[:, 0], strict=True):
+            whole = PreparedSet(folder).array(name, "image")[0]
+            start = np.argwhere(whole == image[3, 3, 3])[0]
+            places = [
+                np.clip(np.arange(a - 3, a + p + 3), 0, n - 1)
+                for a, p, n in zip(start, PATCH, whole.shape, strict=True)
+            ]
+            np.testing.assert_array_equal(image, whole[np.ix_(*places)])
+            beyond += any(a < 3 for a in start)
+    assert beyond, "no patch is near a border"
+    wide.cases = ["d"]  # four voxels along X: padded
+    (image, *_), label = wide.at(0)
+    assert image.shape[1:] == tuple(n + 6 for n in PATCH)
+    assert (image[0, :4] == image[0].min()).all() and (
+        image[0, 4:8, 3:-3, 3:-3] > image.min()
+    ).any()
+    assert label is None or not label[0, :4].any()

@@ -335,7 +335,7 @@ def test_an_answer_that_nobody_fetches_is_ended(server):
         opened = Path(f"/proc/{server.process.pid}/fd")
         time.sleep(0.5)
         assert len(list(opened.iterdir())) > 60
-        wait_for(lambda: len(list(opened.iterdir())) < 40, 10)
+        wait_for(lambda: len(list(opened.iterdir())) < 40, 60)
 
 
 # --- the disk ---

@@ -341,3 +341,15 @@ def test_cutout_blanks_one_box_with_the_mean_in_about_half_of_the_patches():
         edges = places.amax(dim=0) - places.amin(dim=0) + 1
         assert len(places) > 0.95 * edges.prod()  # a voxel may equal the mean by chance
         assert (edges <= torch.tensor(SIZE) * 0.5 + 1).all()
+
+
+def test_a_turned_view_shows_what_lies_in_the_margin():
+    image, label = patches()
+    turned = with_(STILL, rotation=40, scale=1.5, outline=0.2)
+    whole = make_views(image, label, turned, generator())
+    middle = make_views(image, label, with_(turned, margin=4), generator())
+    inner = np.s_[..., 4:-4, 4:-4, 4:-4]
+    torch.testing.assert_close(middle.weak, whole.weak[inner], atol=1e-4, rtol=1e-4)
+    assert (middle.label == whole.label[inner]).float().mean() > 0.999
+    alone = make_views(image[inner], label[inner], turned, generator())
+    assert not torch.allclose(middle.weak, alone.weak, atol=0.1), "the margin is not looked at"

@@ -37,15 +37,8 @@ from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.models.build import build_method
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training.job import (
-    Job,
-    arrays_sha256,
-    data_identity,
-    new_job,
-    settings_of,
-    uses_unlabelled,
-    write_out_options,
-)
+from dkuxnet.training.identity import arrays_sha256, data_identity
+from dkuxnet.training.job import Job, new_job, settings_of, uses_unlabelled, write_out_options
 from dkuxnet.training.loop import Interrupted
 
 
@@ -196,6 +189,7 @@ def check_existing(output: Path, run: WantedRun, job: Job) -> None:
             there["weights"] = manifest.weights or "final"
             here["weights"] = "best" if job.split.validation else "final"
         there["class_first"], here["class_first"] = manifest.class_first, job.class_first
+        there["a coarse stage"], here["a coarse stage"] = manifest.coarse, job.coarse is not None
         if manifest.arrays_sha256 is not None:  # older runs have none
             there["arrays_sha256"] = manifest.arrays_sha256
             here["arrays_sha256"] = arrays_sha256(job.data, job.split)

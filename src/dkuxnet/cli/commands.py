@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,6 +113,13 @@ def _numbers(text: str) -> list[float]:
         raise typer.BadParameter("expected a number, or three: 1.5,1.5,10") from None
 
 
+def _numbers_or(*words: str) -> Callable[[str], list[float] | str]:
+    def parse(text: str) -> list[float] | str:
+        return text if text in words else _numbers(text)
+
+    return parse
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -139,6 +147,15 @@ def prepare(
             help="Edge of a voxel in mm, or X,Y,Z; the data's median by default.",
         ),
     ] = None,
+    coarse_mm: Annotated[
+        Any,
+        typer.Option(
+            parser=_numbers_or("auto", "none"),
+            metavar="<float>",
+            help="The same of a coarse stage that comes first; auto where patches are small beside "
+            "the scans; none.",
+        ),
+    ] = "auto",
     layout: Annotated[
         str, typer.Option(help="auto, or a name that `dkuxnet info` lists.")
     ] = "auto",
@@ -156,7 +173,15 @@ def prepare(
 
     with case_progress() as progress:
         meta = prepare_scans(
-            source, prepared, spacing_mm, layout, processes, progress, test_cases, split
+            source,
+            prepared,
+            spacing_mm,
+            layout,
+            processes,
+            progress,
+            test_cases,
+            split,
+            None if coarse_mm == "none" else coarse_mm,
         )
     show_prepared(meta, prepared, split)
 

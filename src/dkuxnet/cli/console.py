@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.benchmark import Watch
     from dkuxnet.benchmark.figures import Comparison
     from dkuxnet.benchmark.grid import WantedRun
-    from dkuxnet.core.schemas import Found, Manifest, Prepared, Statistic
+    from dkuxnet.core.schemas import Found, Manifest, Plan, Prepared, Statistic
     from dkuxnet.core.types import CaseProgress
     from dkuxnet.evaluation.evaluate import Evaluation
     from dkuxnet.evaluation.metrics import Metric
@@ -115,16 +115,25 @@ def next_of_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> st
 
 
 def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
-    plan, labelled = meta.plan, sum(case.labelled for case in meta.cases)
-    spacing = " x ".join(f"{s:.3g}" for s in plan.spacing_mm)
+    from dkuxnet.data.prepared_set import PreparedSet
+
+    labelled, coarse = sum(case.labelled for case in meta.cases), PreparedSet(prepared).coarse
     held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
     _say(
         f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{held_back}; "
         f"classes: {', '.join(meta.labels)}"
     )
-    patch = " x ".join(map(str, plan.patch))
-    _say(f"plan: {spacing} mm, patch {patch} voxels, network {plan.network}")
+    if coarse:
+        _say(f"plan of the coarse stage: {_plan(PreparedSet(coarse).meta.plan)}")
+    _say(f"plan: {_plan(meta.plan)}, network {meta.plan.network}")
     _say(next_of_prepared(meta, prepared, split))
+
+
+def _plan(plan: "Plan") -> str:
+    spacing, patch = (
+        " x ".join(f"{n:.3g}" for n in each) for each in (plan.spacing_mm, plan.patch)
+    )
+    return f"{spacing} mm, patch {patch} voxels"
 
 
 def show_trained(manifest: "Manifest", run: Path) -> None:

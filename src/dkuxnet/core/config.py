@@ -137,15 +137,18 @@ class AugmentSettings(Section):
     rotation: largest angle in degrees about each axis. scale: largest factor. shift: largest, in
     voxels along their shortest edge. elastic: largest displacement of a smooth field, in the same.
     Where slices are over three times as thick as their pixels are wide, rotation and scale stay in
-    their plane. flip: axes, of "xyz", that are mirrored with probability 1/2. outline: of labelled
-    patches, the largest displacement of the foreground's outline, outwards or inwards, as a share
-    of the radius of a ball as large as the foreground.
+    their plane. margin: voxels that are read around a patch on every side, so that one that is
+    turned or shrunk shows the scan there and not its own border, repeated. flip: axes, of "xyz",
+    that are mirrored with probability 1/2. outline: of labelled patches, the largest displacement
+    of the foreground's outline, outwards or inwards, as a share of the radius of a ball as large as
+    the foreground.
     """
 
     rotation: float = Field(15.0, ge=0, le=180)
     scale: float = Field(1.2, ge=1)
     shift: float = Field(0.0, ge=0)
     elastic: float = Field(0.0, ge=0)
+    margin: Annotated[int, Field(ge=0, le=64)] = 0
     flip: str = Field("", pattern="^x?y?z?$")
     outline: float = Field(0.0, ge=0, le=0.4)
     weak: ViewSettings = ViewSettings(noise=0.05)
@@ -201,6 +204,27 @@ class InferSettings(Section):
     largest_component: bool = False
 
 
+class CoarseSettings(Section):
+    """The coarse stage, whose probabilities the fine one sees beside the scan.
+
+    use: whether there is one; None where the prepared set has the voxels for it. run: a finished
+    run that is it; None to train one. start: the fine networks begin with the weights of the coarse
+    ones, as far as these fit. share: of the coarse probabilities in the prediction, which is the
+    mean of both stages. network, method, augment, train, infer: what is otherwise than in the fine
+    stage, whose `train.patch` and `network.strides` it never has.
+    """
+
+    use: bool | None = None
+    run: Path | None = None
+    start: bool = True
+    share: float = Field(0.5, ge=0, le=1)
+    network: dict[str, Any] = {}
+    method: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    infer: dict[str, Any] = {}
+
+
 class Settings(Section):
     """All settings of a run; RUN/settings.json holds them as they were used."""
 
@@ -210,6 +234,15 @@ class Settings(Section):
     augment: AugmentSettings = AugmentSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
+    coarse: CoarseSettings = CoarseSettings()
+
+    def coarse_stage(self) -> "Settings":
+        """Those of the coarse stage. Raises ValidationError where they are none."""
+        values = self.model_dump(exclude={"coarse"})
+        values["train"].pop("patch")
+        values["network"].pop("strides")
+        _lay_over(values, self.coarse.model_dump(exclude={"use", "run", "start", "share"}))
+        return Settings.model_validate(values | {"coarse": {"use": False}})
 
 
 def presets() -> list[str]:
@@ -246,10 +279,14 @@ def load_settings(
 
 def validate(values: dict[str, Any]) -> Settings:
     """A tree of plain values -> Settings. Raises UserError naming the first key that is wrong."""
+    what = "setting"
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
+        what = "setting of the coarse stage"
+        settings.coarse_stage()
     except ValidationError as error:
-        raise explain(error, Settings, "setting") from error
+        raise explain(error, Settings, what) from error
+    return settings
 
 
 def parse_override(text: str) -> tuple[str, Any]:

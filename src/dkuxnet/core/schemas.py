@@ -206,7 +206,7 @@ class QueryGroup(Document):
 class ShapeOfNetwork(Document):
     """See `core.types.NetworkShape`."""
 
-    in_channels: Annotated[int, Field(ge=1, le=64)]
+    in_channels: Annotated[int, Field(ge=1, le=64 + 255)]
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
@@ -258,9 +258,10 @@ class Manifest(_Planned):
     arrays_sha256: one checksum over all arrays that the run opens; older runs have none.
     weights: those that `test` is of, see `RunFolder.choose_weights`; final in older runs.
     planned_steps: the steps that the run was begun with, and then was lengthened to; none in older
-    runs. class_first: how foreground patches are drawn, see `PatchStream`. What has a None comes
-    when the training, then the test, has ended. test: class -> metric -> figures. found: class ->
-    in how many test cases it is, and is missed.
+    runs. coarse: whether RUN/coarse is a stage that comes first, whose foreground probabilities are
+    further channels of this one. class_first: how foreground patches are drawn, see `PatchStream`.
+    What has a None comes when the training, then the test, has ended. test: class -> metric ->
+    figures. found: class -> in how many test cases it is, and is missed.
     """
 
     prepared: str
@@ -275,6 +276,7 @@ class Manifest(_Planned):
     uses_unlabelled: bool = True
     arrays_sha256: str | None = None
     class_first: bool = False
+    coarse: bool = False
     planned_steps: Annotated[tuple[int, ...], LISTED] = ()
     steps_done: int | None = None
     train_seconds: Seconds | None = None
@@ -286,7 +288,8 @@ class Manifest(_Planned):
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:
-        if self.network_shape.in_channels != len(self.channels):
+        priors = len(self.labels) - 1 if self.coarse else 0
+        if self.network_shape.in_channels != len(self.channels) + priors:
             raise ValueError("network_shape.in_channels is not the number of channels")
         if self.network_shape.classes != len(self.labels):
             raise ValueError("network_shape.classes is not the number of labels")

@@ -155,12 +155,23 @@ class Views:
     edges: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
+def unchanged(image: Tensor) -> Tensor:
+    """The image itself."""
+    return image
+
+
 @dataclass
 class Batch:
-    """What one training step sees. `unlabelled` is None where the run has no unlabelled cases."""
+    """What one training step sees. `unlabelled` is None where the run has no unlabelled cases.
+
+    strengthen: changes the intensities of images (B, C, X, Y, Z) as those of strong views are
+    changed, drawn anew for each from torch's own generator. A method that mixes patches mixes weak
+    views and then calls it: views with intensities of their own would show the seam.
+    """
 
     labelled: Views
     unlabelled: Views | None = None
+    strengthen: Callable[[Tensor], Tensor] = unchanged
 
     @property
     def label(self) -> Tensor:

@@ -17,6 +17,7 @@ from dkuxnet.data.values import modalities_in
 # Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
 LARGEST_PATCH, SMALLEST_PATCH = 112 * 112 * 80, 64**3
 CPU_PATCH = 64 * 64 * 32
+LEAST_SEEN = 0.5  # of the median scan, by a patch of the only or of the coarse stage
 LEAST_EDGE = 4  # voxels at the coarsest scale
 CT_RANGE = (-1000.0, 1000.0)  # Hounsfield units: air, dense bone
 # Bytes of a training step per voxel of the patch: two branches, two patches a stream, bfloat16.
@@ -30,7 +31,7 @@ def make_plan(
 ) -> Plan:
     """The plan for a data set at this target spacing (X, Y, Z)."""
     network, voxels = advise_network()
-    size = [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing_mm, strict=True)]
+    size = size_in_voxels(fingerprint, spacing_mm)
     strides = plan_strides(size, spacing_mm)
     return Plan(
         spacing_mm=spacing_mm,
@@ -39,6 +40,29 @@ def make_plan(
         network=network,
         strides=strides,
     )
+
+
+def plan_coarse(
+    fingerprint: Fingerprint, spacing_mm: tuple[float, float, float]
+) -> tuple[float, float, float] | None:
+    """The spacing of a coarse stage before one at `spacing_mm`; None where there is no need.
+
+    A network that sees a small part of a scan cannot tell where in the body that is. So the voxels
+    are doubled, the shortest edges first, until a patch is at least LEAST_SEEN of the median scan.
+    (nnU-Net has such a cascade where a patch is less than a quarter: Isensee et al., Nature Methods
+    2021.)
+    """
+    _, voxels = advise_network()
+    coarse = spacing_mm
+    while LEAST_SEEN * math.prod(size_in_voxels(fingerprint, coarse)) > voxels:
+        x, y, z = (edge * 2 if edge < 2 * min(coarse) else edge for edge in coarse)
+        coarse = x, y, z
+    return None if coarse == spacing_mm else coarse
+
+
+def size_in_voxels(fingerprint: Fingerprint, spacing_mm: Sequence[float]) -> list[float]:
+    """The edges (X, Y, Z) of the median scan at this spacing."""
+    return [extent / s for extent, s in zip(fingerprint.extent_mm_median, spacing_mm, strict=True)]
 
 
 def plan_channel(name: str, index: int, fingerprint: Fingerprint) -> ZScore | Hounsfield:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from dkuxnet.core.schemas import (
     MAX_EDGE,
     MAX_VOXELS,
     MOST_MM,
+    Fingerprint,
     Plan,
     Prepared,
     PreparedCase,
@@ -38,8 +39,8 @@ from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, read_label, with_
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
 from dkuxnet.data.network_grid import to_network_grid
-from dkuxnet.data.plan import make_plan
-from dkuxnet.data.prepared_set import VERSION, write_array, write_bytes
+from dkuxnet.data.plan import make_plan, plan_coarse
+from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet, write_array, write_bytes
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
@@ -58,10 +59,13 @@ def prepare_scans(
     progress: CaseProgress | None = None,
     test_cases: int = 0,
     split: StrPath | None = None,
+    coarse_mm: float | Sequence[float] | Literal["auto"] | None = "auto",
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
     spacing_mm: edge of the target voxel, or its three edges in RAS order; None for the plan's own.
+    coarse_mm: likewise, of a coarse stage that comes first: "auto" for what `plan.plan_coarse`
+    says, None for no such stage.
     test_cases, split: as in `data.splits.make_split`; the test list stays out of fingerprint and
     plan, and no training takes it for anything else. Raises UserError for anything wrong with the
     source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning,
@@ -91,24 +95,28 @@ def prepare_scans(
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
         _check_size(checks, spacing)
-        plan = make_plan(fingerprint, found.channels, spacing)
-        store = partial(_store_noting, found, labels, plan, folder / "cases")
-        stored = each(store, found.cases, "store")
+        grids = {folder: spacing}
+        if coarse := _coarse_edges(coarse_mm, fingerprint, spacing):
+            grids[folder / COARSE] = coarse
+            (folder / COARSE / "cases").mkdir(parents=True)
+        plans = {at: make_plan(fingerprint, found.channels, mm) for at, mm in grids.items()}
+        stored = each(partial(_store_noting, found, labels, plans), found.cases, "store")
         notes += _told([(case, lost, None) for case, lost in stored])
-        described = Prepared(
-            version=VERSION,
-            source=str(source.resolve()),
-            layout=found.layout,
-            channels=list(found.channels),
-            labels=labels,
-            cases=[case for case, _ in stored],
-            fingerprint=fingerprint,
-            plan=plan,
-            held_back=held_back,
-            notes=notes,
-        )
-        write_json(folder / "dataset.json", described.to_json())
-    return described
+        for at, plan in plans.items():
+            described = Prepared(
+                version=VERSION,
+                source=str(source.resolve()),
+                layout=found.layout,
+                channels=list(found.channels),
+                labels=labels,
+                cases=[cases[at] for cases, _ in stored],
+                fingerprint=fingerprint,
+                plan=plan,
+                held_back=held_back,
+                notes=notes,
+            )
+            write_json(at / "dataset.json", described.to_json())
+    return PreparedSet(prepared).meta
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:
@@ -123,25 +131,41 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
 
 
 def store_case(
-    source: Source, labels: dict[str, int], plan: Plan, folder: Path, case: Case
-) -> PreparedCase:
-    """Resample, normalise and write one case into `folder`.
+    source: Source, labels: dict[str, int], plans: Mapping[Path, Plan], case: Case
+) -> dict[Path, PreparedCase]:
+    """Resample, normalise and write one case into each folder, as its plan says.
 
-    Gives a DataWarning where a class of the label map is not there any more at the plan's spacing.
+    Gives a DataWarning where a class of the label map is not there any more at a plan's spacing.
     """
-    image = read_image(case, len(source.channels))
-    grid = to_network_grid(image, plan)
-    arrays = {"image": grid.array}
+    image, truth = read_image(case, len(source.channels)), None
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
         values = read_label(case.name, case.label, scan, source.labels).array
         truth = np.zeros(values.shape, np.uint8)
         for index, value in enumerate(labels.values()):
             truth[values == value] = index
+    return {
+        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases")
+        for folder, plan in plans.items()
+    }
+
+
+def _store_at(
+    case: Case,
+    image: Volume,
+    truth: np.ndarray | None,
+    classes: Sequence[str],
+    plan: Plan,
+    folder: Path,
+) -> PreparedCase:
+    """Store a case on the grid of one plan. truth: class indices (X, Y, Z) on the scan's grid."""
+    grid = to_network_grid(image, plan)
+    arrays = {"image": grid.array}
+    if truth is not None:
         ras = to_ras(Volume(truth, image.affine))
         arrays["truth"] = truth
-        arrays["label"] = resample_label(ras.array, grid.shape, len(labels))
-        _warn_lost(case, truth, arrays["label"], list(labels), plan)
+        arrays["label"] = resample_label(ras.array, grid.shape, len(classes))
+        _warn_lost(case, truth, arrays["label"], classes, plan)
     info = PreparedInfo(
         name=case.name,
         images=[str(path.absolute()) for path in case.images],
@@ -193,11 +217,11 @@ def _check_noting(source: Source, case: Case) -> tuple[CaseFigures | None, list[
 
 
 def _store_noting(
-    source: Source, labels: dict[str, int], plan: Plan, folder: Path, case: Case
-) -> tuple[PreparedCase, list[str]]:
+    source: Source, labels: dict[str, int], plans: Mapping[Path, Plan], case: Case
+) -> tuple[dict[Path, PreparedCase], list[str]]:
     """`store_case`, and its warnings but for those that the check gave already."""
     with data_warnings(LostWarning) as notes:
-        return store_case(source, labels, plan, folder, case), notes
+        return store_case(source, labels, plans, case), notes
 
 
 def _told(
@@ -283,17 +307,41 @@ def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None
         )
 
 
-def _edges(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
+def _edges(
+    spacing_mm: float | Sequence[float], option: str = "--spacing-mm"
+) -> tuple[float, float, float]:
     """The three edges of a voxel. Raises UserError where there are none."""
     edges = [spacing_mm] if isinstance(spacing_mm, int | float) else list(spacing_mm)
     edges = edges * 3 if len(edges) == 1 else edges
     if len(edges) != 3 or not all(0 < edge < math.inf for edge in edges):
         raise UserError(
-            "--spacing-mm must be a number above 0, or three with commas between them, got "
+            f"{option} must be a number above 0, or three with commas between them, got "
             f"{','.join(map(str, edges))}"
         )
     x, y, z = edges
     return x, y, z
+
+
+def _coarse_edges(
+    asked: float | Sequence[float] | Literal["auto"] | None,
+    fingerprint: Fingerprint,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[float, float, float] | None:
+    """The spacing of the coarse stage, None for none. Raises UserError for one that is finer."""
+    if asked is None:
+        return None
+    if asked == "auto":
+        return plan_coarse(fingerprint, spacing_mm)
+    coarse = _edges(asked, "--coarse-mm")
+    finer = any(c < s for c, s in zip(coarse, spacing_mm, strict=True))
+    if finer or coarse == spacing_mm:
+        raise UserError(
+            f"--coarse-mm: {list(coarse)} mm is not coarser than the {list(spacing_mm)} mm of the "
+            "fine stage"
+        )
+    if max(coarse) > MOST_MM:
+        raise UserError(f"--coarse-mm: {MOST_MM:g} mm at most, got {list(coarse)}")
+    return coarse
 
 
 def _classes_nobody_labelled(

@@ -5,6 +5,7 @@ PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
 PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; of labelled cases
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation
+PREPARED/coarse/                the same cases at coarser voxels, where a coarse stage comes first
 """
 
 import copy
@@ -26,6 +27,7 @@ from dkuxnet.data.arrays import read_box
 from dkuxnet.machine.files import checksum
 
 VERSION = 1
+COARSE = "coarse"
 AGAIN = "prepare the data set again"
 # Of the voxels that patches are centred on: those of a thousand left atria at 0.625 mm.
 FOREGROUND_BYTES = 2**28
@@ -75,6 +77,12 @@ class PreparedSet:
         view = copy.copy(self)
         view._open_to = asked if self._open_to is None else asked & self._open_to
         return view
+
+    @property
+    def coarse(self) -> Path | None:
+        """The prepared set for a coarse stage, where there is one."""
+        folder = self.folder / COARSE
+        return folder if folder.exists() else None
 
     @property
     def names(self) -> list[str]:
@@ -268,10 +276,18 @@ def _in_source(source: Path, image: Path) -> str:
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Store (..., X, Y, Z) as .b2nd in blocks of 16 voxels an edge; the SHA-256 of the file.
+    """Store (..., X, Y, Z) as .b2nd; the SHA-256 of the file.
+
+    Raises UserError where the disk does not take it.
+    """
+    return write_bytes(path, packed(array))
+
+
+def packed(array: np.ndarray) -> bytes:
+    """The content of a .b2nd file of (..., X, Y, Z), in blocks of 16 voxels an edge.
 
     Small blocks, so that reading a random patch unpacks little; LZ4, since speed counts more than
-    size here. Raises UserError where the disk does not take it.
+    size here.
     """
     import blosc2
 
@@ -280,10 +296,11 @@ def write_array(path: Path, array: np.ndarray) -> str:
     )
     codec = {"codec": blosc2.Codec.LZ4, "clevel": 1, "nthreads": 1}
     # in memory first: on a full disk blosc2 names no reason, and keeps the file open
-    packed = blosc2.asarray(
+    stored = blosc2.asarray(
         np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=codec, contiguous=True
     )
-    return write_bytes(path, packed.to_cframe())
+    content: bytes = stored.to_cframe()
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> str:

@@ -104,6 +104,10 @@ class Export:
     def constants(self) -> dict[str, Any]:
         """What a caller must know to prepare a scan and to read the answer; plain JSON."""
         manifest, infer = self.manifest, self.settings.infer
+        two_stages = {
+            "coarse_probabilities": list(manifest.labels)[1:],  # channels after those of the scan
+            "coarse_share": self.settings.coarse.share,  # of them in the answer
+        }
         return {
             "dkuxnet_version": metadata.version("dkuxnet"),
             "network": manifest.network,
@@ -116,6 +120,7 @@ class Export:
             "patch": list(manifest.patch),
             "window_overlap": infer.overlap,
             "largest_component": infer.largest_component,
+            **(two_stages if manifest.coarse else {}),
         }
 
 

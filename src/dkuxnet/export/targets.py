@@ -100,9 +100,17 @@ def write_target(
     from dkuxnet.prediction.predictor import load_predictor
 
     predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
+    coarse = Path(run) / "coarse"
+    if manifest.coarse and target == TARGETS["monai-bundle"]:
+        raise UserError(
+            f"{run} has two stages, and a bundle holds one: export both as graphs (--to onnx, and "
+            f"{coarse} as well), or one that was trained with --set coarse.use=false"
+        )
     terms = Path(licence) if licence else None
     export = Export(Path(run), predictor, settings, manifest, Path(output), any_size, terms)
     said: str = lookup({target: target}, target, "target")(export)
+    if manifest.coarse:
+        said += f"; this is the fine stage, whose last channels {coarse} gives: export that too"
     return said
 
 

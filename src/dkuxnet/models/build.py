@@ -3,11 +3,11 @@
 The only module that brings networks and methods together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
@@ -19,11 +19,16 @@ from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
 from dkuxnet.models.networks import NETWORKS
 
+StateDict = dict[str, Tensor]
 
-def build_method(settings: Settings, shape: NetworkShape, network: str) -> Method[Any]:
+
+def build_method(
+    settings: Settings, shape: NetworkShape, network: str, start: Sequence[StateDict] = ()
+) -> Method[Any]:
     """The method with its freshly initialised networks; the same seed gives the same weights.
 
-    network: by name, where the settings leave that to the plan of the data set. Raises UserError
+    network: by name, where the settings leave that to the plan of the data set. start: weights of
+    other networks that each of these begins with, in turn, see `take_weights`. Raises UserError
     for an unknown name or option, and where network and method do not fit.
     """
     chosen, name = settings.method, settings.network.name or network
@@ -35,8 +40,31 @@ def build_method(settings: Settings, shape: NetworkShape, network: str) -> Metho
     try:
         for branch in range(method.branches):
             torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
-            networks.append(shared(builder(shape, settings.network.options), method.uses_features))
+            made = builder(shape, settings.network.options)
+            if start:
+                take_weights(made, start[branch % len(start)])
+            networks.append(shared(made, method.uses_features))
         return method(networks, options, shape)
     # AssertionError and ZeroDivisionError are torch's for sizes that do not fit
     except (ValueError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"method '{chosen.name}' with network '{name}': {error}") from error
+
+
+@torch.no_grad()
+def take_weights(network: nn.Module, weights: StateDict) -> None:
+    """Take what fits by name and shape; what does not stays as it is.
+
+    Where a kernel has more channels in, the further ones become 0: the network then gives what
+    the other one gave, whatever these channels hold.
+    """
+    for name, own in network.state_dict().items():
+        other = weights.get(name)
+        if other is None or other.ndim != own.ndim:
+            continue
+        if own.shape == other.shape:
+            own.copy_(other)
+        elif own.ndim > 1 and own.shape[1] > other.shape[1]:
+            part = own[:, : other.shape[1]]
+            if part.shape == other.shape:
+                own.zero_()
+                part.copy_(other)

@@ -21,6 +21,7 @@ from dkuxnet.data.network_grid import (
 from dkuxnet.machine.memory import check_memory
 from dkuxnet.prediction.localise import foreground_box, region_around
 from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.prediction.refine import refine
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -51,8 +52,8 @@ class Segmenter:
     """Segments scan after scan.
 
     labels: class name -> value in the label maps, background first. channels: names of those that a
-    scan must have. localiser: the Segmenter of the coarse run that chooses where to look, None
-    where the whole scan is looked at.
+    scan must have. coarse: the Segmenter of the coarse stage, None without one. localiser: the
+    Segmenter of the coarse run that chooses where to look, None where the whole scan is looked at.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Segmenter:
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
+        self.coarse = Segmenter(Path(run) / "coarse", device=device) if manifest.coarse else None
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
 
     def network_shape(self, scan: Volume) -> tuple[int, ...]:
@@ -117,7 +119,8 @@ class Segmenter:
     ) -> int:
         """Memory that segmenting `scan` takes, about; of `region` alone where that is given."""
         shape = region.shape if region else self.network_shape(scan)
-        grid = self._windows(uncertainty).needed_bytes(shape, len(self.channels))
+        channels = len(self.channels) + (2 * len(self.labels) if self.coarse else 0)
+        grid = self._windows(uncertainty).needed_bytes(shape, channels)
         maps = 1 + 2 * uncertainty + 2 * len(self.labels) * probabilities
         return grid + 4 * math.prod(scan.shape) * maps
 
@@ -137,7 +140,11 @@ class Segmenter:
                 image = to_network_grid(scan, self.plan).array
             else:
                 image = region_on_network_grid(scan, self.plan, region)
-            return sliding_window(self.predictor, image, self._windows(with_uncertainty), progress)
+            windows = self._windows(with_uncertainty)
+            if self.coarse is None:
+                return sliding_window(self.predictor, image, windows, progress)
+            coarse, share = self.coarse.on_network_grid(scan).prob, self.settings.coarse.share
+            return refine(self.predictor, image, coarse, share, windows, region, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
 

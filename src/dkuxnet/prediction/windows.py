@@ -92,15 +92,19 @@ def sliding_window(
     image: np.ndarray,
     windows: Windows,
     progress: CountProgress | None = None,
+    prior: np.ndarray | None = None,
 ) -> GridPrediction:
     """image (C, X, Y, Z) on the network's grid -> blended probabilities.
 
-    A scan smaller than a window is padded. progress: told (windows done, of how many); what it
-    raises ends the work. Raises UserError where the CPU's memory does not suffice.
+    A scan smaller than a window is padded. prior: (K - 1, X, Y, Z) foreground probabilities of a
+    coarse stage, further channels for the predictor. progress: told (windows done, of how many);
+    what it raises ends the work. Raises UserError where the CPU's memory does not suffice.
     """
     padded, back = pad_to(image, windows.shape, float(image.min()))
+    if prior is not None:
+        padded = np.concatenate([padded, pad_to(prior, windows.shape, 0)[0]])
     size = padded.shape[1:]
-    check_memory(windows.needed_bytes(size, len(image)))
+    check_memory(windows.needed_bytes(size, len(padded)))
     weight = gaussian_weight(windows.shape)
     prob, total = torch.zeros(windows.classes, *size), torch.zeros(size)
     doubt = torch.zeros(size) if windows.with_uncertainty else None

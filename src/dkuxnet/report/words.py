@@ -98,6 +98,11 @@ def tell_data(manifest: Manifest, oriented: bool) -> list[str]:
         f"The network sees every scan resampled to voxels of about {by(plan.spacing_mm, 3)} mm, in "
         f"patches of {by(manifest.patch)} voxels; predictions are brought back to the scan's own.",
     ]
+    if manifest.coarse:
+        told.append(
+            "Two stages: it also sees the probabilities of a network that was trained before it at "
+            "coarser voxels (the run in the folder coarse). Predictions are the mean of both."
+        )
     for channel, how in zip(manifest.channels, plan.normalisation, strict=True):
         text = "each scan brought to mean 0 and standard deviation 1"
         if isinstance(how, Hounsfield):

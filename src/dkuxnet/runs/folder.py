@@ -9,6 +9,7 @@ RUN/metrics.jsonl        one JSON object a logged step
 RUN/tensorboard/         the same, for TensorBoard
 RUN/checkpoints/         the last two states to resume
 RUN/final.safetensors    weights; best.safetensors where validated
+RUN/coarse/              the run of the coarse stage, and priors/, what it says of unlabelled cases
 RUN/evaluation/          test cases: summary.json, cases.csv, predictions/, maps/ of the network
 """
 
@@ -97,6 +98,11 @@ class RunFolder:
         return run
 
     @property
+    def coarse(self) -> "RunFolder":
+        """The run of the coarse stage, whether or not it was made."""
+        return type(self)(inside(self.folder, "coarse"))
+
+    @property
     def is_run(self) -> bool:
         """Whether a run was made in the folder, whole."""
         return (self.folder / "settings.json").is_file()
@@ -132,6 +138,8 @@ class RunFolder:
         """
         if self.has_saved:
             return
+        if self.coarse.is_run:
+            self.coarse.discard_unless_saved()
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
         with suppress(OSError):
@@ -224,15 +232,30 @@ class RunFolder:
         return checkpoints.load(self._states)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the training has come to its end, the evaluation of its test list included."""
+        if not (self.is_run and (self.folder / "final.safetensors").exists()):
+            return False
+        manifest = self.manifest
+        return manifest.steps_done is not None and (
+            manifest.test is not None or not manifest.split.test
+        )
+
+    @property
     def has_checkpoint(self) -> bool:
         """Whether a state was saved."""
         return bool(checkpoints.listed(self._states))
 
     @property
-    def has_saved(self) -> bool:
+    def has_progress(self) -> bool:
         """Whether there is a state of any version, or the final weights."""
         final = self.folder / "final.safetensors"
         return self.has_checkpoint or final.exists() or any(self._states.glob("*.pt"))
+
+    @property
+    def has_saved(self) -> bool:
+        """The same, of either stage."""
+        return self.has_progress or (self.coarse.is_run and self.coarse.has_saved)
 
     def forget_checkpoints(self) -> None:
         """Remove all saved states."""

@@ -7,7 +7,9 @@ somewhere else; here is only what follows what.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,12 @@ from dkuxnet.machine.memory import (
     giving_back_large_blocks,
     peak_memory_gib,
 )
-from dkuxnet.models.build import build_method
+from dkuxnet.models.build import StateDict, build_method
+from dkuxnet.models.methods.base import Method
+from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.runs.folder import MutedRun, RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
+from dkuxnet.training.coarse import CoarseStage, copy_run, write_priors
 from dkuxnet.training.job import (
     Job,
     describe,
@@ -42,7 +47,7 @@ from dkuxnet.training.job import (
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
 from dkuxnet.training.scoring import evaluate_test, validation_dice
-from dkuxnet.training.views import make_views
+from dkuxnet.training.views import change_intensities, make_views
 
 Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 
@@ -59,46 +64,89 @@ def run_training(
 ) -> Manifest:
     """Train on a prepared set in a new run folder, then evaluate the test list; the manifest.
 
-    resume: go on with the run as its folder describes it; `settings` is then ignored. steps: that
-    it then has in all, see `job.lengthen`. Raises UserError for anything wrong with the input,
+    Where the job has a coarse stage, that is trained first, in RUN/coarse. resume: go on with the
+    run as its folder describes it; `settings` is then ignored. steps: that it then has in all, see
+    `job.lengthen`. Raises UserError for anything wrong with the input,
     `training.loop.Interrupted` after Ctrl-C. A new run that fails before it saved anything leaves
     no folder.
     """
     prepared, run = Path(prepared), Path(run)
-    with joined(), ExitStack() as open_run:
+    with joined():
         show = progress if progress and not rank() else _silent
         job = resumed_job(prepared, run, steps) if resume else new_job(prepared, settings)
         for told in [] if rank() else missing_classes(job):
             warnings.warn(told, DataWarning, stacklevel=2)
+        for stage in [] if resume else [job.coarse, job]:
+            if stage:
+                warn_without_unlabelled(stage)
+        return train_stage(job, run, resume, show)
+
+
+def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> Manifest:
+    """Train a job, and before it the coarse stage where it has one."""
+    with ExitStack() as open_run:
         open_run.enter_context(deterministic(job.settings.train.deterministic))
         forget_peak_memory(job.device)  # of a training before this one
         open_run.enter_context(giving_back_large_blocks())
-        built = build_method(job.settings, job.shape, job.data.meta.plan.network)
-        method = to_device(built, job.device)
+        method = make_method(job)
         check_step_fits(method, job, free_bytes(job.device), resume)
-        state = make_state(method, job.settings.train)
         if not resume:
-            warn_without_unlabelled(job)
             on_rank_zero(lambda: RunFolder.make(run, job.settings, describe(job, method)))
         folder = MutedRun(run) if rank() else RunFolder.open(run)
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
+            coarse = None
+            if job.coarse:
+                coarse = coarse_stage(job, job.coarse, folder, progress)
+                method = make_method(job, coarse.weights)
+            state = make_state(method, job.settings.train)
             if resume:
-                if folder.has_saved:  # else it was killed before, and begins
+                if folder.has_progress:  # else it was killed before, and begins
                     state.restore(folder.load_checkpoint())
                 on_rank_zero(lambda: lengthen(folder, job, state.step))
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             with telling_out_of_memory(lambda: memory_advice(method, job, free)):
-                train_and_evaluate(job, state, folder, show)
+                train_and_evaluate(job, state, folder, progress, coarse)
         finally:
             if not resume:
                 folder.discard_unless_saved()
     return folder.manifest
 
 
+def coarse_stage(job: Job, coarse: Job, folder: RunFolder, progress: TrainProgress) -> CoarseStage:
+    """The coarse stage of a job: trained, or gone on with, or copied where the settings name one.
+
+    coarse: its own job. folder: of the fine stage.
+    """
+    run, given = folder.coarse, job.settings.coarse.run
+
+    def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        progress(f"coarse {what}", done, total, figures)
+
+    if given is not None:
+        on_rank_zero(lambda: copy_run(given, run.folder))
+    elif not run.is_finished:
+        train_stage(coarse, run.folder, run.is_run, show)
+    predictor, _, _ = load_predictor(run.folder, device=str(job.device))
+    priors = write_priors(
+        coarse, run.folder, predictor, lambda done, total: show("predict", done, total, {})
+    )
+    return CoarseStage(predictor, priors)
+
+
+def make_method(job: Job, start: Sequence[StateDict] = ()) -> Method[Any]:
+    """The method of a job on its device. start: weights to begin with, see `build_method`."""
+    network = job.data.meta.plan.network
+    return to_device(build_method(job.settings, job.shape, network, start), job.device)
+
+
 def train_and_evaluate(
-    job: Job, state: TrainState, folder: RunFolder, progress: TrainProgress
+    job: Job,
+    state: TrainState,
+    folder: RunFolder,
+    progress: TrainProgress,
+    coarse: CoarseStage | None,
 ) -> None:
     """From state.step to the end, then the test list.
 
@@ -107,7 +155,7 @@ def train_and_evaluate(
     steps = job.settings.train.steps
 
     def validate(predictor: nn.Module) -> float:
-        return validation_dice(predictor, job)
+        return validation_dice(predictor, job, coarse)
 
     def show(step: int, figures: dict[str, float]) -> None:
         progress("train", step, steps, figures)
@@ -115,7 +163,7 @@ def train_and_evaluate(
     try:
         train(
             state,
-            batches(job, state.step),
+            batches(job, state.step, coarse),
             job.settings.train,
             folder,
             job.device,
@@ -138,17 +186,21 @@ def train_and_evaluate(
             state.predicting().load_state_dict(chosen)
         predictor = state.predicting().predictor().eval()
         evaluate_test(
-            folder, predictor, job, lambda done, total: progress("evaluate", done, total, {})
+            folder,
+            predictor,
+            job,
+            lambda done, total: progress("evaluate", done, total, {}),
+            coarse,
         )
 
 
-def batches(job: Job, first: int) -> Iterator[Batch]:
+def batches(job: Job, first: int, coarse: CoarseStage | None = None) -> Iterator[Batch]:
     """The batches of the steps from `first` on: patches read ahead, views made here.
 
     Made in another thread, on a CPU, views would take torch's threads from the networks.
     """
     last, workers = job.settings.train.steps, job.settings.data.workers
-    steps = read_ahead(patch_streams(job), first, last, workers, pinned)
+    steps = read_ahead(patch_streams(job, coarse), first, last, workers, pinned)
     return (make_batch(job, step, patches) for step, patches in enumerate(steps, first))
 
 
@@ -156,13 +208,23 @@ def make_batch(job: Job, step: int, patches: Sequence[Tensors]) -> Batch:
     """The views of the patches of a step, on the device of the job."""
     seed = step_seed(job.settings.train.seed, VIEWS, step)
     generator = torch.Generator(job.device).manual_seed(seed)
-    views = []
+    augment, views = job.settings.augment, []
     for image, label in patches:
         image = image.to(job.device, non_blocking=True)
         label = None if label is None else label.to(job.device, non_blocking=True)
         spacing_mm = job.data.meta.plan.spacing_mm
-        views.append(make_views(image, label, job.settings.augment, generator, spacing_mm))
-    return Batch(*views)
+        coarse_mm = job.coarse.data.meta.plan.spacing_mm if job.coarse else None
+        views.append(
+            make_views(image, label, augment, generator, spacing_mm, job.shape.classes, coarse_mm)
+        )
+    labelled, *others = views
+    strengthen = partial(
+        change_intensities,
+        settings=augment.strong,
+        edges=labelled.edges,
+        kept=job.shape.classes - 1 if job.coarse else 0,
+    )
+    return Batch(labelled, others[0] if others else None, strengthen)
 
 
 def pinned(patches: Patches) -> Tensors:
@@ -179,9 +241,9 @@ def pinned(patches: Patches) -> Tensors:
     return image, label
 
 
-def patch_streams(job: Job) -> list[PatchStream]:
+def patch_streams(job: Job, coarse: CoarseStage | None = None) -> list[PatchStream]:
     """Where the patches come from: labelled cases, and unlabelled ones if the method uses them."""
-    chosen, data = job.settings.train, job.settings.data
+    chosen, data, margin = job.settings.train, job.settings.data, job.settings.augment.margin
     streams = [
         PatchStream(
             job.training,
@@ -192,11 +254,22 @@ def patch_streams(job: Job) -> list[PatchStream]:
             True,
             data.foreground_share,
             job.class_first,
+            margin,
         )
     ]
     if count := unlabelled_patches(job):
+        unlabelled = job.split.unlabelled
         streams.append(
-            PatchStream(job.training, job.split.unlabelled, job.patch, count, chosen.seed, False)
+            PatchStream(
+                job.training,
+                unlabelled,
+                job.patch,
+                count,
+                chosen.seed,
+                False,
+                margin=margin,
+                priors=coarse.priors if coarse else None,
+            )
         )
     return streams
 

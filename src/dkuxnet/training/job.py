@@ -1,9 +1,6 @@
 """What a training is about, from its settings or from the folder of a run that goes on."""
 
 import dataclasses
-import hashlib
-import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +11,17 @@ import torch
 from dkuxnet.core.config import MethodSettings, Settings
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.lookup import lookup, parse_options
-from dkuxnet.core.schemas import Manifest, Plan, ShapeOfNetwork, Split
-from dkuxnet.core.types import HALVINGS, Group, NetworkShape, Strides
-from dkuxnet.data.prepared_set import Kind, PreparedSet
+from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
+from dkuxnet.core.types import NetworkShape
+from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
-from dkuxnet.models.networks import FOLLOW_STRIDES
-from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.runs.folder import RunFolder, machine
+from dkuxnet.training.identity import arrays_sha256, data_identity
 from dkuxnet.training.optimiser import learning_rate
+from dkuxnet.training.shape import network_shape, patch_for
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,8 @@ class Job:
 
     patch: (X, Y, Z) in voxels. class_first: see `PatchStream`; of a single class there is no such
     choice. data describes the set and opens no array. `training`, `validation`
-    and `test` open what the split lets each of them see.
+    and `test` open what the split lets each of them see. coarse: of the stage that comes first,
+    None without one.
     """
 
     settings: Settings
@@ -46,11 +44,16 @@ class Job:
     patch: tuple[int, int, int]
     device: torch.device
     class_first: bool
+    coarse: "Job | None" = None
+
+    @property
+    def priors(self) -> int:
+        """How many channels of the network the coarse stage fills: its foreground probabilities."""
+        return self.shape.classes - 1 if self.coarse else 0
 
 
 def new_job(prepared: Path, settings: Settings) -> Job:
     """The job that the settings describe."""
-    settings = write_out_options(settings)
     data, chosen = PreparedSet(prepared, settings.data.cache_gib), settings.data
     split = make_split(
         data.names,
@@ -62,7 +65,9 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
-    shape = network_shape(data, settings)
+    coarse = coarse_job(data, split, settings)
+    settings = write_out_options(settings, coarse)
+    shape = network_shape(data, settings, with_priors=coarse is not None)
     return Job(
         settings,
         *views(data, split),
@@ -71,7 +76,49 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         patch_for(shape, settings, data.meta.plan),
         choose_device(settings.train.device),
         class_first=len(data.class_names) > 2,
+        coarse=coarse,
     )
+
+
+def coarse_job(data: PreparedSet, split: Split, settings: Settings) -> Job | None:
+    """The job of the coarse stage, None where there is none.
+
+    Raises UserError where the settings ask for one that cannot be.
+    """
+    asked = settings.coarse
+    if asked.use is False or (asked.use is None and asked.run is None and data.coarse is None):
+        return None
+    if data.coarse is None:
+        raise UserError(
+            f"{data.folder} has no coarser voxels for a coarse stage: prepare it with --coarse-mm, "
+            "or leave coarse.use and coarse.run out"
+        )
+    if asked.run is None:
+        return new_job(data.coarse, settings.coarse_stage())
+    job = resumed_job(data.coarse, asked.run)
+    check_coarse_run(asked.run, job.split, split)
+    return with_split(job, split)
+
+
+def with_split(job: Job, split: Split) -> Job:
+    """The job of a coarse stage that is trained, for the cases of the fine one."""
+    data, training, validation, test = views(PreparedSet(job.data.folder), split)
+    return dataclasses.replace(
+        job, data=data, training=training, validation=validation, test=test, split=split
+    )
+
+
+def check_coarse_run(run: Path, its: Split, split: Split) -> None:
+    """Raises UserError where a coarse run was trained on what it is asked about, or never ended."""
+    if not RunFolder.open(run).is_finished:
+        raise UserError(f"coarse.run: {run} has not ended; dkuxnet train ... --resume goes on")
+    asked = {*split.unlabelled, *split.validation, *split.test}
+    seen = {*its.labelled} & asked or {*its.unlabelled, *its.validation} & {*split.test}
+    if seen:
+        raise UserError(
+            f"coarse.run: {run} was trained on case '{min(seen)}', which it would be asked about; "
+            "train it with the same split"
+        )
 
 
 def check_held_back(data: PreparedSet, split: Split) -> None:
@@ -142,7 +189,24 @@ def resumed_job(prepared: Path, run: Path, steps: int | None = None) -> Job:
         manifest.patch,
         choose_device(settings.train.device),
         manifest.class_first,
+        resumed_coarse_job(data, folder) if manifest.coarse else None,
     )
+
+
+def resumed_coarse_job(data: PreparedSet, run: RunFolder) -> Job:
+    """The job of the coarse stage of a run, which may not have begun."""
+    if data.coarse is None:
+        raise UserError(f"{data.folder} has no coarser voxels any more: prepare it as it was")
+    if run.coarse.is_run:
+        job = resumed_job(data.coarse, run.coarse.folder)
+        return with_split(job, run.manifest.split) if run.coarse.is_finished else job
+    begun = coarse_job(data, run.manifest.split, run.settings)
+    if begun is None or begun.split != run.manifest.split:
+        raise UserError(
+            f"{run.folder}: its coarse stage has not begun and would have another split now; start "
+            "it anew in another folder"
+        )
+    return begun
 
 
 def lengthen(folder: RunFolder, job: Job, done: int) -> None:
@@ -214,8 +278,8 @@ def warn_without_unlabelled(job: Job) -> None:
         )
 
 
-def write_out_options(settings: Settings) -> Settings:
-    """The settings with every option of the method written out.
+def write_out_options(settings: Settings, coarse: Job | None = None) -> Settings:
+    """The settings with every option of the method written out, and of the coarse stage's.
 
     A default that changes later then changes no run that is there.
     """
@@ -223,7 +287,11 @@ def write_out_options(settings: Settings) -> Settings:
     method = lookup(METHODS, name, "method")
     options = parse_options(method.Options, settings.method.options, f"method.{name}")
     written_out = MethodSettings(name=name, **dataclasses.asdict(options))
-    return settings.model_copy(update={"method": written_out})
+    settings = settings.model_copy(update={"method": written_out})
+    if coarse:
+        its = settings.coarse.model_copy(update={"method": coarse.settings.method.model_dump()})
+        settings = settings.model_copy(update={"coarse": its})
+    return settings
 
 
 def settings_of(run: RunFolder) -> Settings:
@@ -254,85 +322,8 @@ def describe(job: Job, method: Method[Any]) -> Manifest:
         uses_unlabelled=unlabelled_patches(job) > 0,
         patch=job.patch,
         planned_steps=(job.settings.train.steps,),
+        coarse=job.coarse is not None,
         class_first=job.class_first,
         parameters=sum(p.numel() for p in method.parameters()),
         machine=machine(job.device),
     )
-
-
-def data_identity(data: PreparedSet) -> dict[str, Any]:
-    """What a resumed run must find unchanged in its data set, beside `arrays_sha256`."""
-    meta = data.meta
-    return {
-        "cases": data.names,
-        "labels": meta.labels,
-        "channels": meta.channels,
-        "plan": meta.plan,
-    }
-
-
-def arrays_sha256(data: PreparedSet, split: Split) -> str:
-    """One checksum over all arrays that a run with this split opens, see `views`.
-
-    By the checksums that the set keeps. Labels that the split holds back may change.
-    """
-    opened: dict[Kind, tuple[str, ...]] = {
-        "image": (*split.labelled, *split.unlabelled, *split.validation, *split.test),
-        "label": (*split.labelled, *split.validation),
-        "truth": split.test,
-    }
-    sums = [data.sha256(name, kind) for kind, names in opened.items() for name in names]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-
-
-def network_shape(data: PreparedSet, settings: Settings) -> NetworkShape:
-    """Channels, classes and query groups for a data set.
-
-    The groups are those of the settings, or else follow from the classes.
-    """
-    names, plan = data.class_names, data.meta.plan
-    if not settings.network.groups:
-        groups = default_groups(names, settings.network.queries)
-    else:
-        for group in settings.network.groups:
-            for name in group.classes:
-                if name not in names:
-                    raise UserError(
-                        f"network.groups: '{group.name}' names the class '{name}'; the data set "
-                        f"has {names}"
-                    )
-        groups = tuple(
-            Group(each.name, tuple(map(names.index, each.classes)), each.queries)
-            for each in settings.network.groups
-        )
-    return NetworkShape(len(data.meta.channels), len(names), groups, strides_for(settings, plan))
-
-
-def strides_for(settings: Settings, plan: Plan) -> Strides:
-    """The strides of the settings or else of the plan, or halvings for a network without any.
-
-    Raises UserError where the settings ask such a network for others.
-    """
-    chosen, name = settings.network.strides, settings.network.name or plan.network
-    if name in FOLLOW_STRIDES:
-        return chosen or plan.strides
-    if chosen not in (None, HALVINGS):
-        raise UserError(f"network.strides: '{name}' halves along every axis; leave them out")
-    return HALVINGS
-
-
-def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:
-    """The patch of the settings, or the plan's, enlarged where the network needs it.
-
-    Raises UserError for one in the settings that the network cannot take.
-    """
-    given = settings.train.patch
-    x, y, z = (
-        math.ceil(n / d) * d for n, d in zip(given or plan.patch, shape.divisor, strict=True)
-    )
-    if given and (x, y, z) != given:
-        raise UserError(
-            f"train.patch: for this network the edges must be multiples of {list(shape.divisor)}, "
-            f"got {list(given)}; {[x, y, z]} would do"
-        )
-    return x, y, z

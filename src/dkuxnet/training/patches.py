@@ -7,12 +7,13 @@ one with another number of workers, sees the same patches.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dkuxnet.data.geometry import pad_to
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.training.priors import Priors
 
 LABELLED, UNLABELLED = 0, 1  # the streams' numbers, part of the random state
 READY = 3  # steps that are read ahead
@@ -33,10 +34,17 @@ class PatchStream:
         with_label: bool,
         foreground_share: float = 0.0,
         class_first: bool = True,
+        margin: int = 0,
+        priors: Priors | None = None,
     ):
         """patch: (X, Y, Z) voxels.
 
         A smaller case is padded, its image with its lowest value and its label with background.
+
+        margin: voxels that are read around the patch on every side, for views that turn it. Where
+        the case ends its last voxels are repeated, as views do.
+
+        priors: what a coarse stage says of the cases, further channels of their images.
 
         class_first: a foreground patch is centred on a voxel of a class that was drawn among those
         of its case, each as likely, so that a lesion is seen as often as the organ around it. Else,
@@ -48,11 +56,14 @@ class PatchStream:
         self.patch, self.batch = tuple(patch), batch
         self.key = (seed, LABELLED if with_label else UNLABELLED)
         self.with_label, self.foreground_share = with_label, foreground_share
-        self.class_first = class_first
+        self.class_first, self.margin, self.priors = class_first, margin, priors
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # of the cases, in an epoch
 
     def at(self, step: int) -> Patches:
-        """The patches of a step: images (B, C, X, Y, Z) float32, labels (B, X, Y, Z) uint8."""
+        """The patches of a step with their margins: images (B, C, X, Y, Z), labels (B, X, Y, Z).
+
+        Images are float32, labels uint8.
+        """
         images, labels = [], []
         for i, name in enumerate(self.names_at(step)):
             image, label = self._patch(name, np.random.default_rng((*self.key, 1, step, i)))
@@ -82,13 +93,38 @@ class PatchStream:
                 centre = np.unravel_index(places[rng.integers(len(places))], shape)
                 fits = zip(centre, size, shape, strict=True)
                 start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in fits]
-        image = self.prepared.crop(name, "image", tuple(start), tuple(size))
-        if tuple(size) != self.patch:
-            image, _ = pad_to(image, self.patch, float(image.min()))
+        image = self._with_margin(name, "image", start, size)
+        if self.priors:
+            image = np.concatenate([image, self._with_margin(name, "prior", start, size)])
         if not self.with_label:
             return image, None
-        label = self.prepared.crop(name, "label", tuple(start), tuple(size))
-        return image, pad_to(label, self.patch, 0)[0]
+        return image, self._with_margin(name, "label", start, size)
+
+    def _with_margin(
+        self,
+        name: str,
+        kind: Literal["image", "prior", "label"],
+        start: Sequence[int],
+        size: Sequence[int],
+    ) -> np.ndarray:
+        """A box of a case, padded to the patch, with the margin around it."""
+        margin, shape = self.margin, self.prepared.shape(name)
+        before = [min(margin, a) for a in start]
+        after = [min(margin, n - a - s) for n, a, s in zip(shape, start, size, strict=True)]
+        first = tuple(a - b for a, b in zip(start, before, strict=True))
+        read = tuple(b + s + a for b, s, a in zip(before, size, after, strict=True))
+        if kind != "prior":
+            box = self.prepared.crop(name, kind, first, read)
+        elif self.priors:
+            box = self.priors.crop(name, shape, first, read)
+        if tuple(size) != self.patch:  # of an axis that is too short, all was read
+            padded = [max(p - s, 0) for p, s in zip(self.patch, size, strict=True)]
+            wanted = [r + p for r, p in zip(read, padded, strict=True)]
+            box, _ = pad_to(box, wanted, float(box.min()) if kind == "image" else 0)
+        if not margin:
+            return box
+        missing = [(margin - b, margin - a) for b, a in zip(before, after, strict=True)]
+        return np.pad(box, [(0, 0)] * (box.ndim - 3) + missing, mode="edge")
 
     def _foreground(self, name: str, rng: np.random.Generator) -> np.ndarray:
         """The voxels that a foreground patch may be centred on, as places in the flat label."""

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -17,6 +18,7 @@ from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
 from dkuxnet.models.components import keep_largest_component
+from dkuxnet.prediction.refine import refine
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -25,10 +27,11 @@ from dkuxnet.prediction.windows import (
     sliding_window,
 )
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.coarse import CoarseStage
 from dkuxnet.training.job import Job
 
 
-def validation_dice(predictor: nn.Module, job: Job) -> float:
+def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None = None) -> float:
     """Mean Dice over the validation cases, of each case's foreground classes; the prepared grid.
 
     What is scored is what would be predicted: with `infer.largest_component` that alone. What a
@@ -37,16 +40,39 @@ def validation_dice(predictor: nn.Module, job: Job) -> float:
     scores = []
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
-        image, truth = job.validation.array(name, "image"), job.validation.array(name, "label")
-        label = sliding_window(predictor, image, windows).prob.argmax(axis=0)
+        truth = job.validation.array(name, "label")
+        label = _predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
         if job.settings.infer.largest_component:
             label = keep_largest_component(label)
         scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
 
+def _predicted(
+    predictor: nn.Module,
+    job: Job,
+    coarse: CoarseStage | None,
+    of: Literal["validation", "test"],
+    name: str,
+    windows: Windows,
+) -> GridPrediction:
+    """A case on the network's grid, by both stages where there are two."""
+    image: np.ndarray = getattr(job, of).array(name, "image")
+    if coarse is None or job.coarse is None:
+        return sliding_window(predictor, image, windows)
+    first = job.coarse
+    coarse_windows = Windows(first.patch, windows.classes, first.settings.infer, job.device)
+    coarse_image = getattr(first, of).array(name, "image")
+    prob = sliding_window(coarse.predictor, coarse_image, coarse_windows).prob
+    return refine(predictor, image, prob, job.settings.coarse.share, windows)
+
+
 def evaluate_test(
-    folder: RunFolder, predictor: nn.Module, job: Job, progress: CountProgress
+    folder: RunFolder,
+    predictor: nn.Module,
+    job: Job,
+    progress: CountProgress,
+    coarse: CoarseStage | None = None,
 ) -> Evaluation:
     """Predict the test cases, score them on their own grids, write RUN/evaluation/.
 
@@ -72,7 +98,7 @@ def evaluate_test(
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         info = job.data.info(name)
         affine = np.array(info.affine)
-        grid = sliding_window(predictor, job.test.array(name, "image"), windows)
+        grid = _predicted(predictor, job, coarse, "test", name, windows)
         label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"

@@ -16,6 +16,7 @@ from dkuxnet.core.config import AugmentSettings, ViewSettings
 from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
+from dkuxnet.training.priors import simulated_priors
 
 THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
 
@@ -26,8 +27,14 @@ def make_views(
     settings: AugmentSettings,
     generator: torch.Generator,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    classes: int = 0,
+    coarse_mm: Sequence[float] | None = None,
 ) -> Views:
     """Two views of image (B, C, X, Y, Z), label (B, X, Y, Z), whose voxels are the same places.
+
+    They are smaller than the image by `settings.margin` on every side. coarse_mm: edges of a voxel
+    of the coarse stage, whose foreground probabilities, of `classes` - 1, are then the views' last
+    channels: those of the image's, or for labelled patches simulated. Intensities of these stay.
 
     The image is normalised, the label of any integer type, or None. With `outline` the organs of
     labelled patches have another size in both views, and in the label.
@@ -40,7 +47,7 @@ def make_views(
         displacement = outline_displacement(organs, outwards, settings.outline, edges)
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
-        grid = grid + grid_offsets(displacement)
+        grid = grid + grid_offsets(displacement, image.shape[2:])
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is not None:
         values = label[:, None].float()
@@ -48,22 +55,44 @@ def make_views(
             values, grid, mode="nearest", padding_mode="border", align_corners=False
         )
         label = values[:, 0].long()
-    weak = apply_view(image, draw_view(image, settings.weak, generator), edges)
-    strong = apply_view(image, draw_view(image, settings.strong, generator), edges)
+    kept = classes - 1 if coarse_mm else 0
+    if coarse_mm and label is not None:
+        coarse_edges = [s / min(spacing_mm) for s in coarse_mm]
+        prior = simulated_priors(label, classes, generator, edges, coarse_edges)
+        image = torch.cat([image, prior], dim=1)
+    weak = change_intensities(image, settings.weak, edges, generator, kept)
+    strong = change_intensities(image, settings.strong, edges, generator, kept)
     return Views(weak, strong, label, edges)
+
+
+def change_intensities(
+    image: Tensor,
+    settings: ViewSettings,
+    edges: Sequence[float],
+    generator: torch.Generator | None = None,
+    kept: int = 0,
+) -> Tensor:
+    """One view of (B, C, X, Y, Z); without a generator drawn from torch's own.
+
+    edges: of a voxel along (X, Y, Z), the shortest is 1. kept: last channels that stay as they are.
+    """
+    scan = image[:, : image.shape[1] - kept]
+    changed = apply_view(scan, draw_view(scan, settings, generator), edges)
+    return torch.cat([changed, image[:, -kept:]], dim=1) if kept else changed
 
 
 def draw_grid(
     image: Tensor, settings: AugmentSettings, generator: torch.Generator, edges: Sequence[float]
 ) -> Tensor:
-    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`.
+    """Sampling grid (B, X, Y, Z, 3) for `grid_sample`: the image without its margin, moved.
 
     Rotation, scale, flips, shift, then a smooth displacement. edges: of a voxel along (X, Y, Z),
     the shortest is 1. Rotation is of the body: in voxels of unequal edges it would be a shear.
     Thick slices stay what they are: no rotation leaves their plane and no scale reaches across
     them, for what lies between two slices nobody knows.
     """
-    batch, device, size = image.shape[0], image.device, image.shape[2:]
+    batch, device, whole = image.shape[0], image.device, image.shape[2:]
+    size = [n - 2 * settings.margin for n in whole]
     uniform = _uniform(generator, device)
     half = torch.tensor([n / 2 for n in size], device=device)  # voxels from the centre to the face
 
@@ -87,12 +116,13 @@ def draw_grid(
     # grid_sample counts in half sizes and in reverse axis order
     theta = torch.cat([matrix * half / half[:, None], shift / half[:, None]], dim=2).flip(1)
     theta = torch.cat([theta[:, :, :3].flip(2), theta[:, :, 3:]], dim=2)
-    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    grid = F.affine_grid(theta, [batch, 1, *size], align_corners=False)
     if settings.elastic:
         coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic / spacing.view(3, 1, 1, 1)
         smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
         grid = grid + grid_offsets(smooth)
-    return grid
+    # from half sizes of the view to those of the image
+    return grid * grid.new_tensor([n / m for n, m in zip(size, whole, strict=True)][::-1])
 
 
 @dataclass
@@ -113,7 +143,9 @@ class ViewParameters:
     blank: Tensor | None
 
 
-def draw_view(image: Tensor, settings: ViewSettings, generator: torch.Generator) -> ViewParameters:
+def draw_view(
+    image: Tensor, settings: ViewSettings, generator: torch.Generator | None
+) -> ViewParameters:
     """Draw the intensity changes of one view; gamma, blur and cutout for half of the patches."""
     batch, device, size = image.shape[0], image.device, image.shape[2:]
     uniform = _uniform(generator, device)
@@ -169,7 +201,7 @@ def apply_view(
     return image
 
 
-def _uniform(generator: torch.Generator, device: torch.device) -> Callable[..., Tensor]:
+def _uniform(generator: torch.Generator | None, device: torch.device) -> Callable[..., Tensor]:
     """Draws from [-1, 1) of a given shape."""
     return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
 

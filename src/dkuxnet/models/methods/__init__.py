@@ -12,6 +12,8 @@ METHODS = {
     "bcp": "dkuxnet.models.methods.bcp:BCP",
     "fixmatch": "dkuxnet.models.methods.fixmatch:FixMatch",
     "unimatch": "dkuxnet.models.methods.unimatch:UniMatch",
+    "ad-mt": "dkuxnet.models.methods.ad_mt:ADMT",
+    "crossmatch": "dkuxnet.models.methods.crossmatch:CrossMatch",
     "dtc": "dkuxnet.models.methods.dtc:DTC",
     "dual-mutual": "dkuxnet.models.methods.dual_mutual:DualMutual",
 }

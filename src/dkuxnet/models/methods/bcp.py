@@ -36,7 +36,8 @@ class BCP(TeacherMethod[BCPOptions]):
     """A student learns on labelled patches with a box of an unlabelled one, and vice versa.
 
     What is unlabelled has the largest component of the teacher's label as its pseudo-label. Before
-    `pretrain_steps`, labelled patches are pasted into each other.
+    `pretrain_steps`, labelled patches are pasted into each other. Weak views are mixed, and the
+    intensities of what comes out are changed once.
 
     The teacher follows the student from the first step (the paper starts it from the pre-trained
     one). The query loss reads true labels alone.
@@ -45,13 +46,13 @@ class BCP(TeacherMethod[BCPOptions]):
     Options = BCPOptions
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        options, image, label = self.options, batch.labelled.strong, batch.label
+        options, image, label = self.options, batch.labelled.weak, batch.label
         pretraining = batch.unlabelled is None or step < options.pretrain_steps
         if batch.unlabelled is None or pretraining:
             other_image, other_label = image.roll(1, 0), label.roll(1, 0)
         else:
-            other_image = batch.unlabelled.strong
-            other_label = self.pseudo_label(batch.unlabelled.weak)
+            other_image = batch.unlabelled.weak
+            other_label = self.pseudo_label(other_image)
         # as many mixed patches of each direction as the larger of the two parts has
         pairs = torch.arange(max(len(image), len(other_image)), device=image.device)
         own, theirs = pairs % len(image), pairs % len(other_image)
@@ -61,7 +62,8 @@ class BCP(TeacherMethod[BCPOptions]):
         into, out = boxes.chunk(2)
         mixed_image = torch.cat([paste(other_image, image, into), paste(image, other_image, out)])
         mixed_label = torch.cat([paste(other_label, label, into), paste(label, other_label, out)])
-        output = self.networks[0](mixed_image)
+        # parts with intensities of their own would draw the box into the image
+        output = self.networks[0](batch.strengthen(mixed_image))
         if pretraining:  # every label is true
             return self.supervision([output], mixed_label)
         labelled = torch.cat([~into, out])[:, 0].float()  # where the true labels are

@@ -31,3 +31,8 @@ def paste(inside: Tensor, outside: Tensor, boxes: Tensor) -> Tensor:
     Both are images (B, C, X, Y, Z) or labels (B, X, Y, Z); boxes: (B, 1, X, Y, Z) bool.
     """
     return torch.where(boxes if inside.ndim == boxes.ndim else boxes[:, 0], inside, outside)
+
+
+def cutmix(patches: Tensor, boxes: Tensor) -> Tensor:
+    """Each patch with the box of the one before it in the batch; shapes as for `paste`."""
+    return paste(patches.roll(1, 0), patches, boxes)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Drop = Annotated[float, Field(ge=0, lt=1)]  # share of channels
 Edge = Annotated[float, Field(gt=0, lt=1)]  # of a patch
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 # share of an organ's radius; wider smoothing dissolves the organ itself

@@ -76,11 +76,12 @@ def warp(values: Tensor, displacement: Tensor) -> Tensor:
         return F.grid_sample(values, grid, padding_mode="border", align_corners=False)
 
 
-def grid_offsets(displacement: Tensor) -> Tensor:
+def grid_offsets(displacement: Tensor, size: Sequence[int] | None = None) -> Tensor:
     """Displacement in voxels -> in the units of `grid_sample`, (B, 3, X, Y, Z) -> (B, X, Y, Z, 3).
 
-    Its units are half the size of the map, its axes in reverse order.
+    Its units are half the size of the map that is sampled, its axes in reverse order. size: (X, Y,
+    Z) of that map, where it is not the displacement's.
     """
-    sizes = displacement.shape[2:]
-    along = [part * (2 / n) for part, n in zip(displacement.unbind(1), sizes, strict=True)]
+    size = size or displacement.shape[2:]
+    along = [part * (2 / n) for part, n in zip(displacement.unbind(1), size, strict=True)]
     return torch.stack(along[::-1], dim=-1)

@@ -1,0 +1,65 @@
+"""The coarse stage of a training, as the fine one uses it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from dkuxnet.core.types import CountProgress
+from dkuxnet.data.prepared_set import packed
+from dkuxnet.machine.distributed import all_gather, rank, world
+from dkuxnet.machine.files import inside, whole_folder, write_bytes
+from dkuxnet.models.build import StateDict
+from dkuxnet.models.methods.base import Ensemble
+from dkuxnet.prediction.windows import Windows, sliding_window
+from dkuxnet.training.job import Job
+from dkuxnet.training.priors import Priors
+
+COPIED = ("settings.json", "manifest.json", "metrics.jsonl", "final.safetensors")
+
+
+@dataclass(frozen=True)
+class CoarseStage:
+    """The trained coarse stage: its predictor, and what it says of the unlabelled cases."""
+
+    predictor: nn.Module
+    priors: Priors
+
+    @property
+    def weights(self) -> list[StateDict]:
+        """Of each network that predicts."""
+        networks = self.predictor.networks if isinstance(self.predictor, Ensemble) else None
+        return [each.state_dict() for each in networks or [self.predictor]]
+
+
+def copy_run(run: Path, target: Path) -> None:
+    """Copy what a run needs to predict; a target that is there stays."""
+    if target.exists():
+        return
+    with whole_folder(target) as folder:
+        for name in (*COPIED, "best.safetensors"):
+            if name in COPIED or (run / name).exists():
+                shutil.copyfile(run / name, folder / name)
+
+
+def write_priors(
+    job: Job, run: Path, predictor: nn.Module, progress: CountProgress | None = None
+) -> Priors:
+    """Predict the unlabelled cases with the coarse stage of a job; those that are there stay.
+
+    run: the folder of the coarse stage. Several processes share the cases.
+    """
+    priors = Priors(inside(run, "priors"), job.data)
+    priors.folder.mkdir(exist_ok=True)
+    windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
+    cases = job.split.unlabelled
+    for done, name in enumerate(cases[rank() :: world()], 1):
+        if not priors.path(name).exists():
+            prob = sliding_window(predictor, job.training.array(name, "image"), windows).prob
+            write_bytes(priors.path(name), packed(np.rint(255 * prob[1:]).astype(np.uint8)))
+        if progress:
+            progress(min(done * world(), len(cases)), len(cases))
+    all_gather([None])  # no process reads before all have written
+    return priors
