@@ -14,10 +14,7 @@ MOST_CLASSES = 12  # rows
 
 
 def scores_table(
-    summary: dict[str, dict[str, Statistic]],
-    title: str,
-    found: dict[str, Found] | None,
-    asked: Sequence[Metric] = (),
+    summary: dict[str, dict[str, Statistic]], title: str, found: dict[str, Found] | None
 ) -> tuple[Table, str]:
     """A row a class: means, and what was missed; and the sentence that belongs below, or "".
 
