@@ -55,11 +55,32 @@ def test_differences_are_paired_by_case(runs):
         np.mean([DICE[0], DICE[1], DICE[5]]), abs=1e-6
     )
     assert second.row.gain.value == pytest.approx((1 + 1 - 1) / 24, abs=1e-6) and second.better == 2
-    assert (second.row.gain.low, second.row.gain.high) == (
-        pytest.approx(-0.125, abs=1e-6),
-        pytest.approx(0.125, abs=1e-6),
-    )
+    assert second.row.gain.interval is None, "three cases cannot say"
     assert found.differences == {"method.name": ["dual-mutual", "cps"], "method.w": ["–", 0.5]}
+
+
+def test_runs_that_differ_in_no_case_are_told_so_and_others_with_an_interval(tmp_path):
+    shifts = {"a": 1, "b": 2, "c": 4, "d": 3, "e": 2}
+    made = [
+        make_run(tmp_path / name, of_run, run=name)
+        for name, of_run in (
+            ("first", shifts),
+            ("same", shifts),
+            ("better", {"a": 1, "b": 1, "c": 2, "d": 2, "e": 1}),
+            ("nothing", dict.fromkeys(shifts, 8)),
+        )
+    ]
+    for run in made:
+        change(run, "manifest.json", cases=[*shifts])
+        change(run, "settings.json", method={"name": run.name, "w": 0.5})
+    _, same, better = runs_headlines(compare_runs(made[:3]))
+    assert same == "same and first: no difference in any of 5 test cases."
+    assert "better in 4 of 5 test cases (95 % interval of the difference +0.0" in better
+    assert "cannot be told from chance with 5 test cases" in better
+    again = make_run(tmp_path / "again", dict.fromkeys(shifts, 8), run="again")
+    change(again, "manifest.json", cases=[*shifts])
+    told, *_ = runs_headlines(compare_runs([made[3], again]))
+    assert told.startswith("On 5 test cases, no difference: no run found anything that is right")
 
 
 def test_seeds_of_one_setting_are_one_arm_whatever_the_order_of_their_cases(runs):
@@ -120,11 +141,8 @@ def test_the_page_says_who_is_better_and_how_sure_it_is(runs, tmp_path):
         unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<script>\n.*?</script>", "", page, flags=re.S))),
     )
     assert "<script>second has the highest mean Dice, 0.750. Then: first, 0.708." in text
-    assert (
-        "better in 2 of 3 test cases (95 % interval of the difference -0.125 to +0.125): this may "
-        "be chance" in text
-    )
-    assert "+0.0417 (-0.1250 to +0.1250) 2 of 3" in text and "method.w – 0.5" in text
+    assert "better in 2 of 3 test cases; with 3 test cases nobody can say how sure that is." in text
+    assert "+0.0417 2 of 3" in text and "method.w – 0.5" in text
     assert (
         "<script>second" not in page
         and "http" not in page.split("<main>")[1].split("<script>\n")[0]

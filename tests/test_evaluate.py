@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import warnings
 
 import numpy as np
@@ -22,7 +23,7 @@ from dkuxnet.evaluation.evaluate import (
     evaluate_pair,
 )
 from dkuxnet.evaluation.metrics import SHOWN
-from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, statistics
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, statistic
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -77,7 +78,7 @@ def test_rows_of_a_pair_by_hand():
 
 
 def test_a_row_has_a_column_for_every_metric_and_count():
-    assert Score._fields[3:] == tuple(KEYS) and COLUMNS[:3] == ("case", "class", "value")
+    assert Score._fields[3:-1] == tuple(KEYS) and COLUMNS[:3] == ("case", "class", "value")
     assert {metric.title: metric.better for metric in SHOWN} == {
         "Dice": "higher is better",
         "Jaccard": "higher is better",
@@ -120,13 +121,11 @@ def test_summary_by_hand(folders):
             np.sqrt(((dice - dice.mean()) ** 2).sum() / 2)
         )
     assert summary["tumour"]["hd95_mm"].mean == pytest.approx((2 + 1 + 0) / 3)
-    # Of 3 cases, 1 in 27 resamples draws one case alone: more than 2.5 %, so that the interval
-    # reaches both ends.
-    assert summary["organ"]["dice"].ci95 == pytest.approx([2 / 3, 1])
+    assert summary["organ"]["dice"].ci95 is None, "three cases cannot say"
 
 
 def test_interval_is_that_of_the_mean():
-    """For many cases the bootstrap comes to the normal interval, mean +- 1.96 std / sqrt(n)."""
+    """For many cases it comes to the normal interval, mean +- 1.96 std / sqrt(n)."""
     values = np.random.default_rng(1).normal(0.8, 0.1, 200)
     rows = [Score(str(i), "organ", 1, v, *[0] * 11) for i, v in enumerate(values)]
     evaluation = Evaluation(rows, {row.case: ("", "") for row in rows})
@@ -215,14 +214,21 @@ def test_what_cannot_be_written_leaves_nothing_behind(folders, tmp_path, monkeyp
     assert (tmp_path / "out" / "summary.json").read_text() == "before"
 
 
-def test_empty_predictions_score_the_diagonal_and_are_noted(folders):
+def test_empty_predictions_have_no_distance_and_are_noted(folders, tmp_path, capsys):
     predictions, labels = folders
     save(predictions / "a.nii.gz", label_map(0, 0))
     evaluation = evaluate_folders(predictions, labels)
-    assert evaluation.rows[0].hd95_mm == pytest.approx(np.linalg.norm([10, 16, 18]))
+    assert math.isnan(evaluation.rows[0].hd95_mm)
+    organ = evaluation.summary()["organ"]["hd95_mm"]  # 1 and 0 mm in the other two
+    assert (organ.mean, organ.cases) == (pytest.approx(0.5), 2)
+    show_evaluation(evaluation)
+    assert re.search(r"organ +0\.\d+ .* 0\.50 .* 1 of 3", capsys.readouterr().out)
+    evaluation.write_csv(tmp_path / "cases.csv")
+    line = (tmp_path / "cases.csv").read_text().splitlines()[1]
+    assert line.startswith("a,organ,1,0.0,0.0,,,,,0,")
     assert evaluation.notes == [
-        "missed where it is: 'organ' in 1 of 3, 'tumour' in 1 of 3 scans; that is Dice 0, and the "
-        "scan's diagonal in the place of a distance"
+        "missed where it is: 'organ' in 1 of 3, 'tumour' in 1 of 3 scans; that is Dice 0, and no "
+        "distance"
     ]
 
 
@@ -430,17 +436,17 @@ def test_what_is_missed_everywhere_has_no_distance(folders):
     tumour = evaluation.summary()["tumour"]
     assert (tumour["dice"].mean, tumour["hd95_mm"].mean, tumour["asd_mm"].mean) == (0, None, None)
     assert evaluation.found()["tumour"].missed == 3
-    assert evaluation.summary()[FOREGROUND_MEAN]["hd95_mm"].mean > 0
+    organ_alone = evaluation.summary()[FOREGROUND_MEAN]["hd95_mm"]
+    assert (organ_alone.mean, organ_alone.cases) == (0, 3)
 
 
-def test_statistics_of_columns_with_different_cases_are_those_of_each_alone():
-    values = np.random.default_rng(0).uniform(size=(8, 5))
-    values[2:5, 1], values[:, 2], values[1:, 3] = np.nan, np.nan, np.nan
-    together = statistics(values)
-    for column, found in enumerate(together):
-        known = values[np.isfinite(values[:, column]), column]
-        assert found == statistics(known[:, np.newaxis])[0]
-    assert [found.cases for found in together] == [8, 5, 0, 1, 8]
+def test_a_statistic_is_of_the_cases_that_apply_and_stays_within_bounds():
+    values = np.array([1, 1, 0.9, 0.2, 1, np.nan])
+    found = statistic(values)
+    assert found == statistic(values[:5]) and found.cases == 5 and found.ci95[1] > 1
+    assert statistic(values, (-1, 1)).ci95 == (found.ci95[0], 1)
+    nothing = statistic(values[5:])
+    assert (nothing.mean, nothing.std, nothing.ci95, nothing.cases) == (None, None, None, 0)
 
 
 def test_thirty_classes_are_a_dozen_rows_on_the_console(capsys):

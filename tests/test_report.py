@@ -95,13 +95,9 @@ def test_figures_are_those_of_the_summary(finished, page):
     summary = json.loads((finished / "evaluation" / "summary.json").read_text("utf-8"))
     for key, digits in (("Dice", 3), ("IoU", 3), ("HD95_mm", 2), ("ASD_mm", 2)):
         statistic = summary["statistics"]["organ 1"][key]
-        low, high = statistic["ci95"]
-        assert (
-            f"{statistic['mean']:.{digits}f} ± {statistic['std']:.{digits}f} "
-            f"{low:.{digits}f} to {high:.{digits}f}"
-        ) in text
-    low, high = summary["statistics"]["foreground mean"]["Dice"]["ci95"]
-    assert f"mean Dice, 95 % interval {low:.3f} to {high:.3f}" in text
+        mean = f"{statistic['mean']:.{digits}f} ± {statistic['std']:.{digits}f}"
+        assert f"{mean} < 5 cases" in text
+    assert "mean Dice 1 labelled" in text
     for case in summary["metric_per_case"]:
         name, figures = (
             Path(case["prediction_file"]).name.removesuffix(".nii.gz"),
@@ -222,7 +218,7 @@ def test_a_missed_organ_is_said(tmp_path):
     assert (
         "gone 0.000 not found" in text
         and "kept 0.875 not found" not in text
-        and "diagonal of the scan" in text
+        and "Dice is 0 and there is no distance" in text
     )
 
 
@@ -638,6 +634,17 @@ def test_a_class_that_is_nowhere_is_no_success_also_in_older_runs(tmp_path, stor
     assert "in no label, so that nothing is known of it: 'tumour'" in text
 
 
+def test_five_cases_have_intervals(tmp_path):
+    run = make_run(tmp_path, {"a": 0, "b": 2, "c": 1, "d": 3, "e": 1})
+    text = visible_text(read_page(run))
+    found = json.loads((run / "evaluation" / "summary.json").read_text("utf-8"))["statistics"]
+    for name, key, digits in (("organ 1", "Dice", 3), ("organ 1", "HD95_mm", 2)):
+        low, high = found[name][key]["ci95"]
+        assert f"{low:.{digits}f} to {high:.{digits}f}" in text
+    low, high = found["foreground mean"]["Dice"]["ci95"]
+    assert f"mean Dice, 95 % interval {low:.3f} to {high:.3f}" in text
+
+
 def test_four_empty_label_maps_are_no_mean_of_1(tmp_path):
     run = make_run(tmp_path, {"a": 0, "b": 2}, classes=2, names=("organ", "tumour"))
     change_summary(run, lambda *_: {"Dice": 1.0, "n_pred": 0, "n_ref": 0})
@@ -660,7 +667,7 @@ def test_missed_false_alarms_and_doubt_are_told(tmp_path):
     change_summary(run, change)
     text = visible_text(read_page(run))
     assert "2 of 3 2 of 2 1 of 1 (0.4 ml)" in text, "tumour: in 2 scans, missed in both"
-    assert "tumour 0.000 ± 0.000 0.000 to 0.000 0.000 ± 0.000 0.000 to 0.000 – –" in text
+    assert "tumour 0.000 ± 0.000 < 5 cases 0.000 ± 0.000 < 5 cases – –" in text
     assert "missed where it is: 'tumour' in 2 of 2 scans" in text
     assert "false alarm with Dice 0: 'tumour' in 1 of 1 (0.4 ml) scans" in text
     assert "the model is unsure of 'organ' in 2 scans (confidence below 0.7)" in text

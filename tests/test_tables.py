@@ -61,12 +61,21 @@ def test_seeds_of_two_files_are_one_table(tmp_path):
     assert lines == [
         "| supervised | 0.7000 ± 0.1414 | .6000, .8000 | 0.5000 ± 0.0000 | 2.00 ± 0.00 | 1.00 ± "
         "0.00 | – | – |",
-        # both cases gain 0.1 with the first seed and 0.02 with the second; two cases cannot be told
-        # from chance
+        # both cases gain 0.1 with the first seed and 0.02 with the second; two have no interval
         "| mine | 0.7600 ± 0.0849 | .7000, .8200 | 0.5000 ± 0.0000 | 2.00 ± 0.00 | 1.00 ± 0.00 | "
-        "+0.0600 (+0.0200 to +0.1000) | 0.500 |",
+        "+0.0600 | 0.500 |",
         "| supervised, all labels | 0.9000 | .9000 | 0.5000 | 2.00 | 1.00 | – | – |",
     ]
+
+
+def test_what_was_missed_is_counted_and_has_no_distance(tmp_path):
+    """A file of an earlier version has the scan's diagonal there."""
+    header = HEADER.strip() + ",n_pred,n_ref"
+    rows = ["supervised,net,4,0,x,0,0,113.6,113.6,0,9", "supervised,net,4,0,y,0.8,0.7,2,1,9,9"]
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]), "utf-8")
+    head, _, line = TABLES["table"](TABLES["read"]([tmp_path / "a.csv"]), "4", "supervised")
+    assert "| ASD (mm) | missed | gain" in head
+    assert line == "| supervised | 0.4000 | .4000 | 0.3500 | 2.00 | 1.00 | 1 of 2 | – | – |"
 
 
 def test_an_arm_of_other_seeds_has_neither_gain_nor_p(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from dkuxnet.benchmark.compare_runs import Arm, RunsCompared, compare_runs
 from dkuxnet.benchmark.page import case_table, show_classes
 from dkuxnet.benchmark.picture import draw_runs
-from dkuxnet.benchmark.text import Cell, P, show_gain, show_metrics, show_p
+from dkuxnet.benchmark.text import MISSED, Cell, P, show_gain, show_metrics, show_p
 from dkuxnet.benchmark.words import runs_headlines, runs_notes
 from dkuxnet.core.errors import UserError
 from dkuxnet.evaluation.metrics import NOTHING, SHOWN
@@ -22,6 +22,7 @@ HEADINGS = (
     ("Run", ""),
     ("seed", ""),
     *((metric.title, metric.better) for metric in SHOWN),
+    (MISSED, ""),
     ("difference in Dice", "to the first"),
     ("better in", "of the cases"),
     (P, ""),

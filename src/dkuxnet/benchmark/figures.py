@@ -31,7 +31,7 @@ from dkuxnet.core.schemas import Found, Manifest
 from dkuxnet.evaluation.evaluate import csv_cell, foreground
 from dkuxnet.evaluation.found import count_found, together
 from dkuxnet.evaluation.metrics import METRICS, Array
-from dkuxnet.evaluation.statistics import known_mean, unmeasured
+from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.runs.folder import RunFolder
 
 KEYS = tuple(metric.key for metric in METRICS)
@@ -253,9 +253,6 @@ def read_run(folder: Path, remedy: str) -> Finished:
             f"{remedy.format(name=folder.name)}"
         ) from error
     means = known_mean(figures[: len(KEYS)], axis=2)  # (KEYS, cases)
-    n_pred, n_ref = figures[len(KEYS)], figures[len(KEYS) + 1]
-    both = ((n_pred > 0) & (n_ref > 0)).any(axis=1)
-    means = unmeasured(means.T[:, np.newaxis], both[:, np.newaxis], METRICS)[:, 0].T
     by_class = {
         name: dict(zip((*KEYS, *COUNTED), figures[:, :, k], strict=True))
         for k, name in enumerate(classes)
@@ -267,17 +264,14 @@ def read_run(folder: Path, remedy: str) -> Finished:
 def _figures(row: dict[str, str]) -> list[float]:
     """KEYS, then COUNTED, of a line of cases.csv; raises KeyError, ValueError where it is damaged.
 
-    Files of earlier versions have no volumes, and call a class perfect that is in neither label nor
-    prediction.
+    Files of earlier versions have no volumes, and figures where none applies.
     """
-    counts = [float(row[key]) for key in ("n_pred", "n_ref")]
-    figures = [float(row[key] or "nan") for key in KEYS]
-    volumes = [float(row.get(key) or "nan") for key in ("pred_ml", "ref_ml")]
-    if not any(counts):
-        figures = [math.nan] * len(KEYS)
-    elif not np.isfinite([*figures, *counts]).all():
+    counts = {key: float(row[key]) for key in ("n_pred", "n_ref")}
+    known = {metric.key: float(row[metric.key]) for metric in METRICS if metric.applies(counts)}
+    if not np.isfinite([*known.values(), *counts.values()]).all():
         raise ValueError("a figure is not finite")
-    return [*figures, *counts, *volumes]
+    volumes = [float(row.get(key) or "nan") for key in ("pred_ml", "ref_ml")]
+    return [*(known.get(key, math.nan) for key in KEYS), *counts.values(), *volumes]
 
 
 def make_row(
@@ -317,8 +311,7 @@ def _of_class(seeds: Sequence[dict[str, Array]], name: str, over_cases: bool) ->
     for each in seeds:
         n_pred, n_ref, ml = (each[key][:, np.newaxis] for key in ("n_pred", "n_ref", "pred_ml"))
         found.append(count_found([name], n_pred, n_ref, ml)[name])
-        figures = np.stack([each[key] for key in KEYS], axis=1)[:, np.newaxis]
-        columns.append(unmeasured(figures, (n_pred > 0) & (n_ref > 0), METRICS)[:, 0])
+        columns.append(np.stack([each[key] for key in KEYS], axis=1))
     means = known_mean(np.array(columns), axis=0 if over_cases else 1)  # (cases or seeds, KEYS)
     spreads = {key: spread(means[:, k]) for k, key in enumerate(KEYS)}
     return OfClass(spreads, together(found))

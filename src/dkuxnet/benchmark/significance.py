@@ -1,23 +1,24 @@
-"""How sure a comparison is: spreads, bootstrap intervals, paired tests and their correction.
+"""How sure a comparison is: spreads, intervals, paired tests and their correction.
 
 Dice of an arm is given as seed -> (cases,), the same cases in the same order for every arm. Only
 the seeds that all sides have are compared, over the cases to which the figure applies on all sides
 (elsewhere it is NaN).
 
-A difference is called clear only where its interval leaves out 0, there are at least LEAST_CASES
-cases and Wilcoxon's p is at most ALPHA, each corrected for the number of comparisons. With fewer
-cases the test cannot reach that p, and a bootstrap draws the same few again and again.
+All intervals are those of `evaluation.statistics.mean_interval`. A difference is called clear only
+where its interval leaves out 0, there are at least LEAST_CASES cases and Wilcoxon's p is at most
+ALPHA, each corrected for the number of comparisons. With fewer cases the test cannot reach that p.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import wilcoxon
 
 from dkuxnet.evaluation.metrics import Array
-from dkuxnet.evaluation.statistics import resampled_means
+from dkuxnet.evaluation.statistics import mean_interval, within
 
 LEAST_CASES, ALPHA = 6, 0.05
 BySeed = dict[int, Array]  # seed -> (cases,)
@@ -25,14 +26,14 @@ BySeed = dict[int, Array]  # seed -> (cases,)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; the ends are None where there is one test case only.
+    """A value with its 95 % interval; the ends are None where none can be told.
 
     cases: how many it comes from. p: Wilcoxon's, of a difference, corrected as the interval is.
     """
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
     cases: int = 0
     p: float = 1.0
 
@@ -108,63 +109,57 @@ def _common(*sides: BySeed) -> tuple[list[int], list[Array]]:
 def gain(arm: BySeed, bound: BySeed, arms: int = 1) -> Estimate | None:
     """Mean Dice of `arm` less that of `bound`; None without a common seed.
 
-    arms: how many it was picked from, which the interval is corrected for.
+    arms: how many it was picked from, which the interval and p are corrected for.
     """
     seeds, sides = _common(arm, bound)
-    if not seeds:
-        return None
-    ours, theirs = sides
-    [resampled] = resampled_means(ours - theirs)
-    return _tested(estimate((ours - theirs).mean(), resampled, arms), ours - theirs, arms)
+    return _estimate(sides[0] - sides[1], arms) if seeds else None
 
 
-def _tested(found: Estimate, differences: Array, comparisons: int = 1) -> Estimate:
-    """With the p of the differences (seeds, cases), averaged over seeds (Bonferroni)."""
+def _estimate(differences: Array, comparisons: int = 1) -> Estimate:
+    """The mean of differences in Dice (seeds, cases); p: of their means over seeds (Bonferroni)."""
+    ends = mean_interval(differences, comparisons)
+    low, high = (None, None) if ends is None else within(ends, (-1, 1))
     p = min(1.0, comparisons * signed_rank(differences.mean(axis=0)))
-    return replace(found, cases=differences.shape[1], p=p)
+    return Estimate(float(differences.mean()), low, high, differences.shape[1], p)
 
 
 def share_of_gap(arm: BySeed, low: BySeed, high: BySeed) -> Share | None:
     """(arm - low) / (high - low) of mean Dice; None without a common seed.
 
-    low, high: the bound with as many labels and with all. The gain and the gap are resampled
-    together, so that what they share does not widen the interval.
+    low, high: the bound with as many labels and with all.
     """
     seeds, sides = _common(arm, low, high)
     if not seeds:
         return None
     ours, bottom, top = sides
-    gains, gaps = resampled_means(ours - bottom, top - bottom)
-    gap = _tested(estimate((top - bottom).mean(), gaps), top - bottom)
-    share = None
+    gap, share = _estimate(top - bottom), None
     if gap.value > 0:
-        share = estimate((ours - bottom).mean() / gap.value, _shares(gains, gaps))
+        share = _quotient(ours - bottom, top - bottom, gap)
     return Share(share, gap, seeds, gap.above_zero and gap.clear)
 
 
-def _shares(gains: Array, gaps: Array) -> Array:
-    """The share in every draw.
+def _quotient(gains: Array, gaps: Array, gap: Estimate) -> Estimate:
+    """Mean gain / mean gap, both (seeds, cases); no interval where the gap may be 0 or less.
 
-    As the gap shrinks to nothing the share grows beyond all bounds. So a draw without a gap stands
-    beyond all that have one, on the side of its gain; its quotient would be on the other side.
+    The interval holds each share whose multiple of the gaps may be all that the gains are (Fieller,
+    JRSS B 16, 1954): what gain and gap share does not widen it.
     """
-    usable = gaps > 0
-    if not usable.any():
-        return np.full_like(gaps, np.nan)
-    shares = gains / np.where(usable, gaps, 1.0)
-    return np.where(usable, shares, np.sign(gains) * np.abs(shares[usable]).max())
+    share = float(gains.mean() / gap.value)
+    if not gap.above_zero:
+        return Estimate(share)
 
+    def end(side: int) -> float:
+        def beyond(step: float) -> float:
+            """Above 0 while the share may be so far on this side (+1, -1)."""
+            rest = side * (gains - (share + side * step) * gaps)
+            return (mean_interval(rest) or (0, float(rest.mean())))[1] + 1e-12
 
-def estimate(value: float, resampled: Array, comparisons: int = 1) -> Estimate:
-    """The value with the percentiles 2.5 and 97.5 of what was resampled.
+        step = 1.0
+        while beyond(step) > 0:
+            step *= 2
+        return share + side * float(brentq(beyond, 0, step))
 
-    Of several comparisons each gets its share of the 5 % outside (Bonferroni), so that all their
-    intervals hold at once with 95 %.
-    """
-    if not resampled.size or not np.isfinite(resampled).all():
-        return Estimate(float(value), None, None)
-    low, high = np.percentile(resampled, [2.5 / comparisons, 100 - 2.5 / comparisons]).tolist()
-    return Estimate(float(value), low, high)
+    return Estimate(share, end(-1), end(+1))
 
 
 def against_reference(arms: dict[str, BySeed], reference: str) -> dict[str, Tested]:

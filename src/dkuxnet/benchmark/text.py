@@ -26,9 +26,10 @@ from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found
 from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
 from dkuxnet.machine.files import write_text
 
+MISSED = FOUND_HEADINGS[1]
 GAIN, GAP, P, MINUTES = "gain in Dice", "share of the gap", "p (Holm)", "minutes"
 CLASS_HEADINGS = ("class", "arm", *(metric.title for metric in SHOWN), *FOUND_HEADINGS)
-HEADINGS = ("arm", "seeds", *(metric.title for metric in SHOWN), GAIN, GAP, P, MINUTES)
+HEADINGS = ("arm", "seeds", *(metric.title for metric in SHOWN), MISSED, GAIN, GAP, P, MINUTES)
 Cell = tuple[str, str]  # text, what goes after or below it
 
 
@@ -124,8 +125,9 @@ def plain(cell: Cell) -> str:
 
 
 def show_metrics(row: Row) -> list[Cell]:
-    """One for each of SHOWN."""
-    return [show_spread(metric, *row.metrics[metric.key]) for metric in SHOWN]
+    """One for each of SHOWN, and under MISSED of all classes together."""
+    figures = [show_spread(metric, *row.metrics[metric.key]) for metric in SHOWN]
+    return [*figures, (show_found(row.found)[1], "")]
 
 
 def show_spread(metric: Metric, mean: float, std: float | None) -> Cell:

@@ -9,6 +9,7 @@ from dkuxnet.benchmark.figures import Comparison, Row, Table
 from dkuxnet.benchmark.significance import ALPHA, LEAST_CASES, Estimate, Share
 from dkuxnet.evaluation.found import show_found
 from dkuxnet.evaluation.metrics import DICE
+from dkuxnet.evaluation.statistics import FEWEST_CASES
 from dkuxnet.report.words import by, count, join
 
 UNSURE = "†"  # beside a share whose gap is not clear
@@ -19,9 +20,13 @@ FIGURES = (
 )
 COUNTS = (
     "A class counts in a scan where its label or the prediction has it; a scan with neither says "
-    "nothing about it. Missed: in the label alone, Dice 0, and the scan's diagonal in the place of "
-    "a distance. False alarm: in the prediction alone, Dice 0. They are counted over the scans of "
-    "all seeds. Distances of which none was measured are left out."
+    "nothing about it. Missed: in the label alone. False alarm: in the prediction alone. Both have "
+    "Dice 0 and no distance, so that a distance goes over the scans in which both have the class; "
+    "they are counted over the scans of all seeds."
+)
+INTERVAL = (
+    "95 % intervals of the mean over test cases and seeds (Student's t, corrected for skewness; "
+    f"none with fewer than {FEWEST_CASES} cases). With one seed they say nothing of other trainings"
 )
 NOTES = (
     FIGURES.format(spread="mean ± standard deviation over seeds")
@@ -30,9 +35,8 @@ NOTES = (
     "Gain in Dice: over supervised with as many labels, same network and seeds. Share of the gap: "
     "this gain divided by what supervised gains when it gets all labels of the pool. 100 % says "
     "that the missing labels were not missed.",
-    "Ranges are 95 % intervals by bootstrap over test cases and seeds (10,000 resamples of both, "
-    "fixed generator). A few seeds make them too narrow. A share with a wide interval says little, "
-    f"and where the gap itself may be chance ({UNSURE}) it says nothing. A difference is called "
+    f"Ranges are {INTERVAL}. A share with a wide interval says little, and where the gap itself "
+    f"may be chance ({UNSURE}) it says nothing and has none. A difference is called "
     f"clear only where its interval leaves out 0, there are at least {LEAST_CASES} test cases, and "
     f"Wilcoxon's p is at most {ALPHA}; for the best of several arms the 5 % outside the interval "
     "are divided by the number of arms, and p is multiplied by it (Bonferroni).",
@@ -45,7 +49,6 @@ NOTES = (
     "The test cases chose nothing here. Whoever picks the best of many arms by this table has "
     "chosen by them, and should expect a little less on new cases.",
 )
-ONE_CASE = "; with one test case nobody can say how sure that is."
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -55,15 +58,12 @@ def notes(comparison: Comparison) -> list[str]:
 
 def runs_notes(compared: RunsCompared) -> list[str]:
     """What a reader must know of the figures of several runs."""
-    paired, seeds = (
-        (" and over the seeds that both have", " and seeds") if compared.same_seeds else ("", "")
-    )
+    paired = " and over the seeds that both have" if compared.same_seeds else ""
     return [
         FIGURES.format(spread="± the standard deviation over cases")
         + " Runs that differ in nothing but their seed are one row, the mean of them.",
-        f"Difference in Dice: over the run named first, case by case{paired}, with its 95 % "
-        f"interval by bootstrap over cases{seeds} (10,000 resamples, fixed generator). With one "
-        "seed another training may say otherwise."
+        f"Difference in Dice: over the run named first, case by case{paired}. Ranges are "
+        f"{INTERVAL}."
         + (
             ""
             if compared.same_seeds
@@ -129,7 +129,7 @@ def _headline(table: Table, several: bool) -> str:
         return f"{told}; no other arm is finished."
     told += f" (next: {others[0].arm}, {DICE.show(others[0].mean_dice)})."
     if best.mean_dice == 0:
-        return f"{where}, no arm found anything that is right: Dice is 0 for all."
+        return f"{where}, no difference: no arm found anything that is right, Dice is 0 for all."
     if best.arm == table.bound.arm:
         return f"{told} None is above supervised."
     told += _sure(best, sum(row.gain is not None for row in table.rows))
@@ -150,7 +150,7 @@ def _sure(best: Row, arms: int) -> str:
         return ""
     text = f" That is {_apart(gain.value)} supervised with as many labels"
     if gain.interval is None or corrected.interval is None:
-        return f"{text}{ONE_CASE}"
+        return text + _no_interval(gain)
     several = f"; corrected for the best of {arms} arms {_signed(corrected.interval)}"
     text += f" (95 % interval {_signed(gain.interval)}{several if arms > 1 else ''})"
     if gain.interval[1] < 0:
@@ -164,6 +164,12 @@ def _sure(best: Row, arms: int) -> str:
             "otherwise."
         )
     return f"{text}: clear over these test cases and {len(best.dice_by_seed)} seeds."
+
+
+def _no_interval(found: Estimate) -> str:
+    if found.cases < FEWEST_CASES:
+        return f"; with {count(found.cases, 'test case')} nobody can say how sure that is."
+    return ", the same in every test case."
 
 
 def _why_not(found: Estimate, which: str = "") -> str:
@@ -206,8 +212,7 @@ def runs_headlines(compared: RunsCompared) -> list[str]:
     best, *following = ranked
     if best.mean_dice == 0:
         return [
-            f"On {cases}, no run found anything that is right: Dice is 0 for all, so that nothing "
-            "can be compared.",
+            f"On {cases}, no difference: no run found anything that is right, Dice is 0 for all.",
             *counted(rows),
         ]
     then = "; ".join(f"{row.arm}, {DICE.show(row.mean_dice)}" for row in following)
@@ -223,9 +228,11 @@ def _against(arm: Arm, first: str, cases: str) -> str:
     gain = arm.row.gain
     if gain is None:
         return f"{arm.row.arm} and {first} have no test case with any class in common."
+    if gain.value == 0 and gain.p == 1 and gain.interval is None:
+        return f"{arm.row.arm} and {first}: no difference in any of {cases}."
     text = f"{arm.row.arm} is {_apart(gain.value)} {first} and better in {arm.better} of {cases}"
     if gain.interval is None:
-        return f"{text}{ONE_CASE}"
+        return text + _no_interval(gain)
     text += f" (95 % interval of the difference {_signed(gain.interval)})"
     return f"{text}: clear over these cases." if gain.clear else f"{text}: this {_why_not(gain)}."
 

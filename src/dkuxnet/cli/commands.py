@@ -416,6 +416,13 @@ def evaluate(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
     cases: Cases = None,
+    metrics: Annotated[
+        str, typer.Option(help="Further ones, with commas: nsd, assd, volume, lesions.")
+    ] = "",
+    tolerance_mm: Annotated[
+        str, typer.Option(metavar="MM", help="Of nsd: 2, or by class: liver=3,tumour=1.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON file instead.")] = False,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
     from dkuxnet.cli.console import case_progress, show_evaluation
@@ -423,13 +430,21 @@ def evaluate(
 
     with case_progress() as progress:
         result = evaluate_folders(
-            predictions, labels, lambda done, total: progress("evaluate", done, total), cases
+            predictions,
+            labels,
+            lambda done, total: None if as_json else progress("evaluate", done, total),
+            cases,
+            metrics,
+            tolerance_mm,
         )
     if output:
         result.write_json(output)
     if csv:
         result.write_csv(csv)
-    show_evaluation(result)
+    if as_json:
+        typer.echo(result.as_json())
+    else:
+        show_evaluation(result)
 
 
 @app.command()

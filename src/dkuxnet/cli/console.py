@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dkuxnet.core.schemas import Found, Manifest, Plan, Prepared, Statistic
     from dkuxnet.core.types import CaseProgress
     from dkuxnet.evaluation.evaluate import Evaluation
+    from dkuxnet.evaluation.metrics import Metric
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
@@ -157,7 +158,7 @@ def weights_chosen(weights: str | None) -> str:
 
 
 def show_evaluation(result: "Evaluation") -> None:
-    _show_summary(result.summary(), _count(result.files, "case"), result.found())
+    _show_summary(result.summary(), _count(result.files, "case"), result.found(), result.asked)
     for note in result.notes:
         _say(f"note: {note}")
 
@@ -287,12 +288,17 @@ def _count(things: Sized, noun: str) -> str:
 
 
 def _show_summary(
-    summary: "dict[str, dict[str, Statistic]]", title: str, found: "dict[str, Found] | None"
+    summary: "dict[str, dict[str, Statistic]]",
+    title: str,
+    found: "dict[str, Found] | None",
+    asked: Sequence["Metric"] = (),
 ) -> None:
-    from dkuxnet.cli.scores import scores_table
+    from dkuxnet.cli.scores import asked_table, scores_table
 
     table, below = scores_table(summary, title, found)
     console.print(table)
+    if asked:
+        console.print(asked_table(summary, asked))
     if below:
         _say(below)
 

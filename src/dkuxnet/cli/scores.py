@@ -1,12 +1,14 @@
 """The table of scores that a training and an evaluation end with."""
 
+from collections.abc import Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
 from dkuxnet.core.schemas import Found, Statistic
 from dkuxnet.evaluation.found import FOUND_HEADINGS, show_found, together
-from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN
-from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
+from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, show_interval
 
 MOST_CLASSES = 12  # rows
 
@@ -18,9 +20,7 @@ def scores_table(
 
     Of many classes those with the lowest Dice. found: None in runs of earlier versions.
     """
-    classes = [name for name in summary if name != FOREGROUND_MEAN]
-    shown = worst_classes(summary, classes)
-    rows = [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
+    classes, shown, rows = _rows(summary)
     others = [metric for metric in SHOWN if metric is not DICE]
     counts = _counts(rows, found or {})
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -30,11 +30,10 @@ def scores_table(
     for row, name in enumerate(rows):
         metrics, dice = summary[name], summary[name][DICE.key]
         spread = "" if dice.std is None else f" ± {DICE.show(dice.std)}"
-        few = "one case" if dice.mean is not None else NOTHING
         table.add_row(
             escape(name),
             f"{DICE.show(dice.mean)}{spread}",
-            " to ".join(map(DICE.show, dice.ci95 or ())) or few,
+            show_interval(dice, DICE),
             *(m.show(metrics[m.key].mean) if m.key in metrics else NOTHING for m in others),
             *(column[row] for column in counts.values()),
         )
@@ -44,6 +43,24 @@ def scores_table(
         f"The {len(shown)} classes with the lowest Dice of {len(classes)}; all are in the summary "
         "that was written, or on the page of `dkuxnet report`."
     )
+
+
+def asked_table(summary: dict[str, dict[str, Statistic]], asked: Sequence[Metric]) -> Table:
+    """The same rows with the metrics that were asked for: means."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("class", no_wrap=True)
+    for metric in asked:
+        table.add_column(metric.title, justify="right")
+    for name in _rows(summary)[2]:
+        table.add_row(escape(name), *(m.show(summary[name][m.key].mean) for m in asked))
+    return table
+
+
+def _rows(summary: dict[str, dict[str, Statistic]]) -> tuple[list[str], list[str], list[str]]:
+    """All classes, those that are shown, and the rows."""
+    classes = [name for name in summary if name != FOREGROUND_MEAN]
+    shown = worst_classes(summary, classes)
+    return classes, shown, [*shown, *([FOREGROUND_MEAN] if len(classes) > 1 else [])]
 
 
 def _counts(rows: list[str], found: dict[str, Found]) -> dict[str, list[str]]:

@@ -34,19 +34,28 @@ from dkuxnet.data.layouts.files import (
     warn_left_out,
 )
 from dkuxnet.evaluation.found import count_found, notes_on
-from dkuxnet.evaluation.metrics import METRICS, Array, confusion_counts, segmentation_metrics
+from dkuxnet.evaluation.metrics import (
+    METRICS,
+    Array,
+    Metric,
+    confusion_counts,
+    segmentation_metrics,
+)
+from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.evaluation.statistics import known_mean, summarise
 from dkuxnet.machine.files import write_text
 
+NOTHING_MORE = Asked()
 Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
 
 class Score(NamedTuple):
     """One class of one case: METRICS in [0, 1], mm and voxels; counts of voxels; volumes in ml.
 
-    value: of the class in the prediction. METRICS are NaN where neither prediction nor label has
-    the class: they do not apply. confidence: see `core.confidence`, NaN where it is not
-    known, as of a label map alone.
+    value: of the class in the prediction. METRICS are NaN where they do not apply: all where
+    neither prediction nor label has the class, distances where one has it alone. confidence: see
+    `core.confidence`, NaN where it is not known, as of a label map alone. more: what was asked for
+    beside METRICS.
     """
 
     case: str
@@ -67,13 +76,14 @@ class Score(NamedTuple):
     pred_ml: float = math.nan
     ref_ml: float = math.nan
     confidence: float = math.nan
+    more: tuple[float, ...] = ()
 
 
 COUNTS = {"tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN", "n_pred": "n_pred", "n_ref": "n_ref"}
 EXTRAS = {name: name for name in ("pred_ml", "ref_ml", "confidence")}
 # -> key in summary.json
 KEYS = {metric.key: metric.summary for metric in METRICS} | COUNTS | EXTRAS
-COLUMNS = ("case", "class", *Score._fields[2:])  # of cases.csv
+COLUMNS = ("case", "class", *Score._fields[2:-1])  # of cases.csv
 
 
 @dataclass
@@ -81,12 +91,13 @@ class Evaluation:
     """What `evaluate_folders` found.
 
     rows: one per case and class; every case has every class. notes: what a reader of the figures
-    must know, a sentence each.
+    must know, a sentence each. asked: the metrics beside METRICS.
     """
 
     rows: list[Score]
     files: Files
     notes: list[str] = field(default_factory=list)
+    asked: tuple[Metric, ...] = ()
 
     @property
     def classes(self) -> dict[str, int]:
@@ -95,8 +106,9 @@ class Evaluation:
 
     def summary(self) -> dict[str, dict[str, Statistic]]:
         """Class, or FOREGROUND_MEAN (of each case's classes) -> key of a metric -> statistic."""
-        figures = self._figures(metric.key for metric in METRICS)
-        return summarise(figures, self._both(), [*self.classes], METRICS)
+        metrics = (*METRICS, *self.asked)
+        figures = self._figures(metric.key for metric in metrics)
+        return summarise(figures, [*self.classes], metrics)
 
     def found(self) -> dict[str, Found]:
         """Class -> in how many cases it is, and where prediction and label do not both have it."""
@@ -111,38 +123,41 @@ class Evaluation:
         cases of each case's mean. Where every class is in every case these are equal. Raises
         UserError where it cannot be written.
         """
-        content = json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        _write(path, content + "\n")
+        _write(path, self.as_json() + "\n")
+
+    def as_json(self) -> str:
+        """The text of `write_json`."""
+        return json.dumps(self._as_json(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def write_csv(self, path: Path) -> None:
         """Write the rows, an empty cell where a figure does not apply; errors as `write_json`."""
         text = io.StringIO()
-        rows = ([csv_cell(value) for value in row] for row in self.rows)
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        rows = ([csv_cell(value) for value in _flat(row)] for row in self.rows)
+        csv.writer(text, lineterminator="\n").writerows([self._columns, *rows])
         _write(path, text.getvalue())
 
     def _figures(self, columns: Iterable[str]) -> Array:
         """(cases, classes, columns)."""
-        columns = list(columns)
-        figures = [[getattr(row, column) for column in columns] for row in self.rows]
-        shape = (len(self.files), len(self.classes), len(columns))
+        places = [self._columns.index(column) for column in columns]
+        figures = [[_flat(row)[place] for place in places] for row in self.rows]
+        shape = (len(self.files), len(self.classes), len(places))
         return np.array(figures, dtype=np.float64).reshape(shape)
 
-    def _both(self) -> Array:
-        """(cases, classes): whether prediction and label have the class, so that it has edges."""
-        n_pred, n_ref = np.moveaxis(self._figures(["n_pred", "n_ref"]), 2, 0)
-        both: Array = (n_pred > 0) & (n_ref > 0)
-        return both
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*COLUMNS, *(metric.key for metric in self.asked))
 
     def _as_json(self) -> dict[str, Any]:
+        keys = KEYS | {metric.key: metric.summary for metric in self.asked}
+
         def by_key(values: Iterable[float]) -> dict[str, float | None]:
             known = (None if math.isnan(value) else value for value in values)
-            return dict(zip(KEYS.values(), known, strict=True))
+            return dict(zip(keys.values(), known, strict=True))
 
         metrics: dict[str, dict[str, dict[str, float | None]]] = {case: {} for case in self.files}
         for row in self.rows:
-            metrics[row.case][str(row.value)] = by_key(row[3:])
-        means = known_mean(self._figures(KEYS), axis=0)
+            metrics[row.case][str(row.value)] = by_key(_flat(row)[3:])
+        means = known_mean(self._figures(keys), axis=0)
         by_class = zip(self.classes.values(), means.tolist(), strict=True)
         return {
             "foreground_mean": by_key(known_mean(means, axis=0).tolist()),
@@ -156,7 +171,7 @@ class Evaluation:
                 for case, (prediction, label) in self.files.items()
             ],
             "statistics": {
-                name: {KEYS[key]: statistic.to_json() for key, statistic in each.items()}
+                name: {keys[key]: statistic.to_json() for key, statistic in each.items()}
                 for name, each in self.summary().items()
             },
             "found": {name: found.to_json() for name, found in self.found().items()},
@@ -172,13 +187,14 @@ def evaluate_pair(
     truth: Volume,
     labels: dict[str, int],
     truth_labels: dict[str, int] | None = None,
+    asked: Asked = NOTHING_MORE,
 ) -> list[Score]:
     """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
     labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
-    values differ. Raises UserError where shape or affine differ, and where a value stands in
-    neither map; a DataWarning where the affines differ by rounding.
+    values differ. asked: further metrics. Raises UserError where shape or affine differ, and where
+    a value stands in neither map; a DataWarning where the affines differ by rounding.
     """
     truth_labels = truth_labels or labels
     truth = _on_grid(case, prediction, truth)
@@ -190,7 +206,10 @@ def evaluate_pair(
         figures = segmentation_metrics(predicted, true, truth.spacing_mm)
         counts = confusion_counts(predicted, true)
         pred_ml, ref_ml = (counts[key] * voxel_ml for key in ("n_pred", "n_ref"))
-        rows.append(Score(case, name, value, **figures, **counts, pred_ml=pred_ml, ref_ml=ref_ml))
+        more = asked.figures(name, predicted, true, truth.spacing_mm)
+        rows.append(
+            Score(case, name, value, **figures, **counts, pred_ml=pred_ml, ref_ml=ref_ml, more=more)
+        )
     return rows
 
 
@@ -199,6 +218,8 @@ def evaluate_folders(
     labels: StrPath,
     progress: CountProgress | None = None,
     cases: StrPath | None = None,
+    metrics: str = "",
+    tolerance_mm: str = "",
 ) -> Evaluation:
     """Score every prediction of a folder against the label of the same case.
 
@@ -207,9 +228,11 @@ def evaluate_folders(
     Its dataset.json, or the one above, names the classes where the predictions' does not; without
     any, values found become class_1, class_2, ... Where both name the same classes, each side is
     read by its own values. progress: called with (cases done, cases in all) after each case. cases:
-    a file that names the cases to score, one a line, each of which must have been predicted. Raises
-    UserError where nothing pairs, a prediction has no label, grids differ, or a value has no class.
+    a file that names the cases to score, one a line, each of which must have been predicted.
+    metrics, tolerance_mm: further ones, see `parse_asked`. Raises UserError where nothing pairs, a
+    prediction has no label, grids differ, or a value has no class.
     """
+    asked = parse_asked(metrics, tolerance_mm)
     listed = None if cases is None else case_list(Path(cases))
     files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels), listed)
     prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
@@ -218,6 +241,7 @@ def evaluate_folders(
             f"{labels}: expected at least one class beside the background, found none: nothing to "
             "score"
         )
+    asked.check([*foreground(prediction_labels)])
     if truth_labels and not foreground(prediction_labels).keys() <= truth_labels.keys():
         truth_labels = None  # other names for the same values
     rows: list[Score] = []
@@ -227,11 +251,11 @@ def evaluate_folders(
             prediction, truth = _read_pair(
                 case, pair, prediction_labels, truth_labels or prediction_labels
             )
-            rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels)
+            rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels, asked)
         if progress:
             progress(done, len(files))
     faults.tell()
-    result = Evaluation(rows, files)
+    result = Evaluation(rows, files, asked=asked.metrics)
     if unpaired:
         labelled = unpaired + len(files)
         result.notes.append(f"{unpaired} of {labelled} labelled cases have no prediction")
@@ -370,6 +394,10 @@ def _check_values(case: str, what: str, array: Array, labels: dict[str, int]) ->
                 f"case '{case}': {what} holds value {value} in {count} voxels, expected one of "
                 f"{labels}; correct the file or name the value under 'labels' in dataset.json"
             )
+
+
+def _flat(row: Score) -> tuple[Any, ...]:
+    return (*row[:-1], *row.more)
 
 
 def csv_cell(value: object) -> object:

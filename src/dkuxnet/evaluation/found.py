@@ -1,8 +1,8 @@
 """Which scans have a class at all: what is counted beside every mean, and said in words.
 
 A scan that has the class in its label and none in its prediction is missed; one with some in the
-prediction alone is a false alarm. Both have Dice 0. A scan that has it in neither takes no part in
-a mean.
+prediction alone is a false alarm. Both have Dice 0 and no distance. A scan that has it in
+neither takes no part in a mean.
 """
 
 import math
@@ -96,10 +96,7 @@ def notes_on(found: Mapping[str, Found]) -> list[str]:
             "no figure applies, and no mean counts it"
         )
     if missed:
-        told.append(
-            f"missed where it is: {_some(missed)} scans; that is Dice 0, and the scan's diagonal "
-            "in the place of a distance"
-        )
+        told.append(f"missed where it is: {_some(missed)} scans; that is Dice 0, and no distance")
     if alarms:
         told.append(f"found where it is not, a false alarm with Dice 0: {_some(alarms)} scans")
     return told

@@ -4,16 +4,15 @@ Connectivity is 1. Where MedPy fails or returns NaN:
 
 - both masks empty: NaN, not applicable, as in nnU-Net. Nothing was there to be outlined, so that no
   figure says how well it was; means leave such a case out, and tables count it;
-- one mask empty: Dice and Jaccard 0, distances the diagonal of the array. No two voxels lie farther
-  apart, so that a missed object can never look better than a poor one (published code often scores
-  it 0). Tables count these cases beside the means.
+- one mask empty: Dice and Jaccard 0, distances NaN: from nothing there is no distance (published
+  code often scores it 0, or the diagonal of the array). Tables count these cases beside the means.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -47,7 +46,7 @@ class Metric:
     """How a metric is called and shown. key: its name in the program, in cases.csv and manifests.
 
     summary: its name in summary.json; without a unit it is nnU-Net's. digits: decimals of a figure,
-    and of one where runs are compared.
+    and of one where runs are compared. higher_is_better: None of an error that has a sign.
     """
 
     key: str
@@ -55,7 +54,7 @@ class Metric:
     heading: str
     unit: str
     digits: tuple[int, int]
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     @property
     def title(self) -> str:
@@ -63,8 +62,22 @@ class Metric:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """What no value lies below, or above."""
+        if self.higher_is_better is None:
+            return -math.inf, math.inf
+        return 0.0, math.inf if self.unit else 1.0
+
+    def applies(self, counts: Mapping[str, float]) -> bool:
+        """Whether there is a figure of two masks of so many voxels, `n_pred` and `n_ref`."""
+        some = (counts["n_pred"] > 0, counts["n_ref"] > 0)
+        return all(some) if self.unit else any(some)
+
+    @property
     def better(self) -> str:
         """Which way is better, in words."""
+        if self.higher_is_better is None:
+            return "0 is best"
         return f"{'higher' if self.higher_is_better else 'lower'} is better"
 
     def show(self, value: float | None, compared: bool = False, sign: str = "") -> str:
@@ -87,7 +100,7 @@ SHOWN = tuple(metric for metric in METRICS if metric.unit != "voxels")  # on pag
 
 
 class Scores(TypedDict):
-    """A figure for each of METRICS; all are NaN where both masks are empty."""
+    """A figure for each of METRICS; NaN where both masks are empty, distances where one is."""
 
     dice: float
     jaccard: float
@@ -144,9 +157,8 @@ def segmentation_metrics(prediction: Array, truth: Array, spacing_mm: Sequence[f
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.shape != (truth.ndim,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
         raise ValueError(f"spacing_mm must be {truth.ndim} positive lengths, got {spacing_mm}")
-    shape = np.array(truth.shape)
     prediction, truth = _crop_to_objects(prediction, truth)
-    (hd95_voxels, asd_voxels), (hd95_mm, asd_mm) = _distances(prediction, truth, shape, spacing)
+    (hd95_voxels, asd_voxels), (hd95_mm, asd_mm) = _distances(prediction, truth, spacing)
     return {
         "dice": dice(prediction, truth),
         "jaccard": jaccard(prediction, truth),
@@ -199,25 +211,16 @@ def _crop_to_objects(prediction: Array, truth: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(prediction), np.ascontiguousarray(truth)
 
 
-def _distances(
-    prediction: Array, truth: Array, shape: Array, spacing: Array
-) -> list[tuple[float, float]]:
-    """(95HD, ASD) in voxels and in the unit of `spacing`.
-
-    shape: of the whole array, for the diagonal of the empty cases.
-    """
-    units = (np.ones_like(spacing), spacing)
-    if not prediction.any() and not truth.any():
-        return [(math.nan, math.nan)] * 2
+def _distances(prediction: Array, truth: Array, spacing: Array) -> list[tuple[float, float]]:
+    """(95HD, ASD) in voxels and in the unit of `spacing`; NaN where a mask is empty."""
     if not prediction.any() or not truth.any():
-        diagonals = [float(np.linalg.norm(shape * unit)) for unit in units]
-        return [(diagonal, diagonal) for diagonal in diagonals]
-    prediction_surface, truth_surface = _surface(prediction), _surface(truth)
+        return [(math.nan, math.nan)] * 2
+    units = (np.ones_like(spacing), spacing)
+    surfaces = _surface(prediction), _surface(truth)
     isotropic = np.allclose(spacing, spacing[0], rtol=ISOTROPY_TOLERANCE, atol=0)
     figures: list[tuple[float, float]] = []
     for unit in units[:1] if isotropic else units:
-        to_truth = _to_nearest(prediction_surface, truth_surface, unit)
-        to_prediction = _to_nearest(truth_surface, prediction_surface, unit)
+        to_truth, to_prediction = _both_ways(*surfaces, unit)
         figures.append(
             (np.percentile(np.concatenate([to_truth, to_prediction]), 95), to_truth.mean())
         )
@@ -225,6 +228,22 @@ def _distances(
         hd95, asd = figures[0]
         figures.append((hd95 * spacing[0], asd * spacing[0]))
     return figures
+
+
+def surface_distances(
+    prediction: Array, truth: Array, spacing_mm: Sequence[float]
+) -> tuple[Array, Array]:
+    """Distances in mm from the prediction's surface to the truth's, and back, in no order.
+
+    Both masks must hold something; arguments as in `segmentation_metrics`.
+    """
+    prediction, truth = _crop_to_objects(*_masks(prediction, truth))
+    unit = np.asarray(spacing_mm, dtype=np.float64)
+    return _both_ways(_surface(prediction), _surface(truth), unit)
+
+
+def _both_ways(prediction: Array, truth: Array, unit: Array) -> tuple[Array, Array]:
+    return _to_nearest(prediction, truth, unit), _to_nearest(truth, prediction, unit)
 
 
 def _to_nearest(surface: Array, other: Array, unit: Array) -> Array:

@@ -16,7 +16,7 @@ from dkuxnet.core.schemas import Manifest, Statistic
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.found import FOUND_HEADINGS, notes_on, show_found, together
 from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
-from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, show_interval
 from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.cases import show_cases
 from dkuxnet.report.pictures import PREDICTION, TRUTH
@@ -113,6 +113,7 @@ def show_results(results: Results, data: PreparedSet | None) -> dict[str, Any]:
     counts = {name: show_found(found.get(name, every)) for name in shown}
     return {
         "headline": show_statistic(headline, DICE),
+        "headline_sure": headline.ci95 is not None,
         "headline_cases": f"{headline.cases} of {count(len(results.cases), 'scan')}"
         if headline.cases != len(results.cases)
         else "",
@@ -146,12 +147,11 @@ def doubts(results: Results) -> list[str]:
 
 
 def show_statistic(statistic: Statistic, metric: Metric) -> dict[str, str]:
-    """Mean, deviation and 95 % interval as text; "–" where one case alone has none."""
-    interval = statistic.ci95
+    """Mean, deviation and 95 % interval as text."""
     return {
         "mean": metric.show(statistic.mean),
         "std": metric.show(statistic.std),
-        "interval": NOTHING if interval is None else " to ".join(map(metric.show, interval)),
+        "interval": show_interval(statistic, metric),
     }
 
 

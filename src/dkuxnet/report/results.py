@@ -126,8 +126,7 @@ def _counted(
         )
 
     n_pred, n_ref, pred_ml = np.moveaxis(table(["n_pred", "n_ref", "pred_ml"]), 2, 0)
-    figures, both = table([metric.summary for metric in SHOWN]), (n_pred > 0) & (n_ref > 0)
-    statistics = summarise(figures, both, classes, SHOWN)
+    statistics = summarise(table([metric.summary for metric in SHOWN]), classes, SHOWN)
     return statistics, count_found(classes, n_pred, n_ref, pred_ml)
 
 
@@ -144,11 +143,13 @@ def _read_case(case: _Case, labels: dict[str, int], evaluation: Path) -> CaseRes
 
 
 def _figures(stored: Mapping[str, float | None]) -> Figures:
-    """Raises KeyError for one that is missing, ValueError where counts or figures are unknown."""
+    """Raises KeyError for one that is missing, ValueError where counts or figures are unknown.
+
+    Older files have figures where none applies.
+    """
     known = {key: stored[key] for key in NEEDED} | {key: stored.get(key) for key in EXTRAS}
     figures = {key: math.nan if value is None else value for key, value in known.items()}
-    if figures["n_pred"] == figures["n_ref"] == 0:
-        return figures | {metric.summary: math.nan for metric in SHOWN}
-    if any(math.isnan(figures[key]) for key in NEEDED):
+    unknown = {metric.summary for metric in SHOWN if not metric.applies(figures)}
+    if any(math.isnan(figures[key]) for key in NEEDED if key not in unknown):
         raise ValueError("a figure is missing")
-    return figures
+    return figures | dict.fromkeys(unknown, math.nan)
