@@ -523,9 +523,9 @@ def test_a_run_writes_out_every_option_of_its_method(prepared, tmp_path):
     )
     method = json.loads((tmp_path / "run" / "settings.json").read_text())["method"]
     assert (
-        method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5))
+        method == {"name": "dual-mutual"} | asdict(DualMutual.Options(w_segc=0.5, ramp_up_steps=0))
         and len(method) > 5
-    )
+    )  # a quarter of one step is none
     assert manifest.peak_memory_gib > 0.1  # torch alone takes more
 
 
