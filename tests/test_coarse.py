@@ -187,6 +187,23 @@ def evaluating_coarse_alone(killed):
     return each
 
 
+def test_what_a_kill_left_before_the_coarse_stage_was_a_run_is_begun_anew(prepared, run, tmp_path):
+    stopped = tmp_path / "run"
+    RunFolder.make(stopped, RunFolder(run).settings, RunFolder(run).manifest)
+    (stopped / "coarse").mkdir()
+    (stopped / "coarse" / "manifest.json").write_text("{")
+    run_training(prepared, stopped, settings(), resume=True)
+    assert same(weights(run), weights(stopped))
+
+
+def test_the_fine_stage_may_begin_anew_and_needs_no_unlabelled_scans(prepared, run, tmp_path):
+    given = {"coarse__run": str(run / "coarse"), "method__name": "supervised"}
+    for start in (True, False):
+        run_training(prepared, tmp_path / str(start), settings(coarse__start=start, **given))
+        assert not list((tmp_path / str(start) / "coarse" / "priors").iterdir())
+    assert not same(weights(tmp_path / "True"), weights(tmp_path / "False"))
+
+
 def test_a_coarse_run_that_is_there_is_copied_and_trains_no_more(prepared, run, tmp_path):
     other = tmp_path / "run"
     run_training(prepared, other, settings(coarse__run=str(run / "coarse")))

@@ -1,6 +1,7 @@
 """The coarse stage of a training, as the fine one uses it."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +46,19 @@ def copy_run(run: Path, target: Path) -> None:
 
 
 def write_priors(
-    job: Job, run: Path, predictor: nn.Module, progress: CountProgress | None = None
+    job: Job,
+    cases: Sequence[str],
+    run: Path,
+    predictor: nn.Module,
+    progress: CountProgress | None = None,
 ) -> Priors:
-    """Predict the unlabelled cases with the coarse stage of a job; those that are there stay.
+    """Predict unlabelled cases with the coarse stage; those that are there stay.
 
-    run: the folder of the coarse stage. Several processes share the cases.
+    job: its own. run: the folder of the coarse stage. Several processes share the cases.
     """
     priors = Priors(inside(run, "priors"), job.data)
     priors.folder.mkdir(exist_ok=True)
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
-    cases = job.split.unlabelled
     for done, name in enumerate(cases[rank() :: world()], 1):
         if not priors.path(name).exists():
             prob = sliding_window(predictor, job.training.array(name, "image"), windows).prob

@@ -4,6 +4,7 @@ Settings -> data -> networks -> method -> train -> evaluate. Everything that has
 somewhere else; here is only what follows what.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -98,7 +99,8 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
             coarse = None
             if job.coarse:
                 coarse = coarse_stage(job, job.coarse, folder, progress)
-                method = make_method(job, coarse.weights)
+                start = coarse.weights if job.settings.coarse.start else ()
+                method = make_method(job, start)
             state = make_state(method, job.settings.train)
             if resume:
                 if folder.has_progress:  # else it was killed before, and begins
@@ -124,13 +126,19 @@ def coarse_stage(job: Job, coarse: Job, folder: RunFolder, progress: TrainProgre
     def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
         progress(f"coarse {what}", done, total, figures)
 
+    def begun() -> bool:
+        if not run.is_run:  # else what a kill left before it was one
+            shutil.rmtree(run.folder, ignore_errors=True)
+        return run.is_run
+
     if given is not None:
         on_rank_zero(lambda: copy_run(given, run.folder))
-    elif not run.is_finished:
-        train_stage(coarse, run.folder, run.is_run, show)
+    elif not on_rank_zero(lambda: run.is_finished):
+        train_stage(coarse, run.folder, on_rank_zero(begun), show)
     predictor, _, _ = load_predictor(run.folder, device=str(job.device))
+    asked = job.split.unlabelled if unlabelled_patches(job) else ()
     priors = write_priors(
-        coarse, run.folder, predictor, lambda done, total: show("predict", done, total, {})
+        coarse, asked, run.folder, predictor, lambda done, total: show("predict", done, total, {})
     )
     return CoarseStage(predictor, priors)
 

@@ -24,7 +24,7 @@ from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice
 from dkuxnet.training.coarse import CoarseStage
 from dkuxnet.training.experiment import batches, make_method
-from dkuxnet.training.job import Job, new_job, with_steps
+from dkuxnet.training.job import Job, new_job, unlabelled_patches, with_steps
 from dkuxnet.training.loop import TrainState, make_state, train_step, uses_bfloat16
 from dkuxnet.training.priors import Priors
 from dkuxnet.training.scoring import validation_dice
@@ -108,7 +108,8 @@ def cost_of_coarse(
         step = spent = 0.0
     elif "steps" in asked.train:
         step, spent = 0.0, spent + own * step
-    started, cases = time.monotonic(), coarse.split.unlabelled
+    cases = job.split.unlabelled if unlabelled_patches(job) else ()
+    started = time.monotonic()
     windows = Windows(coarse.patch, coarse.shape.classes, coarse.settings.infer, coarse.device)
     for name in cases[:1]:
         sliding_window(its.predictor, coarse.training.array(name, "image"), windows)
