@@ -72,6 +72,7 @@ def dual_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "network.layer_scale": 1.0,
                 "train.steps": 2,
                 "train.lr": 1e-4,
+                "train.warm_up_steps": 50,
                 "train.seed": 1,
                 "train.patch": [32, 16, 16],
                 "train.device": "cpu",

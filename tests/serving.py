@@ -34,6 +34,7 @@ def tiny_run(prepared: Path, folder: Path, steps: int = 1) -> Path:
                 "train.patch": [16, 16, 16],
                 "train.device": "cpu",
                 "train.labelled_batch": 1,
+                "train.warm_up_steps": 50,  # so that the first step changes next to nothing
             }
         ),
     )

@@ -76,11 +76,13 @@ def test_the_average_of_weights_holds_all_of_a_method_and_predicts_by_itself(nam
     state = make_state(method, TrainSettings(average=0.9))
     before = {key: value.clone() for key, value in state.method.state_dict().items()}
     for value in state.method.state_dict().values():  # as a step would
-        value.add_(1)
+        value.copy_(value + 1)
     update_average(state.average, state.method, 0.9, step=1000)
     for key, value in state.average.state_dict().items():
-        by = 0.1 if value.is_floating_point() else 1
-        torch.testing.assert_close(value, before[key] + by, msg=key)
+        followed = (
+            before[key] + 0.1 if value.is_floating_point() else state.method.state_dict()[key]
+        )
+        torch.testing.assert_close(value, followed, msg=key)
     predictor, theirs = state.predicting().predictor(), set(state.average.parameters())
     assert set(predictor.parameters()) <= theirs
     assert not any(parameter.requires_grad for parameter in predictor.parameters())
