@@ -17,7 +17,7 @@ demo: $(VENV)/.user
 	$(BIN)/dkuxnet demo $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check $(CODE)

@@ -19,6 +19,12 @@ os.environ.setdefault(
 )  # on busy cores two threads that spin for each other take minutes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the last one would keep one worker alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the nnU-Net layout: five scans of about 20 voxels an edge, the first three with
