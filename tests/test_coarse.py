@@ -239,6 +239,19 @@ def test_what_cannot_be_is_one_line(prepared, run, tmp_path):
         predict_scans(tmp_path / "copy", [tmp_path], tmp_path / "out")
 
 
+def test_a_coarse_stage_of_another_run_is_refused_before_it_is_loaded(run, tmp_path):
+    for number, change in enumerate(({"labels": {"background": 0, "b": 1, "c": 2}}, "itself")):
+        copy = shutil.copytree(run, tmp_path / str(number))
+        if change == "itself":  # would be its own coarse stage for ever
+            shutil.rmtree(copy / "coarse")
+            (copy / "coarse").symlink_to(".")
+        else:
+            path = copy / "coarse" / "manifest.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(UserError, match="is not the coarse stage of this run"):
+            Segmenter(copy)
+
+
 def test_both_stages_are_exported_and_together_predict_what_the_run_predicts(run, tmp_path):
     """A scan of one window: coarse graph, upsampling, fine graph, mean."""
     said = export_run(run, "torchscript", tmp_path / "fine.pt")

@@ -30,6 +30,7 @@ from dkuxnet.prediction.windows import (
     map_on_scan,
     sliding_window,
 )
+from dkuxnet.runs.folder import RunFolder
 
 MARGIN_MM = 20.0
 
@@ -83,7 +84,7 @@ class Segmenter:
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
-        self.coarse = Segmenter(Path(run) / "coarse", device=device) if manifest.coarse else None
+        self.coarse = self._load_coarse(Path(run) / "coarse", device) if manifest.coarse else None
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
 
     def network_shape(self, scan: Volume) -> tuple[int, ...]:
@@ -187,6 +188,15 @@ class Segmenter:
         return Windows(
             self.patch, len(self.labels), self.settings.infer, self.device, with_uncertainty
         )
+
+    def _load_coarse(self, run: Path, device: str) -> "Segmenter":
+        manifest = RunFolder.open(run).manifest
+        if manifest.coarse or (manifest.labels, manifest.channels) != (self.labels, self.channels):
+            raise UserError(
+                f"{run} is not the coarse stage of this run: it has other labels or channels, or "
+                "two stages itself; copy the whole run again"
+            )
+        return Segmenter(run, device=device)
 
     def _load_localiser(self, run: Path | None, device: str) -> "Segmenter | None":
         if run is None:

@@ -227,10 +227,7 @@ def make_batch(job: Job, step: int, patches: Sequence[Tensors]) -> Batch:
         )
     labelled, *others = views
     strengthen = partial(
-        change_intensities,
-        settings=augment.strong,
-        edges=labelled.edges,
-        kept=job.shape.classes - 1 if job.coarse else 0,
+        change_intensities, settings=augment.strong, edges=labelled.edges, kept=job.priors
     )
     return Batch(labelled, others[0] if others else None, strengthen)
 

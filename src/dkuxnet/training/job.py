@@ -104,7 +104,9 @@ def coarse_job(data: PreparedSet, split: Split, settings: Settings) -> Job | Non
 
 def with_split(job: Job, split: Split) -> Job:
     """The job of a coarse stage that is trained, for the cases of the fine one."""
-    data, training, validation, test = views(PreparedSet(job.data.folder), split)
+    data, training, validation, test = views(
+        PreparedSet(job.data.folder, job.settings.data.cache_gib), split
+    )
     return dataclasses.replace(
         job, data=data, training=training, validation=validation, test=test, split=split
     )
