@@ -81,25 +81,22 @@ def prepare_scans(
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     with whole_folder(prepared) as folder, workers(processes) as map_:
-        (folder / "cases").mkdir()
         each = partial(_each, map_, progress or (lambda what, done, total: None))
         checked = each(partial(_check_noting, found), found.cases, "check")
         checks = [figures for figures, _, _ in checked if figures is not None]
         notes += _told(checked, _unknown_values(checks, found.labels))
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
-        for told in (_classes_nobody_labelled(checks, labels, held_back), _odd_sizes(checks)):
-            if told:
-                warnings.warn(told, DataWarning, stacklevel=2)
-                notes.append(told)
+        notes += _odd(checks, labels, held_back)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
         _check_size(checks, spacing)
         grids = {folder: spacing}
         if coarse := _coarse_edges(coarse_mm, fingerprint, spacing):
             grids[folder / COARSE] = coarse
-            (folder / COARSE / "cases").mkdir(parents=True)
         plans = {at: make_plan(fingerprint, found.channels, mm) for at, mm in grids.items()}
+        for at in plans:
+            (at / "cases").mkdir(parents=True)
         stored = each(partial(_store_noting, found, labels, plans), found.cases, "store")
         notes += _told([(case, lost, None) for case, lost in stored])
         for at, plan in plans.items():
@@ -342,6 +339,16 @@ def _coarse_edges(
     if max(coarse) > MOST_MM:
         raise UserError(f"--coarse-mm: {MOST_MM:g} mm at most, got {list(coarse)}")
     return coarse
+
+
+def _odd(
+    checks: Sequence[CaseFigures], labels: dict[str, int], held_back: Sequence[str]
+) -> list[str]:
+    """Sentences about what is odd in the set as a whole; each is a DataWarning too."""
+    told = (_classes_nobody_labelled(checks, labels, held_back), _odd_sizes(checks))
+    for sentence in filter(None, told):
+        warnings.warn(sentence, DataWarning, stacklevel=3)
+    return list(filter(None, told))
 
 
 def _classes_nobody_labelled(
