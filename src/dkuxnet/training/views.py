@@ -121,6 +121,8 @@ def draw_grid(
         coarse = uniform(batch, 3, 4, 4, 4) * settings.elastic / spacing.view(3, 1, 1, 1)
         smooth = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)
         grid = grid + grid_offsets(smooth)
+    if not settings.margin:
+        return grid
     # from half sizes of the view to those of the image
     return grid * grid.new_tensor([n / m for n, m in zip(size, whole, strict=True)][::-1])
 
