@@ -55,9 +55,7 @@ class CrossMatch(StreamMethod[CrossMatchOptions]):
         if batch.unlabelled is None:
             return self.supervision([network(labelled.strong)], batch.label)
         weak = batch.unlabelled.weak
-        features = self.halves.encoder(weak)
-        with torch.no_grad():
-            target = probabilities(self.halves.decode(weak, features))
+        features, target = self.features_and_target(weak)
         of_weak = self.dropped(weak, features)
         (one, box_one), (two, box_two) = self.strong_streams(batch, batch.unlabelled)
         output = network(torch.cat([labelled.strong, one]))

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape, Output, Views
-from dkuxnet.models.methods.base import EncoderDecoder, Method
+from dkuxnet.models.methods.base import EncoderDecoder, Method, probabilities
 from dkuxnet.models.methods.mixing import cutmix, random_boxes
 from dkuxnet.models.methods.options import Edge, MethodOptions, Share, Weight
 
@@ -43,6 +44,15 @@ class StreamMethod(Method[StreamOptionsT]):
     def halves(self) -> EncoderDecoder:
         """The network as an encoder and a decoder."""
         return cast(EncoderDecoder, self.networks[0])
+
+    def features_and_target(self, weak: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Encoded weak views (B, C, X, Y, Z), and their probabilities (B, K, X, Y, Z).
+
+        The probabilities teach, and no gradient goes through them.
+        """
+        features = self.halves.encoder(weak)
+        with torch.no_grad():
+            return features, probabilities(self.halves.decode(weak, features))
 
     def strong_streams(self, batch: Batch, patches: Views) -> list[tuple[Tensor, Tensor]]:
         """Two CutMix images (B, C, X, Y, Z) of the unlabelled patches, each with its boxes.

@@ -38,9 +38,7 @@ class UniMatch(StreamMethod[UniMatchOptions]):
         if batch.unlabelled is None:
             return self.supervision([network(labelled.strong)], batch.label)
         weak = batch.unlabelled.weak
-        features = self.halves.encoder(weak)
-        with torch.no_grad():
-            target = probabilities(self.halves.decode(weak, features))
+        features, target = self.features_and_target(weak)
         (one, box_one), (two, box_two) = self.strong_streams(batch, batch.unlabelled)
         output = network(torch.cat([labelled.strong, one, two]))
         losses = self.supervision([output], batch.label)
