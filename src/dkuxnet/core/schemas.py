@@ -307,6 +307,20 @@ class Manifest(_Planned):
         )
 
 
+class Suggestion(Document):
+    """A scan worth a label. path: of its first file, as it was given; reason: in words."""
+
+    name: CaseName
+    path: str
+    reason: str
+
+
+class Suggestions(Document):
+    """suggestions.json of a run: the scan that would teach most comes first."""
+
+    scans: list[Suggestion]
+
+
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
