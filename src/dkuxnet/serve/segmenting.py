@@ -89,11 +89,13 @@ class Work:
         formats.write(as_indices if task.as_indices else result.label, task.label)
         most = MAX_DRAWN_VOXELS if task.to_label else MAX_VIEW_VOXELS
         step = write_views(scan, indices, uncertainty, task.folder, most)
+        missing = self._write_drawn(task)
         return {
             "shape": list(scan.shape),
             "oriented": read.oriented,
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
+            "drawn": view_path(task.folder, LABEL).exists(),
             "focus": focus(indices, step),
             "classes": measured(names, indices, scan, result.confidence),
             "warnings": [
@@ -101,7 +103,7 @@ class Work:
                 *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
                 *class_warnings(names, indices),
                 *doubts(result.confidence),
-                *self._write_drawn(task),
+                *missing,
             ],
         }
 
