@@ -8,11 +8,12 @@ deviation over seeds, 95HD in voxels, its gain in Dice over `supervised`, the me
 training. The second has one number of labels, as in docs/results-la-mini.md: more figures, and the
 p of Wilcoxon's test against the reference with Holm's correction.
 
-A file is what measurements/gather.py makes of runs, or what `dkuxnet benchmark` writes as cases.csv, of one network (with a line for each class,
-or for each case as before there was a column for it); several are joined, as where
-the seeds of a grid were made on different days. Gains have their intervals over cases and seeds;
-where a file counts voxels, it is counted how often a class was missed. An arm of other seeds than
-`supervised` has no gain, one of other seeds than the reference no p.
+A file is what measurements/gather.py makes of runs, or what `dkuxnet benchmark` writes as
+cases.csv, of one network (with a line for each class, or for each case as before there was a column
+for it); several are joined, as where the seeds of a grid were made on different days. Gains have
+their intervals over cases and seeds. Where a file counts voxels, it is told how often a class was
+missed. An arm of other seeds than `supervised` has no gain, one of other seeds than the reference
+no p.
 """
 
 import argparse
@@ -48,8 +49,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--labelled")
-    parser.add_argument("--reference", default=BOUND)
+    parser.add_argument("--labelled", help="a number, or all; without it one table of every number")
+    parser.add_argument("--reference", default=BOUND, help="of the p, with --labelled")
     chosen = parser.parse_args()
     try:
         found = read(chosen.files)
