@@ -168,7 +168,8 @@ class TrainSettings(Section):
     many minutes, whichever comes first. on_nan: what a loss or gradient that is not finite does:
     end the training, or leave that step out and count it. deterministic: on a GPU, take algorithms
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
-    does).
+    does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
+    end, so that later predictions can be compared with them; 0 leaves that out.
     """
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4000
@@ -192,6 +193,7 @@ class TrainSettings(Section):
     save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
+    reference_cases: Annotated[NonNegativeInt, HOW] = 24
 
 
 class InferSettings(Section):

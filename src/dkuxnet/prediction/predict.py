@@ -48,12 +48,12 @@ def predict_scans(
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
     which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
-    has volume and confidence of each class (`core.confidence`); a class that is unsure is a
-    DataWarning. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and
-    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses
-    where to look, see `Segmenter`. form
-    "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
-    segmentation_type. cases: a file that names the cases to take, see `find_cases`.
+    has volume, confidence (`core.confidence`) and estimated Dice (`prediction.trust`) of each
+    class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
+    holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
+    margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes all
+    of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
+    that names the cases to take, see `find_cases`.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -134,8 +134,9 @@ def _segmented(
         result = segmenter(scan, probabilities, uncertainty, region)
     except UserError as error:
         raise UserError(f"case '{case.name}': {error}") from error
-    if doubt := unsure(result.confidence):
-        warnings.warn(f"case '{case.name}': {doubt}", DataWarning, stacklevel=2)
+    doubts = [doubt] if (doubt := unsure(result.confidence)) else []
+    for said in (*doubts, *result.trust.flags):
+        warnings.warn(f"case '{case.name}': {said}", DataWarning, stacklevel=2)
     return result
 
 

@@ -20,14 +20,7 @@ from dkuxnet.serve.keep import keep_result
 from dkuxnet.serve.names import without_folders, without_paths
 from dkuxnet.serve.reading import ReadScan
 from dkuxnet.serve.tasks import Task
-from dkuxnet.serve.view import (
-    LABEL,
-    MAX_DRAWN_VOXELS,
-    MAX_VIEW_VOXELS,
-    focus,
-    view_path,
-    write_views,
-)
+from dkuxnet.serve.view import LABEL, MAX_DRAWN_VOXELS, focus, view_path, write_views
 
 COARSE = 2.0  # times the model's spacing
 
@@ -87,8 +80,7 @@ class Work:
         indices = self._indices(result.label.array)
         as_indices = Volume(indices, scan.affine, nifti=scan.nifti)
         formats.write(as_indices if task.as_indices else result.label, task.label)
-        most = MAX_DRAWN_VOXELS if task.to_label else MAX_VIEW_VOXELS
-        step = write_views(scan, indices, uncertainty, task.folder, most)
+        step = write_views(scan, indices, uncertainty, task.folder, whole=task.to_label)
         missing = self._write_drawn(task)
         return {
             "shape": list(scan.shape),
@@ -103,6 +95,7 @@ class Work:
                 *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
                 *class_warnings(names, indices),
                 *doubts(result.confidence),
+                *(f"{flag[0].upper()}{flag[1:]}." for flag in result.trust.flags),
                 *missing,
             ],
         }

@@ -22,14 +22,14 @@ def write_views(
     indices: NDArray[Any],
     uncertainty: NDArray[Any],
     folder: Path,
-    most: int = MAX_VIEW_VOXELS,
+    whole: bool = False,
 ) -> tuple[int, int, int]:
     """Write FOLDER/view_NAME.nii.gz for each name of VIEWS; returns the step along X, Y, Z.
 
-    Every step-th voxel is taken, so that at most `most` are left. scan: (C, X, Y, Z), of which the
+    Every step-th voxel is taken; every one of the `whole` scan. scan: (C, X, Y, Z), of which the
     first channel is drawn, between its percentiles. indices, uncertainty: (X, Y, Z).
     """
-    step = view_step(scan.shape, scan.spacing_mm, most)
+    step = (1, 1, 1) if whole else view_step(scan.shape, scan.spacing_mm)
     taken = tuple(slice(None, None, s) for s in step)
     affine = scan.affine @ np.diag([*step, 1.0])
     arrays = (_window(scan.array[0][taken]), indices[taken], np.rint(255 * uncertainty[taken]))

@@ -47,6 +47,7 @@ from dkuxnet.training.job import (
 )
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
+from dkuxnet.training.reference import write_reference
 from dkuxnet.training.scoring import evaluate_test, validation_dice
 from dkuxnet.training.views import change_intensities, make_views
 
@@ -182,24 +183,20 @@ def train_and_evaluate(
         cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
         raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
     weights = on_rank_zero(folder.choose_weights)
+    if weights == "best":
+        chosen = on_rank_zero(lambda: folder.load_weights(weights))
+        state.predicting().load_state_dict(chosen)
+    predictor = state.predicting().predictor().eval()
+    peak_gib = peak_memory_gib(job.device)
+    write_reference(folder, predictor, job, coarse, partial(_count, progress, "compare"))
     folder.update_manifest(
         train_seconds=round(state.seconds, 1),
         steps_done=state.step,
-        peak_memory_gib=peak_memory_gib(job.device),
+        peak_memory_gib=peak_gib,
         weights=weights,
     )
     if job.split.test:
-        if weights == "best":
-            chosen = on_rank_zero(lambda: folder.load_weights(weights))
-            state.predicting().load_state_dict(chosen)
-        predictor = state.predicting().predictor().eval()
-        evaluate_test(
-            folder,
-            predictor,
-            job,
-            lambda done, total: progress("evaluate", done, total, {}),
-            coarse,
-        )
+        evaluate_test(folder, predictor, job, partial(_count, progress, "evaluate"), coarse)
 
 
 def batches(job: Job, first: int, coarse: CoarseStage | None = None) -> Iterator[Batch]:
@@ -277,6 +274,10 @@ def patch_streams(job: Job, coarse: CoarseStage | None = None) -> list[PatchStre
             )
         )
     return streams
+
+
+def _count(progress: TrainProgress, what: str, done: int, total: int) -> None:
+    progress(what, done, total, {})
 
 
 def _silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:
