@@ -143,7 +143,11 @@ class LabelFolder:
         for case in self.source().cases:
             if case.name == name:
                 return case
-        raise Refused(404, "There is no such scan in the label folder (any more).")
+        raise Refused(
+            404,
+            "There is no such scan in the label folder (any more), and this server keeps no images "
+            "besides.",
+        )
 
     def version(self, case: Case) -> str:
         """The checksum of the label of a scan, empty where it has none."""

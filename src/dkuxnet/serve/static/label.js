@@ -45,12 +45,13 @@ function told(each) {
 // Tools for a scan that is shown; opened: what the server said of it. classes: those of the model.
 export async function present(opened, classes, hasLabel) {
   scan = { ...opened, start: hasLabel ? "label" : "model", saved: 0, version: "" };
-  get("drawing").hidden = false;
   get("classes").replaceChildren(...classes.map(choice));
   for (const option of get("start").options) option.disabled = option.value === "label" && !hasLabel;
   get("reason-told").textContent = told({ ...scans.find((each) => each.name === opened.name), ...opened });
   say(opened.labelled && !hasLabel ? "The label of this scan cannot be shown: see the warning." : "");
   await begin(scan.start);
+  if (scan === null) return; // it was left meanwhile
+  get("drawing").hidden = false;
   chosen("tool", "pen");
   use();
 }
@@ -72,9 +73,15 @@ function choice({ name, index }, place) {
 }
 
 async function begin(start) {
-  scan.start = get("start").value = start;
-  await drawFrom(start, scan.id);
-  scan.saved = drawn();
+  const mine = scan;
+  for (const id of ["start", "save"]) get(id).disabled = true;
+  try {
+    await drawFrom(start, mine.id);
+  } finally {
+    for (const id of ["start", "save"]) get(id).disabled = false;
+  }
+  mine.start = get("start").value = start;
+  mine.saved = drawn();
   look();
 }
 

@@ -83,8 +83,10 @@ export function clear() {
 
 // start: "empty", or the view of the job to begin with: "model" or "label".
 export async function drawFrom(start, id) {
-  if (start === "empty") viewer.createEmptyDrawing();
-  else viewer.loadDrawing(await window.niivue.NVImage.loadFromUrl(address(id, start === "model" ? "classes" : start)));
+  const image = start === "empty" ? null : await window.niivue.NVImage.loadFromUrl(address(id, start === "model" ? "classes" : start));
+  if (!viewer.volumes.length) return; // the scan was left meanwhile
+  if (image === null) viewer.createEmptyDrawing();
+  else viewer.loadDrawing(image);
   viewer.setDrawColormap(table(indices.map(String)));
   history = { now: history.now + 1, back: 0 };
 }
