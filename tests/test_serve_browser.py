@@ -143,6 +143,16 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
     page.get_by_label("View").select_option("3D")
     assert np.abs(pixels(page) - before).max() > 0.3
 
+    page.get_by_label("View").select_option("Axial")
+    fills = coloured(pixels(page))
+    page.get_by_role("checkbox", name="Outlines").check()
+    assert 20 < coloured(pixels(page)) < 0.9 * fills
+    found = page.evaluate("""async () => {
+        const { colours } = await import("/static/viewer.js");
+        return Array.from({ length: 255 }, (_, i) => colours(i + 1).join());
+    }""")
+    assert len(set(found)) == 255
+
     page.get_by_role("button", name="Next scan").click()
     page.get_by_role("heading", name="Drop a scan here").wait_for()
     assert page.evaluate("document.activeElement.id") == "file"
