@@ -346,6 +346,23 @@ def predict(
 
 
 @app.command()
+def suggest(
+    run: FinishedRun,
+    scans: Annotated[Path, typer.Argument(help="Folder of scans, as `dkuxnet prepare` reads it.")],
+    count: Annotated[int, typer.Option(min=1, help="How many to suggest.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Which unlabelled scans to label next, the most useful first, and why."""
+    from dkuxnet.cli.console import sentence_progress
+    from dkuxnet.prediction.suggest import suggest_scans
+
+    with sentence_progress("look at") as progress:
+        found = suggest_scans(run, scans, count, device, progress)
+    for place, each in enumerate(found.scans, 1):
+        typer.echo(f"{place}. {each.name}: {each.reason}")
+
+
+@app.command()
 def serve(
     run: FinishedRun,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
