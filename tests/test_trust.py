@@ -1,4 +1,4 @@
-"""When not to trust a label map: unlike scans, odd sizes, the Dice to expect."""
+"""When not to trust a label map, and which scan to label next."""
 
 import csv
 import math
@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dkuxnet.cli.commands import app
 from dkuxnet.core.config import load_settings
-from dkuxnet.core.errors import DataWarning
+from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.schemas import HeldOut, Reference
 from dkuxnet.core.types import Output
 from dkuxnet.data import formats
@@ -16,8 +18,10 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.signature import SignatureSums
-from dkuxnet.prediction.trust import Estimator, Judge
+from dkuxnet.prediction.suggest import Look, ranked, suggest_scans
+from dkuxnet.prediction.trust import Estimator, Judge, Trust
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.runs.suggestions import read_suggestions
 from dkuxnet.training.experiment import run_training
 from tiny import DK_UXNET, prepared_phantoms
 
@@ -151,3 +155,63 @@ def test_predict_flags_noise_in_words_and_in_the_table(trained, tmp_path):
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert float(rows["own"]["unlike"]) < 1 < float(rows["strange"]["unlike"])
     assert "unlike" in rows["strange"]["flags"] and not rows["strange"]["estimated_dice"]
+
+
+# --- which scan to label next ---
+
+
+def seen(place, confidence=0.8, size=10.0, spread=0.0):
+    signature = np.array([*place, 0.0]) + spread
+    return Look(signature, {"organ": confidence}, {"organ": size}, Trust())
+
+
+def test_the_first_suggestion_stands_for_most_scans_and_the_next_for_others():
+    labelled = [seen((0, 0))]
+    large = [seen((10, 0.1 * i)) for i in range(5)]
+    small = [seen((0, 10 + 0.1 * i)) for i in range(3)]
+    odd = [seen((-30, -30))]
+    looks = [*large, *small, *odd, *labelled]
+    (first, why), (second, _), *_ = ranked(looks, [9], 4)
+    assert first == 2 and second in range(5, 9)
+    assert why.startswith("stands for 4 others that no labelled scan is like")
+    assert sorted(place for place, _ in ranked(looks, [9], 99)) == list(range(9))
+
+
+def test_doubt_decides_between_groups_of_one_size():
+    sure = [seen((10, 0.1 * i), 0.95) for i in range(3)]
+    unsure = [seen((0, 10 + 0.1 * i), 0.55) for i in range(3)]
+    ((place, why),) = ranked([*sure, *unsure, seen((0, 0))], [6], 1)
+    assert place == 4 and "the model is unsure of organ (0.55)" in why
+
+
+def test_without_any_labelled_scan_the_middle_of_all_is_first():
+    ((place, _),) = ranked([seen((i, 0)) for i in range(5)], [], 1)
+    assert place == 2
+
+
+def test_a_size_beyond_the_labelled_ones_and_a_missing_class_are_said():
+    labelled = [seen((0, 0), size=10), seen((0, 1), size=20)]
+    looks = [seen((5, 0), size=30), *labelled]
+    assert "organ of 30 ml, larger than in any labelled scan" in ranked(looks, [1, 2], 1)[0][1]
+    looks[0] = Look(looks[0].signature, {"organ": math.nan}, {}, Trust())
+    assert looks[0].doubt == 1 and "no organ is found in it" in ranked(looks, [1, 2], 1)[0][1]
+
+
+def test_the_command_ranks_what_has_no_label_and_leaves_it_for_the_page(trained, tmp_path):
+    run, scans = trained / "run", trained / "scans"
+    got = CliRunner().invoke(app, ["suggest", str(run), str(scans), "--count", "3"])
+    found = read_suggestions(run).scans
+    assert got.output.splitlines()[-3:] == [
+        f"{place}. {each.name}: {each.reason}" for place, each in enumerate(found, 1)
+    ]
+    labelled = {path.name.removesuffix(".nii.gz") for path in (scans / "labelsTr").iterdir()}
+    assert len({each.name for each in found} - labelled) == 3
+
+
+def test_where_every_scan_has_a_label_there_is_none_to_suggest(trained, tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        (scan,) = (trained / "scans" / f"{kind}Tr").glob("phantom_000*")
+        (tmp_path / kind / "a.nii.gz").symlink_to(scan)
+    with pytest.raises(UserError, match="every scan has a label; there is none to suggest"):
+        suggest_scans(trained / "run", tmp_path)
