@@ -56,6 +56,9 @@ LabelledSeed = Annotated[
 Split = Annotated[
     Path | None, typer.Option(help="JSON file with train, validation and test lists.")
 ]
+From = Annotated[
+    Path | None, typer.Option("--from", help="Begin with the weights of this run, where they fit.")
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Minutes = Annotated[
     float | None,
@@ -201,6 +204,7 @@ def train(
     labelled: Labelled = None,
     labelled_seed: LabelledSeed = None,
     split: Split = None,
+    from_: From = None,
     steps: Steps = None,
     minutes: Minutes = None,
     seed: Seed = None,
@@ -217,6 +221,7 @@ def train(
         "method.name": method,
         "data.labelled": labelled,
         "data.labelled_seed": labelled_seed,
+        "train.pretrained": None if from_ is None else str(from_),
         "train.steps": steps,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
