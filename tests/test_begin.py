@@ -79,8 +79,6 @@ def test_a_run_of_other_classes_is_refused(trained, tmp_path):
     manifest = foreign / "manifest.json"
     text = manifest.read_text().replace('"organ"', '"a"').replace('"tumour"', '"b"')
     manifest.write_text(text)
-        text.replace('"organ"', '"a"').replace('"tumour"', '"b"')
-    )
     with pytest.raises(UserError, match="has no class of this data set; its classes are a, b"):
         run_training(
             trained / "prepared", tmp_path / "run", settings(train__pretrained=str(foreign))
