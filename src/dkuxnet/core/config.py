@@ -169,9 +169,11 @@ class TrainSettings(Section):
     end the training, or leave that step out and count it. deterministic: on a GPU, take algorithms
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
     does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
-    end, so that later predictions can be compared with them; 0 leaves that out.
+    end, so that later predictions can be compared with them; fewer than 8 leave that out.
+    pretrained: a finished run with whose weights the networks begin, as far as these fit.
     """
 
+    pretrained: Path | None = None
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4000
     seed: NonNegativeInt = 0
     device: Annotated[str, HOW] = "auto"

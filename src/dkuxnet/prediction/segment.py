@@ -42,7 +42,8 @@ class Segmentation:
 
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
     asked for. confidence: of each class but the background, see `core.confidence`. trust: what the
-    training scans make of it, see `prediction.trust`.
+    training scans make of it, see `prediction.trust`. volumes_ml: of each class that was found.
+    signature: see `prediction.signature`; None where a region alone was looked at.
     """
 
     label: Volume
@@ -50,6 +51,8 @@ class Segmentation:
     uncertainty: Volume | None = None
     confidence: dict[str, float] = field(default_factory=dict)
     trust: Trust = field(default_factory=Trust)
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    signature: np.ndarray | None = None
 
 
 class Segmenter:
@@ -183,12 +186,15 @@ class Segmenter:
         indices = label_volume(label, affine, list(self.labels.values()))
         confidence = dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:])
         signature = result.signature if region.is_whole else None
+        volumes_ml = self._volumes_ml(label, scan)
         return Segmentation(
             replace(indices, nifti=scan.nifti),
             on_scan(result.prob if probabilities else None),
             on_scan(result.uncertainty),
             confidence,
-            self.judge(signature, confidence, self._volumes_ml(label, scan)),
+            self.judge(signature, confidence, volumes_ml),
+            volumes_ml,
+            signature,
         )
 
     def _volumes_ml(self, label: np.ndarray, scan: Volume) -> dict[str, float]:
@@ -205,7 +211,7 @@ class Segmenter:
             self.settings.infer,
             self.device,
             with_uncertainty,
-            with_signature=self.judge.familiar is not None,
+            with_signature=True,
         )
 
     def _load_coarse(self, run: Path, device: str) -> "Segmenter":

@@ -13,8 +13,7 @@ from dkuxnet.core.types import CountProgress
 from dkuxnet.data.prepared_set import packed
 from dkuxnet.machine.distributed import all_gather, rank, world
 from dkuxnet.machine.files import inside, whole_folder, write_bytes
-from dkuxnet.models.build import StateDict
-from dkuxnet.models.methods.base import Ensemble
+from dkuxnet.models.build import StateDict, networks_of
 from dkuxnet.prediction.refine import refine
 from dkuxnet.prediction.windows import GridPrediction, Windows, sliding_window
 from dkuxnet.training.job import Job
@@ -34,8 +33,7 @@ class CoarseStage:
     @property
     def weights(self) -> list[StateDict]:
         """Of each network that predicts."""
-        networks = self.predictor.networks if isinstance(self.predictor, Ensemble) else None
-        return [each.state_dict() for each in networks or [self.predictor]]
+        return [each.state_dict() for each in networks_of(self.predictor)]
 
 
 def copy_run(run: Path, target: Path) -> None:

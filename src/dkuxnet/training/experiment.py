@@ -35,6 +35,7 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.runs.folder import MutedRun, RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
+from dkuxnet.training.begin import earlier_weights
 from dkuxnet.training.coarse import CoarseStage, copy_run, write_priors
 from dkuxnet.training.job import (
     Job,
@@ -97,10 +98,8 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
         folder = MutedRun(run) if rank() else RunFolder.open(run)
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
-            coarse = None
-            if job.coarse:
-                coarse = coarse_stage(job, job.coarse, folder, progress)
-                start = coarse.weights if job.settings.coarse.start else ()
+            coarse = coarse_stage(job, job.coarse, folder, progress) if job.coarse else None
+            if not folder.has_progress and (start := start_weights(job, method, coarse)):
                 method = make_method(job, start)
             state = make_state(method, job.settings.train)
             if resume:
@@ -142,6 +141,13 @@ def coarse_stage(job: Job, coarse: Job, folder: RunFolder, progress: TrainProgre
         coarse, asked, run.folder, predictor, lambda done, total: show("predict", done, total, {})
     )
     return CoarseStage(predictor, priors)
+
+
+def start_weights(job: Job, method: Method[Any], coarse: CoarseStage | None) -> list[StateDict]:
+    """What the networks begin with: an earlier run's weights, the coarse stage's, or none."""
+    if (run := job.settings.train.pretrained) is not None:
+        return earlier_weights(run, job, method.networks[0])
+    return coarse.weights if coarse and job.settings.coarse.start else []
 
 
 def make_method(job: Job, start: Sequence[StateDict] = ()) -> Method[Any]:

@@ -11,7 +11,7 @@ from dkuxnet.core.types import CountProgress
 from dkuxnet.evaluation.evaluate import Evaluation
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.models.components import keep_largest_component
-from dkuxnet.prediction.trust import Familiar
+from dkuxnet.prediction.trust import FEWEST_SCANS, Familiar
 from dkuxnet.prediction.windows import GridPrediction, Windows
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.coarse import CoarseStage, predicted
@@ -27,11 +27,14 @@ def write_reference(
 ) -> None:
     """RUN/reference.json, of `train.reference_cases` training scans.
 
-    Nothing where that setting is 0. Several processes share the cases. progress: told how many
+    Nothing where that setting, or the number of scans, is below FEWEST_SCANS. Several processes
+    share the cases. progress: told how many
     cases are done, of how many.
     """
     known = (*job.split.labelled, *job.split.unlabelled)
     most = min(job.settings.train.reference_cases, len(known))
+    if most < FEWEST_SCANS:
+        return
     places = np.linspace(0, len(known) - 1, most).round().astype(int)
     windows = Windows(
         job.patch, job.shape.classes, job.settings.infer, job.device, with_signature=True
@@ -46,10 +49,9 @@ def write_reference(
     for _, _, found in looked_at:
         for each, volume_ml in found.items():
             volumes_ml[each].append(volume_ml)
-    if most:
-        signatures = [signature for _, signature, _ in looked_at]
-        reference = Reference(signatures=signatures, volumes_ml=volumes_ml, held_out=[])
-        on_rank_zero(lambda: folder.write_reference(reference))
+    signatures = [signature for _, signature, _ in looked_at]
+    reference = Reference(signatures=signatures, volumes_ml=volumes_ml, held_out=[])
+    on_rank_zero(lambda: folder.write_reference(reference))
 
 
 def _volumes_ml(grid: GridPrediction, job: Job) -> dict[str, float]:
