@@ -38,8 +38,8 @@ NO_FOLDER = (
     "with `dkuxnet serve RUN --label-folder SCANS`."
 )
 NO_TRAINING = (
-    "This server does not train. Run `dkuxnet loop SCANS` where the labels were saved, or prepare "
-    "them and run `dkuxnet train PREPARED NEWRUN --from RUN`; then serve the new run."
+    "This server does not train. Run `dkuxnet loop FOLDER` on the label folder, or prepare it and "
+    "run `dkuxnet train PREPARED NEWRUN --from RUN`; then serve the new run."
 )
 
 

@@ -51,11 +51,11 @@ export async function draw(canvas, job, look) {
   for (const name of LAYERS) setLayer(name, look[name], look.outline);
 }
 
-// outline: whether the classes are drawn as outlines, of this opacity.
+// outline: whether the classes are drawn as outlines.
 export function setLayer(name, opacity, outline) {
   const index = LAYERS.indexOf(name) + 1;
   if (!viewer?.volumes[index]) return;
-  if (name === "classes") viewer.opts.atlasOutline = outline ? opacity : 0;
+  if (name === "classes") viewer.opts.atlasOutline = outline ? Math.min(1, 2 * opacity) : 0; // thin lines
   viewer.setOpacity(index, name === "classes" && outline && opacity ? FAINT : opacity);
 }
 
@@ -109,7 +109,7 @@ export function setTool(name, value, size) {
 
 export function setDrawing(opacity, outline) {
   if (!viewer) return;
-  viewer.drawRimOpacity = outline ? Math.min(1, 2 * opacity) : -1; // a thin line
+  viewer.drawRimOpacity = outline ? Math.min(1, 2 * opacity) : -1;
   viewer.setDrawOpacity(outline && opacity ? FAINT : opacity);
 }
 
