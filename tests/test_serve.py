@@ -763,6 +763,7 @@ def test_slicer_labels_what_is_suggested(server, client, folder, tmp_path):
     assert saved(sample["id"], "organ", "tumour")[0] == 200  # in the same sitting, once more
     status, told = saved("dora", "organ", "tumour")
     assert status == 409 and "dora has a label that user-xyz saved" in told["detail"]
+    assert told["detail"].endswith("Nothing was saved; replace it on the page.")
     other = next_sample()
     assert other["id"].startswith("cleo@") and info != client.get("/info/").json()
     write_oblique(folder / "images/cleo.nii.gz", seed=10)

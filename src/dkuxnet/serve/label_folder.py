@@ -35,9 +35,9 @@ HEADERS = (".mhd", ".hdr")  # whose voxels stand in a file of the same name
 class Question(Refused):
     """A label would be replaced: its version is what `replace` must be to do so."""
 
-    def __init__(self, message: str, version: str):
-        super().__init__(409, message)
-        self.version = version
+    def __init__(self, fact: str, version: str):
+        super().__init__(409, f"{fact} Replace it by this drawing?")
+        self.fact, self.version = fact, version
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ class LabelFolder:
                 case, drawing.file, self.labels, drawing.values, drawing.file.parent
             ).volume
         except UserError as error:
-            raise Refused(400, f"{told(error)}. Nothing was saved.") from error
+            said = without_folders(str(error))
+            raise Refused(400, f"{said}. Nothing was saved.") from error
         small = np.min_scalar_type(max(self.labels.values()))
         return Volume(read.array[0].astype(small), read.affine, nifti=read.nifti)
 
@@ -229,7 +230,7 @@ class LabelFolder:
         if made:
             when = made.when[:16].replace("T", " ")
             by = f"that {made.who or 'somebody'} saved on {when} UTC"
-        raise Question(f"{case.name} has a label {by}. Replace it by this drawing?", version)
+        raise Question(f"{case.name} has a label {by}.", version)
 
     def _describe(self) -> None:
         """Name the classes for `prepare`, where no dataset.json does."""
@@ -267,11 +268,6 @@ def scan_checksum(case: Case) -> str:
         return checksum(files[0])
     told = "\n".join(f"{file.name} {checksum(file)}" for file in files)
     return hashlib.sha256(told.encode()).hexdigest()
-
-
-def told(error: UserError) -> str:
-    """What went wrong, for whoever has the page before them."""
-    return without_folders(str(error))
 
 
 def _files_of(image: Path) -> list[Path]:

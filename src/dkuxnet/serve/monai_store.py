@@ -25,7 +25,7 @@ from dkuxnet.core.regular import check_regular
 from dkuxnet.core.types import Case
 from dkuxnet.data import formats
 from dkuxnet.machine.files import checksum
-from dkuxnet.serve.label_folder import Drawing, LabelFolder, check_loaded, scan_checksum
+from dkuxnet.serve.label_folder import Drawing, LabelFolder, Question, check_loaded, scan_checksum
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.names import FILE, signature
 from dkuxnet.serve.uploads import Uploads, file_of, received_form, store
@@ -127,7 +127,12 @@ def router(labels: LabelFolder | None, limits: Limits) -> APIRouter:
         sample = await run_in_threadpool(Sample.of, image, labels)
         async with uploads.place() as place, received_form(request) as form:
             drawing = await _drawing(form, sample, folder(), place, limits)
-            await run_in_threadpool(folder().save, sample.case.name, drawing)
+            try:
+                await run_in_threadpool(folder().save, sample.case.name, drawing)
+            except Question as asked:  # the plugin cannot answer
+                raise Refused(
+                    409, f"{asked.fact} Nothing was saved; replace it on the page."
+                ) from None
         return {"image": image, "label": sample.case.name}
 
     @routes.post("/train/")
