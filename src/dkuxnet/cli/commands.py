@@ -608,11 +608,36 @@ def catalogue() -> dict[str, str | list[str]]:
     }
 
 
+def all_settings(preset: str) -> dict[str, Any]:
+    """Every setting of a preset, as `--set` takes it -> its value."""
+    from dkuxnet.core.config import load_settings
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            inner = isinstance(value, dict) and value
+            found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+        return found
+
+    return flat(load_settings(preset).model_dump(mode="json"))
+
+
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """List networks, methods, formats, layouts and presets."""
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Every setting instead, with its value in --preset.")
+    ] = False,
+    preset: Preset = "default",
+) -> None:
+    """List networks, methods, formats, layouts and presets, or all settings."""
     import json
 
+    if settings:
+        values = all_settings(preset)
+        lines = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+        return
     listed = catalogue()
     if as_json:
         typer.echo(json.dumps(listed, indent=1))
