@@ -11,7 +11,7 @@ from dkuxnet.core.errors import DataWarning
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats, phantom
 from dkuxnet.data.prepare import prepare_scans
-from dkuxnet.training import loop, scoring
+from dkuxnet.training import coarse, loop, scoring
 from dkuxnet.training.advice import missing_classes
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
