@@ -180,7 +180,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
-    from dkuxnet.cli.console import case_progress, show_prepared, show_updated
+    from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
     from dkuxnet.data.prepare import prepare_scans
     from dkuxnet.data.update import update_prepared
 
@@ -205,7 +205,8 @@ def prepare(
             split,
             None if coarse_mm == "none" else coarse_mm,
         )
-    show_prepared(meta, prepared, split)
+    show_prepared(meta, prepared)
+    typer.echo(next_of_prepared(meta, prepared, split))
 
 
 @app.command()
@@ -418,9 +419,8 @@ def loop(
     work = work or folder.parent / f"{folder.name}-loop"
     run = run_round(folder, work, train, device, count)
     _show_suggestions(read_suggestions(run))
-    typer.echo(
-        f"label these, in {folder / 'labels'}; next: {shlex.join(['dkuxnet', *sys.argv[1:]])}"
-    )
+    again = shlex.join(["dkuxnet", *sys.argv[1:]])
+    typer.echo(f"put labels of these into {folder / 'labels'}; next: {again}")
 
 
 def _show_suggestions(found: "Suggestions") -> None:
