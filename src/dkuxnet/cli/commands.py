@@ -180,7 +180,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
-    from dkuxnet.cli.console import case_progress, show_prepared, show_updated
+    from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
     from dkuxnet.data.prepare import prepare_scans
     from dkuxnet.data.update import update_prepared
 
@@ -205,7 +205,8 @@ def prepare(
             split,
             None if coarse_mm == "none" else coarse_mm,
         )
-    show_prepared(meta, prepared, split)
+    show_prepared(meta, prepared)
+    typer.echo(next_of_prepared(meta, prepared, split))
 
 
 @app.command()
@@ -418,9 +419,8 @@ def loop(
     work = work or folder.parent / f"{folder.name}-loop"
     run = run_round(folder, work, train, device, count)
     _show_suggestions(read_suggestions(run))
-    typer.echo(
-        f"label these, in {folder / 'labels'}; next: {shlex.join(['dkuxnet', *sys.argv[1:]])}"
-    )
+    again = shlex.join(["dkuxnet", *sys.argv[1:]])
+    typer.echo(f"put labels of these into {folder / 'labels'}; next: {again}")
 
 
 def _show_suggestions(found: "Suggestions") -> None:
@@ -613,11 +613,36 @@ def catalogue() -> dict[str, str | list[str]]:
     }
 
 
+def all_settings(preset: str) -> dict[str, Any]:
+    """Every setting of a preset, as `--set` takes it -> its value."""
+    from dkuxnet.core.config import load_settings
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            inner = isinstance(value, dict) and value
+            found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+        return found
+
+    return flat(load_settings(preset).model_dump(mode="json"))
+
+
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """List networks, methods, formats, layouts and presets."""
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Every setting instead, with its value in --preset.")
+    ] = False,
+    preset: Preset = "default",
+) -> None:
+    """List networks, methods, formats, layouts and presets, or all settings."""
     import json
 
+    if settings:
+        values = all_settings(preset)
+        lines = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+        return
     listed = catalogue()
     if as_json:
         typer.echo(json.dumps(listed, indent=1))
