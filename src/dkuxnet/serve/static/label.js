@@ -167,7 +167,7 @@ function key(event, open) {
   const command = event.ctrlKey || event.metaKey;
   let known = true;
   if (command && pressed === "z") undo();
-  else if (command && pressed === "s") save();
+  else if (command && pressed === "s") get("save").click(); // not while one is saved
   else if (command) known = false;
   else if (/^[1-9]$/.test(pressed)) known = chosen("class", pressed);
   else if (TOOLS[pressed]) chosen("tool", TOOLS[pressed]);
