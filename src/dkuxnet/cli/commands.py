@@ -446,6 +446,10 @@ def serve(
         Path | None,
         typer.Option(help="Folder that keeps every scan and result; else nothing stays."),
     ] = None,
+    label_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scans to label on the page; labels are saved in it."),
+    ] = None,
 ) -> None:
     """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
     from dkuxnet.serve import require_extra
@@ -463,6 +467,7 @@ def serve(
         device,
         limits,
         keep,
+        label_folder,
         lambda where: typer.echo(f"weights: {_weights_of(run)}\nopen {where}   (Ctrl-C ends it)"),
     )
 
