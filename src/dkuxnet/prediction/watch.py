@@ -32,7 +32,7 @@ from dkuxnet.prediction.segment import Segmenter
 STATE, UNSENT, WORK = "answered.json", "unsent", "work"
 WAITING = re.compile(r"(?P<uid>[0-9.]+)_(?P<images>\d+)\.dcm", re.ASCII)  # in UNSENT
 OTHER_STATE = "choose another --state"
-NO_SCAN = "no scan, or made of others"
+NO_SCAN = "localizers, or images made of others"
 FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 1800.0  # before something that failed is tried again
 Tell = Callable[[str], None]
 
@@ -186,7 +186,7 @@ class Watcher:
                 self._segment(series)
             else:
                 self._remember(series.uid, series.images, NO_SCAN)
-                self._tell(f"{name}: left alone, {NO_SCAN}")
+                self._tell(f"{name}: left alone: {NO_SCAN}")
         except ArchiveError as error:
             if error.everywhere:
                 raise
@@ -195,6 +195,7 @@ class Watcher:
             self._put_off(series.uid, f"{name}: {disk_reason(error)}")
         except Exception as error:  # the next series may be well
             line = str(error) if isinstance(error, UserError) else repr(error)
+            line = line.replace(f"{self._folder / WORK / series.uid}: ", "")
             if isinstance(error, UserError) and is_of_disk(error):
                 self._put_off(series.uid, f"{name}: {line}")
             else:

@@ -39,6 +39,7 @@ AS_STORED = (("application/dicom", "*"),)
 # what DICOM's JSON calls them
 STUDY, SERIES, IMAGES = "0020000D", "0020000E", "00201209"
 MODALITY, DESCRIPTION, IMAGE_TYPE, SOP_CLASS = "00080060", "0008103E", "00080008", "00080016"
+NOT_DICOMWEB = "what it answers is not DICOMweb, or damaged; check the address"
 WHY = {
     401: "it wants other credentials: DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN",
     403: "these credentials do not allow it",
@@ -215,11 +216,8 @@ class Archive:
             raise ArchiveError(f"{self.url}: cannot {what}: {why}", everywhere) from error
         except OSError:
             raise
-        except Exception as error:
-            raise ArchiveError(
-                f"{self.url}: cannot {what}: what it answers is not DICOMweb, or damaged "
-                f"({type(error).__name__}); check the address"
-            ) from error
+        except Exception as error:  # a library's, of what it could not read
+            raise ArchiveError(f"{self.url}: cannot {what}: {NOT_DICOMWEB}") from error
 
 
 def check_uid(what: str, uid: str) -> None:
@@ -259,8 +257,12 @@ def _reason(error: requests.RequestException) -> tuple[str, bool]:
         return f"it answers {status}: {why}", status == 401
     if isinstance(error, requests.TooManyRedirects):
         return "it leads to another address; give that one", True
+    if isinstance(error, requests.JSONDecodeError):
+        return NOT_DICOMWEB, False
     if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not trusted (REQUESTS_CA_BUNDLE names a file of others)", True
+        trusted = "CERTIFICATE_VERIFY_FAILED" not in str(error)
+        why = "it does not speak https there" if trusted else "its certificate is not trusted"
+        return f"{why} (REQUESTS_CA_BUNDLE names a file of certificates to trust)", True
     if isinstance(error, requests.ConnectTimeout):
         return f"it cannot be reached within {CONNECT_S:g} s", True
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
