@@ -45,14 +45,29 @@ MarginMm = Annotated[
     float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
 ]
 
+
+def _unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    if not value and context.params.get("dicomweb") is None:
+        what = f"{parameter.param_type_name} {parameter.name}"
+        raise typer.BadParameter(f"Missing {what}, or an archive: --dicomweb URL --study UID")
+    return value
+
+
 # what `predict` takes, from files or from an archive
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips."),
+    typer.Argument(
+        metavar="INPUT...",
+        callback=_unless_archive,
+        help="Scans, folders of scans, DICOM folders or zips.",
+    ),
 ]
 LabelMaps = Annotated[
     Path | None,
-    typer.Option(help="Folder for the label maps; with --dicomweb, else the archive gets them."),
+    typer.Option(
+        callback=_unless_archive,
+        help="Folder for the label maps; without it an archive gets them itself.",
+    ),
 ]
 SeriesUid = Annotated[
     str | None,
@@ -61,7 +76,8 @@ SeriesUid = Annotated[
     ),
 ]
 DicomWeb = Annotated[
-    str | None, typer.Option(metavar="URL", help="An archive (PACS), in place of INPUT.")
+    str | None,
+    typer.Option(metavar="URL", is_eager=True, help="An archive (PACS), in place of INPUT."),
 ]
 Study = Annotated[str | None, typer.Option(metavar="UID", help="The study in the archive.")]
 Credentials = Annotated[
@@ -356,8 +372,10 @@ def predict(
         "segmentation_type": segmentation_type,
     }
     if dicomweb is None:
-        given = _scans_given(inputs, output, study, credentials)
-        job = partial(predict_scans, run, *given, cases=cases, **options)
+        if study or credentials:
+            raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
+        # neither is missing here, see `_unless_archive`
+        job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
     else:
         from dkuxnet.prediction.archive import predict_study
 
@@ -374,18 +392,6 @@ def predict(
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
     end_telling(failed)
-
-
-def _scans_given(
-    inputs: list[Path] | None, output: Path | None, study: str | None, credentials: Path | None
-) -> tuple[list[Path], Path]:
-    if study or credentials:
-        raise typer.BadParameter("--study and --credentials are for an archive: add --dicomweb URL")
-    if not inputs:
-        raise typer.BadParameter("Missing argument 'INPUT...', or --dicomweb URL")
-    if output is None:
-        raise typer.BadParameter("Missing option '--output'")
-    return inputs, output
 
 
 def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | None) -> str:
@@ -425,7 +431,10 @@ def watch(
     def tell(line: str, error: bool = False) -> None:
         typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", err=error)
 
-    end = "" if once else "   (Ctrl-C ends it)"
+    def show_start(wanted: str) -> None:
+        if not once:  # a scheduler sends by mail what is printed
+            typer.echo(f"weights: {_weights_of(run, weights)}\n{wanted}   (Ctrl-C ends it)")
+
     try:
         faults = watch_archive(
             run,
@@ -438,9 +447,7 @@ def watch(
             once,
             weights,
             device,
-            started=lambda wanted: typer.echo(
-                f"weights: {_weights_of(run, weights)}\n{wanted}{end}"
-            ),
+            started=show_start,
             tell=tell,
             tell_fault=lambda line: tell(f"error: {line}", error=True),
         )

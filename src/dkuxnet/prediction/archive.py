@@ -12,6 +12,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import CaseProgress
 from dkuxnet.data.dicom.series import aligned
 from dkuxnet.data.values import MODALITIES, modalities_in
+from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.runs.folder import RunFolder
 
@@ -48,7 +49,7 @@ def predict_study(
     channels = RunFolder.open(Path(run)).manifest.channels
     archive = Archive(url, read_credentials(credentials))
     series = _chosen(archive, study_uid, series_uid, channels)
-    with tempfile.TemporaryDirectory(prefix="dkuxnet-") as temporary:
+    with stopping_on_sigterm(), tempfile.TemporaryDirectory(prefix="dkuxnet-") as temporary:
         scan, made = Path(temporary) / series.uid, Path(temporary) / "made"
         say(f"{series.uid}: fetching {series.images} images", 0, 1)
         archive.fetch(series, scan)

@@ -217,6 +217,8 @@ class Watcher:
             case = Case(series.uid, (scan,), series_uid=series.uid)
             result = segment_case(case, model, (), lambda sentence: None)
             writer(result.label, made, result.notes)
+            for older in unsent.glob(f"{series.uid}_*.dcm"):  # of fewer images
+                older.unlink()
             os.replace(made, unsent / f"{series.uid}_{series.images}.dcm")
         finally:
             shutil.rmtree(work, ignore_errors=True)
