@@ -16,8 +16,8 @@ import pytest
 
 from dkuxnet.cli import commands as cli
 from dkuxnet.cli import console
-from dkuxnet.cli.commands import catalogue
-from dkuxnet.core.config import presets
+from dkuxnet.cli.commands import all_settings, catalogue
+from dkuxnet.core.config import load_settings, presets
 from dkuxnet.data.formats import FORMATS
 from dkuxnet.data.layouts import LAYOUTS
 from dkuxnet.models.methods import METHODS
@@ -485,3 +485,10 @@ def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(
         "stopped at step 1 of 5",
         f"Go on with: dkuxnet train {prepared} {tmp_path / 'run'} --resume",
     ]
+
+
+def test_info_lists_settings_as_set_takes_them():
+    values = all_settings("la-mini")
+    assert values["train.steps"] == 800 and values["augment.strong.noise"] == 0.2
+    chosen = load_settings(overrides={key: v for key, v in values.items() if v is not None})
+    assert chosen.model_dump() == load_settings("la-mini").model_dump()

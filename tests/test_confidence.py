@@ -13,6 +13,7 @@ from dkuxnet.core.confidence import UNSURE_BELOW, class_confidence, unsure
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation
+from dkuxnet.prediction.trust import Estimate, Trust
 
 
 def ball(radius: float) -> np.ndarray:
@@ -56,7 +57,9 @@ def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
     label = np.zeros((4, 4, 4), np.uint8)
     label[:2] = 255
     result = Segmentation(
-        Volume(label, np.diag([5.0, 5, 10, 1])), confidence={"organ": 0.61, "tumour": math.nan}
+        Volume(label, np.diag([5.0, 5, 10, 1])),
+        confidence={"organ": 0.61, "tumour": math.nan},
+        trust=Trust(0.5, {"organ": Estimate(0.8, 0.7, 0.9)}, ("look here",)),
     )
     for name in ("a", "b", "a"):
         case = Case(name, (tmp_path / f"{name}.nrrd",))
@@ -64,13 +67,28 @@ def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
         outputs.check()
         outputs.make_folder(labels)
         outputs.write(case, result, outputs.writers(case, labels), labels)
-    with (tmp_path / "out" / "classes.csv").open(newline="") as file:
+    table = tmp_path / "out" / "classes.csv"
+    with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["class"]) for row in rows] == [
         ("b", "organ"), ("b", "tumour"), ("a", "organ"), ("a", "tumour")
     ]  # fmt: skip
     assert rows[2] == {
         "case": "a", "class": "organ", "value": "255", "voxels": "32", "volume_ml": "8.000",
-        "confidence": "0.61", "unsure": "yes",
+        "confidence": "0.61", "unsure": "yes", "estimated_dice": "0.800", "dice_low": "0.700",
+        "dice_high": "0.900", "unlike": "0.50", "flags": "look here",
     }  # fmt: skip
+    assert (rows[3]["estimated_dice"], rows[3]["unlike"]) == ("", "0.50")
     assert (rows[3]["voxels"], rows[3]["confidence"], rows[3]["unsure"]) == ("0", "", "")
+
+
+def test_rows_of_an_earlier_version_stay(tmp_path):
+    (tmp_path / "classes.csv").write_text(
+        "case,class,value,voxels,volume_ml,confidence,unsure\nold,organ,1,9,0.009,0.9,no\n"
+    )
+    outputs = Outputs(tmp_path, [Case("new", (tmp_path / "in" / "new.nrrd",))])
+    outputs.check()
+    outputs.make_folder({"background": 0, "organ": 1})
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["case"], row["unsure"], row["flags"]) == ("old", "no", "")

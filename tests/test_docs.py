@@ -261,6 +261,14 @@ def test_a_wing_without_a_place_in_the_figure_is_noticed():
         figure["draw"](fewer)
 
 
+def test_the_figures_of_the_results_are_those_of_their_tables():
+    curves = generated("curves")
+    again = "draw them again: python docs/generate/curves.py"
+    assert curves["figures"]()
+    for picture, table in curves["figures"]().items():
+        assert curves["drawn_from"](picture) == table, again
+
+
 def test_every_setting_and_option_has_a_default_and_a_meaning():
     pytest.importorskip("sphinx")
     page = generated("reference")["settings_page"]()

@@ -33,7 +33,7 @@ from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import GridPrediction
 from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training import experiment, scoring
+from dkuxnet.training import coarse, experiment, scoring
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
@@ -295,7 +295,7 @@ def test_validation_scores_what_would_be_predicted(prepared, monkeypatch, larges
     found = truth.copy()
     found[0, 0, 0:4] = found[7, 0, 0:4] = 1, 1, 2, 2  # stray voxels
     prob = np.eye(3)[found].transpose(3, 0, 1, 2)
-    monkeypatch.setattr(scoring, "sliding_window", lambda *window: GridPrediction(prob))
+    monkeypatch.setattr(coarse, "sliding_window", lambda *window: GridPrediction(prob))
     monkeypatch.setattr(job.validation, "array", lambda name, kind: truth)
     assert scoring.validation_dice(torch.nn.Identity(), job) == pytest.approx(expected)
 

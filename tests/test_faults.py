@@ -113,14 +113,14 @@ PREPARE = """
 import sys
 from pathlib import Path
 from dkuxnet.cli import commands as cli
-from dkuxnet.data import prepare
+from dkuxnet.data import storing
 import multiprocessing, os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may inherit that it is ignored
-store = prepare.store_case
+store = storing.store_case
 def slow(*job):
     os.write(1, b"working %d\\n" % os.getpid())  # at once: print would write word by word, between the other's words
     time.sleep(60)
-prepare.store_case = slow
+storing.store_case = slow
 sys.argv = ["dkuxnet", "prepare", *sys.argv[1:]]
 cli.main()
 """

@@ -445,7 +445,7 @@ def test_too_little_memory_is_one_clear_line(source, tmp_path, monkeypatch):
     def starve(*_):
         raise MemoryError
 
-    monkeypatch.setattr("dkuxnet.data.prepare.to_network_grid", starve)
+    monkeypatch.setattr("dkuxnet.data.storing.to_network_grid", starve)
     assert "case 'c0' or one after it: too little memory" in refused(source, tmp_path / "prepared")
 
 
@@ -472,7 +472,7 @@ def test_a_disk_that_fails_while_storing_leaves_nothing_behind(source, tmp_path,
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dkuxnet.data.prepare.write_array", full)
+    monkeypatch.setattr("dkuxnet.data.storing.write_array", full)
     assert "cannot write: No space left on device" in refused(source, tmp_path / "prepared")
 
 

@@ -20,6 +20,7 @@ from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
 
 if TYPE_CHECKING:
     from dkuxnet.core.config import Settings
+    from dkuxnet.core.schemas import Suggestions
 
 app = typer.Typer(
     name="dkuxnet",
@@ -99,6 +100,9 @@ LabelledSeed = Annotated[
 ]
 Split = Annotated[
     Path | None, typer.Option(help="JSON file with train, validation and test lists.")
+]
+From = Annotated[
+    Path | None, typer.Option("--from", help="Begin with the weights of this run, where they fit.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
 Minutes = Annotated[
@@ -214,11 +218,25 @@ def prepare(
     split: Annotated[
         Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
     ] = None,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Add what is new to PREPARED; its plan and the rest stay."),
+    ] = False,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
-    from dkuxnet.cli.console import case_progress, show_prepared
+    from dkuxnet.cli.console import case_progress, show_prepared, show_updated
     from dkuxnet.data.prepare import prepare_scans
+    from dkuxnet.data.update import update_prepared
 
+    if update:
+        if (spacing_mm, coarse_mm, layout, test_cases, split) != (None, "auto", "auto", 0, None):
+            raise typer.BadParameter(
+                "--update keeps plan, layout and test cases of PREPARED: leave the other options "
+                "out, but for --processes"
+            )
+        with case_progress() as progress:
+            show_updated(update_prepared(source, prepared, processes, progress), prepared)
+        return
     with case_progress() as progress:
         meta = prepare_scans(
             source,
@@ -245,6 +263,7 @@ def train(
     labelled: Labelled = None,
     labelled_seed: LabelledSeed = None,
     split: Split = None,
+    from_: From = None,
     steps: Steps = None,
     minutes: Minutes = None,
     seed: Seed = None,
@@ -261,6 +280,7 @@ def train(
         "method.name": method,
         "data.labelled": labelled,
         "data.labelled_seed": labelled_seed,
+        "train.pretrained": None if from_ is None else str(from_),
         "train.steps": steps,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
@@ -459,6 +479,69 @@ def watch(
 
 
 @app.command()
+def suggest(
+    run: FinishedRun,
+    scans: Annotated[Path, typer.Argument(help="Folder of scans, as `dkuxnet prepare` reads it.")],
+    count: Annotated[int, typer.Option(min=1, help="How many to suggest.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """Which unlabelled scans to label next, the most useful first, and why."""
+    from dkuxnet.cli.console import sentence_progress
+    from dkuxnet.prediction.suggest import suggest_scans
+
+    with sentence_progress("look at") as progress:
+        found = suggest_scans(run, scans, count, device, progress)
+    _show_suggestions(found)
+
+
+@app.command()
+def loop(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with images/ and labels/, some labels at least.")
+    ],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for runs and predictions; FOLDER-loop by default.")
+    ] = None,
+    preset: Preset = "default",
+    config: Config = None,
+    steps: Steps = None,
+    minutes: Annotated[
+        float, typer.Option(help="Of training in a round, unless --steps says how much.")
+    ] = 30,
+    device: Device = "auto",
+    set_: Set = None,
+    count: Annotated[int, typer.Option(min=1, help="How many scans to suggest.")] = 5,
+) -> None:
+    """A round of labelling: prepare what is new, train on, predict, suggest what to label next."""
+    from dkuxnet.cli.loop import run_round
+    from dkuxnet.core.config import load_settings, parse_override
+    from dkuxnet.runs.suggestions import read_suggestions
+
+    overrides = dict(map(parse_override, set_ or [])) | {"train.device": device}
+    if steps is not None:
+        overrides["train.steps"] = steps
+
+    def train(prepared: Path, run: Path, begin: Path | None, go_on: bool) -> None:
+        more = {} if begin is None else {"train.pretrained": str(begin)}
+        settings = load_settings(preset, config, overrides | more)
+        _train(
+            prepared, run, settings, go_on, None, None if "train.steps" in overrides else minutes
+        )
+
+    work = work or folder.parent / f"{folder.name}-loop"
+    run = run_round(folder, work, train, device, count)
+    _show_suggestions(read_suggestions(run))
+    typer.echo(
+        f"label these, in {folder / 'labels'}; next: {shlex.join(['dkuxnet', *sys.argv[1:]])}"
+    )
+
+
+def _show_suggestions(found: "Suggestions") -> None:
+    for place, each in enumerate(found.scans, 1):
+        typer.echo(f"{place}. {each.name}: {each.reason}")
+
+
+@app.command()
 def serve(
     run: FinishedRun,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
@@ -638,11 +721,36 @@ def catalogue() -> dict[str, str | list[str]]:
     }
 
 
+def all_settings(preset: str) -> dict[str, Any]:
+    """Every setting of a preset, as `--set` takes it -> its value."""
+    from dkuxnet.core.config import load_settings
+
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            inner = isinstance(value, dict) and value
+            found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+        return found
+
+    return flat(load_settings(preset).model_dump(mode="json"))
+
+
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """List networks, methods, formats, layouts and presets."""
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Every setting instead, with its value in --preset.")
+    ] = False,
+    preset: Preset = "default",
+) -> None:
+    """List networks, methods, formats, layouts and presets, or all settings."""
     import json
 
+    if settings:
+        values = all_settings(preset)
+        lines = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        typer.echo(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+        return
     listed = catalogue()
     if as_json:
         typer.echo(json.dumps(listed, indent=1))

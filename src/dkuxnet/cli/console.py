@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dkuxnet.benchmark.grid import WantedRun
     from dkuxnet.core.schemas import Found, Manifest, Plan, Prepared, Statistic
     from dkuxnet.core.types import CaseProgress
+    from dkuxnet.data.update import Update
     from dkuxnet.evaluation.evaluate import Evaluation
     from dkuxnet.evaluation.metrics import Metric
 
@@ -127,6 +128,17 @@ def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
         _say(f"plan of the coarse stage: {_plan(PreparedSet(coarse).meta.plan)}")
     _say(f"plan: {_plan(meta.plan)}, network {meta.plan.network}")
     _say(next_of_prepared(meta, prepared, split))
+
+
+def show_updated(done: "Update", prepared: Path) -> None:
+    _say(f"{prepared}: {_cases(done.added)} added, {_cases(done.labelled)} with a new label")
+
+
+def _cases(names: Sequence[str]) -> str:
+    from dkuxnet.data.layouts.files import short_list
+
+    counted = f"{len(names)} case{'' if len(names) == 1 else 's'}"
+    return f"{counted} ({short_list(names)})" if names else counted
 
 
 def _plan(plan: "Plan") -> str:

@@ -168,9 +168,12 @@ class TrainSettings(Section):
     many minutes, whichever comes first. on_nan: what a loss or gradient that is not finite does:
     end the training, or leave that step out and count it. deterministic: on a GPU, take algorithms
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
-    does).
+    does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
+    end, so that later predictions can be compared with them; fewer than 8 leave that out.
+    pretrained: a finished run with whose weights the networks begin, as far as these fit.
     """
 
+    pretrained: Path | None = None
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 4000
     seed: NonNegativeInt = 0
     device: Annotated[str, HOW] = "auto"
@@ -192,6 +195,7 @@ class TrainSettings(Section):
     save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
+    reference_cases: Annotated[NonNegativeInt, HOW] = 24
 
 
 class InferSettings(Section):

@@ -307,6 +307,31 @@ class Manifest(_Planned):
         )
 
 
+class HeldOut(Document):
+    """A labelled case that the training did not see, as the model segments it.
+
+    unlike: see `prediction.trust`, None where there are too few training scans. confidence
+    (`core.confidence`) and Dice are of each class that label and prediction both have.
+    """
+
+    name: CaseName
+    unlike: float | None
+    confidence: dict[ClassName, float]
+    dice: dict[ClassName, float]
+
+
+class Reference(Document):
+    """reference.json of a run: what predictions of other scans are compared with.
+
+    signatures: see `prediction.signature`, of scans that the training saw. volumes_ml: class -> as
+    it was predicted in each of them, where it was.
+    """
+
+    signatures: list[list[float]]
+    volumes_ml: dict[ClassName, list[float]]
+    held_out: list[HeldOut]
+
+
 class Suggestion(Document):
     """A scan worth a label. path: of its first file, as it was given; reason: in words."""
 

@@ -6,11 +6,9 @@ as a test case; the second resamples and stores. The folder appears under its na
 it is there.
 """
 
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -19,29 +17,16 @@ import numpy as np
 
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
-from dkuxnet.core.schemas import (
-    LEAST_MM,
-    MAX_EDGE,
-    MAX_VOXELS,
-    MOST_MM,
-    Fingerprint,
-    Plan,
-    Prepared,
-    PreparedCase,
-    PreparedInfo,
-)
-from dkuxnet.core.types import Case, CaseProgress, Source, Volume
-from dkuxnet.data import formats
-from dkuxnet.data.fingerprint import CaseFigures, check_case, take_fingerprint
-from dkuxnet.data.geometry import resample_label, to_ras
-from dkuxnet.data.images import read_image
-from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, read_label, with_classes
+from dkuxnet.core.schemas import LEAST_MM, MAX_EDGE, MAX_VOXELS, MOST_MM, Fingerprint, Prepared
+from dkuxnet.core.types import CaseProgress, Source
+from dkuxnet.data.fingerprint import CaseFigures, take_fingerprint
+from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
-from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.plan import make_plan, plan_coarse
-from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet, write_array, write_bytes
+from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
 from dkuxnet.data.splits import make_split
+from dkuxnet.data.storing import check_noting, each_case, store_noting, told
 from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
@@ -81,24 +66,24 @@ def prepare_scans(
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     with whole_folder(prepared) as folder, workers(processes) as map_:
-        each = partial(_each, map_, progress or (lambda what, done, total: None))
-        checked = each(partial(_check_noting, found), found.cases, "check")
+        each = partial(each_case, map_, progress or (lambda what, done, total: None))
+        checked = each(partial(check_noting, found), found.cases, "check")
         checks = [figures for figures, _, _ in checked if figures is not None]
-        notes += _told(checked, _unknown_values(checks, found.labels))
+        notes += told(checked, unknown_values(checks, found.labels))
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels)
         notes += _odd(checks, labels, held_back)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
-        _check_size(checks, spacing)
+        check_size(checks, spacing)
         grids = {folder: spacing}
         if coarse := _coarse_edges(coarse_mm, fingerprint, spacing):
             grids[folder / COARSE] = coarse
         plans = {at: make_plan(fingerprint, found.channels, mm) for at, mm in grids.items()}
         for at in plans:
             (at / "cases").mkdir(parents=True)
-        stored = each(partial(_store_noting, found, labels, plans), found.cases, "store")
-        notes += _told([(case, lost, None) for case, lost in stored])
+        stored = each(partial(store_noting, found, labels, plans), found.cases, "store")
+        notes += told([(case, lost, None) for case, lost in stored])
         for at, plan in plans.items():
             described = Prepared(
                 version=VERSION,
@@ -127,135 +112,6 @@ def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tup
     ).test
 
 
-def store_case(
-    source: Source, labels: dict[str, int], plans: Mapping[Path, Plan], case: Case
-) -> dict[Path, PreparedCase]:
-    """Resample, normalise and write one case into each folder, as its plan says.
-
-    Gives a DataWarning where a class of the label map is not there any more at a plan's spacing.
-    """
-    image, truth = read_image(case, len(source.channels)), None
-    if case.label is not None:
-        scan = f"the image {case.images[0].name}", image
-        values = read_label(case.name, case.label, scan, source.labels).array
-        truth = np.zeros(values.shape, np.uint8)
-        for index, value in enumerate(labels.values()):
-            truth[values == value] = index
-    return {
-        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases")
-        for folder, plan in plans.items()
-    }
-
-
-def _store_at(
-    case: Case,
-    image: Volume,
-    truth: np.ndarray | None,
-    classes: Sequence[str],
-    plan: Plan,
-    folder: Path,
-) -> PreparedCase:
-    """Store a case on the grid of one plan. truth: class indices (X, Y, Z) on the scan's grid."""
-    grid = to_network_grid(image, plan)
-    arrays = {"image": grid.array}
-    if truth is not None:
-        ras = to_ras(Volume(truth, image.affine))
-        arrays["truth"] = truth
-        arrays["label"] = resample_label(ras.array, grid.shape, len(classes))
-        _warn_lost(case, truth, arrays["label"], classes, plan)
-    info = PreparedInfo(
-        name=case.name,
-        images=[str(path.absolute()) for path in case.images],
-        oriented=all(map(formats.has_geometry, case.images)),
-        shape=image.shape,
-        affine=image.affine.tolist(),
-        spacing_mm=image.spacing_mm,
-        prepared_affine=grid.affine.tolist(),
-        nifti=image.nifti.hex(),
-    )
-    sha256 = {
-        f"{kind}.b2nd": write_array(folder / f"{case.name}.{kind}.b2nd", array)
-        for kind, array in arrays.items()
-    }
-    described = json.dumps(info.to_json(), indent=1).encode()
-    sha256["json"] = write_bytes(folder / f"{case.name}.json", described)
-    labelled = case.label is not None
-    return PreparedCase(name=case.name, labelled=labelled, shape=grid.shape, sha256=sha256)
-
-
-def _warn_lost(
-    case: Case, truth: np.ndarray, label: np.ndarray, classes: Sequence[str], plan: Plan
-) -> None:
-    before, after = (np.bincount(part.ravel(), minlength=len(classes)) for part in (truth, label))
-    edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
-    for name, count, left in zip(classes, before, after, strict=True):
-        if count and not left:
-            warnings.warn(
-                f"case '{case.name}': all {count} voxels of '{name}' are lost at {edges} mm: "
-                "nothing can be learnt from them; choose a finer --spacing-mm",
-                LostWarning,
-                stacklevel=2,
-            )
-
-
-class LostWarning(DataWarning):
-    """A class of a case is too small for the spacing."""
-
-
-def _check_noting(source: Source, case: Case) -> tuple[CaseFigures | None, list[str], str | None]:
-    """`check_case`, its warnings and its fault: a process of its own has nobody to tell them to."""
-    figures, fault = None, None
-    with data_warnings() as notes:
-        try:
-            figures = check_case(source, case)
-        except UserError as error:
-            fault = str(error)
-    return figures, notes, fault
-
-
-def _store_noting(
-    source: Source, labels: dict[str, int], plans: Mapping[Path, Plan], case: Case
-) -> tuple[dict[Path, PreparedCase], list[str]]:
-    """`store_case`, and its warnings but for those that the check gave already."""
-    with data_warnings(LostWarning) as notes:
-        return store_case(source, labels, plans, case), notes
-
-
-def _told(
-    done: Sequence[tuple[object, list[str], str | None]], more: Sequence[str] = ()
-) -> list[str]:
-    """Warn of all notes, which are returned. Raises UserError for all faults and for `more`."""
-    notes, faults = [note for _, told, _ in done for note in told], Faults()
-    for note in notes:
-        warnings.warn(note, DataWarning, stacklevel=3)
-    for fault in [*(fault for _, _, fault in done if fault is not None), *more]:
-        faults.add(fault)
-    faults.tell()
-    return notes
-
-
-def _each(
-    map_: Callable[..., Iterator[Result]],
-    progress: CaseProgress,
-    job: Callable[[Case], Result],
-    cases: Sequence[Case],
-    what: str,
-) -> list[Result]:
-    results: list[Result] = []
-    try:
-        for result in map_(job, cases):
-            results.append(result)
-            progress(what, len(results), len(cases))
-    except (BrokenProcessPool, MemoryError) as error:
-        killed = "a process was killed, as happens where memory runs out"
-        why = "too little memory" if isinstance(error, MemoryError) else killed
-        name = cases[len(results)].name
-        raise UserError(
-            f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm"
-        ) from error
-    return results
-
-
 def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     values = {0} | {value for check in checks for value in check.label_counts or ()}
     if len(values) > MAX_FOUND_LABELS:
@@ -267,7 +123,7 @@ def _found_labels(checks: Sequence[CaseFigures]) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
-def _unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | None) -> list[str]:
+def unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | None) -> list[str]:
     """A sentence for each value of a case that `labels` does not name; None names all."""
     return [
         f"case '{check.name}': {count} voxels have the label value {value}, which is not in the "
@@ -380,7 +236,7 @@ def _odd_sizes(checks: Sequence[CaseFigures]) -> str:
     )
 
 
-def _check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> None:
+def check_size(checks: Sequence[CaseFigures], spacing_mm: Sequence[float]) -> None:
     if not all(LEAST_MM <= edge <= MOST_MM for edge in spacing_mm):
         other = "coarser" if min(spacing_mm) < LEAST_MM else "finer"
         raise UserError(

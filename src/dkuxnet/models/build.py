@@ -16,7 +16,7 @@ from dkuxnet.core.seeds import INITIAL, step_seed
 from dkuxnet.core.types import NetworkShape
 from dkuxnet.machine.distributed import shared
 from dkuxnet.models.methods import METHODS
-from dkuxnet.models.methods.base import Method
+from dkuxnet.models.methods.base import Ensemble, Method
 from dkuxnet.models.networks import NETWORKS
 
 StateDict = dict[str, Tensor]
@@ -27,9 +27,10 @@ def build_method(
 ) -> Method[Any]:
     """The method with its freshly initialised networks; the same seed gives the same weights.
 
-    network: by name, where the settings leave that to the plan of the data set. start: weights of
-    other networks that each of these begins with, in turn, see `take_weights`. Raises UserError
-    for an unknown name or option, and where network and method do not fit.
+    network: by name, where the settings leave that to the plan of the data set. start: weights that
+    the first of the networks begin with, one of them each, see `take_weights`. Two begin with the
+    same never: they would stay the same. Raises UserError for an unknown name or option, and where
+    network and method do not fit.
     """
     chosen, name = settings.method, settings.network.name or network
     method: type[Method[Any]] = lookup(METHODS, chosen.name, "method")
@@ -41,8 +42,8 @@ def build_method(
         for branch in range(method.branches):
             torch.manual_seed(step_seed(settings.train.seed, INITIAL, branch))
             made = builder(shape, settings.network.options)
-            if start:
-                take_weights(made, start[branch % len(start)])
+            if branch < len(start):
+                take_weights(made, start[branch])
             networks.append(shared(made, method.uses_features))
         return method(networks, options, shape)
     # AssertionError and ZeroDivisionError are torch's for sizes that do not fit
@@ -57,14 +58,27 @@ def take_weights(network: nn.Module, weights: StateDict) -> None:
     Where a kernel has more channels in, the further ones become 0: the network then gives what
     the other one gave, whatever these channels hold.
     """
+    misfits = misfits_of(network, weights)
     for name, own in network.state_dict().items():
-        other = weights.get(name)
-        if other is None or other.ndim != own.ndim:
-            continue
-        if own.shape == other.shape:
-            own.copy_(other)
-        elif own.ndim > 1 and own.shape[1] > other.shape[1]:
-            part = own[:, : other.shape[1]]
-            if part.shape == other.shape:
-                own.zero_()
-                part.copy_(other)
+        if name not in misfits:
+            own.zero_()
+            _part(own, weights[name]).copy_(weights[name])
+
+
+def misfits_of(network: nn.Module, weights: StateDict) -> list[str]:
+    """Names of the weights of a network that it cannot take, see `take_weights`."""
+    return [
+        name
+        for name, own in network.state_dict().items()
+        if (other := weights.get(name)) is None or _part(own, other).shape != other.shape
+    ]
+
+
+def _part(own: Tensor, other: Tensor) -> Tensor:
+    """Of a kernel, as many channels in as the other has."""
+    return own[:, : other.shape[1]] if own.ndim == other.ndim > 1 else own
+
+
+def networks_of(predictor: nn.Module) -> list[nn.Module]:
+    """The networks whose mean predicts, or the one."""
+    return [*predictor.networks] if isinstance(predictor, Ensemble) else [predictor]

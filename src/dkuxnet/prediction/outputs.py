@@ -24,7 +24,8 @@ from dkuxnet.prediction.segment import Segmentation
 FORMS = ("auto", "dicom-seg")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
 CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
-COLUMNS = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
+BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
+COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
 Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segmentation.notes`
 
 
@@ -32,8 +33,9 @@ Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segment
 class Outputs:
     """Label maps in `folder`, and in folders below it the other kinds of maps that were asked for.
 
-    CLASSES has a row for each case and class, with the volume and the confidence
-    (`core.confidence`); rows of an earlier prediction of other cases stay.
+    CLASSES has a row for each case and class: volume, confidence (`core.confidence`), the Dice to
+    expect and how unlike the training scans the case is (`prediction.trust`). Rows of an earlier
+    prediction of other cases stay.
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
     "dicom-seg", then of the segmentation_type "binary" or "labelmap". model, version: what a DICOM
@@ -135,14 +137,17 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
-    """Those of a case in CLASSES; the confidence of a class that was not found is empty."""
+    """Those of a case in CLASSES; what is not known is empty."""
     rows, voxel_ml = [], math.prod(result.label.spacing_mm) / 1000
+    unlike = "" if (far := result.trust.unlike) is None else f"{far:.2f}"
     for each, value in result.confidence.items():
         voxels = int(np.count_nonzero(result.label.array == labels[each]))
         known = not math.isnan(value)
         sure = [str(value), "yes" if value < UNSURE_BELOW else "no"] if known else ["", ""]
         found = [str(labels[each]), str(voxels), f"{voxels * voxel_ml:.3f}"]
-        rows.append([name, each, *found, *sure])
+        dice = result.trust.dice.get(each)
+        hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
+        rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
     return rows
 
 
@@ -157,12 +162,13 @@ def _read_rows(folder: Path) -> list[list[str]]:
         raise UserError(
             f"{path}: cannot be read: {disk_reason(error)}; choose another --output"
         ) from error
-    if header != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
+    more = [""] * (len(COLUMNS) - len(header))
+    if header not in (COLUMNS, BEFORE) or any(len(row) != len(header) for row in rows):
         raise UserError(
             f"{path} is there already and was not written by `dkuxnet predict`; choose another "
             "--output"
         )
-    return rows
+    return [[*row, *more] for row in rows]
 
 
 def _ending(case: Case) -> str:

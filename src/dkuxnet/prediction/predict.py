@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors, data_warnings
@@ -49,12 +51,12 @@ def predict_scans(
     inputs: scans, or folders in any layout that `prepare` reads; series_uid chooses from a DICOM
     input of several series. A label map has its scan's shape, affine and format (NIfTI for h5,
     which no viewer opens, and for DICOM), and the label values of the training data. classes.csv
-    has volume and confidence of each class (`core.confidence`); a class that is unsure is a
-    DataWarning. Where asked for, output/probabilities holds (K, X, Y, Z) float32 and
-    output/uncertainty (X, Y, Z) float32 in [0, 1]. localise, margin_mm: a coarse run that chooses
-    where to look, see `Segmenter`. form
-    "dicom-seg" writes all of these as DICOM SEG: see `data.dicom.segmentation`, also for
-    segmentation_type. cases: a file that names the cases to take, see `find_cases`.
+    has volume, confidence (`core.confidence`) and estimated Dice (`prediction.trust`) of each
+    class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
+    holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
+    margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes all
+    of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
+    that names the cases to take, see `find_cases`.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -108,10 +110,17 @@ def _segment_all(
     return written
 
 
-def is_of_disk(error: UserError) -> bool:
+def is_of_disk(error: BaseException) -> bool:
     """Whether the next file would not be written either."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (*NO_ROOM, *NO_RIGHT)
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether there was too little memory at the time."""
+    while error is not None and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+        error = error.__cause__
+    return error is not None
 
 
 def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
@@ -158,8 +167,9 @@ def _segmented(
         result = segmenter(scan, probabilities, uncertainty, region)
     except UserError as error:
         raise UserError(f"case '{case.name}': {error}") from error
-    if doubt := unsure(result.confidence):
-        warnings.warn(f"case '{case.name}': {doubt}", DataWarning, stacklevel=2)
+    doubts = [doubt] if (doubt := unsure(result.confidence)) else []
+    for said in (*doubts, *result.trust.flags):
+        warnings.warn(f"case '{case.name}': {said}", DataWarning, stacklevel=2)
     return result
 
 

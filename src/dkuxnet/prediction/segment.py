@@ -22,6 +22,7 @@ from dkuxnet.machine.memory import check_memory
 from dkuxnet.prediction.localise import foreground_box, region_around
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.refine import refine
+from dkuxnet.prediction.trust import Judge, Trust
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
@@ -40,7 +41,9 @@ class Segmentation:
     """On the scan's own grid: the label (X, Y, Z), with the label values of the training data.
 
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
-    asked for. confidence: of each class but the background, see `core.confidence`. notes: what was
+    asked for. confidence: of each class but the background, see `core.confidence`. trust: what the
+    training scans make of it, see `prediction.trust`. volumes_ml: of each class that was found.
+    signature: see `prediction.signature`; None where a region alone was looked at. notes: what was
     warned of, without the scan's name and place.
     """
 
@@ -48,6 +51,9 @@ class Segmentation:
     probabilities: Volume | None = None
     uncertainty: Volume | None = None
     confidence: dict[str, float] = field(default_factory=dict)
+    trust: Trust = field(default_factory=Trust)
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    signature: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -90,6 +96,7 @@ class Segmenter:
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
+        self.judge = Judge(RunFolder(run).reference)
         self.coarse = self._load_coarse(Path(run) / "coarse", device) if manifest.coarse else None
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
 
@@ -183,16 +190,34 @@ class Segmenter:
             return Volume(map_on_scan(values, shape, affine, region), affine, nifti=scan.nifti)
 
         indices = label_volume(label, affine, list(self.labels.values()))
+        confidence = dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:])
+        signature = result.signature if region.is_whole else None
+        volumes_ml = self._volumes_ml(label, scan)
         return Segmentation(
             replace(indices, nifti=scan.nifti),
             on_scan(result.prob if probabilities else None),
             on_scan(result.uncertainty),
-            dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:]),
+            confidence,
+            self.judge(signature, confidence, volumes_ml),
+            volumes_ml,
+            signature,
         )
+
+    def _volumes_ml(self, label: np.ndarray, scan: Volume) -> dict[str, float]:
+        """Of each class that was found. label: class indices."""
+        voxel_ml = math.prod(scan.spacing_mm) / 1000
+        counts = np.bincount(label.ravel(), minlength=len(self.labels))
+        found = list(zip(self.labels, counts.tolist(), strict=True))[1:]
+        return {name: count * voxel_ml for name, count in found if count}
 
     def _windows(self, with_uncertainty: bool) -> Windows:
         return Windows(
-            self.patch, len(self.labels), self.settings.infer, self.device, with_uncertainty
+            self.patch,
+            len(self.labels),
+            self.settings.infer,
+            self.device,
+            with_uncertainty,
+            with_signature=True,
         )
 
     def _load_coarse(self, run: Path, device: str) -> "Segmenter":

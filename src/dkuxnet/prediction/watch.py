@@ -26,7 +26,7 @@ from dkuxnet.machine.files import inside, write_json
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.prediction.archive import looked_at, modalities_of
-from dkuxnet.prediction.predict import is_of_disk, segment_case
+from dkuxnet.prediction.predict import is_of_disk, is_of_memory, segment_case
 from dkuxnet.prediction.segment import Segmenter
 
 STATE, UNSENT, WORK = "answered.json", "unsent", "work"
@@ -176,7 +176,7 @@ class Watcher:
                 yield series if series.images else looked_at(self.archive, series)[0]
 
     def _answer(self, series: ListedSeries) -> None:
-        """What is wrong with the series is told and remembered; all else is tried again."""
+        """What is wrong with the series is told and remembered; of all else it is tried again."""
         if not self._is_due(series.uid):
             return
         name = f"series {series.uid} of study {series.study_uid}"
@@ -196,7 +196,7 @@ class Watcher:
         except Exception as error:  # the next series may be well
             line = str(error) if isinstance(error, UserError) else repr(error)
             line = line.replace(f"{self._folder / WORK / series.uid}: ", "")
-            if isinstance(error, UserError) and is_of_disk(error):
+            if is_of_disk(error) or is_of_memory(error):
                 self._put_off(series.uid, f"{name}: {line}")
             else:
                 self._remember(series.uid, series.images, line)

@@ -14,6 +14,7 @@ from dkuxnet.core.types import CountProgress, Output, Volume
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from, to_ras
 from dkuxnet.machine.memory import check_memory, keeping_freed_memory
 from dkuxnet.models.components import keep_largest_component
+from dkuxnet.prediction.signature import SignatureSums
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Windows:
 
     shape: (X, Y, Z) voxels of a window. settings: overlap, and windows at once. with_uncertainty:
     blend the predictor's uncertainty too, or else the entropy of its probabilities. groups: how
-    many query groups to blend likewise, where the predictor has queries.
+    many query groups to blend likewise, where the predictor has queries. with_signature: see
+    `prediction.signature`.
     """
 
     shape: Sequence[int]
@@ -31,6 +33,7 @@ class Windows:
     device: torch.device
     with_uncertainty: bool = False
     groups: int = 0
+    with_signature: bool = False
 
     def needed_bytes(self, shape: Sequence[int], channels: int) -> int:
         """Bytes that `sliding_window` holds for a scan of `shape` voxels.
@@ -56,12 +59,13 @@ class GridPrediction:
     """On the network's grid: prob (K, X, Y, Z) float32.
 
     uncertainty: (X, Y, Z) float32 in [0, 1]; groups: (G, X, Y, Z) float32, each voxel's spread over
-    the query groups. None where not asked for.
+    the query groups; signature: see `prediction.signature`. None where not asked for.
     """
 
     prob: np.ndarray
     uncertainty: np.ndarray | None = None
     groups: np.ndarray | None = None
+    signature: np.ndarray | None = None
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -109,13 +113,17 @@ def sliding_window(
     prob, total = torch.zeros(windows.classes, *size), torch.zeros(size)
     doubt = torch.zeros(size) if windows.with_uncertainty else None
     shares = torch.zeros(windows.groups, *size) if windows.groups else None
+    signature = SignatureSums()
     scan = torch.from_numpy(np.ascontiguousarray(padded))
     boxes, batch = windows.boxes(size), windows.settings.batch
     for first in range(0, len(boxes), batch):
         part = boxes[first : first + batch]
         images = torch.stack([scan[(slice(None), *box)] for box in part])
         output = predictor(images.to(windows.device))
-        probs = output.logits.float().softmax(dim=1).cpu()
+        probs = output.logits.float().softmax(dim=1)
+        if windows.with_signature:
+            signature.add(probs, output.features)
+        probs = probs.cpu()
         if output.group_prob is None:
             shares = None
         for i, box in enumerate(part):
@@ -137,6 +145,8 @@ def sliding_window(
         result.uncertainty = (doubt / total).numpy()[back]
     if shares is not None:
         result.groups = shares.div_(total).numpy()[(slice(None), *back)]
+    if windows.with_signature:
+        result.signature = signature.vector()
     return result
 
 

@@ -9,6 +9,7 @@ RUN/metrics.jsonl        one JSON object a logged step
 RUN/tensorboard/         the same, for TensorBoard
 RUN/checkpoints/         the last two states to resume
 RUN/final.safetensors    weights; best.safetensors where validated
+RUN/reference.json       what later predictions are compared with
 RUN/coarse/              the run of the coarse stage, and priors/, what it says of unlabelled cases
 RUN/evaluation/          test cases: summary.json, cases.csv, predictions/, maps/ of the network
 """
@@ -27,7 +28,7 @@ from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.regular import check_regular
-from dkuxnet.core.schemas import Machine, Manifest, read_document
+from dkuxnet.core.schemas import Machine, Manifest, Reference, read_document
 from dkuxnet.machine.files import (
     append,
     inside,
@@ -165,6 +166,16 @@ class RunFolder:
         updated = Manifest.model_validate(kept | {"planned_steps": planned_steps})
         write_json(self.folder / "settings.json", settings.model_dump(mode="json"))
         write_json(self.folder / "manifest.json", updated.to_json())
+
+    @property
+    def reference(self) -> Reference | None:
+        """What predictions are compared with, None where the training left nothing."""
+        path = inside(self.folder, "reference.json")
+        return read_document(path, Reference, DAMAGED) if path.exists() else None
+
+    def write_reference(self, reference: Reference) -> None:
+        """Write it, whole or not at all."""
+        write_json(inside(self.folder, "reference.json"), reference.to_json())
 
     # --- metrics ---
 

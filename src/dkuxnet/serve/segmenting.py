@@ -85,6 +85,7 @@ class Work:
                 *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
                 *class_warnings(names, indices),
                 *doubts(result.confidence),
+                *(f"{flag[0].upper()}{flag[1:]}." for flag in result.trust.flags),
             ],
         }
 

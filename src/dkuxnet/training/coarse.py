@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -12,12 +13,13 @@ from dkuxnet.core.types import CountProgress
 from dkuxnet.data.prepared_set import packed
 from dkuxnet.machine.distributed import all_gather, rank, world
 from dkuxnet.machine.files import inside, whole_folder, write_bytes
-from dkuxnet.models.build import StateDict
-from dkuxnet.models.methods.base import Ensemble
-from dkuxnet.prediction.windows import Windows, sliding_window
+from dkuxnet.models.build import StateDict, networks_of
+from dkuxnet.prediction.refine import refine
+from dkuxnet.prediction.windows import GridPrediction, Windows, sliding_window
 from dkuxnet.training.job import Job
 from dkuxnet.training.priors import Priors
 
+Which = Literal["training", "validation", "test"]  # the view of the prepared set
 COPIED = ("settings.json", "manifest.json", "metrics.jsonl", "final.safetensors")
 
 
@@ -31,8 +33,7 @@ class CoarseStage:
     @property
     def weights(self) -> list[StateDict]:
         """Of each network that predicts."""
-        networks = self.predictor.networks if isinstance(self.predictor, Ensemble) else None
-        return [each.state_dict() for each in networks or [self.predictor]]
+        return [each.state_dict() for each in networks_of(self.predictor)]
 
 
 def copy_run(run: Path, target: Path) -> None:
@@ -67,3 +68,22 @@ def write_priors(
             progress(min(done * world(), len(cases)), len(cases))
     all_gather([None])  # no process reads before all have written
     return priors
+
+
+def predicted(
+    predictor: nn.Module,
+    job: Job,
+    coarse: CoarseStage | None,
+    of: Which,
+    name: str,
+    windows: Windows,
+) -> GridPrediction:
+    """A case on the network's grid, by both stages where there are two."""
+    image: np.ndarray = getattr(job, of).array(name, "image")
+    if coarse is None or job.coarse is None:
+        return sliding_window(predictor, image, windows)
+    first = job.coarse
+    coarse_windows = Windows(first.patch, windows.classes, first.settings.infer, job.device)
+    coarse_image = getattr(first, of).array(name, "image")
+    prob = sliding_window(coarse.predictor, coarse_image, coarse_windows).prob
+    return refine(predictor, image, prob, job.settings.coarse.share, windows)

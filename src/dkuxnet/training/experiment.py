@@ -35,6 +35,7 @@ from dkuxnet.models.methods.base import Method
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.runs.folder import MutedRun, RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
+from dkuxnet.training.begin import earlier_weights
 from dkuxnet.training.coarse import CoarseStage, copy_run, write_priors
 from dkuxnet.training.job import (
     Job,
@@ -47,6 +48,7 @@ from dkuxnet.training.job import (
 )
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
+from dkuxnet.training.reference import write_reference
 from dkuxnet.training.scoring import evaluate_test, validation_dice
 from dkuxnet.training.views import change_intensities, make_views
 
@@ -96,10 +98,8 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
         folder = MutedRun(run) if rank() else RunFolder.open(run)
         on_rank_zero(lambda: open_run.enter_context(locked(folder.folder, "training")))
         try:
-            coarse = None
-            if job.coarse:
-                coarse = coarse_stage(job, job.coarse, folder, progress)
-                start = coarse.weights if job.settings.coarse.start else ()
+            coarse = coarse_stage(job, job.coarse, folder, progress) if job.coarse else None
+            if not folder.has_progress and (start := start_weights(job, method, coarse)):
                 method = make_method(job, start)
             state = make_state(method, job.settings.train)
             if resume:
@@ -143,6 +143,13 @@ def coarse_stage(job: Job, coarse: Job, folder: RunFolder, progress: TrainProgre
     return CoarseStage(predictor, priors)
 
 
+def start_weights(job: Job, method: Method[Any], coarse: CoarseStage | None) -> list[StateDict]:
+    """What the networks begin with: an earlier run's weights, the coarse stage's, or none."""
+    if (run := job.settings.train.pretrained) is not None:
+        return earlier_weights(run, job, method.networks[0])
+    return coarse.weights if coarse and job.settings.coarse.start else []
+
+
 def make_method(job: Job, start: Sequence[StateDict] = ()) -> Method[Any]:
     """The method of a job on its device. start: weights to begin with, see `build_method`."""
     network = job.data.meta.plan.network
@@ -182,24 +189,20 @@ def train_and_evaluate(
         cases = [name for stream in patch_streams(job) for name in stream.names_at(error.step)]
         raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
     weights = on_rank_zero(folder.choose_weights)
+    if weights == "best":
+        chosen = on_rank_zero(lambda: folder.load_weights(weights))
+        state.predicting().load_state_dict(chosen)
+    predictor = state.predicting().predictor().eval()
+    peak_gib = peak_memory_gib(job.device)
+    write_reference(folder, predictor, job, coarse, partial(_count, progress, "compare"))
     folder.update_manifest(
         train_seconds=round(state.seconds, 1),
         steps_done=state.step,
-        peak_memory_gib=peak_memory_gib(job.device),
+        peak_memory_gib=peak_gib,
         weights=weights,
     )
     if job.split.test:
-        if weights == "best":
-            chosen = on_rank_zero(lambda: folder.load_weights(weights))
-            state.predicting().load_state_dict(chosen)
-        predictor = state.predicting().predictor().eval()
-        evaluate_test(
-            folder,
-            predictor,
-            job,
-            lambda done, total: progress("evaluate", done, total, {}),
-            coarse,
-        )
+        evaluate_test(folder, predictor, job, partial(_count, progress, "evaluate"), coarse)
 
 
 def batches(job: Job, first: int, coarse: CoarseStage | None = None) -> Iterator[Batch]:
@@ -277,6 +280,10 @@ def patch_streams(job: Job, coarse: CoarseStage | None = None) -> list[PatchStre
             )
         )
     return streams
+
+
+def _count(progress: TrainProgress, what: str, done: int, total: int) -> None:
+    progress(what, done, total, {})
 
 
 def _silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:

@@ -67,6 +67,8 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
+    if chosen_run := settings.train.pretrained:
+        RunFolder.open(chosen_run)  # a slip of the pen is told before a coarse stage is trained
     coarse = coarse_job(data, split, settings)
     settings = write_out_options(settings)
     shape = network_shape(data, settings, with_priors=coarse is not None)
@@ -96,10 +98,19 @@ def coarse_job(data: PreparedSet, split: Split, settings: Settings) -> Job | Non
             "or leave coarse.use and coarse.run out"
         )
     if asked.run is None:
-        return new_job(data.coarse, settings.coarse_stage())
+        return new_job(data.coarse, begun_with_its_stage(settings.coarse_stage()))
     job = resumed_job(data.coarse, asked.run)
     check_coarse_run(asked.run, job.split, split)
     return with_split(job, split)
+
+
+def begun_with_its_stage(settings: Settings) -> Settings:
+    """Settings of a coarse stage that begins with that of an earlier run, where this has one."""
+    run = settings.train.pretrained
+    if run is None or not (stage := RunFolder(run).coarse).is_run:
+        return settings
+    train = settings.train.model_copy(update={"pretrained": stage.folder})
+    return settings.model_copy(update={"train": train})
 
 
 def with_split(job: Job, split: Split) -> Job:

@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -18,17 +17,11 @@ from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
 from dkuxnet.models.components import keep_largest_component
-from dkuxnet.prediction.refine import refine
-from dkuxnet.prediction.windows import (
-    GridPrediction,
-    Windows,
-    label_on_scan,
-    label_volume,
-    sliding_window,
-)
+from dkuxnet.prediction.windows import GridPrediction, Windows, label_on_scan, label_volume
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training.coarse import CoarseStage
+from dkuxnet.training.coarse import CoarseStage, predicted
 from dkuxnet.training.job import Job
+from dkuxnet.training.reference import keep_held_out, short
 
 
 def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None = None) -> float:
@@ -41,30 +34,11 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
     windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
     for name in job.split.validation[rank() :: world()]:
         truth = job.validation.array(name, "label")
-        label = _predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
+        label = predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
         if job.settings.infer.largest_component:
             label = keep_largest_component(label)
         scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
-
-
-def _predicted(
-    predictor: nn.Module,
-    job: Job,
-    coarse: CoarseStage | None,
-    of: Literal["validation", "test"],
-    name: str,
-    windows: Windows,
-) -> GridPrediction:
-    """A case on the network's grid, by both stages where there are two."""
-    image: np.ndarray = getattr(job, of).array(name, "image")
-    if coarse is None or job.coarse is None:
-        return sliding_window(predictor, image, windows)
-    first = job.coarse
-    coarse_windows = Windows(first.patch, windows.classes, first.settings.infer, job.device)
-    coarse_image = getattr(first, of).array(name, "image")
-    prob = sliding_window(coarse.predictor, coarse_image, coarse_windows).prob
-    return refine(predictor, image, prob, job.settings.coarse.share, windows)
 
 
 def evaluate_test(
@@ -93,12 +67,13 @@ def evaluate_test(
         job.device,
         with_uncertainty=True,
         groups=len(job.shape.groups),
+        with_signature=True,
     )
-    started, rows, files = time.monotonic(), [], []
+    started, rows, files, signatures = time.monotonic(), [], [], []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         info = job.data.info(name)
         affine = np.array(info.affine)
-        grid = _predicted(predictor, job, coarse, "test", name, windows)
+        grid = predicted(predictor, job, coarse, "test", name, windows)
         label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
         prediction = label_volume(label, affine, list(labels.values()))
         path = target / "predictions" / f"{name}.nii.gz"
@@ -110,6 +85,7 @@ def evaluate_test(
             row._replace(confidence=confidence[list(labels).index(row.class_name)])
             for row in evaluate_pair(name, prediction, truth, labels)
         ]
+        signatures.append((name, short(grid.signature)))
         files.append(
             (name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"))
         )
@@ -122,6 +98,8 @@ def evaluate_test(
     result.notes += notes_on(result.found())
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
+    all_signatures = dict(all_gather(signatures))
+    on_rank_zero(lambda: keep_held_out(folder, result, all_signatures))
     folder.update_manifest(
         evaluate_seconds=round(time.monotonic() - started, 1),
         test=result.summary(),

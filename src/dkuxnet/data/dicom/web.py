@@ -39,6 +39,7 @@ AS_STORED = (("application/dicom", "*"),)
 # what DICOM's JSON calls them
 STUDY, SERIES, IMAGES = "0020000D", "0020000E", "00201209"
 MODALITY, DESCRIPTION, IMAGE_TYPE, SOP_CLASS = "00080060", "0008103E", "00080008", "00080016"
+SOP_INSTANCE = "00080018"
 NOT_DICOMWEB = "what it answers is not DICOMweb, or damaged; check the address"
 WHY = {
     401: "it wants other credentials: DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN",
@@ -199,10 +200,11 @@ class Archive:
                 each.ReferencedSOPInstanceUID for each in answer.get("ReferencedSOPSequence", [])
             ]
             if not failed and uid not in stored:  # an answer without words
-                stored = self._client.search_for_instances(
+                rows = self._client.search_for_instances(
                     dataset.StudyInstanceUID, search_filters={"SOPInstanceUID": uid}
                 )
-        if failed or not stored:
+                stored = [value for row in rows for value in _values(row, SOP_INSTANCE)]
+        if failed or uid not in stored:
             why = f" (reason {failed[0]:04X})" if failed else ""
             raise ArchiveError(f"{self.url}: cannot {what}: it does not take it{why}")
 

@@ -136,6 +136,7 @@ class Ensemble(nn.Module):
 def mean_output(outputs: Sequence[Output]) -> Output:
     """The mean of the probabilities, as logits, and of the grouped assignments where all have one.
 
+    features: of the first output, since those of two networks have nothing in common.
     uncertainty: the Jensen-Shannon divergence of the outputs over its maximum, the log of their
     number: 0 agreement, 1 contradiction.
     """
@@ -146,5 +147,6 @@ def mean_output(outputs: Sequence[Output]) -> Output:
     return Output(
         logits=log_mean,
         group_prob=total(groups) / len(groups) if len(groups) == len(outputs) else None,
+        features=outputs[0].features,
         uncertainty=(divergence / math.log(len(outputs))).clamp(0, 1),
     )

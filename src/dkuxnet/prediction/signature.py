@@ -1,0 +1,32 @@
+"""What a scan looks like to a network: the mean and the spread of its features in every class."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class SignatureSums:
+    """Adds up the features of window after window, each voxel by its probability of a class."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def add(self, probs: Tensor, features: Tensor | None) -> None:
+        """probs: (B, K, X, Y, Z), features: (B, C', X, Y, Z) or None, which adds nothing."""
+        if features is None:
+            return
+        values = features.float().flatten(2)
+        one = torch.ones_like(values[:, :1])
+        moments = torch.cat([one, values, values.square()], dim=1)
+        sums = torch.einsum("bkv,bcv->kc", probs.flatten(2), moments).double().cpu()
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def vector(self) -> np.ndarray:
+        """(2 K C',): mean and standard deviation; empty where there were no features."""
+        if self.sums is None:
+            return np.zeros(0)
+        weight, first, second = self.sums.tensor_split([1, 1 + self.sums.shape[1] // 2], dim=1)
+        weight = weight.clamp_min(1e-3)  # a class that is nowhere
+        mean = first / weight
+        spread = (second / weight - mean.square()).clamp_min(0).sqrt()
+        return torch.cat([mean, spread], dim=1).flatten().numpy()
