@@ -307,7 +307,8 @@ def fake() -> Iterator[tuple[str, Fake]]:
     ],
 )
 def test_an_archive_that_misbehaves_is_one_line(run, fake, monkeypatch, tmp_path, fault, part):
-    monkeypatch.setattr(web, "ANSWER_S", 0.3)
+    if fault == "slow":
+        monkeypatch.setattr(web, "ANSWER_S", 0.3)
     url, archive = fake
     archive.fault = fault
     with pytest.raises(ArchiveError) as caught:
@@ -329,6 +330,25 @@ def test_half_a_series_is_not_answered_and_not_lost(run, fake, tmp_path):
     archive.fault = ""
     assert watch() == 1 and "it answers 409: it does not take it; it waits in" in faults[1]
     assert len(os.listdir(run / "watch" / "unsent")) == 1
+
+
+@pytest.mark.parametrize("of_memory", [True, False])
+def test_what_fails_for_want_of_memory_is_tried_again_and_all_else_is_not(
+    run, fake, monkeypatch, of_memory
+):
+    url, _ = fake
+    faults: list[str] = []
+
+    def fail(*args: object) -> None:
+        if of_memory:
+            raise UserError("out of memory") from MemoryError()
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("dkuxnet.prediction.watch.segment_case", fail)
+    for _ in range(2):
+        watch_archive(run, url, interval_s=0, once=True, tell_fault=faults.append)
+    assert len(faults) == (2 if of_memory else 1)
+    assert ("out of memory" if of_memory else "ZeroDivisionError('a bug')") in faults[0]
 
 
 def test_an_archive_that_is_down_is_one_line(run):

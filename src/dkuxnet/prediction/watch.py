@@ -176,7 +176,7 @@ class Watcher:
                 yield series if series.images else looked_at(self.archive, series)[0]
 
     def _answer(self, series: ListedSeries) -> None:
-        """What is wrong with the series is told and remembered; of all else it is tried again."""
+        """A fault of the series is told and remembered; after any other it is tried again."""
         if not self._is_due(series.uid):
             return
         name = f"series {series.uid} of study {series.study_uid}"
