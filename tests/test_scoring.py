@@ -11,7 +11,7 @@ from dkuxnet.core.errors import DataWarning
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats, phantom
 from dkuxnet.data.prepare import prepare_scans
-from dkuxnet.training import loop, scoring
+from dkuxnet.training import coarse, loop, scoring
 from dkuxnet.training.advice import missing_classes
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
@@ -71,7 +71,7 @@ def test_validation_counts_what_applies(monkeypatch, truth, predicted, expected)
     views = View(**dict(zip(names, truth, strict=True)))
     prob = iter(np.eye(3)[np.array(each)].T for each in predicted)
     monkeypatch.setattr(scoring, "Windows", lambda *_: None)
-    monkeypatch.setattr(scoring, "sliding_window", lambda *_: SimpleNamespace(prob=next(prob)))
+    monkeypatch.setattr(coarse, "sliding_window", lambda *_: SimpleNamespace(prob=next(prob)))
     found = scoring.validation_dice(None, job(View(), views))
     assert found == pytest.approx(expected, nan_ok=True)
 

@@ -20,6 +20,7 @@ from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.signature import SignatureSums
 from dkuxnet.prediction.suggest import Look, ranked, suggest_scans
 from dkuxnet.prediction.trust import Estimator, Judge, Trust
+from dkuxnet.report.page import write_report
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.runs.suggestions import read_suggestions
 from dkuxnet.training.experiment import run_training
@@ -139,6 +140,8 @@ def test_a_training_leaves_what_predictions_are_compared_with(trained, tmp_path)
         rows = [row for row in csv.DictReader(file) if row["n_pred"] != "0" != row["n_ref"]]
     kept = {(case.name, each): dice for case in found.held_out for each, dice in case.dice.items()}
     assert kept == {(row["case"], row["class"]): float(row["dice"]) for row in rows}
+    page = write_report(run.folder, tmp_path / "page.html").read_text()
+    assert f"{run.manifest.calibration.ece:.3f} apart (expected" in page
 
 
 def test_predict_flags_noise_in_words_and_in_the_table(trained, tmp_path):

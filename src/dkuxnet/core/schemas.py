@@ -252,6 +252,17 @@ class Found(Document):
     false_alarm_ml: float
 
 
+class Calibration(Document):
+    """Of the probabilities on the test cases, see `evaluation.calibration`.
+
+    ece: expected calibration error; ece_scaled: with the logits divided by a temperature.
+    """
+
+    ece: float
+    temperature: float
+    ece_scaled: float
+
+
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
@@ -261,7 +272,8 @@ class Manifest(_Planned):
     runs. coarse: whether RUN/coarse is a stage that comes first, whose foreground probabilities are
     further channels of this one. class_first: how foreground patches are drawn, see `PatchStream`.
     What has a None comes when the training, then the test, has ended. test: class -> metric ->
-    figures. found: class -> in how many test cases it is, and is missed.
+    figures. found: class -> in how many test cases it is, and is missed. calibration: None with
+    fewer than two test cases.
     """
 
     prepared: str
@@ -285,6 +297,7 @@ class Manifest(_Planned):
     weights: Literal["final", "best"] | None = None
     test: dict[str, dict[str, Statistic]] | None = None
     found: dict[str, Found] | None = None
+    calibration: Calibration | None = None
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from dkuxnet.core.confidence import class_confidence
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import CountProgress, Volume
-from dkuxnet.data.geometry import Region
+from dkuxnet.data.geometry import Region, resample_region
 from dkuxnet.data.network_grid import (
     extent_mm_of,
     network_shape_of,
@@ -73,14 +74,21 @@ class Segmenter:
         device: str = "auto",
         localiser: Path | None = None,
         margin_mm: float | None = None,
+        others: Sequence[Path] = (),
     ):
         """weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`.
 
+        others: finished runs of the same labels and channels, on any grid, whose probabilities are
+        averaged with those of `run`. What is said of a scan beside that is from `run`.
         localiser: a finished run of the same labels and channels on a grid that is no finer; the
         region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.
         Raises UserError where `run` is no finished run or the device is not there, where the
-        localiser does not fit, and for a margin without one.
+        localiser or one of the others does not fit, and for a margin without a localiser.
         """
+        if others and localiser is not None:
+            raise UserError(
+                "--localise looks at a part of a scan, --with at all of it: leave one of them out"
+            )
         if margin_mm is not None and localiser is None:
             raise UserError(
                 "--margin-mm is around what a coarse run finds: name that with --localise, or "
@@ -99,6 +107,7 @@ class Segmenter:
         self.judge = Judge(RunFolder(run).reference)
         self.coarse = self._load_coarse(Path(run) / "coarse", device) if manifest.coarse else None
         self.localiser, self.margin_mm = self._load_localiser(localiser, device), margin_mm
+        self.others = [self._load_other(each, weights, device) for each in others]
 
     def network_shape(self, scan: Volume) -> tuple[int, ...]:
         """Voxels (X, Y, Z) that the scan has for the network."""
@@ -135,6 +144,8 @@ class Segmenter:
         shape = region.shape if region else self.network_shape(scan)
         channels = len(self.channels) + (2 * len(self.labels) if self.coarse else 0)
         grid = self._windows(uncertainty).needed_bytes(shape, channels)
+        kept = 4 * math.prod(shape) * len(self.labels)
+        grid = max([grid, *(kept + other.needed_bytes(scan) for other in self.others)])
         maps = 1 + 2 * uncertainty + 2 * len(self.labels) * probabilities
         return grid + 4 * math.prod(scan.shape) * maps
 
@@ -156,9 +167,12 @@ class Segmenter:
                 image = region_on_network_grid(scan, self.plan, region)
             windows = self._windows(with_uncertainty)
             if self.coarse is None:
-                return sliding_window(self.predictor, image, windows, progress)
-            coarse, share = self.coarse.on_network_grid(scan).prob, self.settings.coarse.share
-            return refine(self.predictor, image, coarse, share, windows, region, progress)
+                result = sliding_window(self.predictor, image, windows, progress)
+            else:
+                coarse, share = self.coarse.on_network_grid(scan).prob, self.settings.coarse.share
+                result = refine(self.predictor, image, coarse, share, windows, region, progress)
+            probs = [other.on_network_grid(scan).prob for other in self.others]
+            return together(result, probs) if probs else result
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
 
@@ -233,13 +247,7 @@ class Segmenter:
         if run is None:
             return None
         coarse = Segmenter(run, device=device)
-        for what in ("labels", "channels"):
-            ours, theirs = getattr(self, what), getattr(coarse, what)
-            if ours != theirs:
-                raise UserError(
-                    f"{run} cannot localise: its {what} are {theirs}, those of the run that "
-                    f"segments {ours}; train both on the same scans"
-                )
+        self._check_alike(coarse, f"{run} cannot localise")
         ours, theirs = (math.prod(each.plan.spacing_mm) ** (1 / 3) for each in (self, coarse))
         if theirs < 0.999 * ours:
             raise UserError(
@@ -248,3 +256,33 @@ class Segmenter:
                 "--spacing-mm"
             )
         return coarse
+
+    def _load_other(self, run: Path, weights: str | None, device: str) -> "Segmenter":
+        other = Segmenter(run, weights, device)
+        self._check_alike(other, f"{run} cannot be averaged with")
+        return other
+
+    def _check_alike(self, other: "Segmenter", what_not: str) -> None:
+        for what in ("labels", "channels"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours != theirs:
+                raise UserError(
+                    f"{what_not}: its {what} are {theirs}, those of the run that segments {ours}; "
+                    "train both on the same scans"
+                )
+
+
+def together(result: GridPrediction, others: Sequence[np.ndarray]) -> GridPrediction:
+    """The mean of probabilities (K, ...) on several grids of a scan, on that of the first.
+
+    uncertainty, where there is one: how far they disagree, as in `mean_output`.
+    """
+    grid = Region.whole(result.prob.shape[1:])
+    probs = [result.prob, *(resample_region(prob, grid) for prob in others)]
+    mean = sum(probs[1:], probs[0]) / len(probs)
+    if result.uncertainty is not None:
+        entropies = [-(prob * np.log(prob.clip(1e-12))).sum(axis=0) for prob in (mean, *probs)]
+        apart = entropies[0] - sum(entropies[1:]) / len(probs)
+        result.uncertainty = (apart / math.log(len(probs))).clip(0, 1)
+    result.prob = mean
+    return result

@@ -18,7 +18,7 @@ from scipy.special import expit, logit, stdtrit
 
 from dkuxnet.core.schemas import HeldOut, Reference
 
-MARGIN = 1.25
+MARGIN = 1.1
 FEWEST_SCANS = 8  # fewer do not tell how scans differ
 FEWEST_HELD_OUT = 8  # fewer do not tell how Dice follows
 STRANGE_RATIO = 1.5  # of a volume to the largest, or to the smallest, of the training scans

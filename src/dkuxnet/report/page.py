@@ -77,6 +77,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "times": wall_times(manifest, rows),
         "story": tell(settings, manifest, steps, finished),
         "results": None if results is None else show_results(results, data),
+        "calibration": manifest.calibration,
         **cases,
         "colours": {"truth": TRUTH, "prediction": PREDICTION},
         "curves": curves,

@@ -1,7 +1,7 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ from torch import nn
 from dkuxnet.core.confidence import class_confidence
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data import formats
-from dkuxnet.evaluation.evaluate import Evaluation, evaluate_pair
+from dkuxnet.data.geometry import resample_label, to_ras
+from dkuxnet.evaluation.calibration import calibration, in_question
+from dkuxnet.evaluation.evaluate import Evaluation, Score, evaluate_pair
 from dkuxnet.evaluation.found import notes_on
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
@@ -52,8 +54,7 @@ def evaluate_test(
 
     The summary goes to the manifest. progress: told how many cases are done, of how many.
     """
-    target, infer = inside(folder.folder, "evaluation"), job.settings.infer
-    labels = job.data.meta.labels
+    target, labels = inside(folder.folder, "evaluation"), job.data.meta.labels
 
     def prepare_folder() -> None:
         inside(target, "predictions").mkdir(parents=True, exist_ok=True)
@@ -63,49 +64,68 @@ def evaluate_test(
     windows = Windows(
         job.patch,
         len(labels),
-        infer,
+        job.settings.infer,
         job.device,
         with_uncertainty=True,
         groups=len(job.shape.groups),
         with_signature=True,
     )
-    started, rows, files, signatures = time.monotonic(), [], [], []
+    started, mine = time.monotonic(), []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
-        info = job.data.info(name)
-        affine = np.array(info.affine)
         grid = predicted(predictor, job, coarse, "test", name, windows)
-        label = label_on_scan(grid.prob, info.shape, affine, infer.largest_component)
-        prediction = label_volume(label, affine, list(labels.values()))
-        path = target / "predictions" / f"{name}.nii.gz"
-        formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
-        write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
-        truth = label_volume(job.test.array(name, "truth"), affine, list(labels.values()))
-        confidence = class_confidence(grid.prob)
-        rows += [
-            row._replace(confidence=confidence[list(labels).index(row.class_name)])
-            for row in evaluate_pair(name, prediction, truth, labels)
-        ]
-        signatures.append((name, short(grid.signature)))
-        files.append(
-            (name, (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"))
-        )
+        mine.append(score_case(name, grid, job, target))
         progress(min(done * world(), len(job.split.test)), len(job.split.test))
     order = list(job.split.test)
-    rows = sorted(all_gather(rows), key=lambda row: order.index(row.case))
+    scored = sorted(all_gather(mine), key=lambda case: order.index(case.name))
     result = Evaluation(
-        rows, dict(sorted(all_gather(files), key=lambda file: order.index(file[0])))
+        [row for case in scored for row in case.rows], {case.name: case.files for case in scored}
     )
     result.notes += notes_on(result.found())
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
-    all_signatures = dict(all_gather(signatures))
-    on_rank_zero(lambda: keep_held_out(folder, result, all_signatures))
+    signatures = {case.name: case.signature for case in scored}
+    on_rank_zero(lambda: keep_held_out(folder, result, signatures))
+    calibrated = calibration([case.asked for case in scored])
     folder.update_manifest(
+        calibration=calibrated and calibrated.to_json(),
         evaluate_seconds=round(time.monotonic() - started, 1),
         test=result.summary(),
         found=result.found(),
     )
     return result
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of a test case: scores, label map and truth, signature, and what calibration asks."""
+
+    name: str
+    rows: list[Score]
+    files: tuple[Path, Path]
+    signature: list[float]
+    asked: tuple[np.ndarray, np.ndarray]
+
+
+def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Scored:
+    """Write the maps of a test case, and score it on its own grid."""
+    info, labels = job.data.info(name), job.data.meta.labels
+    affine, values = np.array(info.affine), list(labels.values())
+    label = label_on_scan(grid.prob, info.shape, affine, job.settings.infer.largest_component)
+    prediction = label_volume(label, affine, values)
+    path = target / "predictions" / f"{name}.nii.gz"
+    formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
+    write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
+    truth = job.test.array(name, "truth")
+    confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
+    rows = evaluate_pair(name, prediction, label_volume(truth, affine, values), labels)
+    on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
+    return Scored(
+        name,
+        [row._replace(confidence=confidence[row.class_name]) for row in rows],
+        (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"),
+        short(grid.signature),
+        in_question(grid.prob, on_grid),
+    )
 
 
 def write_maps(folder: Path, name: str, grid: GridPrediction, affine: np.ndarray) -> None:
