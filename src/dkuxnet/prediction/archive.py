@@ -44,8 +44,9 @@ def predict_study(
     from dkuxnet.data.dicom.web import Archive, check_uid, read_credentials
 
     say = progress or (lambda sentence, done, total: None)
-    for what, uid in (("--study", study_uid), ("--series", series_uid)):
-        check_uid(what, uid or "0")
+    check_uid("--study", study_uid)
+    if series_uid is not None:
+        check_uid("--series", series_uid)
     channels = RunFolder.open(Path(run)).manifest.channels
     archive = Archive(url, read_credentials(credentials))
     series = _chosen(archive, study_uid, series_uid, channels)
@@ -79,9 +80,9 @@ def modalities_of(channels: Sequence[str]) -> set[str]:
 
 
 def looked_at(archive: "Archive", series: "ListedSeries") -> "tuple[ListedSeries, bool]":
-    """The series with the number of its images, and whether some of them are those of a scan."""
+    """The series with the number of its images, and whether some of them may be of a scan."""
     scans = archive.scans(series)
-    return replace(series, images=max(series.images, len(scans))), any(scans)
+    return replace(series, images=max(series.images, len(scans))), any(scans) or not scans
 
 
 def _chosen(

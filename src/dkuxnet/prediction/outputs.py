@@ -94,10 +94,8 @@ class Outputs:
             )
         from dkuxnet.data.dicom.segmentation import Origin, writers
 
-        series, origin = (
-            one_series(case.images[0], case.series_uid),
-            Origin(self.model, self.version),
-        )
+        series = one_series(case.images[0], case.series_uid)
+        origin = Origin(self.model, self.version)
         return writers(series, labels, self.segmentation_type, origin)
 
     def make_folder(self, labels: dict[str, int]) -> None:
