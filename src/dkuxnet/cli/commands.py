@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,49 @@ Localise = Annotated[
 ]
 MarginMm = Annotated[
     float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
+]
+
+
+def _unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    if not value and context.params.get("dicomweb") is None:
+        what = f"{parameter.param_type_name} {parameter.name}"
+        raise typer.BadParameter(f"Missing {what}, or an archive: --dicomweb URL --study UID")
+    return value
+
+
+# what `predict` takes, from files or from an archive
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="INPUT...",
+        callback=_unless_archive,
+        help="Scans, folders of scans, DICOM folders or zips.",
+    ),
+]
+LabelMaps = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_unless_archive,
+        help="Folder for the label maps; without it an archive gets them itself.",
+    ),
+]
+SeriesUid = Annotated[
+    str | None,
+    typer.Option(
+        "--series-uid", "--series", help="The one that is meant, where there are several."
+    ),
+]
+DicomWeb = Annotated[
+    str | None,
+    typer.Option(metavar="URL", is_eager=True, help="An archive (PACS), in place of INPUT."),
+]
+Study = Annotated[str | None, typer.Option(metavar="UID", help="The study in the archive.")]
+Credentials = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file of mode 600: user and password, or token. Else the environment: "
+        "DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN."
+    ),
 ]
 
 # what is set for a training
@@ -309,11 +353,8 @@ def _train(
 @app.command()
 def predict(
     run: FinishedRun,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT...", help="Scans, folders of scans, DICOM folders or zips."),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    inputs: Inputs = None,
+    output: LabelMaps = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")
     ] = False,
@@ -324,9 +365,7 @@ def predict(
     device: Device = "auto",
     localise: Localise = None,
     margin_mm: MarginMm = None,
-    series_uid: Annotated[
-        str | None, typer.Option(help="The series that is meant, of a DICOM input of several.")
-    ] = None,
+    series_uid: SeriesUid = None,
     format_: Annotated[
         str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
     ] = "auto",
@@ -334,36 +373,110 @@ def predict(
         str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
     ] = None,
     cases: Cases = None,
+    dicomweb: DicomWeb = None,
+    study: Study = None,
+    credentials: Credentials = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     from dkuxnet.cli.console import sentence_progress
     from dkuxnet.prediction.predict import ScansFailed, predict_scans
 
+    options: dict[str, Any] = {
+        "save_probabilities": save_probabilities,
+        "save_uncertainty": save_uncertainty,
+        "weights": weights,
+        "device": device,
+        "localise": localise,
+        "margin_mm": margin_mm,
+        "series_uid": series_uid,
+        "form": format_,
+        "segmentation_type": segmentation_type,
+    }
+    if dicomweb is None:
+        if study or credentials:
+            raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
+        # neither is missing here, see `_unless_archive`
+        job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
+    else:
+        from dkuxnet.prediction.archive import predict_study
+
+        study = _study_given(study, inputs, cases)
+        job = partial(predict_study, run, dicomweb, study, output, credentials, **options)
     failed: list[str] = []
     try:
         with sentence_progress("predict") as progress:
-            written = predict_scans(
-                run,
-                inputs,
-                output,
-                save_probabilities,
-                save_uncertainty,
-                weights,
-                device,
-                progress,
-                localise=localise,
-                margin_mm=margin_mm,
-                series_uid=series_uid,
-                form=format_,
-                segmentation_type=segmentation_type,
-                cases=cases,
-            )
+            written = job(progress=progress)
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {output}"
+        where = output or f"{dicomweb}, as DICOM SEG"
+        maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
     end_telling(failed)
+
+
+def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | None) -> str:
+    if inputs or cases:
+        raise typer.BadParameter("--dicomweb takes its scan from the archive: leave out the others")
+    if study is None:
+        raise typer.BadParameter("--dicomweb needs the study: --study UID")
+    return study
+
+
+@app.command()
+def watch(
+    run: FinishedRun,
+    dicomweb: Annotated[str, typer.Option(metavar="URL", help="The archive (PACS).")],
+    days: Annotated[
+        int, typer.Option(min=0, help="Of studies of the last N days, with today; 0 for any.")
+    ] = 2,
+    description: Annotated[
+        str, typer.Option(help='Of series described like this alone, * for anything: "*LGE*".')
+    ] = "*",
+    interval: Annotated[
+        float, typer.Option(min=1, help="Seconds between two looks, in which nothing must arrive.")
+    ] = 30,
+    once: Annotated[bool, typer.Option("--once", help="Look, wait, look again, and end.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of what was answered; RUN/watch by default.")
+    ] = None,
+    credentials: Credentials = None,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Segment the new series of an archive, and store each segmentation beside its series."""
+    import time
+
+    from dkuxnet.prediction.watch import watch_archive
+
+    def tell(line: str, error: bool = False) -> None:
+        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", err=error)
+
+    def show_start(wanted: str) -> None:
+        if not once:  # a scheduler sends by mail what is printed
+            typer.echo(f"weights: {_weights_of(run, weights)}\n{wanted}   (Ctrl-C ends it)")
+
+    try:
+        faults = watch_archive(
+            run,
+            dicomweb,
+            state,
+            credentials,
+            days,
+            description,
+            interval,
+            once,
+            weights,
+            device,
+            started=show_start,
+            tell=tell,
+            tell_fault=lambda line: tell(f"error: {line}", error=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo("ended", err=True)
+        return
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()
