@@ -87,13 +87,15 @@ class DataWarning(UserWarning):
 def data_warnings(kind: type[DataWarning] = DataWarning) -> Iterator[list[str]]:
     """A list that holds, once the block has ended, what its DataWarnings of a `kind` say.
 
-    Nobody else is told.
+    Also where it has ended with an error. Nobody else is told.
     """
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
-        yield found
-    found += [str(each.message) for each in caught if issubclass(each.category, kind)]
+        try:
+            yield found
+        finally:
+            found += [str(each.message) for each in caught if issubclass(each.category, kind)]
 
 
 def one_line(message: str) -> str:

@@ -376,6 +376,24 @@ class LabelMade(Document):
     sitting: Annotated[str, Field(max_length=200)]
 
 
+class AnsweredSeries(Document):
+    """A series that `dkuxnet watch` is done with.
+
+    images: how many it had. why_not: why it got no segmentation; empty where it got one.
+    """
+
+    images: Annotated[int, Field(ge=0)]
+    why_not: str = ""
+
+
+class Answered(Document):
+    """answered.json of `dkuxnet watch`: the archive's address, and UIDs of its series."""
+
+    version: int = 1
+    archive: str
+    series: dict[Annotated[str, Field(max_length=64)], AnsweredSeries] = Field(default_factory=dict)
+
+
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 

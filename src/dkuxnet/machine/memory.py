@@ -53,7 +53,7 @@ def check_memory(needed: int, what: str = "this scan") -> None:
         raise UserError(
             f"{what} needs {needed / GIB:.1f} GiB of memory and {free / GIB:.1f} GiB are free; "
             "close other programs, or prepare and train at a coarser spacing"
-        )
+        ) from MemoryError()
 
 
 @contextmanager

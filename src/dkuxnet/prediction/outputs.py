@@ -26,7 +26,7 @@ DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
 CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
 BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
 COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
-Writer = Callable[[Volume, Path], None]
+Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segmentation.notes`
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Outputs:
     prediction of other cases stay.
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
-    "dicom-seg", then of the segmentation_type "binary" or "labelmap".
+    "dicom-seg", then of the segmentation_type "binary" or "labelmap". model, version: what a DICOM
+    SEG says of the model.
     """
 
     folder: Path
@@ -46,6 +47,8 @@ class Outputs:
     kinds: tuple[str, ...] = ()
     form: str = "auto"
     segmentation_type: str = "binary"
+    model: str = ""
+    version: str = ""
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -85,10 +88,15 @@ class Outputs:
     def writers(self, case: Case, labels: dict[str, int]) -> dict[str, Writer]:
         """What writes the "label" of a case, its probabilities and its uncertainty."""
         if self.form == "auto":
-            return dict.fromkeys(("label", "probabilities", "uncertainty"), formats.write)
-        from dkuxnet.data.dicom.segmentation import writers
+            return dict.fromkeys(
+                ("label", "probabilities", "uncertainty"),
+                lambda volume, path, _: formats.write(volume, path),
+            )
+        from dkuxnet.data.dicom.segmentation import Origin, writers
 
-        return writers(one_series(case.images[0], case.series_uid), labels, self.segmentation_type)
+        series = one_series(case.images[0], case.series_uid)
+        origin = Origin(self.model, self.version)
+        return writers(series, labels, self.segmentation_type, origin)
 
     def make_folder(self, labels: dict[str, int]) -> None:
         """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
@@ -111,9 +119,10 @@ class Outputs:
     ) -> Path:
         """Write the maps of a case and its rows of CLASSES; returns the label map's path."""
         target = self.target(case)
-        writers["label"](result.label, target)
+        writers["label"](result.label, target, result.notes)
         for kind in self.kinds:
-            writers[kind](getattr(result, kind), target.parent / kind / target.name)
+            path = target.parent / kind / target.name
+            writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
         append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target

@@ -2,11 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
-from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors
+from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import check_inputs, find_cases
@@ -38,6 +41,7 @@ def predict_scans(
     *,
     localise: StrPath | None = None,
     margin_mm: float | None = None,
+    others: Sequence[StrPath] = (),
     series_uid: str | None = None,
     form: str = "auto",
     segmentation_type: str | None = None,
@@ -51,7 +55,8 @@ def predict_scans(
     has volume, confidence (`core.confidence`) and estimated Dice (`prediction.trust`) of each
     class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
     holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
-    margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes all
+    margin_mm, others: a coarse run that chooses where to look, runs that segment together with this
+    one, see `Segmenter`. form "dicom-seg" writes all
     of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
     that names the cases to take, see `find_cases`.
 
@@ -69,9 +74,11 @@ def predict_scans(
     listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
     check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
-    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
+    together = [Path(each) for each in others]
+    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
-    outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary")
+    model = segmenter.name, segmenter.version
+    outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)
     outputs.check()
     outputs.check_description(segmenter.labels)
     return _segment_all(found, segmenter, outputs, progress)
@@ -87,7 +94,7 @@ def _segment_all(
         say = _saying(progress, done, len(cases))
         try:
             writers = outputs.writers(case, segmenter.labels)
-            result = _segmented(case, segmenter, outputs.kinds, say)
+            result = segment_case(case, segmenter, outputs.kinds, say)
         except UserError as error:
             failed[case.name] = str(error)
             continue
@@ -97,7 +104,7 @@ def _segment_all(
             written.append(outputs.write(case, result, writers, segmenter.labels))
         except UserError as error:
             failed[case.name] = str(error)
-            if _is_of_disk(error):
+            if is_of_disk(error):
                 break
     else:
         progress("done", len(cases), len(cases))
@@ -106,20 +113,49 @@ def _segment_all(
     return written
 
 
-def _is_of_disk(error: UserError) -> bool:
+def is_of_disk(error: BaseException) -> bool:
     """Whether the next file would not be written either."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (*NO_ROOM, *NO_RIGHT)
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether there was too little memory at the time."""
+    while error is not None and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+        error = error.__cause__
+    return error is not None
 
 
 def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], None]:
     return lambda sentence: progress(sentence, done, total)
 
 
+def segment_case(
+    case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]
+) -> Segmentation:
+    """Read and segment a scan; what is warned of becomes its notes too.
+
+    say: told what is being done. Raises UserError that names the case or its file.
+    """
+    try:
+        with data_warnings() as told:
+            result = _segmented(case, segmenter, kinds, say)
+    finally:
+        for text in told:
+            warnings.warn(text, DataWarning, stacklevel=2)
+    return replace(result, notes=tuple(_note(text, case) for text in told))
+
+
+def _note(text: str, case: Case) -> str:
+    """A warning without the name of the case and the place of its files."""
+    for path in case.images:
+        text = text.replace(str(path), case.name)
+    return text.removeprefix(f"case '{case.name}': ").removeprefix(f"{case.name}: ")
+
+
 def _segmented(
     case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]
 ) -> Segmentation:
-    """Raises UserError that names the case or its file."""
     scan = read_image(case, len(segmenter.channels))
     check_modality(f"case '{case.name}': {case.images[0]}", scan.modality, segmenter.channels)
     probabilities, uncertainty = "probabilities" in kinds, "uncertainty" in kinds

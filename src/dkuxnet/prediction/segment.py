@@ -44,7 +44,8 @@ class Segmentation:
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
     asked for. confidence: of each class but the background, see `core.confidence`. trust: what the
     training scans make of it, see `prediction.trust`. volumes_ml: of each class that was found.
-    signature: see `prediction.signature`; None where a region alone was looked at.
+    signature: see `prediction.signature`; None where a region alone was looked at. notes: what was
+    warned of, without the scan's name and place.
     """
 
     label: Volume
@@ -54,14 +55,16 @@ class Segmentation:
     trust: Trust = field(default_factory=Trust)
     volumes_ml: dict[str, float] = field(default_factory=dict)
     signature: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Segmenter:
     """Segments scan after scan.
 
-    labels: class name -> value in the label maps, background first. channels: names of those that a
-    scan must have. coarse: the Segmenter of the coarse stage, None without one. localiser: the
-    Segmenter of the coarse run that chooses where to look, None where the whole scan is looked at.
+    name, version: of the model, in words: its run, and when and how long it was trained. labels:
+    class name -> value in the label maps, background first. channels: names of those that a scan
+    must have. coarse: the Segmenter of the coarse stage, None without one. localiser: the Segmenter
+    of the coarse run that chooses where to look, None where the whole scan is looked at.
     """
 
     def __init__(
@@ -95,6 +98,9 @@ class Segmenter:
         if not 0 <= margin_mm < math.inf:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)
+        chosen, started = RunFolder(run).choose_weights(weights), manifest.machine.started
+        self.name = Path(run).resolve().name
+        self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device

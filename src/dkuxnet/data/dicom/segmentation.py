@@ -7,6 +7,7 @@ without it raises UserError.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ import highdicom as hd  # noqa: E402  # behind the line that says how to install
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription  # noqa: E402
 
 Array = NDArray[Any]
-Writer = Callable[[Volume, Path], None]
+Writer = Callable[[Volume, Path, Sequence[str]], None]
 SEGMENTATION_TYPES = ("binary", "labelmap")
 # Segmentation Storage and Label Map Segmentation Storage
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -62,6 +63,7 @@ MAY_BE_EMPTY = (
 UTF_8 = "ISO_IR 192"  # as the standard calls it
 DESCRIPTIVE_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0040)
 LOSSY_TAGS = [Tag(f"LossyImageCompression{ending}") for ending in ("", "Ratio", "Method")]
+MAX_COMMENTS = 10240  # characters, as the standard has it
 IDENTITY = ("PatientName", "PatientID", "AccessionNumber")  # kept, however long
 CALENDAR: dict[str, Callable[[str], object]] = {"DA": DA, "TM": TM}
 SEXES = {"MALE": "M", "FEMALE": "F", "OTHER": "O"}
@@ -76,6 +78,21 @@ COLOURS = (
     (86, 180, 233),
     (230, 159, 0),
 )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a SEG says of the model that made it, and of what its reader should look at.
+
+    model, version: in words. notes: a sentence each; none where nothing is doubtful.
+    """
+
+    model: str = ""
+    version: str = ""
+    notes: tuple[str, ...] = ()
+
+
+UNKNOWN = Origin()
 
 
 def check_type(segmentation_type: str) -> None:
@@ -98,20 +115,35 @@ def check_replaceable(path: Path) -> None:
 
 
 def writers(
-    series: Series, labels: dict[str, int], segmentation_type: str = "binary"
+    series: Series,
+    labels: dict[str, int],
+    segmentation_type: str = "binary",
+    origin: Origin = UNKNOWN,
 ) -> dict[str, Writer]:
     """The functions that write "label", "probabilities" and "uncertainty" of `series` to a path.
+
+    They also take the notes of the segmentation, see `Origin`.
 
     Raises UserError where the series has no frame of reference, or where its files are damaged so
     that no segmentation can be written of them, though they could be read.
     """
     spot = np.zeros(series.header.shape, np.uint8)
     spot[0, 0, 0] = 1
-    _segmentation(spot, _described(["spot"]), series, "BINARY", "label")
+    _segmentation(spot, _described(["spot"]), series, "BINARY", "label", origin)
+
+    def noted(notes: Sequence[str]) -> Origin:
+        return replace(origin, notes=tuple(notes))
+
     return {
-        "label": lambda volume, path: write_label(volume, labels, series, path, segmentation_type),
-        "probabilities": lambda volume, path: write_probabilities(volume, labels, series, path),
-        "uncertainty": lambda volume, path: write_uncertainty(volume, series, path),
+        "label": lambda volume, path, notes: write_label(
+            volume, labels, series, path, segmentation_type, noted(notes)
+        ),
+        "probabilities": lambda volume, path, notes: write_probabilities(
+            volume, labels, series, path, noted(notes)
+        ),
+        "uncertainty": lambda volume, path, notes: write_uncertainty(
+            volume, series, path, noted(notes)
+        ),
     }
 
 
@@ -121,6 +153,7 @@ def write_label(
     series: Series,
     path: Path,
     segmentation_type: str = "binary",
+    origin: Origin = UNKNOWN,
 ) -> None:
     """Write a label map (X, Y, Z) on the grid of `series`: a segment for each class of `labels`.
 
@@ -132,26 +165,34 @@ def write_label(
     segments = np.zeros(label.shape, np.uint8 if len(names) < 256 else np.uint16)
     for number, name in enumerate(names, 1):
         segments[label.array == labels[name]] = number
-    _write(segments, _described(names), series, path, segmentation_type.upper(), "label")
+    described = _described(names, origin)
+    _write(segments, described, series, path, segmentation_type.upper(), "label", origin)
 
 
 def write_probabilities(
-    probabilities: Volume, labels: dict[str, int], series: Series, path: Path
+    probabilities: Volume,
+    labels: dict[str, int],
+    series: Series,
+    path: Path,
+    origin: Origin = UNKNOWN,
 ) -> None:
     """Write (K, X, Y, Z) in [0, 1] as fractional SEG in steps of 1/255.
 
     There is a segment for each class except the background.
     """
     segments = np.moveaxis(probabilities.array[1:], 0, -1)
-    _write(segments, _described(list(labels)[1:]), series, path, "FRACTIONAL", "probabilities")
+    described = _described(list(labels)[1:], origin)
+    _write(segments, described, series, path, "FRACTIONAL", "probabilities", origin)
 
 
-def write_uncertainty(uncertainty: Volume, series: Series, path: Path) -> None:
+def write_uncertainty(
+    uncertainty: Volume, series: Series, path: Path, origin: Origin = UNKNOWN
+) -> None:
     """Write (X, Y, Z) in [0, 1] as fractional SEG in steps of 1/255: one segment, "uncertainty"."""
     meaning = codes_of("uncertainty of the segmentation")
     segments = uncertainty.array[..., None]
-    described = [_segment(1, "uncertainty", meaning)]
-    _write(segments, described, series, path, "FRACTIONAL", "uncertainty")
+    described = [_segment(1, "uncertainty", meaning, origin)]
+    _write(segments, described, series, path, "FRACTIONAL", "uncertainty", origin)
 
 
 def _write(
@@ -161,14 +202,20 @@ def _write(
     path: Path,
     kind: str,
     what: str,
+    origin: Origin,
 ) -> None:
-    segmentation = _segmentation(segments, described, series, kind, what)
+    segmentation = _segmentation(segments, described, series, kind, what, origin)
     with _writing(series), quiet():
         atomically(path, segmentation.save_as)
 
 
 def _segmentation(
-    segments: Array, described: Sequence[SegmentDescription], series: Series, kind: str, what: str
+    segments: Array,
+    described: Sequence[SegmentDescription],
+    series: Series,
+    kind: str,
+    what: str,
+    origin: Origin,
 ) -> Segmentation:
     version = metadata.version("dkuxnet")
     _check_names(series)
@@ -190,12 +237,14 @@ def _segmentation(
             device_serial_number=version,
             max_fractional_value=FRACTION_STEPS,
             content_label=what.upper(),
-            content_description=f"{what} by dkuxnet"[:64],
-            series_description=f"dkuxnet {what}"[:64],
+            content_description=f"{what} by dkuxnet",
+            series_description=f"dkuxnet {what}{', to be checked' if origin.notes else ''}",
             specific_character_set=UTF_8,
         )
         if "ContentCreatorName" not in segmentation:  # must be present, but may be empty
             segmentation.ContentCreatorName = None
+        if origin.notes:
+            segmentation.ImageComments = "\r\n".join(origin.notes)[:MAX_COMMENTS]
         _cite(segmentation, sources, stack)
     return segmentation
 
@@ -346,11 +395,13 @@ def _is_valid(element: DataElement) -> bool:
     return True
 
 
-def _described(names: Sequence[str]) -> list[SegmentDescription]:
-    return [_segment(number, name, codes_of(name)) for number, name in enumerate(names, 1)]
+def _described(names: Sequence[str], origin: Origin = UNKNOWN) -> list[SegmentDescription]:
+    return [_segment(number, name, codes_of(name), origin) for number, name in enumerate(names, 1)]
 
 
-def _segment(number: int, name: str, meaning: Codes) -> SegmentDescription:
+def _segment(number: int, name: str, meaning: Codes, origin: Origin) -> SegmentDescription:
+    algorithm = text_of(f"dkuxnet {origin.model}")
+    version = text_of(f"{metadata.version('dkuxnet')} {origin.version}")
     description = SegmentDescription(
         segment_number=number,
         segment_label=text_of(name),
@@ -358,7 +409,7 @@ def _segment(number: int, name: str, meaning: Codes) -> SegmentDescription:
         segmented_property_type=meaning.property,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            "dkuxnet", codes.DCM.ArtificialIntelligence, metadata.version("dkuxnet")
+            algorithm, codes.DCM.ArtificialIntelligence, version
         ),
         anatomic_regions=[meaning.region] if meaning.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]),

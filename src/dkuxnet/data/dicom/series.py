@@ -241,6 +241,11 @@ def _table(found: Sequence[Series]) -> list[str]:
         first = series.images[0]
         words = (first.modality, first.description)
         rows.append((series.uid, str(images), f"{width} x {height}", *map(printable, words)))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
