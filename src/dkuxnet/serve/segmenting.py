@@ -89,7 +89,7 @@ class Work:
             "step": list(step),
             "drawn": view_path(task.folder, LABEL).exists(),
             "focus": focus(indices, step),
-            "classes": measured(names, indices, scan, result.confidence),
+            "classes": measured(names, indices, scan, result),
             "warnings": [
                 *(f"{text[0].upper()}{text[1:]}." for text in told),
                 *scan_warnings(read.oriented, scan, self.segmenter.plan.spacing_mm),
@@ -121,21 +121,26 @@ class Work:
 
 
 def measured(
-    names: list[str], indices: NDArray[Any], scan: Volume, confidence: Mapping[str, float]
+    names: list[str], indices: NDArray[Any], scan: Volume, result: Segmentation
 ) -> list[dict[str, Any]]:
-    """Voxels, volume in ml and confidence of each class except the background.
+    """Voxels, volume in ml, confidence and expected Dice of each class except the background.
 
-    confidence: see `core.confidence`; None where a class was not found.
+    The confidence is None where a class was not found, the Dice, (expected, lowest, highest), where
+    nothing tells: see `core.confidence` and `prediction.trust`.
     """
     voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     counts = np.bincount(indices.ravel(), minlength=len(names))
+    expected = {name: [d.dice, d.low, d.high] for name, d in result.trust.dice.items()}
     return [
         {
             "name": name,
             "index": i,
             "voxels": int(counts[i]),
             "volume_ml": round(float(counts[i] * voxel_ml), 3),
-            "confidence": None if math.isnan(sure := confidence.get(name, math.nan)) else sure,
+            "confidence": None
+            if math.isnan(sure := result.confidence.get(name, math.nan))
+            else sure,
+            "dice": expected.get(name),
         }
         for i, name in enumerate(names[1:], 1)
     ]

@@ -155,7 +155,7 @@ async function present(mine, job) {
   }
 }
 
-function volumeRow({ name, index, voxels, volume_ml, confidence }) {
+function volumeRow({ name, index, voxels, volume_ml, confidence, dice }) {
   const row = document.createElement("tr");
   const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
   swatch.style.backgroundColor = `rgb(${colours(index).join(" ")})`;
@@ -166,7 +166,10 @@ function volumeRow({ name, index, voxels, volume_ml, confidence }) {
   cell.title = `${voxels} voxels`;
   const sure = Object.assign(document.createElement("td"), { textContent: confidence === null ? "" : `confidence ${confidence.toFixed(2)}` });
   sure.title = "confidence: the mean probability of the class over its voxels";
-  row.append(head, cell, sure);
+  const [expected, low, high] = (dice ?? []).map((value) => value.toFixed(2));
+  const hoped = Object.assign(document.createElement("td"), { textContent: dice ? `Dice about ${expected}` : "" });
+  hoped.title = dice ? `to be expected against a label: ${low} to ${high}, by the test cases of the model` : "";
+  row.append(head, cell, sure, hoped);
   return row;
 }
 
