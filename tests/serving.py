@@ -53,6 +53,25 @@ def write_scan(path: Path, size: int = 24, seed: int = 5) -> Path:
     return path
 
 
+def write_oblique(path: Path, seed: int = 5) -> Path:
+    """A scan whose axes are turned, mirrored and in another order than the patient's.
+
+    It is dark, but for a bright box that reaches from the middle further to one side than to the
+    other along every axis.
+    """
+    array = np.random.default_rng(seed).normal(300, 10, (30, 26, 22)).astype(np.int16)
+    array[11:25, 4:16, 8:19] = 1200
+    a, b = np.cos(0.5), np.sin(0.5)
+    turned = np.array([[a, -b, 0], [b, a, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, a, -b], [0, b, a]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = (turned * [-1.3, 1.5, -1.8])[:, [1, 2, 0]]
+    affine[:3, 3] = 20, -35, 50
+    formats.write(Volume(array, affine), path)
+    return path
+
+
 @dataclass
 class Server:
     """A server process. temp: the folder that it takes for temporary files."""

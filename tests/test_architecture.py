@@ -23,7 +23,7 @@ WINGS = {
     "report": {"core", "machine", "data", "runs", "evaluation"},
     "benchmark": {"core", "machine", "data", "models", "runs", "evaluation", "training", "report"},
     "export": {"core", "machine", "data", "models", "prediction"},
-    "serve": {"core", "machine", "data", "prediction"},
+    "serve": {"core", "machine", "data", "runs", "prediction"},
     "cli": {"core", "machine", "data", "models", "runs", "evaluation", "prediction", "training"}
     | {"report", "benchmark", "export", "serve"},
     "": {"core", "data", "evaluation", "prediction", "training", "report", "benchmark", "cli"},

@@ -29,9 +29,9 @@ def test_labels_drawn_from_the_probabilities_have_no_error_and_no_temperature():
 
 @pytest.mark.parametrize("heat", [0.5, 3.0])
 def test_the_temperature_undoes_what_made_a_model_too_sure_or_not_sure_enough(heat):
-    found = calibration([drawn(20_000, heat) for _ in range(4)])
-    assert found.temperature == pytest.approx(heat, rel=0.05)
-    assert found.ece > 0.08 and found.ece_scaled < 0.015
+    found = calibration([drawn(5_000, heat) for _ in range(4)])
+    assert found.temperature == pytest.approx(heat, rel=0.1)
+    assert found.ece > 0.08 and found.ece_scaled < 0.03
 
 
 def test_a_model_that_is_always_sure_and_half_of_the_time_right():

@@ -30,7 +30,7 @@ from dkuxnet.report.page import write_report
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.results import read_results
 from dkuxnet.report.surfaces import draw_surfaces, surface_of, surfaces_of, view
-from dkuxnet.report.volumes import capped, layers_of, layers_of_cases, shades
+from dkuxnet.report.volumes import capped, layers_of, layers_of_cases
 from dkuxnet.report.words import by, duration
 from dkuxnet.runs.folder import RunFolder
 from made_run import make_run
@@ -600,9 +600,8 @@ def test_many_logged_steps_are_thinned_and_keep_their_ends():
     assert len(points) == 1500 and points[0] == [1, 1.0] and points[-1] == [5000, 1.0]
 
 
-def test_shades_begin_with_the_colour_and_differ():
-    found = shades(pictures.TRUTH, 4)
-    assert found[0] == pictures.TRUTH and len(set(found)) == 4
+def test_every_class_has_its_own_colour():
+    assert len(set(pictures.class_colours(255))) == 255
 
 
 # --- classes that are not in every scan ---

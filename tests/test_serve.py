@@ -4,6 +4,7 @@ behind.
 
 import contextlib
 import gzip
+import hashlib
 import http.client
 import io
 import json
@@ -14,6 +15,7 @@ import struct
 import time
 import zipfile
 from pathlib import Path
+from urllib.parse import urlencode
 
 import h5py
 import httpx
@@ -23,9 +25,13 @@ import pytest
 pytest.importorskip("fastapi")
 
 from dicom_series import Scan
+from dkuxnet.core.schemas import Suggestion, Suggestions
+from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
+from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.prediction.predict import predict_scans
-from serving import Server, outcome, send, serving, tiny_run, write_scan
+from dkuxnet.runs.suggestions import write_suggestions
+from serving import Server, outcome, send, serving, tiny_run, write_oblique, write_scan
 
 MAX_MB, MAX_VOXELS = 8, 120_000
 # an upload
@@ -38,11 +44,22 @@ def run(prepared, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(run, tmp_path_factory) -> Server:
+def folder(run, tmp_path_factory) -> Path:
+    """A label folder of two oblique scans, of which `dkuxnet suggest` named the second."""
+    folder = tmp_path_factory.mktemp("serve") / "to label"
+    (folder / "images").mkdir(parents=True)
+    for name in ("cleo", "dora"):
+        write_oblique(folder / "images" / f"{name}.nii.gz")
+    named = Suggestion(name="dora", path="dora.nii.gz", reason="larger than any labelled one")
+    write_suggestions(run, Suggestions(scans=[named]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(run, folder, tmp_path_factory) -> Server:
     temp = tmp_path_factory.mktemp("serve") / "temp"
-    with serving(
-        run, temp, "--max-upload-mb", str(MAX_MB), "--max-voxels", str(MAX_VOXELS)
-    ) as process:
+    limits = "--max-upload-mb", str(MAX_MB), "--max-voxels", str(MAX_VOXELS)
+    with serving(run, temp, *limits, "--label-folder", str(folder)) as process:
         yield process
         _, err = process.stop()
         assert err == ""  # no traceback in any of these tests
@@ -448,6 +465,7 @@ def test_this_machine_s_names_are_served(client, host):
         ("DELETE", "/jobs/x"),
         ("PUT", "/session/"),
         ("POST", "/infer/my_run"),
+        ("PUT", "/scans/label?name=cleo"),
     ],
 )
 def test_other_sites_pages_are_refused(client, method, path, headers):
@@ -477,9 +495,13 @@ def test_a_full_queue_says_so(server, client, tmp_path):
 
 
 def slicer_form(
-    server: Server, selector: str, params: dict, files: dict[str, Path] | None = None
-) -> tuple[dict, dict]:
-    """POST a form as MONAI Label's client in Slicer does: over http.client, its odd boundary, and
+    server: Server,
+    selector: str,
+    params: dict,
+    files: dict[str, Path] | None = None,
+    method: str = "POST",
+) -> tuple:
+    """Send a form as MONAI Label's client in Slicer does: over http.client, its odd boundary, and
     an answer that is read by its length from the bare socket file.
     """
     limit = "----------lImIt_of_THE_fIle_eW_$"
@@ -493,9 +515,11 @@ def slicer_form(
     body += f"--{limit}--\r\n".encode()
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request(
-        "POST", selector, body, {"content-type": f"multipart/form-data; boundary={limit}"}
+        method, selector, body, {"content-type": f"multipart/form-data; boundary={limit}"}
     )
     answer = connection.getresponse()
+    if method == "PUT":  # an answer without files is no form
+        return answer.status, json.loads(answer.read())
     assert answer.status == 200, answer.read()
     assert "multipart" in answer.getheader("content-type") and not answer.chunked
     cgi = pytest.importorskip("cgi")  # what the client parses with; gone from Python 3.13
@@ -601,6 +625,156 @@ def test_old_sessions_make_room(server, client, scan):
     ] * 8
     for token in tokens[2:]:
         client.delete(f"/session/{token}")
+
+
+# --- labels ---
+
+
+def drawing(path: Path, folder: Path, seed: int = 0, most: int = 2, **changes) -> Path:
+    """A NIfTI of class indices on the grid of the scan cleo."""
+    scan = formats.read(folder / "images/cleo.nii.gz")
+    indices = np.random.default_rng(seed).integers(0, most + 1, scan.shape, np.uint8)
+    volume = Volume(indices, scan.affine)
+    formats.write(Volume(**(vars(volume) | changes)), path)
+    return path
+
+
+def save(client: httpx.Client, file: Path, loaded: str, **query: str) -> httpx.Response:
+    """What the page sends."""
+    query = {"name": "cleo", "loaded": loaded, "start": "model"} | query
+    return client.put("/scans/label", params=query, content=file.read_bytes())
+
+
+def test_a_label_is_saved_on_the_grid_of_its_scan_and_prepare_takes_it(client, folder, tmp_path):
+    dora, cleo = client.get("/scans").json()["scans"]
+    assert (dora["name"], dora["reason"]) == ("dora", "larger than any labelled one")
+    assert (cleo["name"], cleo["reason"], cleo["labelled"]) == ("cleo", "", False)
+    opened = client.post("/scans/open", params={"name": "cleo"}).json()
+    assert not outcome(client, opened["id"])["result"]["drawn"]
+    assert (folder / "images/cleo.nii.gz").exists()  # not deleted as what was sent is
+    file = drawing(tmp_path / "a.nii.gz", folder)
+    answer = save(client, file, opened["loaded"], who=" Ada\n ").raise_for_status().json()
+    scan = formats.read(folder / "images/cleo.nii.gz")
+    label = formats.read(folder / "labels/cleo.nii.gz", kind="label")
+    assert np.array_equal(label.array, formats.read(file, kind="label").array)
+    assert np.array_equal(label.affine, scan.affine) and label.array.dtype == np.uint8
+    made = json.loads((folder / "labels-made/cleo.json").read_text())
+    assert (made["who"], made["run"], made["start"], made["program"]) == (
+        "Ada",
+        "my_run",
+        "model",
+        "page",
+    )
+    assert made["scan_sha256"] == opened["loaded"] and made["label_sha256"] == answer["version"]
+    listed = client.get("/scans").json()["scans"]
+    assert [(each["name"], each["who"]) for each in listed] == [("dora", ""), ("cleo", "Ada")]
+    again = outcome(client, client.post("/scans/open", params={"name": "cleo"}).json()["id"])
+    view = client.get(f"/jobs/{again['id']}/view/label.nii.gz").raise_for_status().content
+    (tmp_path / "view.nii.gz").write_bytes(view)
+    assert np.array_equal(formats.read(tmp_path / "view.nii.gz").array, label.array)
+    meta = prepare_scans(folder, tmp_path / "prepared", processes=1)
+    assert meta.labels == {"background": 0, "organ": 1, "tumour": 2}
+    assert [(case.name, case.labelled) for case in meta.cases] == [("cleo", True), ("dora", False)]
+
+
+def test_no_label_is_replaced_unasked_and_no_drawing_saved_that_does_not_fit(
+    client, folder, tmp_path
+):
+    loaded = client.post("/scans/open", params={"name": "cleo"}).json()["loaded"]
+    file, other = (drawing(tmp_path / f"{i}.nii.gz", folder, i) for i in (1, 2))
+    label, labels = folder / "labels/cleo.nii.gz", folder / "labels"
+    first = save(client, file, loaded, who="Ada")
+    if first.status_code == 409:  # of the test before
+        first = save(client, file, loaded, who="Ada", replace=first.json()["version"])
+    mine, saved = first.json()["version"], label.read_bytes()
+    asked = save(client, other, loaded, who="Bo")  # two who correct one scan
+    assert asked.status_code == 409 and asked.json()["version"] == mine
+    assert re.match(r"cleo has a label that Ada saved on .* UTC. Replace", asked.json()["detail"])
+    theirs = save(client, other, loaded, who="Bo", replace=mine).json()["version"]
+    late = save(client, file, loaded, replace=mine)
+    assert late.status_code == 409 and "Bo saved" in late.json()["detail"]
+    label.write_bytes(saved)  # by another program
+    asked = save(client, file, loaded, replace=theirs)
+    assert asked.status_code == 409 and "not drawn here" in asked.json()["detail"]
+    replace = {"replace": asked.json()["version"]}
+    scan = formats.read(folder / "images/cleo.nii.gz")
+    moved = scan.affine.copy()
+    moved[0, 3] += 5
+    (tmp_path / "junk.nii.gz").write_bytes(b"hello" * 99)
+    for wrong, status, said in (
+        (drawing(tmp_path / "b.nii.gz", folder, most=3), 400, "the value 3, which is no class of"),
+        (drawing(tmp_path / "c.nii.gz", folder, array=scan.array[1:]), 400, "one grid"),
+        (drawing(tmp_path / "d.nii.gz", folder, affine=moved), 400, "apart in the world"),
+        (tmp_path / "junk.nii.gz", 400, "expected gzip"),
+    ):
+        answer = save(client, wrong, loaded, **replace)
+        assert answer.status_code == status and said in answer.json()["detail"], answer.text
+        assert str(folder.parent) not in answer.text
+    for name in ("nobody", "../images/cleo", "cleo.nii.gz", ""):
+        assert save(client, file, loaded, **replace, name=name).status_code == 404
+    assert save(client, file, "", **replace).status_code == 400
+    write_oblique(folder / "images/cleo.nii.gz", seed=9)
+    answer = save(client, file, loaded, **replace)
+    assert (
+        answer.status_code == 409 and "has changed since it was loaded" in answer.json()["detail"]
+    )
+    assert label.read_bytes() == saved and sorted(labels.iterdir()) == [label]
+    label.unlink()
+
+
+@pytest.mark.filterwarnings("ignore:'cgi' is deprecated")
+def test_slicer_labels_what_is_suggested(server, client, folder, tmp_path):
+    """In the order of the plugin's `onNextSampleButton`, `onClickSegmentation`, `onSaveLabel`."""
+    info = client.get("/info/").json()
+    ((strategy, _),) = info["strategies"].items()
+    assert info["datastore"] == {"total": 2, "completed": 0}
+    wrong = client.post("/activelearning/sugest", json={"client_id": "user-xyz"})
+    assert wrong.status_code == 404 and "did you mean 'suggest'" in wrong.json()["detail"]
+
+    def next_sample() -> dict:
+        return client.post(f"/activelearning/{strategy}", json={"client_id": "user-xyz"}).json()
+
+    sample = next_sample()
+    scan = folder / "images/dora.nii.gz"
+    assert sample["name"] == "dora.nii.gz"  # its suffix tells Slicer what it is
+    image = client.get("/datastore/image", params={"image": sample["id"]}).raise_for_status()
+    assert image.content == scan.read_bytes()
+    assert sample["checksum"] == f"SHA256:{hashlib.sha256(image.content).hexdigest()}"
+    (model,) = info["models"]
+    query = urlencode({"image": sample["id"]})
+    _, files = slicer_form(server, f"/infer/{model}?{query}", {"result_extension": ".nrrd"})
+    label = tmp_path / "from server.nrrd"
+    label.write_bytes(next(iter(files.values())))
+
+    def saved(image: str, *names: str) -> tuple[int, dict]:
+        told = [{"name": name, "idx": i} for i, name in enumerate(names, 1)]
+        params = {"label_info": told, "client_id": "user-xyz"}
+        selector = f"/datastore/label?{urlencode({'image': image})}"
+        return slicer_form(server, selector, params, {"label": label}, "PUT")
+
+    status, told = saved(sample["id"], "organ", "lung")
+    assert status == 400 and "“lung”, which is no class of the model" in told["detail"]
+    status, told = saved(sample["id"], "tumour", "organ")  # as the segments are in Slicer
+    assert (status, told["label"]) == (200, "dora"), told
+    read = formats.read(folder / "labels/dora.nii.gz", kind="label")
+    sent = formats.read(label, kind="label").array
+    assert np.array_equal(read.array, np.array([0, 2, 1], np.uint8)[sent])
+    assert np.array_equal(read.affine, formats.read(scan).affine)
+    assert saved(sample["id"], "organ", "tumour")[0] == 200  # in the same sitting, once more
+    status, told = saved("dora", "organ", "tumour")
+    assert status == 409 and "dora has a label that user-xyz saved" in told["detail"]
+    assert told["detail"].endswith("Nothing was saved; replace it on the page.")
+    other = next_sample()
+    assert other["id"].startswith("cleo@") and info != client.get("/info/").json()
+    write_oblique(folder / "images/cleo.nii.gz", seed=10)
+    assert saved(other["id"], "organ", "tumour")[0] == 409
+    for method, path, status, said in (
+        ("POST", f"/train/{model}", 501, "dkuxnet train PREPARED NEWRUN --from RUN"),
+        ("PUT", "/datastore/?image=x", 409, "takes no scans into its label folder"),
+        ("GET", "/datastore/image?image=x", 404, "no such scan"),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == status and said in answer.json()["detail"]
 
 
 # --- the end ---

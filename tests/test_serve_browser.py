@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 pytest.importorskip("fastapi")
 
 from dkuxnet.data import formats
+from dkuxnet.machine.files import checksum
 from dkuxnet.prediction.predict import predict_scans
-from serving import Server, serving, tiny_run, write_scan
+from serving import Server, serving, tiny_run, write_oblique, write_scan
 
 WITHOUT_WEBGL = "HTMLCanvasElement.prototype.getContext = () => null"
 
@@ -77,11 +79,18 @@ def drop(page, path: Path) -> None:
 
 
 def pixels(page) -> np.ndarray:
-    """The canvas as it is seen, (rows, columns, 3)."""
+    """The canvas as it is seen once it is at rest, (rows, columns, 3)."""
     import matplotlib.image
 
-    page.wait_for_timeout(400)  # software drawing
-    return matplotlib.image.imread(io.BytesIO(page.locator("#canvas").screenshot()))[..., :3]
+    before = None
+    for _ in range(50):  # software drawing
+        page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+        if (taken := page.locator("#canvas").screenshot()) == before:
+            break
+        before = taken
+    return matplotlib.image.imread(io.BytesIO(taken))[..., :3]
 
 
 def coloured(picture: np.ndarray) -> int:
@@ -133,6 +142,16 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
     assert np.abs(pixels(page) - before).max() > 0.3
     page.get_by_label("View").select_option("3D")
     assert np.abs(pixels(page) - before).max() > 0.3
+
+    page.get_by_label("View").select_option("Axial")
+    fills = coloured(pixels(page))
+    page.get_by_role("checkbox", name="Outlines").check()
+    assert 20 < coloured(pixels(page)) < 0.9 * fills
+    found = page.evaluate("""async () => {
+        const { colours } = await import("/static/viewer.js");
+        return Array.from({ length: 255 }, (_, i) => colours(i + 1).join());
+    }""")
+    assert len(set(found)) == 255
 
     page.get_by_role("button", name="Next scan").click()
     page.get_by_role("heading", name="Drop a scan here").wait_for()
@@ -199,6 +218,84 @@ def test_a_scan_can_be_cancelled(page, server, tmp_path):
     page.get_by_role("heading", name="Drop a scan here").wait_for()
     until_no_files(server)
     assert page.locator("#choose").is_visible()
+
+
+def bright(page) -> np.ndarray:
+    """Where the canvas is white in a large area, (n, 2) as x, y of it: the box, no cross."""
+    white = ndimage.binary_erosion(pixels(page).min(axis=-1) > 0.9, iterations=6)
+    return np.argwhere(white)[:, ::-1]
+
+
+def test_what_is_drawn_is_saved_where_it_was_seen(browser, run, tmp_path):
+    """On an oblique scan, with mouse and keyboard; the box of `write_oblique` says where."""
+    folder = tmp_path / "folder"
+    (folder / "labels").mkdir(parents=True)
+    scan = formats.read(write_oblique(folder / "anna.nii.gz"))
+    inside = scan.array > 900
+    page = browser.new_page(viewport={"width": 940, "height": 640})
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    with serving(run, tmp_path / "temp", "--label-folder", str(folder)) as server:
+        page.goto(server.url)
+        page.get_by_role("button", name="Label anna").click()
+        page.get_by_label("Begin with").select_option("empty")
+        page.get_by_role("checkbox", name="The model’s map").uncheck()
+        page.get_by_label("Size of pen").fill("1")
+        places = bright(page)
+        canvas = page.locator("#canvas").bounding_box()
+        corner = np.array([canvas["x"], canvas["y"]])
+        # of the axial plane, the large one
+        middle = corner + places[places[:, 0] < 0.6 * canvas["width"]].mean(axis=0)
+        page.keyboard.press("1")
+        page.keyboard.press("o")
+        x, y = middle.tolist()
+        page.mouse.move(x - 30, y)
+        page.mouse.down()
+        for right, down in ((0, -30), (30, 0), (0, 30), (-30, 0)):
+            page.mouse.move(x + right, y + down, steps=3)
+        page.mouse.up()
+        page.keyboard.press("e")
+        page.mouse.click(x, y)
+        page.keyboard.press("Control+z")
+        page.keyboard.press("p")
+        page.keyboard.press("2")
+        ways = ([1, 1], [-1, 1], [1, -1], [-1, -1])  # they lead to more than one of the planes
+        for right, down in [(corner + places[np.argmin(places @ way)]).tolist() for way in ways]:
+            page.mouse.click(right, down)
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_role("button", name="Save the label").click()
+        page.get_by_text("Saved as labels/anna.nii.gz.").wait_for(timeout=20_000)
+        label = formats.read(folder / "labels/anna.nii.gz", kind="label")
+        assert np.array_equal(label.affine, scan.affine)
+        assert not label.array[~inside].any()
+        assert np.count_nonzero(label.array == 2) == 4
+        (slices,) = np.nonzero((label.array == 1).any(axis=(0, 2)))  # axial ones, in this scan
+        assert len(slices) == 1
+        ring = label.array[:, slices[0]] > 0
+        assert ring.sum() > 12 and np.array_equal(ring, ndimage.binary_fill_holes(ring))
+
+        page.reload()
+        page.get_by_role("button", name="label by Ada").click()
+        page.get_by_role("checkbox", name="The model’s map").uncheck()
+        assert page.get_by_label("Begin with").input_value() == "label"
+        assert coloured(pixels(page)) > 20
+        before = checksum(folder / "labels/anna.nii.gz")
+        page.keyboard.press("f")
+        page.keyboard.press("2")
+        page.mouse.click(x, y)
+        page.keyboard.press("Control+s")
+        page.get_by_text("anna has a label that Ada saved").wait_for(timeout=20_000)
+        page.get_by_role("button", name="Keep it").click()
+        assert checksum(folder / "labels/anna.nii.gz") == before
+        page.get_by_role("button", name="Save the label").click()
+        page.get_by_role("button", name="Replace it").click()
+        page.get_by_text("Saved as labels/anna.nii.gz.").wait_for(timeout=20_000)
+        filled = formats.read(folder / "labels/anna.nii.gz", kind="label").array
+        assert np.array_equal(filled == 2, label.array > 0)
+        page.get_by_role("button", name="Next scan").click()
+        page.get_by_text("Every other scan has a label.").wait_for()
+    page.close()
+    assert wrong == []
 
 
 def until_no_files(server: Server) -> None:

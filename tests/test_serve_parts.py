@@ -24,9 +24,12 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.prediction.segment import Segmentation
+from dkuxnet.serve import monai_store
 from dkuxnet.serve.guard import Guard, host_is_ours
 from dkuxnet.serve.headers import check_header, check_zip
+from dkuxnet.serve.label_folder import LabelFolder
 from dkuxnet.serve.limits import Limits, Refused
+from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import label_name, scan_suffix, without_paths
 from dkuxnet.serve.reading import Reader, ReadScan, only_case, read_back, read_file
 from dkuxnet.serve.segmenting import Work, class_warnings, doubts, scan_warnings
@@ -502,3 +505,37 @@ def test_what_a_child_says_is_checked(tmp_path, wrong):
         read_back(answer | wrong, voxels, 1, 1000)
     with pytest.raises(UserError):
         read_back(["no dict"], voxels, 1, 1000)
+
+
+def label_folder(folder: Path) -> LabelFolder:
+    return LabelFolder(folder, folder, Model("m", Labels()), lambda: None, folder)
+
+
+def test_a_label_folder_that_prepare_would_read_otherwise_is_refused(tmp_path):
+    def refused(folder: Path) -> str:
+        with pytest.raises(UserError) as error:
+            label_folder(folder).check()
+        return str(error.value)
+
+    assert "there is none" in refused(tmp_path / "none")
+    (tmp_path / "images").mkdir()
+    formats.write(Volume(np.ones((4, 5, 6)), np.eye(4)), tmp_path / "images/a.nii")
+    label_folder(tmp_path).check()
+    described = tmp_path / "dataset.json"
+    described.write_text('{"labels": {"background": 0, "LA": 1}}')
+    assert "dataset.json has the labels {'background': 0, 'LA': 1}" in refused(tmp_path)
+    described.write_text('{"channel_names": {"0": "T1", "1": "T2"}}')
+    assert "its scans have 2 channel(s), the model takes 1 (MRI)" in refused(tmp_path)
+    described.write_text('{"channel_names": {"0": "T1"}, "dataset": {}}')
+    assert "this is the layout nnunet" in refused(tmp_path)
+
+
+def test_without_a_label_folder_the_plugin_is_told_how_to_get_one():
+    for path in ("/datastore/image", "/datastore/label", "/activelearning/{strategy}"):
+        (route,) = (r for r in monai_store.router(None, Limits()).routes if r.path == path)
+        arguments = {"strategy": "first"} if "strategy" in path else {"image": "x"}
+        with pytest.raises(Refused, match="start it with `dkuxnet serve RUN --label-folder"):
+            if asyncio.iscoroutinefunction(route.endpoint):
+                asyncio.run(route.endpoint(request=None, **arguments))
+            else:
+                route.endpoint(**arguments)

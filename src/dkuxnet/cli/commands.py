@@ -224,7 +224,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
-    from dkuxnet.cli.console import case_progress, show_prepared, show_updated
+    from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
     from dkuxnet.data.prepare import prepare_scans
     from dkuxnet.data.update import update_prepared
 
@@ -249,7 +249,8 @@ def prepare(
             split,
             None if coarse_mm == "none" else coarse_mm,
         )
-    show_prepared(meta, prepared, split)
+    show_prepared(meta, prepared)
+    typer.echo(next_of_prepared(meta, prepared, split))
 
 
 @app.command()
@@ -531,9 +532,8 @@ def loop(
     work = work or folder.parent / f"{folder.name}-loop"
     run = run_round(folder, work, train, device, count)
     _show_suggestions(read_suggestions(run))
-    typer.echo(
-        f"label these, in {folder / 'labels'}; next: {shlex.join(['dkuxnet', *sys.argv[1:]])}"
-    )
+    again = shlex.join(["dkuxnet", *sys.argv[1:]])
+    typer.echo(f"put labels of these into {folder / 'labels'}; next: {again}")
 
 
 def _show_suggestions(found: "Suggestions") -> None:
@@ -559,6 +559,10 @@ def serve(
         Path | None,
         typer.Option(help="Folder that keeps every scan and result; else nothing stays."),
     ] = None,
+    label_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scans to label on the page; labels are saved in it."),
+    ] = None,
 ) -> None:
     """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
     from dkuxnet.serve import require_extra
@@ -576,6 +580,7 @@ def serve(
         device,
         limits,
         keep,
+        label_folder,
         lambda where: typer.echo(f"weights: {_weights_of(run)}\nopen {where}   (Ctrl-C ends it)"),
     )
 

@@ -115,7 +115,7 @@ def next_of_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> st
     return f"next: dkuxnet {shlex.join(words)}"
 
 
-def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
+def show_prepared(meta: "Prepared", prepared: Path) -> None:
     from dkuxnet.data.prepared_set import PreparedSet
 
     labelled, coarse = sum(case.labelled for case in meta.cases), PreparedSet(prepared).coarse
@@ -127,7 +127,6 @@ def show_prepared(meta: "Prepared", prepared: Path, split: Path | None) -> None:
     if coarse:
         _say(f"plan of the coarse stage: {_plan(PreparedSet(coarse).meta.plan)}")
     _say(f"plan: {_plan(meta.plan)}, network {meta.plan.network}")
-    _say(next_of_prepared(meta, prepared, split))
 
 
 def show_updated(done: "Update", prepared: Path) -> None:

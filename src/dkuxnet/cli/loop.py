@@ -34,7 +34,7 @@ def run_round(folder: Path, work: Path, train: Train, device: str, count: int) -
             show_updated(update_prepared(folder, prepared, progress=progress), prepared)
         else:
             work.mkdir(parents=True, exist_ok=True)
-            show_prepared(prepare_scans(folder, prepared, progress=progress), prepared, None)
+            show_prepared(prepare_scans(folder, prepared, progress=progress), prepared)
     data = PreparedSet(prepared)
     run, begin, go_on = _round(work, data)
     if not _is_of(run, data) or not run.is_finished:

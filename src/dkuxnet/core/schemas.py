@@ -359,6 +359,23 @@ class Suggestions(Document):
     scans: list[Suggestion]
 
 
+class LabelMade(Document):
+    """labels-made/NAME.json beside labels/NAME.nii.gz: how `serve` came to that label.
+
+    who: as they called themselves, often empty. when: in UTC. run: the folder's name. start: what
+    was drawn on. program: "page", or the name of another one. sitting: see `serve`.
+    """
+
+    scan_sha256: str
+    label_sha256: str
+    who: Annotated[str, Field(max_length=200)]
+    when: str
+    run: str
+    start: Literal["model", "label", "empty"]
+    program: Annotated[str, Field(max_length=200)]
+    sitting: Annotated[str, Field(max_length=200)]
+
+
 class AnsweredSeries(Document):
     """A series that `dkuxnet watch` is done with.
 

@@ -18,7 +18,7 @@ from skimage.measure import marching_cubes
 
 from dkuxnet.data.geometry import resample
 from dkuxnet.report.case import ShownCase
-from dkuxnet.report.pictures import LINES, PREDICTION, TRUTH, data_uri
+from dkuxnet.report.pictures import PREDICTION, TRUTH, class_colours, data_uri
 
 EDGE = 52  # voxels along a structure's longest edge before it becomes a surface: 10,000 corners
 MANY = 3  # with more classes than this each gets fewer corners, so that a page does not grow
@@ -103,7 +103,7 @@ def surfaces_of(case: ShownCase, classes: int) -> Surfaces | None:
     sizes = np.bincount(case.truth.ravel(), minlength=classes + 1) + np.bincount(
         case.prediction.ravel(), minlength=classes + 1
     )
-    many = [LINES[k % len(LINES)] for k in range(classes)]
+    many = class_colours(classes)
     return Surfaces(
         meshes=(truth, prediction),
         colours=([TRUTH], [PREDICTION]) if classes == 1 else (many, many),

@@ -24,7 +24,16 @@
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarLayout: innerWidth < 700 ? niivue.MULTIPLANAR_TYPE.AUTO : niivue.MULTIPLANAR_TYPE.ROW, logLevel: "error",
   });
 
+  const FAINT = 0.004; // NiiVue outlines no drawing that is not drawn at all
+  const volumes = (chosen) => chosen.layers.filter((layer) => !layer.outline);
   const opacityOf = (layer) => (shown.get(layer.key) ? opacity[layer.kind] : 0);
+  // What is outlined is a drawing to NiiVue, of which it has one.
+  const outline = (layer) => {
+    const rim = Math.min(1, 2 * opacityOf(layer));
+    nv.drawRimOpacity = rim;
+    nv.setDrawOpacity(rim && FAINT);
+  };
+  const show = (chosen) => chosen.layers.forEach((layer) => (layer.outline ? outline(layer) : nv.setOpacity(volumes(chosen).indexOf(layer), opacityOf(layer))));
   const table = (colours) => {
     const part = (at) => [0, ...colours.map((colour) => parseInt(colour.slice(at, at + 2), 16))];
     return { R: part(1), G: part(3), B: part(5), A: [0, ...colours.map(() => 255)], I: [0, ...colours.map((_, i) => i + 1)],
@@ -40,9 +49,16 @@
     if (wanted !== number) return; // another case was chosen meanwhile
     while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
     for (const [i, layer] of chosen.layers.entries()) {
+      if (layer.outline) continue;
       images[i].opacity = opacityOf(layer);
       if (layer.kind === "label") images[i].setColormapLabel(table(layer.colours));
       nv.addVolume(images[i]);
+    }
+    for (const [i, layer] of chosen.layers.entries()) {
+      if (!layer.outline) continue;
+      nv.loadDrawing(images[i]);
+      nv.setDrawColormap(table(layer.colours));
+      outline(layer);
     }
     nv.opts.isRadiologicalConvention = nv.opts.isOrientationTextVisible = chosen.oriented;
     nv.scene.crosshairPos = chosen.centre;
@@ -53,7 +69,7 @@
   }
 
   function list(chosen) {
-    find("layers").replaceChildren(...chosen.layers.map((layer, i) => {
+    find("layers").replaceChildren(...chosen.layers.map((layer) => {
       const label = document.createElement("label");
       const box = document.createElement("input");
       box.type = "checkbox";
@@ -61,11 +77,11 @@
       box.dataset.layer = layer.key;
       box.addEventListener("change", () => {
         shown.set(layer.key, box.checked);
-        nv.setOpacity(i, opacityOf(layer));
+        show(chosen);
       });
       const key = document.createElement("span");
-      key.className = `swatch ${layer.kind}`;
-      if (layer.colours) key.style.background = layer.colours[0];
+      key.className = `swatch ${layer.kind}${layer.outline ? " outline" : ""}`;
+      if (layer.colours) key.style[layer.outline ? "borderColor" : "background"] = layer.colours[0];
       label.append(box, key, layer.name);
       return label;
     }));
@@ -87,7 +103,6 @@
   room.addEventListener("input", ({ target }) => {
     if (!target.dataset.opacity) return;
     opacity[target.dataset.opacity] = Number(target.value);
-    const { layers } = cases[Number(room.dataset.shown)];
-    layers.forEach((layer, i) => layer.kind === target.dataset.opacity && nv.setOpacity(i, opacityOf(layer)));
+    show(cases[Number(room.dataset.shown)]);
   });
 })();

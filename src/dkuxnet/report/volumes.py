@@ -1,17 +1,15 @@
 """A case as layers for the viewer in the page: cropped and capped, on one grid, in 8 bits."""
 
 import base64
-import colorsys
 import gzip
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_hex, to_rgb
 from nibabel import Nifti1Image
 
 from dkuxnet.data.geometry import resample, resample_label, resampled_affine
 from dkuxnet.report.case import ShownCase, box_around, maps_of
-from dkuxnet.report.pictures import PREDICTION, TRUTH
+from dkuxnet.report.pictures import PREDICTION, TRUTH, class_colours
 from dkuxnet.report.slices import centre_of, window_of
 
 # most voxels along an edge: the first with which all cases keep to MOST_CHARACTERS
@@ -35,7 +33,7 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
 
     oriented: as in the case. centre: where the viewer begins, as shares of the grid. layers: each
     with kind ("scan", "label" or "map"), key (the same in every case), name, colours (hex, of a
-    label's values from 1) and data (gzipped NIfTI in base64).
+    label's values from 1), outline (of a label: not filled) and data (gzipped NIfTI in base64).
     """
     box = box_around(case)
     cut = tuple(part.stop - part.start for part in box)
@@ -55,7 +53,10 @@ def layers_of(case: ShownCase, class_names: list[str], edge: int) -> dict[str, A
                 "kind": "label",
                 "key": name,
                 "name": name,
-                "colours": shades(colour, len(class_names) - 1),
+                "colours": [colour]
+                if len(class_names) == 2
+                else class_colours(len(class_names) - 1),
+                "outline": name == "Truth",
                 "data": encode(resample_label(label[box], shape, len(class_names)), affine),
             }
         )
@@ -99,10 +100,3 @@ def encode(values: np.ndarray, affine: np.ndarray) -> str:
     voxels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     image = Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]  # nibabel's
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode("ascii")
-
-
-def shades(colour: str, count: int) -> list[str]:
-    """`count` colours of one hue as hex, the first of them `colour` itself."""
-    hue, light, full = colorsys.rgb_to_hls(*to_rgb(colour))
-    places = np.linspace(light, 0.88 if light < 0.6 else 0.3, count + 1)[:count]
-    return [to_hex(colorsys.hls_to_rgb(hue, place, full)) for place in places]

@@ -4,53 +4,82 @@ import logging
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from dkuxnet.core.errors import NO_ROOM
-from dkuxnet.serve import monai_label
+from dkuxnet.core.errors import NO_ROOM, UserError
+from dkuxnet.serve import monai_label, monai_store
 from dkuxnet.serve.guard import Guard
+from dkuxnet.serve.label_folder import Drawing, LabelFolder, Question, scan_checksum
 from dkuxnet.serve.limits import Limits, Refused, no_room
 from dkuxnet.serve.model import Model
-from dkuxnet.serve.names import ACCEPTED, label_ending, label_name, scan_suffix, shown
-from dkuxnet.serve.reading import Reader
+from dkuxnet.serve.names import (
+    ACCEPTED,
+    label_ending,
+    label_name,
+    scan_suffix,
+    shown,
+    signature,
+    without_folders,
+)
+from dkuxnet.serve.reading import Reader, ReadScan
 from dkuxnet.serve.segmenting import Work
 from dkuxnet.serve.tasks import Task, TaskQueue
-from dkuxnet.serve.uploads import receive_body
-from dkuxnet.serve.view import VIEWS, view_path
+from dkuxnet.serve.uploads import Uploads, receive_body
+from dkuxnet.serve.view import LABEL, VIEWS, view_path
 
 log = logging.getLogger("dkuxnet.serve")
 STATIC = Path(str(resources.files("dkuxnet.serve"))) / "static"
 NIIVUE = Path(str(resources.files("dkuxnet.report"))) / "vendor" / "niivue.umd.js"
 TASK = "/jobs/{token}"
+CHECKSUM_LENGTH = 64
 
 
 def create_app(
-    model: Model, folder: Path, bound: str, limits: Limits, keep: Path | None = None
+    model: Model,
+    folder: Path,
+    bound: str,
+    limits: Limits,
+    keep: Path | None = None,
+    labels: LabelFolder | None = None,
 ) -> FastAPI:
     """The server of one model.
 
     folder: private, for scans and results. bound: the address that it listens on. keep: see `Work`.
+    labels: the label folder, if any.
     """
     # FastAPI's own pages load scripts from elsewhere.
     app = FastAPI(title="dkuxnet", docs_url=None, redoc_url=None, openapi_url=None)
     reader = app.state.reader = Reader(limits, model.segmenter.channels, folder / "reading")
-    work = Work(model.segmenter, reader, limits.voxels, keep)
+
+    def drawn(task: Task) -> ReadScan:
+        names = model.segmenter.labels
+        if task.case is None or task.case.label is None:
+            raise UserError("this scan has no label")
+        return reader.label(task.case, task.case.label, names, None, task.folder, task.unwanted)
+
+    work = Work(model.segmenter, reader, limits.voxels, keep, drawn)
     queue = app.state.queue = TaskQueue(folder, limits, work)
-    _add_page(app, model, limits, keep)
+    _add_page(app, model, limits, keep, labels)
     _add_tasks(app, queue, limits)
-    app.include_router(monai_label.router(model, queue, folder, limits))
+    if labels:
+        _add_labels(app, queue, labels, limits)
+    app.include_router(monai_label.router(model, queue, folder, limits, labels))
+    app.include_router(monai_store.router(labels, limits))
     _add_error_handlers(app)
     app.add_middleware(Guard, bound=bound, limits=limits)
     return app
 
 
-def _add_page(app: FastAPI, model: Model, limits: Limits, keep: Path | None) -> None:
+def _add_page(
+    app: FastAPI, model: Model, limits: Limits, keep: Path | None, labels: LabelFolder | None
+) -> None:
     @app.get("/")
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
@@ -71,6 +100,7 @@ def _add_page(app: FastAPI, model: Model, limits: Limits, keep: Path | None) -> 
             "accepted": ACCEPTED,
             "upload_bytes": limits.upload_bytes,
             "kept": keep is not None,
+            "label_folder": labels and labels.folder.resolve().name,
         }
 
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -115,9 +145,47 @@ def _add_tasks(app: FastAPI, queue: TaskQueue, limits: Limits) -> None:
     @app.get(TASK + "/view/{name}.nii.gz")
     def view(token: str, name: str) -> FileResponse:
         task = finished(token)
-        if name not in VIEWS:
+        path = view_path(task.folder, name)
+        if name not in (*VIEWS, LABEL) or not path.exists():
             raise Refused(404, "There is no such view.")
-        return FileResponse(view_path(task.folder, name), media_type="application/octet-stream")
+        return FileResponse(path, media_type="application/octet-stream")
+
+
+def _add_labels(app: FastAPI, queue: TaskQueue, labels: LabelFolder, limits: Limits) -> None:
+    uploads = Uploads(labels.private, limits)
+
+    @app.get("/scans")
+    def scans() -> dict[str, Any]:
+        return {"scans": labels.listed()}
+
+    @app.post("/scans/open", status_code=201)
+    def open_scan(name: str) -> dict[str, Any]:
+        """Segment a scan of the label folder, to draw on the result."""
+        case = labels.case(name)
+        opened = {"loaded": scan_checksum(case), "label": labels.state(case)}
+        with queue.receiving(case.name, ".nii.gz", ".nii.gz", case=case) as task:
+            pass
+        return status(queue, task) | opened
+
+    @app.put("/scans/label")
+    async def save(
+        request: Request,
+        name: str,
+        loaded: str,
+        start: Literal["model", "label", "empty"],
+        replace: str = "",
+        who: str = "",
+    ) -> dict[str, Any]:
+        """The body is a NIfTI in gzip of class indices, 0 being the background."""
+        if len(loaded) != CHECKSUM_LENGTH:
+            raise Refused(400, "Expected the checksum of the scan that was loaded.")
+        async with uploads.place() as place:
+            await receive_body(request, file := place / "drawing.nii.gz", limits)
+            values = list(labels.labels.values())
+            drawing = Drawing(
+                file, values, loaded, replace=replace, who=signature(who), start=start
+            )
+            return await run_in_threadpool(labels.save, name, drawing)
 
 
 def status(queue: TaskQueue, task: Task) -> dict[str, Any]:
@@ -139,7 +207,12 @@ def status(queue: TaskQueue, task: Task) -> dict[str, Any]:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     def refuse(request: Request, refused: Refused) -> JSONResponse:
-        return JSONResponse({"detail": str(refused)}, refused.status)
+        question = {"version": refused.version} if isinstance(refused, Question) else {}
+        return JSONResponse({"detail": str(refused)} | question, refused.status)
+
+    @app.exception_handler(UserError)
+    def explain_folder(request: Request, error: UserError) -> JSONResponse:
+        return refuse(request, Refused(500, f"{without_folders(str(error))}."))
 
     @app.exception_handler(OSError)
     def explain_disk(request: Request, error: OSError) -> JSONResponse:

@@ -1,5 +1,7 @@
 """The part of MONAI Label's REST protocol with which 3D Slicer's plugin segments a scan.
 
+For the part that saves labels see `monai_store`.
+
 A conversation: GET /info/ (models and labels), PUT /session/ (the scan), GET /session/ID (still
 there?), POST /infer/MODEL?session_id=ID (a form with `params`; the answer is a form with `params`
 and the file of the label map). The plugin also sends GET /train/, and takes any status except 200
@@ -20,9 +22,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from dkuxnet.core.documents import parse_json
+from dkuxnet.core.types import Case
+from dkuxnet.serve import monai_store
+from dkuxnet.serve.label_folder import LabelFolder, check_loaded
 from dkuxnet.serve.limits import Limits, Refused
 from dkuxnet.serve.model import Model
 from dkuxnet.serve.names import FILE, label_ending, scan_suffix, shown
@@ -100,19 +106,16 @@ class Sessions:
         return session
 
 
-def router(model: Model, queue: TaskQueue, folder: Path, limits: Limits) -> APIRouter:
-    """The protocol's addresses."""
+def router(
+    model: Model, queue: TaskQueue, folder: Path, limits: Limits, labels: LabelFolder | None
+) -> APIRouter:
+    """The protocol's addresses. labels: None where there is no label folder."""
     routes, sessions = APIRouter(), Sessions(folder, limits)
     receiving = asyncio.Semaphore(limits.waiting)
 
     @routes.get("/info/")
     def info() -> dict[str, Any]:
-        return described(model)
-
-    @routes.get("/datastore/")
-    def datastore(output: str = "stats") -> dict[str, Any]:
-        """Nothing is stored here: the plugin sends the scans."""
-        return {"objects": {}} if output == "all" else {"total": 0, "completed": 0}
+        return described(model) | monai_store.described(labels)
 
     @routes.put("/session/")
     async def add_session(request: Request) -> dict[str, Any]:
@@ -140,9 +143,11 @@ def router(model: Model, queue: TaskQueue, folder: Path, limits: Limits) -> APIR
         if receiving.locked():
             raise limits.full()
         async with receiving, received_form(request) as form:
-            task = await _task_of(
-                form, sessions.get(session_id) if session_id else None, queue, limits
-            )
+            session = sessions.get(session_id) if session_id else None
+            case = None
+            if labels and image and not session and not file_of(form, "file"):
+                case = await run_in_threadpool(_stored, image, labels)
+            task = await _task_of(form, session, case, queue, limits)
         try:
             await _wait(request, task)
             return answer(task, output)
@@ -174,20 +179,28 @@ def described(model: Model) -> dict[str, Any]:
             }
         },
         "trainers": {},
-        "strategies": {},
         "scoring": {},
         "train_stats": {},
-        "datastore": {"total": 0, "completed": 0},
     }
 
 
-async def _task_of(
-    form: FormData, session: Session | None, queue: TaskQueue, limits: Limits
-) -> Task:
-    """A task for the scan of a session, or for the one in the form's field `file`.
+def _stored(image: str, labels: LabelFolder) -> Case:
+    sample = monai_store.Sample.of(image, labels)
+    check_loaded(sample.case, sample.loaded)
+    return sample.case
 
-    Raises Refused where there is neither.
+
+async def _task_of(
+    form: FormData, session: Session | None, case: Case | None, queue: TaskQueue, limits: Limits
+) -> Task:
+    """A task for a scan of the label folder, of a session, or of the form's field `file`.
+
+    Raises Refused where there is none.
     """
+    if case:
+        ending = _ending(form, ".nii.gz")
+        with queue.receiving(case.name, ".nii.gz", ending, as_indices=True, case=case) as task:
+            return task
     source = session or file_of(form, "file")
     if source is None:
         raise Refused(

@@ -32,6 +32,11 @@ def shown(name: str) -> str:
     return "".join(c for c in last if c.isprintable())[-120:].strip() or NO_NAME
 
 
+def signature(text: str) -> str:
+    """Who somebody says that they are: printable, of moderate length, possibly empty."""
+    return "".join(c for c in text if c.isprintable())[:100].strip()
+
+
 def label_name(name: str, ending: str) -> str:
     """The name under which the label map of scan `name` is offered."""
     stem = shown(name)
@@ -47,7 +52,11 @@ def label_ending(suffix: str) -> str:
 
 def without_paths(message: str, stored: Path, name: str) -> str:
     """A message on one line, with the user's name for the scan and no folder of this machine."""
-    text = " ".join(message.split()).replace(str(stored), shown(name))
-    text = re.sub(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/", "", text)
+    text = without_folders(" ".join(message.split()).replace(str(stored), shown(name)))
     text = text.replace(stored.name, shown(name))
     return re.sub(rf"case '{FILE}'(: )?", lambda match: "this scan" + (match[1] or ""), text)
+
+
+def without_folders(text: str) -> str:
+    """The text with every path of this machine cut down to its last part."""
+    return re.sub(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/", "", text)

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dkuxnet.core.confidence import unsure
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.prediction.segment import Segmentation, Segmenter
 from dkuxnet.serve.headers import check_edges, check_voxels
 from dkuxnet.serve.keep import keep_result
-from dkuxnet.serve.names import without_paths
+from dkuxnet.serve.names import without_folders, without_paths
 from dkuxnet.serve.reading import ReadScan
 from dkuxnet.serve.tasks import Task
-from dkuxnet.serve.view import focus, write_views
+from dkuxnet.serve.view import LABEL, MAX_DRAWN_VOXELS, focus, view_path, write_views
 
 COARSE = 2.0  # times the model's spacing
 
@@ -29,13 +30,14 @@ class Work:
     """Segments one scan after another.
 
     read: gives the scan of a task. max_voxels: see `Limits`. keep: folder for a copy of every scan
-    and its result.
+    that was sent, and its result. read_label: gives the label of a task of the label folder.
     """
 
     segmenter: Segmenter
     read: Callable[[Task], ReadScan]
     max_voxels: int
     keep: Path | None = None
+    read_label: Callable[[Task], ReadScan] | None = None
 
     def __call__(self, task: Task) -> dict[str, Any]:
         """Segment the scan of `task`; returns the results as JSON.
@@ -50,6 +52,11 @@ class Work:
         check_edges(scan.shape, "in its file")
         check_edges(grid, "at the spacing of the model")
         check_voxels(math.prod(grid), self.max_voxels, "at the spacing of the model")
+        if task.to_label and math.prod(scan.shape) > MAX_DRAWN_VOXELS:
+            raise UserError(
+                f"this scan has {math.prod(scan.shape):,} voxels, and the page draws on "
+                f"{MAX_DRAWN_VOXELS:,} at most; correct it in 3D Slicer"
+            )
         task.report("segmenting")
         result = self.segmenter(
             scan,
@@ -59,25 +66,28 @@ class Work:
         task.report("writing")
         results = self._results(task, read, result)
         results["seconds"] = round(time.monotonic() - started, 1)
-        if self.keep:
+        if self.keep and task.case is None:
             keep_result(self.keep, task, results)
         return results
 
     def _results(self, task: Task, read: ReadScan, result: Segmentation) -> dict[str, Any]:
         """Write what task.folder is to hold."""
-        scan, told = read.volume, [without_paths(text, task.scan, task.name) for text in read.told]
+        scan, told = (
+            read.volume,
+            [without_paths(text, task.files[0], task.name) for text in read.told],
+        )
         names, uncertainty = list(self.segmenter.labels), cast(Volume, result.uncertainty).array
-        indices = np.zeros(scan.shape, np.uint8)
-        for index, value in enumerate(self.segmenter.labels.values()):
-            indices[result.label.array == value] = index
+        indices = self._indices(result.label.array)
         as_indices = Volume(indices, scan.affine, nifti=scan.nifti)
         formats.write(as_indices if task.as_indices else result.label, task.label)
-        step = write_views(scan, indices, uncertainty, task.folder)
+        step = write_views(scan, indices, uncertainty, task.folder, whole=task.to_label)
+        missing = self._write_drawn(task)
         return {
             "shape": list(scan.shape),
             "oriented": read.oriented,
             "spacing_mm": [round(s, 4) for s in scan.spacing_mm],
             "step": list(step),
+            "drawn": view_path(task.folder, LABEL).exists(),
             "focus": focus(indices, step),
             "classes": measured(names, indices, scan, result.confidence),
             "warnings": [
@@ -86,8 +96,28 @@ class Work:
                 *class_warnings(names, indices),
                 *doubts(result.confidence),
                 *(f"{flag[0].upper()}{flag[1:]}." for flag in result.trust.flags),
+                *missing,
             ],
         }
+
+    def _write_drawn(self, task: Task) -> list[str]:
+        """Write the view of the label that is there already, if any; or say why there is none."""
+        if not (self.read_label and task.to_label and task.case and task.case.label):
+            return []
+        try:
+            label = self.read_label(task).volume
+        except UserError as error:
+            return [f"The label of this scan cannot be shown: {without_folders(str(error))}."]
+        array = self._indices(label.array[0])
+        formats.write(Volume(array, label.affine), view_path(task.folder, LABEL))
+        return []
+
+    def _indices(self, label: NDArray[Any]) -> NDArray[Any]:
+        """Label values -> class indices."""
+        indices = np.zeros(label.shape, np.uint8)
+        for index, value in enumerate(self.segmenter.labels.values()):
+            indices[label == value] = index
+        return indices
 
 
 def measured(

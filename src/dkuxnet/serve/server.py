@@ -17,8 +17,10 @@ from dkuxnet.prediction.segment import Segmenter
 from dkuxnet.serve.app import create_app
 from dkuxnet.serve.connections import OnceAMinute, guarded
 from dkuxnet.serve.keep import check_keep
+from dkuxnet.serve.label_folder import LabelFolder
 from dkuxnet.serve.limits import Limits
 from dkuxnet.serve.model import Model
+from dkuxnet.serve.reading import Reader
 
 GRACE_SECONDS = 2  # for answers on their way when the server is stopped
 HEAD_BYTES = 16 * 2**10  # of a request, with its address
@@ -33,19 +35,32 @@ def serve_run(
     device: str,
     limits: Limits,
     keep: Path | None,
+    label_folder: Path | None,
     announce: Callable[[str], None],
 ) -> None:
     """Serve the model of `run` until Ctrl-C or SIGTERM.
 
-    announce: called with the URL once it can be opened. Raises UserError where `run` is not a run
-    folder or the address cannot be listened on.
+    label_folder: see `LabelFolder`. announce: called with the URL once it can be opened. Raises
+    UserError where `run` is not a run folder, the address cannot be listened on, or a folder cannot
+    be used.
     """
     if keep:
         check_keep(keep)
     with listening(host, port) as sock:
         model = Model.of(run, Segmenter(run, device=device))
-        with private_folder() as folder, stopped_by_signals(), few_words():
-            app = create_app(model, folder, host, limits, keep)
+        with (
+            private_folder() as folder,
+            stopped_by_signals(),
+            few_words(),
+            contextlib.ExitStack() as ends,
+        ):
+            labels = None
+            if label_folder:
+                reader = Reader(limits, model.segmenter.channels, folder / "label-reading")
+                ends.callback(reader.stop)
+                labels = LabelFolder(label_folder, run, model, reader, folder)
+                labels.check()
+            app = create_app(model, folder, host, limits, keep, labels)
             try:
                 announce(address(host, sock))
                 with contextlib.suppress(KeyboardInterrupt):

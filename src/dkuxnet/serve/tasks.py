@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dkuxnet.core.errors import NO_ROOM, UserError
+from dkuxnet.core.types import Case
 from dkuxnet.serve.limits import Limits, no_room
 from dkuxnet.serve.names import FILE, without_paths
 
@@ -30,8 +31,9 @@ class Task:
 
     name: as its sender calls it. folder: its own; `scan` is the file in it. ending: suffix of the
     label map. as_indices: label values are 1, 2, ... in the order of the classes instead of those
-    of the training data. state: receiving -> waiting -> working -> done or failed. stage: what is
-    being done now; `done` of `total` windows are finished while the network runs.
+    of the training data. case: a scan of the label folder, which stays where it is. state:
+    receiving -> waiting -> working -> done or failed. stage: what is being done now; `done` of
+    `total` windows are finished while the network runs.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Task:
     ending: str
     as_indices: bool
     folder: Path
+    case: Case | None = None
     state: str = "receiving"
     stage: str = ""
     done: int = 0
@@ -52,6 +55,21 @@ class Task:
     @property
     def scan(self) -> Path:
         return self.folder / f"{FILE}{self.suffix}"
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of a scan of the label folder; none of a scan that was sent."""
+        return self.case.images if self.case else ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        return self.images or (self.scan,)
+
+    @property
+    def to_label(self) -> bool:
+        """Whether the page is to draw on it, and so needs every voxel."""
+        return self.case is not None and not self.as_indices
 
     @property
     def label(self) -> Path:
@@ -80,14 +98,19 @@ class TaskQueue:
 
     @contextmanager
     def receiving(
-        self, name: str, suffix: str, ending: str, as_indices: bool = False
+        self,
+        name: str,
+        suffix: str,
+        ending: str,
+        as_indices: bool = False,
+        case: Case | None = None,
     ) -> Iterator[Task]:
         """A task whose scan is received in the block.
 
         It then goes to the end of the queue; where receiving fails, nothing of it is left. Raises
         Refused where the queue is full.
         """
-        task = self.open(name, suffix, ending, as_indices)
+        task = self.open(name, suffix, ending, as_indices, case)
         try:
             yield task
         except BaseException:  # a sender who is gone raises CancelledError, not an Exception
@@ -95,7 +118,14 @@ class TaskQueue:
             raise
         self.submit(task)
 
-    def open(self, name: str, suffix: str, ending: str, as_indices: bool = False) -> Task:
+    def open(
+        self,
+        name: str,
+        suffix: str,
+        ending: str,
+        as_indices: bool = False,
+        case: Case | None = None,
+    ) -> Task:
         """A task for a scan about to be received. Raises Refused where the queue is full."""
         with self._changed:
             if (
@@ -105,7 +135,7 @@ class TaskQueue:
                 raise self.limits.full()
             token = secrets.token_urlsafe(16)
             task = self._tasks[token] = Task(
-                token, name, suffix, ending, as_indices, self.folder / token
+                token, name, suffix, ending, as_indices, self.folder / token, case
             )
             task.folder.mkdir(mode=0o700)
             return task
@@ -160,7 +190,7 @@ class TaskQueue:
         if isinstance(error, Cancelled):
             return "Cancelled."
         if isinstance(error, UserError):
-            return without_paths(str(error), task.scan, task.name)
+            return without_paths(str(error), task.files[0], task.name)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return str(no_room())
         log.error("a scan failed", exc_info=error)

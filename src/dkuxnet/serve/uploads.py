@@ -1,5 +1,7 @@
 """Uploads: from a request to a file, never whole in memory."""
 
+import asyncio
+import secrets
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +26,27 @@ async def receive_body(request: Request, path: Path, limits: Limits) -> None:
             if count > limits.upload_bytes:
                 raise limits.too_large()
             file.write(chunk)
+
+
+class Uploads:
+    """Places for files that are wanted for one request. Two are received at a time."""
+
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder, self.limits = folder, limits
+        self._receiving = asyncio.Semaphore(2)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Path]:
+        """A private folder for the time of the block. Raises Refused where both are taken."""
+        if self._receiving.locked():
+            raise self.limits.full()
+        async with self._receiving:
+            place = self.folder / secrets.token_urlsafe(16)
+            place.mkdir(mode=0o700)
+            try:
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @asynccontextmanager

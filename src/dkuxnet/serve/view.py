@@ -11,19 +11,25 @@ from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 
 VIEWS = ("scan", "classes", "uncertainty")
+LABEL = "label"  # a view of what was drawn before, of scans of the label folder
 MAX_VIEW_VOXELS = 2**25  # NiiVue takes four bytes for each voxel of the scan and of each layer
+MAX_DRAWN_VOXELS = 2**27  # of a scan that is drawn on, of which no voxel can be left out
 WINDOW_PERCENTILES = (0.5, 99.5)
 
 
 def write_views(
-    scan: Volume, indices: NDArray[Any], uncertainty: NDArray[Any], folder: Path
+    scan: Volume,
+    indices: NDArray[Any],
+    uncertainty: NDArray[Any],
+    folder: Path,
+    whole: bool = False,
 ) -> tuple[int, int, int]:
     """Write FOLDER/view_NAME.nii.gz for each name of VIEWS; returns the step along X, Y, Z.
 
-    Every step-th voxel is taken. scan: (C, X, Y, Z), of which the first channel is drawn, between
-    its percentiles. indices, uncertainty: (X, Y, Z).
+    Every step-th voxel is taken; every one of the `whole` scan. scan: (C, X, Y, Z), of which the
+    first channel is drawn, between its percentiles. indices, uncertainty: (X, Y, Z).
     """
-    step = view_step(scan.shape, scan.spacing_mm)
+    step = (1, 1, 1) if whole else view_step(scan.shape, scan.spacing_mm)
     taken = tuple(slice(None, None, s) for s in step)
     affine = scan.affine @ np.diag([*step, 1.0])
     arrays = (_window(scan.array[0][taken]), indices[taken], np.rint(255 * uncertainty[taken]))

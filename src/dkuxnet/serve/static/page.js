@@ -1,4 +1,5 @@
 // One scan from the drop to the download. The server decides; this file shows what it says.
+import * as labelling from "/static/label.js";
 import { colours, canDraw, clear, draw, setLayer, setPlanes } from "/static/viewer.js";
 
 const POLL_MS = 300;
@@ -7,7 +8,7 @@ const STAGES = { reading: "Reading and checking the scan", segmenting: "Segmenti
 
 const get = (id) => document.getElementById(id);
 let about = null; // what the server is and takes
-let current = null; // { id } or { upload }: the scan that the page is about; another object as soon as it is another
+let current = null; // { id, scan } or { upload }, scan: of the label folder: the scan that the page is about; another object as soon as it is another
 
 function show(section) {
   for (const id of SECTIONS) get(id).hidden = id !== section;
@@ -48,7 +49,7 @@ function refusal(file) {
 }
 
 async function start(file) {
-  await forget();
+  if (!(await leave())) return;
   const refused = refusal(file);
   if (refused) return fail(file.name, refused);
   get("busy-name").textContent = file.name;
@@ -77,6 +78,26 @@ function send(request, file) {
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.send(file);
   });
+}
+
+// A scan of the label folder.
+async function openScan(name) {
+  if (!(await leave())) return;
+  get("busy-name").textContent = name;
+  progress("Opening the scan");
+  show("busy");
+  const mine = (current = {});
+  let job;
+  try {
+    const response = await fetch(`/scans/open?name=${encodeURIComponent(name)}`, { method: "POST" });
+    if (!response.ok) throw new Error(await detail(response));
+    job = await response.json();
+  } catch (error) {
+    const reason = error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message;
+    return current === mine ? fail(name, reason) : null;
+  }
+  if (current === mine) return follow((current = { id: job.id, scan: { name, loaded: job.loaded, id: job.id, ...job.label } }));
+  return fetch(`/jobs/${job.id}`, { method: "DELETE" }).catch(() => null);
 }
 
 async function follow(mine) {
@@ -113,6 +134,10 @@ async function present(mine, job) {
   Object.assign(get("download"), { href: `/jobs/${job.id}/label`, download: job.download, title: job.download });
   const thinned = step.some((s) => s > 1) ? ` Drawn is one voxel in ${step.join(" × ")}; the label map has all.` : "";
   get("facts").textContent = `${shape.join(" × ")} voxels of ${spacing_mm.map((s) => +s.toFixed(3)).join(" × ")} mm, segmented in ${seconds} s.${thinned}`;
+  for (const each of document.querySelectorAll(".when-labelling")) each.hidden = !mine.scan;
+  for (const each of document.querySelectorAll(".when-not-labelling")) each.hidden = Boolean(mine.scan);
+  get("outline-classes").checked = Boolean(mine.scan);
+  get("result-title").textContent = mine.scan ? "Label" : "Segmentation";
   show("result");
   const drawable = canDraw();
   for (const id of ["frame", "keys", "layers"]) get(id).hidden = !drawable;
@@ -121,6 +146,7 @@ async function present(mine, job) {
   try {
     await draw(get("canvas"), job, layers());
     setPlanes(get("planes").value);
+    if (mine.scan && current === mine) await labelling.present(mine.scan, classes, job.result.drawn);
   } catch (error) {
     if (current !== mine) return;
     console.warn(error);
@@ -146,12 +172,20 @@ function volumeRow({ name, index, voxels, volume_ml, confidence }) {
 
 function layers() {
   const opacity = (name) => (get(`show-${name}`).checked ? get(`opacity-${name}`).value / 100 : 0);
-  return { classes: opacity("classes"), uncertainty: opacity("uncertainty") };
+  return { classes: opacity("classes"), uncertainty: opacity("uncertainty"), outline: get("outline-classes").checked };
+}
+
+// Forgets the scan, unless somebody wants to keep what they have drawn; returns whether it did.
+async function leave() {
+  if (labelling.unsaved() && !(await labelling.ask("This drawing is not saved. Leave it?", "Leave it", "Go back"))) return false;
+  await forget();
+  return true;
 }
 
 // The scan of before is deleted from the server too.
 async function forget() {
   const before = current;
+  labelling.leave();
   current = null;
   before?.upload?.abort();
   clear();
@@ -159,14 +193,15 @@ async function forget() {
 }
 
 async function refuse(reason) {
-  await forget();
-  fail("", reason);
+  if (await leave()) fail("", reason);
 }
 
 async function again() {
-  await forget();
+  const labelled = labelling.active();
+  if (!(await leave())) return;
   show("choose");
-  get("file").focus();
+  if (about.label_folder !== null) await labelling.list(openScan);
+  get(labelled ? "scans-first" : "file").focus();
 }
 
 function listen() {
@@ -177,8 +212,8 @@ function listen() {
   for (const button of document.querySelectorAll(".again")) button.addEventListener("click", again);
   get("cancel").addEventListener("click", again);
   for (const name of ["classes", "uncertainty"])
-    for (const control of [`show-${name}`, `opacity-${name}`])
-      get(control).addEventListener("input", () => setLayer(name, layers()[name]));
+    for (const control of [`show-${name}`, `opacity-${name}`, "outline-classes"])
+      get(control).addEventListener("input", () => setLayer(name, layers()[name], layers().outline));
   get("planes").addEventListener("change", () => setPlanes(get("planes").value));
   get("layers").addEventListener("submit", (event) => event.preventDefault());
   window.addEventListener("pagehide", () => {
@@ -213,8 +248,13 @@ async function begin() {
   get("where").textContent = here ? "The scan stays on this machine." : `The scan is sent to ${location.host} and to nobody else.`;
   get("privacy").textContent = about.kept
     ? "This server keeps every scan and result in a folder of its owner's choice."
-    : "Nothing is kept: scan and result are deleted with the next scan, and when the page is closed.";
+    : `${about.label_folder === null ? "Nothing is kept" : "Labels are saved, nothing else is kept"}: scan and result are deleted with the next scan, and when the page is closed.`;
   listen();
+  if (about.label_folder === null) return;
+  get("scans").hidden = false;
+  get("scans-folder").textContent = about.label_folder;
+  labelling.listen(openScan);
+  await labelling.list(openScan);
 }
 
 begin().catch(() => fail("", "The server does not answer. Is it still running?"));
