@@ -8,19 +8,50 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dkuxnet.cli.console import weights_of
+from dkuxnet.cli.labelling import loop, serve, suggest, watch
+from dkuxnet.cli.options import (
+    Cases,
+    Config,
+    Credentials,
+    Device,
+    Devices,
+    DicomWeb,
+    FinishedRun,
+    From,
+    Inputs,
+    Labelled,
+    LabelledSeed,
+    LabelMaps,
+    Localise,
+    MarginMm,
+    Method,
+    Minutes,
+    Network,
+    Preset,
+    Resume,
+    Seed,
+    SeriesUid,
+    Set,
+    Split,
+    Steps,
+    Study,
+    TrainDevice,
+    Weights,
+    numbers,
+    numbers_or,
+)
 from dkuxnet.cli.telling import end_telling, mute_libraries, tell_error, telling_warnings
 from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
 
 if TYPE_CHECKING:
-    from dkuxnet.core.config import Settings
-    from dkuxnet.core.schemas import Suggestions
+    pass
 
 app = typer.Typer(
     name="dkuxnet",
@@ -29,98 +60,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-
-# what several commands take
-FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
-Cases = Annotated[
-    Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
-]
-Weights = Annotated[
-    str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-Localise = Annotated[
-    Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
-]
-MarginMm = Annotated[
-    float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
-]
-
-
-def _unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    if not value and context.params.get("dicomweb") is None:
-        what = f"{parameter.param_type_name} {parameter.name}"
-        raise typer.BadParameter(f"Missing {what}, or an archive: --dicomweb URL --study UID")
-    return value
-
-
-# what `predict` takes, from files or from an archive
-Inputs = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="INPUT...",
-        callback=_unless_archive,
-        help="Scans, folders of scans, DICOM folders or zips.",
-    ),
-]
-LabelMaps = Annotated[
-    Path | None,
-    typer.Option(
-        callback=_unless_archive,
-        help="Folder for the label maps; without it an archive gets them itself.",
-    ),
-]
-SeriesUid = Annotated[
-    str | None,
-    typer.Option(
-        "--series-uid", "--series", help="The one that is meant, where there are several."
-    ),
-]
-DicomWeb = Annotated[
-    str | None,
-    typer.Option(metavar="URL", is_eager=True, help="An archive (PACS), in place of INPUT."),
-]
-Study = Annotated[str | None, typer.Option(metavar="UID", help="The study in the archive.")]
-Credentials = Annotated[
-    Path | None,
-    typer.Option(
-        help="TOML file of mode 600: user and password, or token. Else the environment: "
-        "DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN."
-    ),
-]
-
-# what is set for a training
-Preset = Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")]
-Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over the preset's.")]
-Network = Annotated[str | None, typer.Option(help="Network by name.")]
-Method = Annotated[str | None, typer.Option(help="Semi-supervised method by name.")]
-Labelled = Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")]
-LabelledSeed = Annotated[
-    int | None, typer.Option(min=0, help="Draw the N cases of --labelled by this seed instead.")
-]
-Split = Annotated[
-    Path | None, typer.Option(help="JSON file with train, validation and test lists.")
-]
-From = Annotated[
-    Path | None, typer.Option("--from", help="Begin with the weights of this run, where they fit.")
-]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
-Minutes = Annotated[
-    float | None,
-    typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
-TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume", help="Go on with RUN where it stopped; its settings count, but for --steps."
-    ),
-]
-Devices = Annotated[
-    int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")
-]
 
 
 def main() -> None:
@@ -143,33 +82,12 @@ def main() -> None:
             sys.exit(1)
 
 
-def _weights_of(run: Path, asked: str | None = None) -> str:
-    from dkuxnet.cli.console import weights_chosen
-    from dkuxnet.runs.folder import RunFolder
-
-    return asked or weights_chosen(RunFolder(run).choose_weights())
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"dkuxnet {version('dkuxnet')}")
         raise typer.Exit()
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter("expected a number, or three: 1.5,1.5,10") from None
-
-
-def _numbers_or(*words: str) -> Callable[[str], list[float] | str]:
-    def parse(text: str) -> list[float] | str:
-        return text if text in words else _numbers(text)
-
-    return parse
 
 
 @app.callback()
@@ -194,7 +112,7 @@ def prepare(
     spacing_mm: Annotated[
         Any,  # what the parser gives: typer takes a list for an option that is given several times
         typer.Option(
-            parser=_numbers,
+            parser=numbers,
             metavar="<float>",
             help="Edge of a voxel in mm, or X,Y,Z; the data's median by default.",
         ),
@@ -202,7 +120,7 @@ def prepare(
     coarse_mm: Annotated[
         Any,
         typer.Option(
-            parser=_numbers_or("auto", "none"),
+            parser=numbers_or("auto", "none"),
             metavar="<float>",
             help="The same of a coarse stage that comes first; auto where patches are small beside "
             "the scans; none.",
@@ -274,6 +192,7 @@ def train(
     devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
+    from dkuxnet.cli.launch import train_run
     from dkuxnet.core.config import load_settings, parse_override
 
     named = {
@@ -305,49 +224,7 @@ def train(
         code, errors = in_processes(devices)
         end_telling(errors)
         raise typer.Exit(code)
-    _train(prepared, run, settings, resume, steps if resume else None, minutes)
-
-
-def again(prepared: Path, run: Path) -> str:
-    """The command that goes on with a training, in as many processes."""
-    words = ["dkuxnet", "train", str(prepared), str(run), "--resume"]
-    world = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and world != "1":
-        words += ["--devices", world]
-    return shlex.join(words)
-
-
-def _train(
-    prepared: Path,
-    run: Path,
-    settings: "Settings",
-    resume: bool,
-    steps: int | None,
-    minutes: float | None,
-) -> None:
-    from dkuxnet.cli.console import show_trained, train_progress
-    from dkuxnet.cli.launch import check_begun_here, goes_on, is_first
-    from dkuxnet.machine.distributed import joined
-    from dkuxnet.training.experiment import run_training
-    from dkuxnet.training.loop import Interrupted
-    from dkuxnet.training.minutes import settings_for
-
-    try:
-        with joined(), train_progress() as progress:
-            if not resume and goes_on(run):
-                check_begun_here(run, settings, minutes is not None)
-                resume = True
-            elif minutes is not None:
-                settings, said = settings_for(minutes, prepared, run, settings)
-                if is_first():
-                    typer.echo(said)
-            manifest = run_training(prepared, run, settings, resume, progress, steps)
-    except Interrupted as stop:
-        if is_first():
-            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
-        raise typer.Exit(130) from None
-    if is_first():
-        show_trained(manifest, run)
+    train_run(prepared, run, settings, resume, steps if resume else None, minutes)
 
 
 @app.command()
@@ -365,6 +242,10 @@ def predict(
     device: Device = "auto",
     localise: Localise = None,
     margin_mm: MarginMm = None,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
+    ] = None,
     series_uid: SeriesUid = None,
     format_: Annotated[
         str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
@@ -388,6 +269,7 @@ def predict(
         "device": device,
         "localise": localise,
         "margin_mm": margin_mm,
+        "others": with_ or [],
         "series_uid": series_uid,
         "form": format_,
         "segmentation_type": segmentation_type,
@@ -395,7 +277,7 @@ def predict(
     if dicomweb is None:
         if study or credentials:
             raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
-        # neither is missing here, see `_unless_archive`
+        # neither is missing here, see `unless_archive`
         job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
     else:
         from dkuxnet.prediction.archive import predict_study
@@ -411,7 +293,7 @@ def predict(
     if written:
         where = output or f"{dicomweb}, as DICOM SEG"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
-        typer.echo(f"{maps}; weights: {_weights_of(run, weights)}")
+        typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
     end_telling(failed)
 
 
@@ -423,166 +305,8 @@ def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | Non
     return study
 
 
-@app.command()
-def watch(
-    run: FinishedRun,
-    dicomweb: Annotated[str, typer.Option(metavar="URL", help="The archive (PACS).")],
-    days: Annotated[
-        int, typer.Option(min=0, help="Of studies of the last N days, with today; 0 for any.")
-    ] = 2,
-    description: Annotated[
-        str, typer.Option(help='Of series described like this alone, * for anything: "*LGE*".')
-    ] = "*",
-    interval: Annotated[
-        float, typer.Option(min=1, help="Seconds between two looks, in which nothing must arrive.")
-    ] = 30,
-    once: Annotated[bool, typer.Option("--once", help="Look, wait, look again, and end.")] = False,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder of what was answered; RUN/watch by default.")
-    ] = None,
-    credentials: Credentials = None,
-    weights: Weights = None,
-    device: Device = "auto",
-) -> None:
-    """Segment the new series of an archive, and store each segmentation beside its series."""
-    import time
-
-    from dkuxnet.prediction.watch import watch_archive
-
-    def tell(line: str, error: bool = False) -> None:
-        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", err=error)
-
-    def show_start(wanted: str) -> None:
-        if not once:  # a scheduler sends by mail what is printed
-            typer.echo(f"weights: {_weights_of(run, weights)}\n{wanted}   (Ctrl-C ends it)")
-
-    try:
-        faults = watch_archive(
-            run,
-            dicomweb,
-            state,
-            credentials,
-            days,
-            description,
-            interval,
-            once,
-            weights,
-            device,
-            started=show_start,
-            tell=tell,
-            tell_fault=lambda line: tell(f"error: {line}", error=True),
-        )
-    except KeyboardInterrupt:
-        typer.echo("ended", err=True)
-        return
-    if faults:
-        raise typer.Exit(1)
-
-
-@app.command()
-def suggest(
-    run: FinishedRun,
-    scans: Annotated[Path, typer.Argument(help="Folder of scans, as `dkuxnet prepare` reads it.")],
-    count: Annotated[int, typer.Option(min=1, help="How many to suggest.")] = 5,
-    device: Device = "auto",
-) -> None:
-    """Which unlabelled scans to label next, the most useful first, and why."""
-    from dkuxnet.cli.console import sentence_progress
-    from dkuxnet.prediction.suggest import suggest_scans
-
-    with sentence_progress("look at") as progress:
-        found = suggest_scans(run, scans, count, device, progress)
-    _show_suggestions(found)
-
-
-@app.command()
-def loop(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder with images/ and labels/, some labels at least.")
-    ],
-    work: Annotated[
-        Path | None, typer.Option(help="Folder for runs and predictions; FOLDER-loop by default.")
-    ] = None,
-    preset: Preset = "default",
-    config: Config = None,
-    steps: Steps = None,
-    minutes: Annotated[
-        float, typer.Option(help="Of training in a round, unless --steps says how much.")
-    ] = 30,
-    device: Device = "auto",
-    set_: Set = None,
-    count: Annotated[int, typer.Option(min=1, help="How many scans to suggest.")] = 5,
-) -> None:
-    """A round of labelling: prepare what is new, train on, predict, suggest what to label next."""
-    from dkuxnet.cli.loop import run_round
-    from dkuxnet.core.config import load_settings, parse_override
-    from dkuxnet.runs.suggestions import read_suggestions
-
-    overrides = dict(map(parse_override, set_ or [])) | {"train.device": device}
-    if steps is not None:
-        overrides["train.steps"] = steps
-
-    def train(prepared: Path, run: Path, begin: Path | None, go_on: bool) -> None:
-        more = {} if begin is None else {"train.pretrained": str(begin)}
-        settings = load_settings(preset, config, overrides | more)
-        _train(
-            prepared, run, settings, go_on, None, None if "train.steps" in overrides else minutes
-        )
-
-    work = work or folder.parent / f"{folder.name}-loop"
-    run = run_round(folder, work, train, device, count)
-    _show_suggestions(read_suggestions(run))
-    again = shlex.join(["dkuxnet", *sys.argv[1:]])
-    typer.echo(f"put labels of these into {folder / 'labels'}; next: {again}")
-
-
-def _show_suggestions(found: "Suggestions") -> None:
-    for place, each in enumerate(found.scans, 1):
-        typer.echo(f"{place}. {each.name}: {each.reason}")
-
-
-@app.command()
-def serve(
-    run: FinishedRun,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is for this machine alone.")
-    ] = "127.0.0.1",
-    device: Device = "auto",
-    max_upload_mb: Annotated[
-        int, typer.Option(min=1, help="Largest file that is taken, in MB.")
-    ] = 1024,
-    max_voxels: Annotated[
-        int, typer.Option(min=1, help="Largest scan that is taken.")
-    ] = 300_000_000,
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps every scan and result; else nothing stays."),
-    ] = None,
-    label_folder: Annotated[
-        Path | None,
-        typer.Option(help="Folder of scans to label on the page; labels are saved in it."),
-    ] = None,
-) -> None:
-    """A local web page that segments scans; 3D Slicer can use it as a MONAI Label server."""
-    from dkuxnet.serve import require_extra
-
-    require_extra()
-
-    from dkuxnet.serve.limits import Limits
-    from dkuxnet.serve.server import serve_run
-
-    limits = Limits(upload_bytes=max_upload_mb * 2**20, voxels=max_voxels)
-    serve_run(
-        run,
-        host,
-        port,
-        device,
-        limits,
-        keep,
-        label_folder,
-        lambda where: typer.echo(f"weights: {_weights_of(run)}\nopen {where}   (Ctrl-C ends it)"),
-    )
+for _command in (watch, suggest, loop, serve):
+    app.command()(_command)
 
 
 @app.command()
@@ -605,7 +329,7 @@ def export(
     slow = ", which can take a minute or more" if to in ("onnx", "torch-export") else ""
     typer.echo(f"export {run} to {to}{slow}", err=True)
     written = export_run(run, to, output, weights, any_size, license_)
-    typer.echo(f"{output}: {written}; weights: {_weights_of(run, weights)}")
+    typer.echo(f"{output}: {written}; weights: {weights_of(run, weights)}")
 
 
 @app.command()

@@ -316,3 +316,9 @@ def _show_summary(
 
 def _say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
+
+
+def weights_of(run: Path, asked: str | None = None) -> str:
+    from dkuxnet.runs.folder import RunFolder
+
+    return asked or weights_chosen(RunFolder(run).choose_weights())

@@ -1,6 +1,7 @@
 """Several processes for one training, started by this command or by torchrun."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,12 +11,17 @@ import time
 from pathlib import Path
 
 import torch
+import typer
 
+from dkuxnet.cli.console import show_trained, train_progress
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import TOLD, UserError
-from dkuxnet.machine.distributed import any_rank
+from dkuxnet.machine.distributed import any_rank, joined
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import settings_of, with_steps, write_out_options
+from dkuxnet.training.loop import Interrupted
+from dkuxnet.training.minutes import settings_for
 
 PATIENCE = 60  # seconds for the others to end by themselves once one has ended
 
@@ -105,3 +111,43 @@ def check_begun_here(run: Path, settings: Settings, any_steps: bool = False) -> 
     if finished or settings_of(folder) != write_out_options(settings):
         what = "a finished run" if finished else "a run of other settings"
         raise UserError(f"{run} exists already and is {what}; choose another run folder")
+
+
+def again(prepared: Path, run: Path) -> str:
+    """The command that goes on with a training, in as many processes."""
+    words = ["dkuxnet", "train", str(prepared), str(run), "--resume"]
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and world != "1":
+        words += ["--devices", world]
+    return shlex.join(words)
+
+
+def train_run(
+    prepared: Path,
+    run: Path,
+    settings: Settings,
+    resume: bool,
+    steps: int | None,
+    minutes: float | None,
+) -> None:
+    """Train and show it, in this process or as one of several; see `run_training`.
+
+    minutes: how long, where the settings do not say how many steps. A stop tells the command that
+    goes on, and ends with code 130.
+    """
+    try:
+        with joined(), train_progress() as progress:
+            if not resume and goes_on(run):
+                check_begun_here(run, settings, minutes is not None)
+                resume = True
+            elif minutes is not None:
+                settings, said = settings_for(minutes, prepared, run, settings)
+                if is_first():
+                    typer.echo(said)
+            manifest = run_training(prepared, run, settings, resume, progress, steps)
+    except Interrupted as stop:
+        if is_first():
+            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
+        raise typer.Exit(130) from None
+    if is_first():
+        show_trained(manifest, run)

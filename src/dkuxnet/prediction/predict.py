@@ -41,6 +41,7 @@ def predict_scans(
     *,
     localise: StrPath | None = None,
     margin_mm: float | None = None,
+    others: Sequence[StrPath] = (),
     series_uid: str | None = None,
     form: str = "auto",
     segmentation_type: str | None = None,
@@ -54,7 +55,8 @@ def predict_scans(
     has volume, confidence (`core.confidence`) and estimated Dice (`prediction.trust`) of each
     class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
     holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
-    margin_mm: a coarse run that chooses where to look, see `Segmenter`. form "dicom-seg" writes all
+    margin_mm, others: a coarse run that chooses where to look, runs that segment together with this
+    one, see `Segmenter`. form "dicom-seg" writes all
     of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
     that names the cases to take, see `find_cases`.
 
@@ -72,7 +74,8 @@ def predict_scans(
     listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
     check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
-    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm)
+    together = [Path(each) for each in others]
+    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
     model = segmenter.name, segmenter.version
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)

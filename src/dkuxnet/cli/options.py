@@ -1,0 +1,113 @@
+"""What can be given to several commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# what several commands take
+FinishedRun = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Cases = Annotated[
+    Path | None, typer.Option(help="Text file that names cases, one a line: these alone.")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Localise = Annotated[
+    Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
+]
+MarginMm = Annotated[
+    float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
+]
+
+
+def unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    if not value and context.params.get("dicomweb") is None:
+        what = f"{parameter.param_type_name} {parameter.name}"
+        raise typer.BadParameter(f"Missing {what}, or an archive: --dicomweb URL --study UID")
+    return value
+
+
+# what `predict` takes, from files or from an archive
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="INPUT...",
+        callback=unless_archive,
+        help="Scans, folders of scans, DICOM folders or zips.",
+    ),
+]
+LabelMaps = Annotated[
+    Path | None,
+    typer.Option(
+        callback=unless_archive,
+        help="Folder for the label maps; without it an archive gets them itself.",
+    ),
+]
+SeriesUid = Annotated[
+    str | None,
+    typer.Option(
+        "--series-uid", "--series", help="The one that is meant, where there are several."
+    ),
+]
+DicomWeb = Annotated[
+    str | None,
+    typer.Option(metavar="URL", is_eager=True, help="An archive (PACS), in place of INPUT."),
+]
+Study = Annotated[str | None, typer.Option(metavar="UID", help="The study in the archive.")]
+Credentials = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file of mode 600: user and password, or token. Else the environment: "
+        "DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN."
+    ),
+]
+
+# what is set for a training
+Preset = Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over the preset's.")]
+Network = Annotated[str | None, typer.Option(help="Network by name.")]
+Method = Annotated[str | None, typer.Option(help="Semi-supervised method by name.")]
+Labelled = Annotated[int | None, typer.Option(help="Keep the labels of the first N cases only.")]
+LabelledSeed = Annotated[
+    int | None, typer.Option(min=0, help="Draw the N cases of --labelled by this seed instead.")
+]
+Split = Annotated[
+    Path | None, typer.Option(help="JSON file with train, validation and test lists.")
+]
+From = Annotated[
+    Path | None, typer.Option("--from", help="Begin with the weights of this run, where they fit.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with RUN where it stopped; its settings count, but for --steps."
+    ),
+]
+Devices = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine that share every batch: one a GPU.")
+]
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("expected a number, or three: 1.5,1.5,10") from None
+
+
+def numbers_or(*words: str) -> Callable[[str], list[float] | str]:
+    def parse(text: str) -> list[float] | str:
+        return text if text in words else numbers(text)
+
+    return parse
