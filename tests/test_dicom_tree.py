@@ -141,9 +141,9 @@ def test_links_in_a_zip_lead_nowhere(folder, scan, tmp_path):
 # --- folders ---
 
 
-def test_thousands_of_other_files_are_looked_at_by_their_first_bytes_alone(folder, scan, tmp_path):
+def test_a_thousand_other_files_are_looked_at_by_their_first_bytes_alone(folder, scan, tmp_path):
     """Each is a gigabyte (of holes): reading them whole would not come to an end."""
-    for number in range(3000):
+    for number in range(1000):
         path = tmp_path / f"{number % 30}" / f"{number}.dat"
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
@@ -349,7 +349,7 @@ def test_what_libraries_log_is_not_for_users(tmp_path):
 def test_the_command_shows_all_series_of_a_study_in_a_table(tmp_path):
     for number in range(15):
         Scan(
-            noise((4 + number, 5, 6 + number)),
+            noise((18 if number == 14 else 2, 5, 6 + number)),
             study_uid="1.9",
             series_uid=f"1.9.{number}",
             description=f"T{number} 腫瘍\x1b[31m",

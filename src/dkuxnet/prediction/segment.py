@@ -61,7 +61,7 @@ class Segmentation:
 class Segmenter:
     """Segments scan after scan.
 
-    name, version: of the model, in words: its run, and when and how long it was trained. labels:
+    name, version: of the model: its runs, and when and how long the first was trained. labels:
     class name -> value in the label maps, background first. channels: names of those that a scan
     must have. coarse: the Segmenter of the coarse stage, None without one. localiser: the Segmenter
     of the coarse run that chooses where to look, None where the whole scan is looked at.
@@ -99,7 +99,7 @@ class Segmenter:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, self.settings, manifest = load_predictor(run, weights, device)
         chosen, started = RunFolder(run).choose_weights(weights), manifest.machine.started
-        self.name = Path(run).resolve().name
+        self.name = " + ".join(Path(each).resolve().name for each in (run, *others))
         self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
