@@ -24,6 +24,7 @@ from dkuxnet.cli.options import (
     Devices,
     DicomWeb,
     FinishedRun,
+    Format,
     From,
     Inputs,
     Labelled,
@@ -36,7 +37,10 @@ from dkuxnet.cli.options import (
     Network,
     Preset,
     Resume,
+    SaveProbabilities,
+    SaveUncertainty,
     Seed,
+    SegmentationType,
     SeriesUid,
     Set,
     Split,
@@ -44,6 +48,7 @@ from dkuxnet.cli.options import (
     Study,
     TrainDevice,
     Weights,
+    With,
     numbers,
     numbers_or,
 )
@@ -232,27 +237,16 @@ def predict(
     run: FinishedRun,
     inputs: Inputs = None,
     output: LabelMaps = None,
-    save_probabilities: Annotated[
-        bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")
-    ] = False,
-    save_uncertainty: Annotated[
-        bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
-    ] = False,
+    save_probabilities: SaveProbabilities = False,
+    save_uncertainty: SaveUncertainty = False,
     weights: Weights = None,
     device: Device = "auto",
     localise: Localise = None,
     margin_mm: MarginMm = None,
-    with_: Annotated[
-        list[Path] | None,
-        typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
-    ] = None,
+    with_: With = None,
     series_uid: SeriesUid = None,
-    format_: Annotated[
-        str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
-    ] = "auto",
-    segmentation_type: Annotated[
-        str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
-    ] = None,
+    format_: Format = "auto",
+    segmentation_type: SegmentationType = None,
     cases: Cases = None,
     dicomweb: DicomWeb = None,
     study: Study = None,

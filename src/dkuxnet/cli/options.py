@@ -15,6 +15,22 @@ Weights = Annotated[
     str | None, typer.Option(help="final or best; by default best where validation cases chose it.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+SaveProbabilities = Annotated[
+    bool, typer.Option("--save-probabilities", help="Also OUTPUT/probabilities.")
+]
+SaveUncertainty = Annotated[
+    bool, typer.Option("--save-uncertainty", help="Also OUTPUT/uncertainty.")
+]
+With = Annotated[
+    list[Path] | None,
+    typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
+]
+Format = Annotated[
+    str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
+]
+SegmentationType = Annotated[
+    str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
+]
 Localise = Annotated[
     Path | None, typer.Option(help="A coarse run that chooses where in each scan RUN looks.")
 ]
