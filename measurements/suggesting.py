@@ -4,13 +4,11 @@
 
 From 4 labelled cases of the first --pool (drawn by the seed), --rounds rounds of 2 more, each round
 with a supervised training of its own from scratch. Strategies: `suggest` as the command does it,
-`cover` the same with all scans counting alike, `doubt` those that the model is least sure of,
-`random`. Can be stopped and gone on with. Prints Dice of the test cases over labels.
+`doubt` those that the model is least sure of, `random`. Can be stopped and gone on with. Prints Dice of the test cases over labels.
 """
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +41,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--strategies", nargs="*", default=["random", "suggest", "cover", "doubt"])
+    parser.add_argument("--strategies", nargs="*", default=["random", "suggest", "doubt"])
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     data = PreparedSet(chosen.prepared)
@@ -89,9 +87,8 @@ def choose(strategy: str, run: Path, rest, labelled, order, data: PreparedSet) -
         return [data.names[i] for i in order if data.names[i] in rest][:MORE]
     looks = [look(run, name, data) for name in [*rest, *labelled]]
     if strategy == "doubt":
-        return [rest[i] for i in np.argsort([-each.doubt for each in looks[: len(rest)]])[:MORE]]
-    if strategy == "cover":
-        looks = [replace(each, confidence={"": 0.5}) for each in looks]
+        sure = [np.nanmean([*each.confidence.values()]) for each in looks[: len(rest)]]
+        return [rest[i] for i in np.argsort(sure)[:MORE]]
     return [rest[i] for i, _ in ranked(looks, range(len(rest), len(looks)), MORE)]
 
 

@@ -1,13 +1,13 @@
-"""Which unlabelled scan to label next: the one that stands for most of what the model is unsure of.
+"""Which unlabelled scans to label next: those that stand for most others without a label.
 
 Every scan has a signature (`prediction.signature`). A label of a scan teaches about the scans near
-it, so the first suggestion is the scan that brings most of the others nearer to a labelled one, the
-next the same with the first taken as labelled: greedy facility location. Each scan counts by the
-doubt that the model has about it. Five suggestions are thus not five times the same scan, and no
-scan is suggested because it is odd alone.
+it, so the first suggestion is the scan that brings the others nearest to a labelled one in the
+mean, the next the same with the first taken as labelled: greedy facility location. Five suggestions
+are thus not five times the same scan, and no scan is suggested because it is odd alone. Counting
+each scan by the doubt of the model about it was worse (`measurements/suggesting.py`).
 
 Source of the idea: Wei, Iyer, Bilmes, Submodularity in data subset selection and active learning,
-ICML 2015. The distances, the doubt and the words are ours.
+ICML 2015. The distances and the words are ours.
 """
 
 import math
@@ -49,12 +49,6 @@ class Look:
             raise UserError(f"case '{case.name}': {error}") from error
         signature = np.zeros(0) if found.signature is None else found.signature
         return cls(signature, found.confidence, found.volumes_ml, found.trust)
-
-    @property
-    def doubt(self) -> float:
-        """1 less the mean confidence, or 1 where nothing was found."""
-        known = [value for value in self.confidence.values() if not math.isnan(value)]
-        return 1 - float(np.mean(known)) if known else 1.0
 
 
 def suggest_scans(
@@ -102,14 +96,13 @@ def ranked(looks: Sequence[Look], labelled: Sequence[int], count: int) -> list[t
     labelled: places of those that have a label.
     """
     far = distances(looks)
-    doubt = np.array([look.doubt for look in looks])
     known = list(labelled)
     most = far.max() or 1.0
     nearest = far[:, known].min(axis=1) if known else np.full(len(looks), most)
     chosen: list[tuple[int, str]] = []
     for _ in range(min(count, len(looks) - len(known))):
         nearer = np.maximum(nearest[:, None] - far, 0)  # of scan i, were scan j labelled
-        gain = doubt @ nearer
+        gain = nearer.sum(axis=0)
         gain[known] = -1
         best = int(gain.argmax())
         chosen.append((best, _reason(best, looks, labelled, nearer[:, best], nearest)))
