@@ -407,7 +407,8 @@ def test_every_next_step_that_is_printed_runs(
     dkuxnet, scans, tmp_path, monkeypatch, labels, options
 ):
     """Prepare, train, stop, go on, report and predict, each as the one before says."""
-    from dkuxnet.training import experiment, loop
+    from dkuxnet.cli import launch
+    from dkuxnet.training import loop
     from dkuxnet.training.job import new_job
 
     monkeypatch.chdir(tmp_path)
@@ -423,11 +424,11 @@ def test_every_next_step_that_is_printed_runs(
     with monkeypatch.context() as patched:
         trainings = []
         patched.setattr(
-            experiment,
+            launch,
             "run_training",
             lambda prepared, run, settings, *rest: trainings.append(new_job(prepared, settings)),
         )
-        patched.setattr(console, "show_trained", lambda *shown: None)
+        patched.setattr(launch, "show_trained", lambda *shown: None)
         assert dkuxnet(*order)[0] == 0
     [job] = trainings
     assert job.split.unlabelled and len(job.split.test) == (

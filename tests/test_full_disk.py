@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import described
 from described import FINGERPRINT, MANIFEST
-from dkuxnet.cli import console
+from dkuxnet.cli import launch
 from dkuxnet.cli.commands import main
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
@@ -258,7 +258,7 @@ def when(monkeypatch):
         def progress():
             yield lambda what, done, total, figures: act() if (what, done) == moment else None
 
-        monkeypatch.setattr(console, "train_progress", progress)
+        monkeypatch.setattr(launch, "train_progress", progress)
 
     return at
 
