@@ -479,7 +479,7 @@ def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(
     def stop(*_):
         raise Interrupted("stopped at step 1 of 5")
 
-    monkeypatch.setattr("dkuxnet.training.experiment.run_training", stop)
+    monkeypatch.setattr("dkuxnet.cli.launch.run_training", stop)
     code, _, err = dkuxnet("train", prepared, tmp_path / "run")
     assert code == 130
     assert err.splitlines() == [

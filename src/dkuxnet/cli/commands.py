@@ -197,7 +197,6 @@ def train(
     devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
-    from dkuxnet.cli.launch import train_run
     from dkuxnet.core.config import load_settings, parse_override
 
     named = {
@@ -229,6 +228,8 @@ def train(
         code, errors = in_processes(devices)
         end_telling(errors)
         raise typer.Exit(code)
+    from dkuxnet.cli.launch import train_run  # after what can be told without torch
+
     train_run(prepared, run, settings, resume, steps if resume else None, minutes)
 
 
