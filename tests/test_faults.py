@@ -454,7 +454,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set():
                 "datetime.now",
             ):
                 uses.add(path.name)
-    assert uses <= {"events.py"}
+    assert uses <= {"events.py", "label_folder.py"}
 
 
 # --- folders that cannot be written ---

@@ -99,6 +99,7 @@ def test_settings_that_say_how_a_run_is_made_are_marked():
         "data.workers",
         "train.device",
         "train.log_every",
+        "train.reference_cases",
         "train.save_every",
         "train.save_minutes",
     ]

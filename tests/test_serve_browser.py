@@ -115,7 +115,7 @@ def test_from_the_drop_to_the_download(page, server, run, scan, tmp_path):
     expected = formats.read(written, kind="label")
     rows = page.locator("#volumes tr").all_inner_texts()
     assert [row.split()[0] for row in rows] == ["organ", "tumour"] and all(
-        re.search(r" ml\t(confidence 0\.\d\d)?$", row) for row in rows
+        re.search(r" ml\t(confidence 0\.\d\d)?\t?$", row) for row in rows
     )
     assert page.locator("#result-name").inner_text() == "Anna <b>1.nii.gz"
     with page.expect_download() as download:
