@@ -140,3 +140,18 @@ def test_two_rounds_each_begin_where_the_last_one_ended(phantoms, tmp_path):
     old, new = (load_file(work / f"round-{i}" / "final.safetensors") for i in (1, 2))
     assert all(torch.allclose(old[key], new[key], atol=1e-6) for key in old)
     assert f". {name}:" not in second.output
+
+
+def test_a_round_that_was_stopped_goes_on_without_measuring_its_steps_again(
+    phantoms, tmp_path, monkeypatch
+):
+    source = scans(phantoms, tmp_path / "scans", range(3), [0])
+    command = ["loop", str(source)]
+    for key, value in UXNET.items():
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    assert CliRunner().invoke(app, [*command, "--steps", "1"]).exit_code == 0
+    (tmp_path / "scans-loop" / "round-1" / "final.safetensors").unlink()  # as if before its end
+    monkeypatch.setattr("dkuxnet.cli.launch.settings_for", None)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert RunFolder(tmp_path / "scans-loop" / "round-1").is_finished

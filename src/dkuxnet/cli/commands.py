@@ -10,7 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -54,9 +54,6 @@ from dkuxnet.cli.options import (
 )
 from dkuxnet.cli.telling import end_telling, mute_libraries, tell_error, telling_warnings
 from dkuxnet.core.errors import DataWarning, UserError, telling_disk_errors
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="dkuxnet",

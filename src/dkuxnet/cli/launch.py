@@ -132,7 +132,8 @@ def train_run(
 ) -> None:
     """Train and show it, in this process or as one of several; see `run_training`.
 
-    minutes: how long, where the settings do not say how many steps. A stop tells the command that
+    minutes: how long, where the settings do not say how many steps; a run that goes on has chosen
+    them already. A stop tells the command that
     goes on, and ends with code 130.
     """
     try:
@@ -140,7 +141,7 @@ def train_run(
             if not resume and goes_on(run):
                 check_begun_here(run, settings, minutes is not None)
                 resume = True
-            elif minutes is not None:
+            elif not resume and minutes is not None:
                 settings, said = settings_for(minutes, prepared, run, settings)
                 if is_first():
                     typer.echo(said)
