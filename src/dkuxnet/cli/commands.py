@@ -46,7 +46,9 @@ from dkuxnet.cli.options import (
     Split,
     Steps,
     Study,
+    TestSplit,
     TrainDevice,
+    Update,
     Weights,
     With,
     numbers,
@@ -135,13 +137,8 @@ def prepare(
     test_cases: Annotated[
         int, typer.Option(min=0, help="Keep the last N labelled cases out of all that is measured.")
     ] = 0,
-    split: Annotated[
-        Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
-    ] = None,
-    update: Annotated[
-        bool,
-        typer.Option("--update", help="Add what is new to PREPARED; its plan and the rest stay."),
-    ] = False,
+    split: TestSplit = None,
+    update: Update = False,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated

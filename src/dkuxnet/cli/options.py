@@ -81,6 +81,14 @@ Credentials = Annotated[
     ),
 ]
 
+# what `prepare` takes
+TestSplit = Annotated[
+    Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
+]
+Update = Annotated[
+    bool, typer.Option("--update", help="Add what is new to PREPARED; its plan and the rest stay.")
+]
+
 # what is set for a training
 Preset = Annotated[str, typer.Option(help="Settings to start from; `dkuxnet info` lists them.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings, over the preset's.")]
