@@ -280,7 +280,8 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        where = output or f"{dicomweb}, as DICOM SEG"
+        kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
+        where = output or f"{dicomweb}, as {kind}"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
     end_telling(failed)

@@ -26,7 +26,12 @@ With = Annotated[
     typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
 ]
 Format = Annotated[
-    str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
+    str,
+    typer.Option(
+        "--format",
+        help="auto (the scan's own, NIfTI for DICOM; in an archive DICOM SEG), dicom-seg or "
+        "rtstruct.",
+    ),
 ]
 SegmentationType = Annotated[
     str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
