@@ -365,7 +365,11 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run, several are compared; or of label maps that predict wrote.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -374,13 +378,19 @@ def report(
 ) -> None:
     """One offline html page of a run: figures, scans, curves, settings.
 
-    Of several: who is better, and how sure that is.
+    Of several: who is better, and how sure that is. Of a folder of `predict`: what to look at
+    first.
     """
     from dkuxnet.benchmark.compare_runs_page import write_runs_report
     from dkuxnet.report.page import write_report
+    from dkuxnet.report.predictions import are_predictions, write_predictions_report
 
-    one = len(runs) == 1
-    page = write_report(runs[0], output) if one else write_runs_report(runs, output)
+    if len(runs) > 1:
+        page = write_runs_report(runs, output)
+    elif are_predictions(runs[0]):
+        page = write_predictions_report(runs[0], output)
+    else:
+        page = write_report(runs[0], output)
     typer.echo(f"report: {page}")
 
 

@@ -1,16 +1,15 @@
 """The output files of a prediction: checked before the work, then written."""
 
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dkuxnet.core.classes_table import CLASSES, COLUMNS, lines, read_rows
 from dkuxnet.core.confidence import UNSURE_BELOW
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError, disk_reason
@@ -25,9 +24,6 @@ from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg", "rtstruct")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
-CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
-BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
-COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
 Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segmentation.notes`
 
 
@@ -67,7 +63,7 @@ class Outputs:
             kinds = ("", *self.kinds)
             self._check_dicom([t.parent / kind / t.name for t in targets for kind in kinds])
         _check_folder(self.folder, targets)
-        _read_rows(self.folder)
+        read_rows(self.folder)
         for kind in self.kinds:
             inside(self.folder, kind)
 
@@ -132,9 +128,9 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
         predicted = {case.name for case in self.cases}
-        if rows := _read_rows(self.folder):
+        if rows := read_rows(self.folder):
             kept = [row for row in rows if row[0] not in predicted]
-            write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
+            write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -146,7 +142,7 @@ class Outputs:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
-        append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
+        append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
 
 
@@ -171,12 +167,6 @@ def dicom_writers(
     return writers(series, labels, segmentation_type, origin)
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
     """Those of a case in CLASSES; what is not known is empty."""
     rows, voxel_ml = [], math.prod(result.label.spacing_mm) / 1000
@@ -190,26 +180,6 @@ def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[
         hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
         rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
     return rows
-
-
-def _read_rows(folder: Path) -> list[list[str]]:
-    """What CLASSES of an earlier prediction holds."""
-    path = folder / CLASSES
-    try:
-        if not path.exists():
-            return []
-        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read: {disk_reason(error)}; choose another --output"
-        ) from error
-    more = [""] * (len(COLUMNS) - len(header))
-    if header not in (COLUMNS, BEFORE) or any(len(row) != len(header) for row in rows):
-        raise UserError(
-            f"{path} is there already and was not written by `dkuxnet predict`; choose another "
-            "--output"
-        )
-    return [[*row, *more] for row in rows]
 
 
 def _ending(case: Case) -> str:
