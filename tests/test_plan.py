@@ -47,6 +47,17 @@ def test_an_axis_is_halved_while_its_voxels_are_short_and_many(size, spacing_mm,
     assert list(plan.plan_strides(size, spacing_mm)) == expected
 
 
+def test_thick_slices_are_seen_one_by_one():
+    assert plan.plan_flat((1.5, 1.5, 10)) == (False, False, True)
+    assert plan.plan_flat((1, 1, 3)) == plan.plan_flat((0.6, 0.6, 0.6)) == (False, False, False)
+    assert plan.plan_flat((5, 1, 1)) == (True, False, False)
+    made = plan.make_plan(
+        described.fingerprint(extent_mm_median=[300.0, 300.0, 90.0]), ["MRI"], (1.5, 1.5, 10)
+    )
+    assert made.flat == (False, False, True) and made.strides == ((2, 2, 1),) * 4
+    assert made.patch[2] == 9  # all slices
+
+
 def test_z_score_is_of_each_scan_and_ct_of_the_data_set():
     figures = described.fingerprint(
         percentiles_median=[[-100.0, 0.0, 300.0]], mean=[20.0], std=[40.0]

@@ -25,6 +25,9 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
+THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
+Flat = tuple[bool, bool, bool]  # along (X, Y, Z)
+NOT_FLAT: Flat = (False, False, False)
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
 
 
@@ -104,12 +107,14 @@ class NetworkShape:
     """What a data set asks of a network: channels in, classes out, groups of queries.
 
     strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
+    flat: axes along which no kernel looks, so that each slice is seen by itself.
     """
 
     in_channels: int
     classes: int
     groups: tuple[Group, ...]
     strides: Strides = HALVINGS
+    flat: Flat = NOT_FLAT
 
     @property
     def divisor(self) -> Stride:
