@@ -601,7 +601,9 @@ def test_networks_follow_the_plan_s_strides_or_get_a_patch_that_they_can_halve()
         )
     with pytest.raises(UserError, match=r"network\.flat: 'unet' looks along every axis"):
         flat_for(
-            load_settings(overrides={"network.name": "unet", "network.flat": [False, False, True]}),
+            load_settings(
+                overrides={"network.name": "unet", "network.flat": [[False, False, True]] * 5}
+            ),
             THICK,
         )
     with pytest.raises(
@@ -616,7 +618,7 @@ def test_a_run_on_thick_slices_goes_on_and_predicts(scans, tmp_path):
     overrides = {"train.steps": 2, "train.patch": None, "data.test_cases": 1}
     chosen = load_settings(overrides=TINY | overrides)
     manifest = run_training(tmp_path / "prepared", tmp_path / "run", chosen)
-    assert meta.plan.flat == (False, False, True) and manifest.shape.flat == meta.plan.flat
+    assert meta.plan.flat[0] == (False, False, True) and manifest.shape.flat == meta.plan.flat
     assert manifest.shape.strides == meta.plan.strides and manifest.patch == meta.plan.patch
     run_training(tmp_path / "prepared", tmp_path / "run", chosen, resume=True, steps=3)
     scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"

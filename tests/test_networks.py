@@ -34,11 +34,11 @@ def build(name: str, channels: int = 1, classes: int = 2, queries: int = 8):
 
 
 @pytest.mark.parametrize("name", ["dk-uxnet", "uxnet"])
-@pytest.mark.parametrize("axis", [0, 2])
-def test_a_flat_network_is_one_whose_kernels_are_zero_beside_the_plane(name, axis):
+@pytest.mark.parametrize(("axis", "levels"), [(0, 5), (2, 2)])
+def test_a_flat_network_is_one_whose_kernels_are_zero_beside_the_plane(name, axis, levels):
     """Output and gradients; kernels of every path, in training and in prediction."""
     strides = tuple(tuple(1 if i == axis else 2 for i in range(3)) for _ in range(4))
-    flat = tuple(i == axis for i in range(3))
+    flat = tuple(tuple(i == axis and level < levels for i in range(3)) for level in range(5))
     groups = default_groups(["background", "organ"], 8)
     make = lookup(NETWORKS, name, "network")
     torch.manual_seed(0)
@@ -54,7 +54,8 @@ def test_a_flat_network_is_one_whose_kernels_are_zero_beside_the_plane(name, axi
                 middle[2 + axis] = slice(n := of_whole.shape[2 + axis] // 2, n + 1)
                 of_whole.zero_()[tuple(middle)] = of_ours
                 thin += 1
-    assert thin == len([m for m in whole.modules() if getattr(m, "kernel_size", [0])[0] in (3, 7)])
+    kernels = sum(getattr(each, "kernel_size", [0])[0] in (3, 7) for each in whole.modules())
+    assert thin == kernels if levels == 5 else 0 < thin < kernels
     size = [4 if i == axis else 16 for i in range(3)]
     image = torch.randn(2, 1, *size).contiguous(memory_format=torch.channels_last_3d)
     for network in (ours, whole):

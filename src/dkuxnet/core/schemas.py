@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dkuxnet.core.config import Axes, Edge, FourStrides
+from dkuxnet.core.config import Edge, FourStrides, LevelsAxes
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import HALVINGS, NOT_FLAT, Group, NetworkShape, divisor_of
+from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Group, NetworkShape, divisor_of
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -97,7 +97,7 @@ class Plan(NetworkGrid):
     patch: Patch
     network: str
     strides: FourStrides = HALVINGS
-    flat: Axes = NOT_FLAT
+    flat: LevelsAxes = NEVER_FLAT
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
@@ -211,7 +211,7 @@ class ShapeOfNetwork(Document):
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
-    flat: Axes = NOT_FLAT
+    flat: LevelsAxes = NEVER_FLAT
 
 
 class Machine(Document):

@@ -25,9 +25,10 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
-THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
-Flat = tuple[bool, bool, bool]  # along (X, Y, Z)
+Flat = tuple[bool, bool, bool]  # whether kernels do not look along (X, Y, Z)
+LevelsFlat = tuple[Flat, Flat, Flat, Flat, Flat]  # at full resolution, and after each reduction
 NOT_FLAT: Flat = (False, False, False)
+NEVER_FLAT: LevelsFlat = (NOT_FLAT,) * 5
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
 
 
@@ -107,14 +108,15 @@ class NetworkShape:
     """What a data set asks of a network: channels in, classes out, groups of queries.
 
     strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
-    flat: axes along which no kernel looks, so that each slice is seen by itself.
+    flat: axes along which no kernel looks, at full resolution and after each reduction: there each
+    slice is seen by itself.
     """
 
     in_channels: int
     classes: int
     groups: tuple[Group, ...]
     strides: Strides = HALVINGS
-    flat: Flat = NOT_FLAT
+    flat: LevelsFlat = NEVER_FLAT
 
     @property
     def divisor(self) -> Stride:

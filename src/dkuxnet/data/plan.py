@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from dkuxnet.core.schemas import Fingerprint, Hounsfield, Plan, ZScore
-from dkuxnet.core.types import NOT_FLAT, THICK, Flat, Stride, Strides, divisor_of
+from dkuxnet.core.types import LevelsFlat, Stride, Strides, divisor_of
 from dkuxnet.data.values import modalities_in
 
 # Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
@@ -32,15 +32,14 @@ def make_plan(
     """The plan for a data set at this target spacing (X, Y, Z)."""
     network, voxels = advise_network()
     size = size_in_voxels(fingerprint, spacing_mm)
-    flat = plan_flat(spacing_mm)
-    strides = plan_strides(size, spacing_mm, flat)
+    strides = plan_strides(size, spacing_mm)
     return Plan(
         spacing_mm=spacing_mm,
         normalisation=[plan_channel(name, i, fingerprint) for i, name in enumerate(channels)],
         patch=plan_patch(size, voxels, divisor_of(strides)),
         network=network,
         strides=strides,
-        flat=flat,
+        flat=plan_flat(spacing_mm, strides),
     )
 
 
@@ -91,38 +90,43 @@ def is_ct(name: str) -> bool:
     return modalities_in(name) == {"CT"}
 
 
-def plan_flat(spacing_mm: Sequence[float]) -> Flat:
-    """The axes along which slices are THICK: the network sees each by itself.
-
-    What lies between two slices is not known, they are shifted by breathing, and of few labelled
-    scans there are many slices: measured in docs/tried.md.
-    """
-    x, y, z = (edge > THICK * min(spacing_mm) for edge in spacing_mm)
-    return x, y, z
-
-
-def plan_strides(
-    size: Sequence[float], spacing_mm: Sequence[float], flat: Flat = NOT_FLAT
-) -> Strides:
+def plan_strides(size: Sequence[float], spacing_mm: Sequence[float]) -> Strides:
     """The strides of the network's four reductions for scans of `size` voxels (X, Y, Z).
 
-    An axis is halved unless it is flat, or its voxels are by then twice as long as the shortest, or
-    so few that less than LEAST_EDGE would be left. (nnU-Net plans likewise: Isensee et al., Nature
-    Methods 2021.)
+    An axis is halved unless its voxels are by then twice as long as the shortest, or so few that
+    less than LEAST_EDGE would be left. (nnU-Net plans likewise: Isensee et al., Nature Methods
+    2021.)
     """
     edges, spacing = list(size), list(spacing_mm)
 
     def reduce() -> Stride:
         shortest = min(spacing)
         x, y, z = (
-            2 if s < 2 * shortest and n >= 2 * LEAST_EDGE and not alone else 1
-            for n, s, alone in zip(edges, spacing, flat, strict=True)
+            2 if s < 2 * shortest and n >= 2 * LEAST_EDGE else 1
+            for n, s in zip(edges, spacing, strict=True)
         )
         edges[:] = [n / stride for n, stride in zip(edges, (x, y, z), strict=True)]
         spacing[:] = [s * stride for s, stride in zip(spacing, (x, y, z), strict=True)]
         return x, y, z
 
     return reduce(), reduce(), reduce(), reduce()
+
+
+def plan_flat(spacing_mm: Sequence[float], strides: Strides) -> LevelsFlat:
+    """The axes along which kernels do not look, at full resolution and after each reduction.
+
+    Those of thick slices: what lies between two of them nobody knows, and breathing shifts them. So
+    as long as they are twice as thick as the shortest edge is long each is seen by itself. (nnU-Net
+    plans likewise.) What that brings is measured in docs/tried.md.
+    """
+    spacing, thick, levels = list(spacing_mm), [True] * 3, []
+    for stride in ((1, 1, 1), *strides):
+        spacing = [s * n for s, n in zip(spacing, stride, strict=True)]
+        # one that comes to be long because the others are too few to be halved is no slice
+        x, y, z = thick = [t and s >= 2 * min(spacing) for t, s in zip(thick, spacing, strict=True)]
+        levels.append((x, y, z))
+    full, half, quarter, eighth, sixteenth = levels
+    return full, half, quarter, eighth, sixteenth
 
 
 def plan_patch(size: Sequence[float], voxels: int, divisor: Stride) -> tuple[int, int, int]:

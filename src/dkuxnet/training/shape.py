@@ -5,7 +5,7 @@ import math
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Plan
-from dkuxnet.core.types import HALVINGS, NOT_FLAT, Flat, Group, NetworkShape, Strides
+from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Group, LevelsFlat, NetworkShape, Strides
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.models.networks import FOLLOW_STRIDES
 from dkuxnet.models.networks.grouping import default_groups
@@ -50,7 +50,7 @@ def strides_for(settings: Settings, plan: Plan) -> Strides:
     return HALVINGS
 
 
-def flat_for(settings: Settings, plan: Plan) -> Flat:
+def flat_for(settings: Settings, plan: Plan) -> LevelsFlat:
     """The flat axes of the settings or else of the plan; none for a network that is never flat.
 
     Raises UserError where the settings ask such a network for some.
@@ -58,9 +58,9 @@ def flat_for(settings: Settings, plan: Plan) -> Flat:
     chosen, name = settings.network.flat, settings.network.name or plan.network
     if name in FOLLOW_STRIDES:
         return plan.flat if chosen is None else chosen
-    if chosen not in (None, NOT_FLAT):
+    if chosen not in (None, NEVER_FLAT):
         raise UserError(f"network.flat: '{name}' looks along every axis; leave it out")
-    return NOT_FLAT
+    return NEVER_FLAT
 
 
 def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkuxnet.core.config import AugmentSettings, ViewSettings
-from dkuxnet.core.types import THICK, Views
+from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 from dkuxnet.training.priors import simulated_priors
+
+THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
 
 
 def make_views(

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from dkuxnet.core.types import NOT_FLAT, Flat, Strides
+from dkuxnet.core.types import NEVER_FLAT, LevelsFlat, Strides
 from dkuxnet.models.networks.blocks import ChannelLayerNorm, UXBlock, kernel_edges
 from dkuxnet.models.networks.cpu.fused import half
 
@@ -41,12 +41,16 @@ class UXNetEncoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, options: UXNetOptions, strides: Strides, flat: Flat = NOT_FLAT
+        self,
+        in_channels: int,
+        options: UXNetOptions,
+        strides: Strides,
+        flat: LevelsFlat = NEVER_FLAT,
     ):
         super().__init__()
         widths, blocks = options.widths, sum(options.depths)
         rates = iter([options.drop_rate * i / max(blocks - 1, 1) for i in range(blocks)])
-        stem_edges = kernel_edges(7, flat)
+        stem_edges = kernel_edges(7, flat[0])
         stem = nn.Sequential(
             nn.Conv3d(in_channels, widths[0], stem_edges, strides[0], padding=half(stem_edges)),
             ChannelLayerNorm(widths[0]),
@@ -58,9 +62,9 @@ class UXNetEncoder(nn.Module):
             )
         self.stages = nn.ModuleList(
             nn.Sequential(
-                *[UXBlock(width, next(rates), options.layer_scale, flat) for _ in range(depth)]
+                *[UXBlock(width, next(rates), options.layer_scale, level) for _ in range(depth)]
             )
-            for width, depth in zip(widths, options.depths, strict=True)
+            for width, depth, level in zip(widths, options.depths, flat[1:], strict=True)
         )
         self.norms = nn.ModuleList(ChannelLayerNorm(width) for width in widths)
 
