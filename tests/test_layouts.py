@@ -308,7 +308,6 @@ def test_listed_file_that_is_missing(tmp_path, part):
     ("change", "part"),
     [
         ({"labels": {"background": 0, "both": [1, 2]}}, "regions"),
-        ({"labels": {"background": 0, "LA": 1, "ignore": 2}}, "ignore"),
         ({"labels": {"background": 0, "LA": "1"}}, "labels"),
         ({"labels": {"background": 0, "LA": 1.5}}, "labels"),
         ({"labels": {"background": 0, "LA": True}}, "labels"),

@@ -125,19 +125,32 @@ class Fingerprint(Document):
 
 
 class PreparedCase(Document):
-    """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names."""
+    """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names.
+
+    ignored: whether its label leaves voxels out.
+    """
 
     name: CaseName
     labelled: bool
     shape: Shape
     sha256: dict[str, str] = {}
+    ignored: bool = False
+
+    @property
+    def partly(self) -> bool:
+        """Whether it has a label that does not say all."""
+        return self.ignored
 
 
 class _Planned(Document):
-    """A document with channels and a plan for them."""
+    """A document with channels and a plan for them.
+
+    ignore: the value in label files of voxels that nobody labelled; no class.
+    """
 
     channels: Channels
     labels: Labels
+    ignore: LabelValue | None = None
     fingerprint: Fingerprint
     plan: Plan
 
@@ -195,11 +208,14 @@ class Split(Document):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
 
+MergedClasses = Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], LISTED]
+
+
 class QueryGroup(Document):
     """See `core.types.Group`."""
 
     name: str
-    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], LISTED]
+    classes: MergedClasses
     queries: Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -210,6 +226,7 @@ class ShapeOfNetwork(Document):
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
+    merged: Annotated[tuple[MergedClasses, ...], Field(max_length=256, strict=False)] = ()
 
 
 class Machine(Document):
@@ -316,7 +333,11 @@ class Manifest(_Planned):
         described = self.network_shape
         groups = (Group(g.name, g.classes, g.queries) for g in described.groups)
         return NetworkShape(
-            described.in_channels, described.classes, tuple(groups), described.strides
+            described.in_channels,
+            described.classes,
+            tuple(groups),
+            described.strides,
+            described.merged,
         )
 
 

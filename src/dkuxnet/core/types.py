@@ -26,6 +26,7 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
+IGNORED = 255  # in stored class indices: a voxel of which nobody said what it is
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Source:
 
     channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
     labels: class name -> value in the label files, background first; None where the layout does not
-    say (`prepare` then takes the values that it finds).
+    say (`prepare` then takes the values that it finds). ignore: the value of voxels that nobody
+    labelled.
     """
 
     layout: str
@@ -88,6 +90,13 @@ class Source:
     cases: tuple[Case, ...]
     channels: tuple[str, ...] = ("image",)
     labels: dict[str, int] | None = None
+    ignore: int | None = None
+
+    @property
+    def named_values(self) -> dict[str, int] | None:
+        """`labels`, and "ignore" among them where it is in use."""
+        more = {} if self.ignore is None else {"ignore": self.ignore}
+        return None if self.labels is None else self.labels | more
 
 
 @dataclass(frozen=True)
@@ -104,12 +113,15 @@ class NetworkShape:
     """What a data set asks of a network: channels in, classes out, groups of queries.
 
     strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
+    merged: what the label values from `classes` on mean: a voxel of the first of them is of one of
+    the classes in merged[0], and its label does not say of which.
     """
 
     in_channels: int
     classes: int
     groups: tuple[Group, ...]
     strides: Strides = HALVINGS
+    merged: tuple[tuple[int, ...], ...] = ()
 
     @property
     def divisor(self) -> Stride:
@@ -145,8 +157,9 @@ class Output:
 class Views:
     """Two views of the same patches: their voxels are the same places.
 
-    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for
-    unlabelled patches. edges: of a voxel along (X, Y, Z), the shortest is 1.
+    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, and those of
+    `NetworkShape.merged` after them; None for unlabelled patches. edges: of a voxel along (X, Y,
+    Z), the shortest is 1.
     """
 
     weak: Tensor
@@ -175,7 +188,7 @@ class Batch:
 
     @property
     def label(self) -> Tensor:
-        """The class indices of the labelled patches, (B, X, Y, Z) int64."""
+        """The class indices of the labelled patches, (B, X, Y, Z) int64, see `Views.label`."""
         if self.labelled.label is None:
             raise ValueError("the labelled patches of this batch have no label")
         return self.labelled.label

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Fingerprint
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.geometry import to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label
+from dkuxnet.data.layouts.label_map import IGNORE
 from dkuxnet.data.plan import is_ct
 from dkuxnet.data.values import check_modality, every_nth
 
@@ -22,7 +24,7 @@ class CaseFigures:
     """A case's numbers for the fingerprint, its grid in RAS order.
 
     percentiles (0.5, 50 and 99.5 %), mean, std: of each channel. label_counts: value -> voxels of
-    the label map; None for an unlabelled case.
+    the label map, without those that nobody labelled; None for an unlabelled case.
     """
 
     name: str
@@ -46,7 +48,13 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     counts = None
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
-        counts = count_values(read_label(case.name, case.label, scan, source.labels).array)
+        label = read_label(case.name, case.label, scan, source.named_values).array
+        counts = count_values(label)
+        if source.ignore is not None and counts.pop(source.ignore, 0) and not counts:
+            raise UserError(
+                f"case '{case.name}': {case.label} has '{IGNORE}' in every voxel: nothing to "
+                "learn; label some, or take the file away"
+            )
     ras = to_ras(image)
     return CaseFigures(
         name=case.name,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkuxnet.core.types import Volume
+from dkuxnet.core.types import IGNORED, Volume
 
 DENSE_WEIGHTS = 2**24  # 4096 voxels before and after
 
@@ -215,7 +215,11 @@ def _is_identity(matrix: Any) -> bool:
 
 
 def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> NDArray[Any]:
-    """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel."""
+    """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel.
+
+    What is IGNORED has no share; a voxel in which less than half of one of `label` says what it is,
+    is IGNORED itself.
+    """
     if tuple(label.shape) == tuple(shape):
         return label.astype(np.uint8)
     best, chosen = None, np.zeros(shape, np.uint8)
@@ -227,6 +231,10 @@ def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> N
             larger = share > best
             chosen[larger] = k
             np.maximum(best, share, out=best)
+    if classes > IGNORED or (known := label != IGNORED).all():
+        return chosen
+    one = np.prod([min(1.0, new / old) for new, old in zip(shape, label.shape, strict=True)])
+    chosen[resample(known, shape) < one / 2] = IGNORED
     return chosen
 
 

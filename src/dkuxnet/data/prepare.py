@@ -69,9 +69,9 @@ def prepare_scans(
         each = partial(each_case, map_, progress or (lambda what, done, total: None))
         checked = each(partial(check_noting, found), found.cases, "check")
         checks = [figures for figures, _, _ in checked if figures is not None]
-        notes += told(checked, unknown_values(checks, found.labels))
+        notes += told(checked, unknown_values(checks, found.named_values))
         labels = found.labels or _found_labels(checks)
-        _check_values(checks, labels)
+        _check_values(checks, labels, found.ignore)
         notes += _odd(checks, labels, held_back)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
@@ -91,6 +91,7 @@ def prepare_scans(
                 layout=found.layout,
                 channels=list(found.channels),
                 labels=labels,
+                **({} if found.ignore is None else {"ignore": found.ignore}),
                 cases=[cases[at] for cases, _ in stored],
                 fingerprint=fingerprint,
                 plan=plan,
@@ -134,8 +135,10 @@ def unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | No
     ]
 
 
-def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
-    known = set(labels.values())
+def _check_values(
+    checks: Sequence[CaseFigures], labels: dict[str, int], ignore: int | None = None
+) -> None:
+    known = {*labels.values()} | ({ignore} if ignore is not None else set())
     if min(known) < 0 or len(known) > MAX_CLASSES:
         having = [c.name for c in checks if min(c.label_counts or {0: 0}) < 0]
         where = f" (below 0 in case {short_list(map(repr, having))})" if having else ""

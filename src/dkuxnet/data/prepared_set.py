@@ -5,6 +5,7 @@ PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
 PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; of labelled cases
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation
+                                (in both: 255, `core.types.IGNORED`, where nobody labelled)
 PREPARED/coarse/                the same cases at coarser voxels, where a coarse stage comes first
 """
 
@@ -23,6 +24,7 @@ from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Prepared, PreparedCase, PreparedInfo, parse_document, read_document
+from dkuxnet.core.types import IGNORED
 from dkuxnet.data.arrays import read_box
 from dkuxnet.machine.files import checksum
 
@@ -136,7 +138,7 @@ class PreparedSet:
         )
 
     def foreground(self, name: str) -> np.ndarray:
-        """(n,) int32: the voxels of a case that are not background, as places in its flat label.
+        """(n,) int32: the voxels of a case that are of a class, as places in its flat label.
 
         Found once and then kept in memory, whether or not the cache has room for the label. Raises
         UserError as `array` does.
@@ -144,9 +146,10 @@ class PreparedSet:
         self._check_open(name, "label")
         found = self._foreground.get(name, "label")
         if found is None:
-            found = self._foreground.keep(
-                name, "label", np.flatnonzero(self.array(name, "label")).astype(np.int32)
-            )
+            label = self.array(name, "label")
+            some = (label != 0) & (label != IGNORED) if self._case(name).ignored else label
+            places = np.flatnonzero(some).astype(np.int32)
+            found = self._foreground.keep(name, "label", places)
         return found
 
     def classes(self, name: str) -> np.ndarray:
@@ -160,7 +163,7 @@ class PreparedSet:
             label = self.array(name, "label")
             there = np.zeros(len(self.class_names), bool)
             for part in label:  # a whole scan would be copied in eight times its size
-                there |= np.bincount(part.ravel(), minlength=len(there)) > 0
+                there |= np.bincount(part.ravel(), minlength=len(there))[: len(there)] > 0
             found = self._foreground.keep(name, "classes", np.flatnonzero(there[1:]) + 1)
         return found
 
@@ -169,11 +172,51 @@ class PreparedSet:
         self._check_open(name, "label")
         found = self._foreground.get(name, index)
         if found is None:
-            found = np.flatnonzero(self.array(name, "label") == index).astype(np.int32)
-            if len(found) > MOST_PLACES:
-                found = np.random.default_rng(0).choice(found, MOST_PLACES, replace=False)
+            found = _some(np.flatnonzero(self.array(name, "label") == index))
             found = self._foreground.keep(name, index, found)
         return found
+
+    def labelled_voxels(self, name: str) -> np.ndarray | None:
+        """As `class_voxels`, of all that somebody labelled; None where that is every voxel."""
+        if not self._case(name).ignored:
+            return None
+        self._check_open(name, "label")
+        found = self._foreground.get(name, "labelled")
+        if found is None:
+            found = _some(np.flatnonzero(self.array(name, "label") != IGNORED))
+            found = self._foreground.keep(name, "labelled", found)
+        return found
+
+    @property
+    def merged(self) -> tuple[tuple[int, ...], ...]:
+        """See `core.types.NetworkShape`: for what the labels of the set do not say."""
+        everything = tuple(range(len(self.class_names)))
+        return () if self.meta.ignore is None else (everything,)
+
+    @property
+    def values(self) -> list[int]:
+        """Stored index of a label -> value in the data set's label files."""
+        values, ignore = list(self.meta.labels.values()), self.meta.ignore
+        return values if ignore is None else [*values, *[ignore] * (256 - len(values))]
+
+    def has_ignored(self, name: str) -> bool:
+        """Whether the label of a case leaves voxels out."""
+        return self._case(name).ignored
+
+    def is_partly_labelled(self, name: str) -> bool:
+        """Whether the case has a label, and it does not say all."""
+        return self._case(name).partly
+
+    def targets(self, name: str) -> np.ndarray | None:
+        """(256,) uint8: what a training reads for each stored index of a case's label.
+
+        See `core.types.NetworkShape.merged`. None where it reads what is stored.
+        """
+        if not self._case(name).partly:
+            return None
+        table = np.arange(256, dtype=np.uint8)
+        table[IGNORED] = len(self.class_names) + len(self.merged) - 1
+        return table
 
     def sha256(self, name: str, kind: Kind) -> str | None:
         """The checksum of a stored array, without opening it.
@@ -239,12 +282,21 @@ class PreparedSet:
             raise UserError(
                 f"case '{name}': {path} is missing or damaged ({error}); {AGAIN}"
             ) from error
-        if kind != "image" and array.max(initial=0) >= len(self.class_names):
+        classes = array[array != IGNORED] if self._case(name).ignored else array
+        if kind != "image" and classes.max(initial=0) >= len(self.class_names):
             raise UserError(
-                f"{path}: class {array.max()} in a data set of {len(self.class_names)} classes; "
+                f"{path}: class {classes.max()} in a data set of {len(self.class_names)} classes; "
                 "prepare it again"
             )
         return array
+
+
+def _some(places: np.ndarray) -> np.ndarray:
+    """Of many places MOST_PLACES, drawn once for all; int32."""
+    found = places.astype(np.int32)
+    if len(found) > MOST_PLACES:
+        found = np.random.default_rng(0).choice(found, MOST_PLACES, replace=False)
+    return found
 
 
 class _Cache:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
 from dkuxnet.core.schemas import Plan, PreparedCase, PreparedInfo
-from dkuxnet.core.types import Case, CaseProgress, Source, Volume
+from dkuxnet.core.types import IGNORED, Case, CaseProgress, Source, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -33,14 +33,24 @@ def store_case(
     image, truth = read_image(case, len(source.channels)), None
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
-        values = read_label(case.name, case.label, scan, source.labels).array
-        truth = np.zeros(values.shape, np.uint8)
-        for index, value in enumerate(labels.values()):
-            truth[values == value] = index
+        values = read_label(case.name, case.label, scan, source.named_values).array
+        truth = class_indices(values, labels, source.ignore)
     return {
         folder: _store_at(case, image, truth, list(labels), plan, folder / "cases")
         for folder, plan in plans.items()
     }
+
+
+def class_indices(
+    values: np.ndarray, labels: Mapping[str, int], ignore: int | None = None
+) -> np.ndarray:
+    """Values of a label file -> uint8 indices of the classes, and IGNORED."""
+    indices = np.zeros(values.shape, np.uint8)
+    for index, value in enumerate(labels.values()):
+        indices[values == value] = index
+    if ignore is not None:
+        indices[values == ignore] = IGNORED
+    return indices
 
 
 def _store_at(
@@ -75,14 +85,20 @@ def _store_at(
     }
     described = json.dumps(info.to_json(), indent=1).encode()
     sha256["json"] = write_bytes(folder / f"{case.name}.json", described)
-    labelled = case.label is not None
-    return PreparedCase(name=case.name, labelled=labelled, shape=grid.shape, sha256=sha256)
+    described_as = PreparedCase(
+        name=case.name, labelled=truth is not None, shape=grid.shape, sha256=sha256
+    )
+    if truth is not None and len(classes) <= IGNORED and (truth == IGNORED).any():
+        described_as = described_as.model_copy(update={"ignored": True})
+    return described_as
 
 
 def _warn_lost(
     case: Case, truth: np.ndarray, label: np.ndarray, classes: Sequence[str], plan: Plan
 ) -> None:
-    before, after = (np.bincount(part.ravel(), minlength=len(classes)) for part in (truth, label))
+    before, after = (
+        np.bincount(part.ravel(), minlength=len(classes))[: len(classes)] for part in (truth, label)
+    )
     edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
     for name, count, left in zip(classes, before, after, strict=True):
         if count and not left:

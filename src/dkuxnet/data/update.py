@@ -6,7 +6,7 @@ label is new, which the next update stores again.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
+from dkuxnet.data.layouts.label_map import IGNORE
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.data.storing import check_noting, each_case, store_noting, told
+from dkuxnet.data.storing import check_noting, class_indices, each_case, store_noting, told
 from dkuxnet.machine.files import write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
@@ -58,7 +59,7 @@ def update_prepared(
         each = partial(each_case, map_, progress or (lambda what, done, total: None))
         checked = each(partial(check_noting, found), new, "check")
         checks = [figures for figures, _, _ in checked if figures is not None]
-        told(checked, unknown_values(checks, data.meta.labels))
+        told(checked, unknown_values(checks, found.named_values))
         check_size(checks, data.meta.plan.spacing_mm)
         plans = {each.folder: each.meta.plan for each in (*stages, data)}
         stored = each(partial(store_noting, found, data.meta.labels, plans), new, "store")
@@ -80,10 +81,11 @@ def _described_alike(found: Source, data: PreparedSet) -> Source:
             f"{found.folder} has the channels {list(found.channels)}, but {data.folder} was "
             f"prepared with {meta.channels}; prepare a new folder"
         )
-    if found.labels is not None and found.labels != meta.labels:
+    more = "" if meta.ignore is None else f" and '{IGNORE}' {meta.ignore}"
+    if found.labels is not None and (found.labels, found.ignore) != (meta.labels, meta.ignore):
         raise UserError(
-            f"{found.folder} has the labels {found.labels}, but {data.folder} was prepared with "
-            f"{meta.labels}; prepare a new folder"
+            f"{found.folder} has the labels {found.named_values}, but {data.folder} was prepared "
+            f"with {meta.labels}{more}; prepare a new folder"
         )
     if gone := set(data.names) - {case.name for case in found.cases}:
         warnings.warn(
@@ -92,7 +94,7 @@ def _described_alike(found: Source, data: PreparedSet) -> Source:
             DataWarning,
             stacklevel=3,
         )
-    return Source(found.layout, found.folder, found.cases, found.channels, meta.labels)
+    return replace(found, labels=meta.labels)
 
 
 def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
@@ -107,9 +109,9 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
     if changed <= (data.folder / "dataset.json").stat().st_mtime:
         return False
     scan = f"the image {case.images[0].name}", read_image(case, len(found.channels))
-    label = read_label(case.name, case.label, scan, data.meta.labels).array
-    truth = np.array(list(data.meta.labels.values()))[data.array(case.name, "truth")]
-    return not np.array_equal(label, truth)
+    label = read_label(case.name, case.label, scan, found.named_values).array
+    indices = class_indices(label, data.meta.labels, found.ignore)
+    return not np.array_equal(indices, data.array(case.name, "truth"))
 
 
 def _describe(data: PreparedSet, stored: list[PreparedCase]) -> None:

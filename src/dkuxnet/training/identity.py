@@ -14,6 +14,7 @@ def data_identity(data: PreparedSet) -> dict[str, Any]:
     return {
         "cases": data.names,
         "labels": meta.labels,
+        "ignore": meta.ignore,
         "channels": meta.channels,
         "plan": meta.plan,
     }

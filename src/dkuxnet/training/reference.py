@@ -75,7 +75,7 @@ def keep_held_out(
     if (reference := folder.reference) is None:
         return
     familiar = Familiar.of(reference.signatures)
-    rows = [row for row in evaluation.rows if row.n_pred and row.n_ref]
+    rows = [row for row in evaluation.rows if row.n_pred > 0 and row.n_ref > 0]
     cases = [
         HeldOut(
             name=name,

@@ -13,7 +13,6 @@ from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.evaluation.calibration import calibration, in_question
 from dkuxnet.evaluation.evaluate import Evaluation, Score, evaluate_pair
-from dkuxnet.evaluation.found import notes_on
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
@@ -39,7 +38,8 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
         label = predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
         if job.settings.infer.largest_component:
             label = keep_largest_component(label)
-        scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
+        known = truth < job.shape.classes  # the others nobody labelled
+        scores.append([dice((label == k) & known, truth == k) for k in range(1, job.shape.classes)])
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
 
@@ -78,9 +78,11 @@ def evaluate_test(
     order = list(job.split.test)
     scored = sorted(all_gather(mine), key=lambda case: order.index(case.name))
     result = Evaluation(
-        [row for case in scored for row in case.rows], {case.name: case.files for case in scored}
+        [row for case in scored for row in case.rows],
+        {case.name: case.files for case in scored},
+        ignored=tuple(case.name for case in scored if job.data.has_ignored(case.name)),
     )
-    result.notes += notes_on(result.found())
+    result.add_notes()
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     signatures = {case.name: case.signature for case in scored}
@@ -117,7 +119,8 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
     truth = job.test.array(name, "truth")
     confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
-    rows = evaluate_pair(name, prediction, label_volume(truth, affine, values), labels)
+    stored = label_volume(truth, affine, job.data.values)
+    rows = evaluate_pair(name, prediction, stored, labels, ignore=job.data.meta.ignore)
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(
         name,

@@ -33,7 +33,7 @@ def network_shape(data: PreparedSet, settings: Settings, with_priors: bool = Fal
             for each in settings.network.groups
         )
     channels = len(data.meta.channels) + (len(names) - 1 if with_priors else 0)
-    return NetworkShape(channels, len(names), groups, strides_for(settings, plan))
+    return NetworkShape(channels, len(names), groups, strides_for(settings, plan), data.merged)
 
 
 def strides_for(settings: Settings, plan: Plan) -> Strides:

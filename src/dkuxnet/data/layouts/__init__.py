@@ -1,6 +1,7 @@
 """Which files of a folder belong to which case: the layouts that the field's data sets have."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dkuxnet.core.documents import names_a_file
@@ -11,6 +12,7 @@ from dkuxnet.data.dicom.tree import holds_dicom
 from dkuxnet.data.layouts.atrial import BENCHMARK_FOLDER
 from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
+from dkuxnet.data.layouts.label_map import label_map
 from dkuxnet.data.layouts.nnunet_v1 import is_nnunet_v1
 
 LAYOUTS: dict[str, str] = {
@@ -50,7 +52,7 @@ def find_source(folder: str | Path, layout: str = "auto", channels: int | None =
             f"{folder}: expected scans in the layout {source.layout}, but it holds none; add scans"
         )
     _check_names(folder, source.cases)
-    return source
+    return _with_label_map(source)
 
 
 def detect(folder: Path) -> str:
@@ -77,6 +79,15 @@ def detect(folder: Path) -> str:
         f"{folder}: expected scans in one of the layouts {', '.join(LAYOUTS)}, but it holds "
         f"{found}; give the folder of the data set itself"
     )
+
+
+def _with_label_map(source: Source) -> Source:
+    """The source with what its dataset.json says of label values beside the classes."""
+    described = (source.folder / "dataset.json").is_file() and source.labels is not None
+    fields = read_dataset_json(source.folder) if described else {}
+    if "labels" not in fields:
+        return source
+    return replace(source, ignore=label_map(source.folder, fields).ignore)
 
 
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:
