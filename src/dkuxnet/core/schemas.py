@@ -127,7 +127,7 @@ class Fingerprint(Document):
 class PreparedCase(Document):
     """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names.
 
-    ignored: whether its label leaves voxels out.
+    ignored: whether its label leaves voxels out. not_labelled: classes that nobody outlined in it.
     """
 
     name: CaseName
@@ -135,11 +135,12 @@ class PreparedCase(Document):
     shape: Shape
     sha256: dict[str, str] = {}
     ignored: bool = False
+    not_labelled: Annotated[tuple[ClassName, ...], LISTED] = ()
 
     @property
     def partly(self) -> bool:
         """Whether it has a label that does not say all."""
-        return self.ignored
+        return self.ignored or bool(self.not_labelled)
 
 
 class _Planned(Document):

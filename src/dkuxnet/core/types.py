@@ -7,8 +7,8 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
+IGNORE = "ignore"  # in the place of a class: a value of voxels that nobody labelled, as in nnU-Net
 IGNORED = 255  # in stored class indices: a voxel of which nobody said what it is
 
 
@@ -82,7 +83,7 @@ class Source:
     channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
     labels: class name -> value in the label files, background first; None where the layout does not
     say (`prepare` then takes the values that it finds). ignore: the value of voxels that nobody
-    labelled.
+    labelled. not_labelled: name of a case -> classes that nobody outlined in it.
     """
 
     layout: str
@@ -91,11 +92,12 @@ class Source:
     channels: tuple[str, ...] = ("image",)
     labels: dict[str, int] | None = None
     ignore: int | None = None
+    not_labelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def named_values(self) -> dict[str, int] | None:
         """`labels`, and "ignore" among them where it is in use."""
-        more = {} if self.ignore is None else {"ignore": self.ignore}
+        more = {} if self.ignore is None else {IGNORE: self.ignore}
         return None if self.labels is None else self.labels | more
 
 

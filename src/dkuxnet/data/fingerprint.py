@@ -7,11 +7,10 @@ import numpy as np
 
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Fingerprint
-from dkuxnet.core.types import Case, Source
+from dkuxnet.core.types import IGNORE, Case, Source
 from dkuxnet.data.geometry import to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label
-from dkuxnet.data.layouts.label_map import IGNORE
 from dkuxnet.data.plan import is_ct
 from dkuxnet.data.values import check_modality, every_nth
 

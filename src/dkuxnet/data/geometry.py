@@ -217,8 +217,8 @@ def _is_identity(matrix: Any) -> bool:
 def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> NDArray[Any]:
     """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel.
 
-    What is IGNORED has no share; a voxel in which less than half of one of `label` says what it is,
-    is IGNORED itself.
+    What is IGNORED has no share. A voxel is IGNORED where all voxels of `label` are whose centres
+    are in it, or the one that its own centre is in.
     """
     if tuple(label.shape) == tuple(shape):
         return label.astype(np.uint8)
@@ -233,9 +233,18 @@ def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> N
             np.maximum(best, share, out=best)
     if classes > IGNORED or (known := label != IGNORED).all():
         return chosen
-    one = np.prod([min(1.0, new / old) for new, old in zip(shape, label.shape, strict=True)])
-    chosen[resample(known, shape) < one / 2] = IGNORED
+    chosen[~_any_within(known, shape)] = IGNORED
     return chosen
+
+
+def _any_within(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
+    for axis, (old, new) in enumerate(zip(mask.shape, shape, strict=True)):
+        if new >= old:
+            mask = mask.take(((np.arange(new) + 0.5) * old / new).astype(int), axis)
+        else:
+            first = np.ceil(np.arange(new) * old / new - 0.5).astype(int)
+            mask = np.logical_or.reduceat(mask, first, axis)
+    return mask
 
 
 def pad_to(

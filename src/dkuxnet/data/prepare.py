@@ -23,6 +23,7 @@ from dkuxnet.data.fingerprint import CaseFigures, take_fingerprint
 from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
+from dkuxnet.data.outlined import check_outlined
 from dkuxnet.data.plan import make_plan, plan_coarse
 from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
 from dkuxnet.data.splits import make_split
@@ -72,6 +73,7 @@ def prepare_scans(
         notes += told(checked, unknown_values(checks, found.named_values))
         labels = found.labels or _found_labels(checks)
         _check_values(checks, labels, found.ignore)
+        check_outlined(checks, found, labels)
         notes += _odd(checks, labels, held_back)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median

@@ -26,6 +26,7 @@ from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Prepared, PreparedCase, PreparedInfo, parse_document, read_document
 from dkuxnet.core.types import IGNORED
 from dkuxnet.data.arrays import read_box
+from dkuxnet.data.outlined import indistinct, structures_of
 from dkuxnet.machine.files import checksum
 
 VERSION = 1
@@ -190,8 +191,21 @@ class PreparedSet:
     @property
     def merged(self) -> tuple[tuple[int, ...], ...]:
         """See `core.types.NetworkShape`: for what the labels of the set do not say."""
+        several = {each for name in self._cases for each in self._indistinct(name) if each[1:]}
         everything = tuple(range(len(self.class_names)))
-        return () if self.meta.ignore is None else (everything,)
+        return (*sorted(several - {everything}), *(() if self._never_ignores else (everything,)))
+
+    @property
+    def _never_ignores(self) -> bool:
+        return self.meta.ignore is None
+
+    def _indistinct(self, name: str) -> list[tuple[int, ...]]:
+        structures = structures_of(self.meta.labels)
+        return indistinct(structures, len(structures) + 1, self.not_labelled(name))
+
+    def not_labelled(self, name: str) -> tuple[str, ...]:
+        """The classes that nobody outlined in a case."""
+        return self._case(name).not_labelled
 
     @property
     def values(self) -> list[int]:
@@ -214,8 +228,12 @@ class PreparedSet:
         """
         if not self._case(name).partly:
             return None
-        table = np.arange(256, dtype=np.uint8)
-        table[IGNORED] = len(self.class_names) + len(self.merged) - 1
+        table, classes, merged = np.arange(256, dtype=np.uint8), len(self.class_names), self.merged
+        for index, several in enumerate(self._indistinct(name)):
+            if several[1:]:
+                table[index] = classes + merged.index(several)
+        if not self._never_ignores:
+            table[IGNORED] = classes + len(merged) - 1
         return table
 
     def sha256(self, name: str, kind: Kind) -> str | None:

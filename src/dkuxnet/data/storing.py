@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,8 +35,9 @@ def store_case(
         scan = f"the image {case.images[0].name}", image
         values = read_label(case.name, case.label, scan, source.named_values).array
         truth = class_indices(values, labels, source.ignore)
+    left_out = source.not_labelled.get(case.name, ())
     return {
-        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases")
+        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases", left_out)
         for folder, plan in plans.items()
     }
 
@@ -60,6 +61,7 @@ def _store_at(
     classes: Sequence[str],
     plan: Plan,
     folder: Path,
+    not_labelled: tuple[str, ...],
 ) -> PreparedCase:
     """Store a case on the grid of one plan. truth: class indices (X, Y, Z) on the scan's grid."""
     grid = to_network_grid(image, plan)
@@ -88,9 +90,10 @@ def _store_at(
     described_as = PreparedCase(
         name=case.name, labelled=truth is not None, shape=grid.shape, sha256=sha256
     )
+    told: dict[str, Any] = {"not_labelled": not_labelled} if not_labelled else {}
     if truth is not None and len(classes) <= IGNORED and (truth == IGNORED).any():
-        described_as = described_as.model_copy(update={"ignored": True})
-    return described_as
+        told["ignored"] = True
+    return described_as.model_copy(update=told)
 
 
 def _warn_lost(

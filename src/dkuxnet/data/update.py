@@ -15,12 +15,12 @@ import numpy as np
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.schemas import PreparedCase
-from dkuxnet.core.types import Case, CaseProgress, Source
+from dkuxnet.core.types import IGNORE, Case, CaseProgress, Source
 from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
-from dkuxnet.data.layouts.label_map import IGNORE
+from dkuxnet.data.outlined import check_outlined
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.storing import check_noting, class_indices, each_case, store_noting, told
@@ -60,6 +60,7 @@ def update_prepared(
         checked = each(partial(check_noting, found), new, "check")
         checks = [figures for figures, _, _ in checked if figures is not None]
         told(checked, unknown_values(checks, found.named_values))
+        check_outlined(checks, found, data.meta.labels)
         check_size(checks, data.meta.plan.spacing_mm)
         plans = {each.folder: each.meta.plan for each in (*stages, data)}
         stored = each(partial(store_noting, found, data.meta.labels, plans), new, "store")
@@ -104,6 +105,8 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
     if case.label is None:
         return False
     if case.name not in data.names_with_label:
+        return True
+    if found.not_labelled.get(case.name, ()) != data.not_labelled(case.name):
         return True
     changed = max(case.label.stat().st_mtime, case.label.stat().st_ctime)
     if changed <= (data.folder / "dataset.json").stat().st_mtime:

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import Faults, UserError, data_warnings, disk_reason
 from dkuxnet.core.schemas import Found, Statistic
-from dkuxnet.core.types import CountProgress, Volume
+from dkuxnet.core.types import IGNORE, CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import on_grid
 from dkuxnet.data.labels import (
@@ -32,7 +33,7 @@ from dkuxnet.data.layouts.files import (
     read_dataset_json,
     warn_left_out,
 )
-from dkuxnet.data.layouts.label_map import IGNORE, LabelMap, label_map
+from dkuxnet.data.layouts.label_map import LabelMap, label_map
 from dkuxnet.evaluation.found import count_found, notes_on
 from dkuxnet.evaluation.metrics import (
     METRICS,
@@ -46,7 +47,7 @@ from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.evaluation.statistics import known_mean, summarise
 from dkuxnet.machine.files import write_text
 
-NOTHING_MORE = Asked()
+NOTHING_MORE, NOTHING_LEFT_OUT = Asked(), LabelMap({})
 Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
 
@@ -57,7 +58,7 @@ class Score(NamedTuple):
     neither prediction nor label has the class, distances where one has it alone. confidence: see
     `core.confidence`, NaN where it is not known, as of a label map alone. more: what was asked for
     beside METRICS. Of a label that leaves voxels out only the others count, and a figure that needs
-    the whole outline is NaN.
+    the whole outline is NaN; of a class that nobody outlined all are, counts too.
     """
 
     case: str
@@ -69,12 +70,12 @@ class Score(NamedTuple):
     asd_mm: float
     hd95_voxels: float
     asd_voxels: float
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-    n_pred: int
-    n_ref: int
+    tp: float
+    fp: float
+    fn: float
+    tn: float
+    n_pred: float
+    n_ref: float
     pred_ml: float = math.nan
     ref_ml: float = math.nan
     confidence: float = math.nan
@@ -127,6 +128,10 @@ class Evaluation:
                 f"({_some(self.ignored)}): figures are of the labelled ones, and distances, which "
                 "need the whole outline, have none"
             )
+        left_out = Counter(row.class_name for row in self.rows if math.isnan(row.n_ref))
+        of = len(self.files)
+        if told := [f"'{name}' in {count} of {of}" for name, count in left_out.items()]:
+            self.notes.append(f"not labelled, so that no mean counts it: {', '.join(told)} cases")
         self.notes += notes_on(self.found())
 
     def write_json(self, path: Path) -> None:
@@ -203,14 +208,16 @@ def evaluate_pair(
     truth_labels: dict[str, int] | None = None,
     asked: Asked = NOTHING_MORE,
     ignore: int | None = None,
+    not_labelled: Collection[str] = (),
 ) -> list[Score]:
     """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
     labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
     values differ. asked: further metrics. ignore: the value in `truth` of voxels that nobody
-    labelled. Raises UserError where shape or affine differ, and where a value stands in neither
-    map; a DataWarning where the affines differ by rounding.
+    labelled. not_labelled: classes that nobody outlined: NaN throughout. Raises UserError where
+    shape or affine differ, and where a value stands in neither map; a DataWarning where the affines
+    differ by rounding.
     """
     truth_labels = truth_labels or labels
     truth = _on_grid(case, prediction, truth)
@@ -220,6 +227,9 @@ def evaluate_pair(
     left_out = 0 if out is None else int(np.count_nonzero(out))
     rows, voxel_ml = [], math.prod(truth.spacing_mm) / 1000
     for name, value in foreground(labels).items():
+        if name in not_labelled:
+            rows.append(_not_scored(case, name, value, len(asked.metrics)))
+            continue
         predicted, true = prediction.array == value, truth.array == truth_labels[name]
         if out is not None:
             predicted &= ~out
@@ -238,6 +248,12 @@ def evaluate_pair(
             Score(case, name, value, **figures, **counts, pred_ml=pred_ml, ref_ml=ref_ml, more=more)
         )
     return rows
+
+
+def _not_scored(case: str, name: str, value: int, more: int) -> Score:
+    """The row of a class of which a label says nothing."""
+    nothing = dict.fromkeys(Score._fields[3:-1], math.nan)
+    return Score(case, name, value, **nothing, more=(math.nan,) * more)
 
 
 def evaluate_folders(
@@ -263,9 +279,8 @@ def evaluate_folders(
     listed = None if cases is None else case_list(Path(cases))
     files, meant, unpaired = _pair_files(Path(predictions), Path(labels), listed)
     described = _class_map(Path(predictions))
-    truth_labels, ignore = (meant.labels, meant.ignore) if meant else (None, None)
-    if meant is None and described is not None:
-        ignore = described.ignore
+    truth_labels = meant.labels if meant else None
+    ignore, not_labelled = (meant or described or NOTHING_LEFT_OUT)[1:]
     prediction_labels = described.labels if described else truth_labels or _found_labels(files)
     if not foreground(prediction_labels):
         raise UserError(
@@ -284,7 +299,14 @@ def evaluate_folders(
                 case, pair, prediction_labels, truth_labels or prediction_labels, ignore
             )
             rows += evaluate_pair(
-                case, prediction, truth, prediction_labels, truth_labels, asked, ignore
+                case,
+                prediction,
+                truth,
+                prediction_labels,
+                truth_labels,
+                asked,
+                ignore,
+                not_labelled.get(case, ()),
             )
             ignored += [case] if ignore is not None and (truth.array == ignore).any() else []
         if progress:
@@ -345,8 +367,9 @@ def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], Label
         # beside the others'.
         beside = {case: label.parent.parent / case / label.name for case in wanted - found.keys()}
         found |= {case: path for case, path in beside.items() if path.is_file()}
-    meant = None if source.labels is None else LabelMap(source.labels, source.ignore)
-    return found or direct, meant
+    if source.labels is None:
+        return found or direct, None
+    return found or direct, LabelMap(source.labels, source.ignore, source.not_labelled)
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

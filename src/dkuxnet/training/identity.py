@@ -31,4 +31,6 @@ def arrays_sha256(data: PreparedSet, split: Split) -> str:
         "truth": split.test,
     }
     sums = [data.sha256(name, kind) for kind, names in opened.items() for name in names]
+    judged = (*split.labelled, *split.validation, *split.test)
+    sums += [f"{name} {data.not_labelled(name)}" for name in judged if data.not_labelled(name)]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from dkuxnet.core.confidence import class_confidence
-from dkuxnet.core.types import CountProgress, Volume
+from dkuxnet.core.types import IGNORED, CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.evaluation.calibration import calibration, in_question
@@ -39,7 +40,13 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
         if job.settings.infer.largest_component:
             label = keep_largest_component(label)
         known = truth < job.shape.classes  # the others nobody labelled
-        scores.append([dice((label == k) & known, truth == k) for k in range(1, job.shape.classes)])
+        left_out = job.data.not_labelled(name)
+        scores.append(
+            [
+                math.nan if each in left_out else dice((label == k) & known, truth == k)
+                for k, each in enumerate(job.data.class_names[1:], 1)
+            ]
+        )
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
 
@@ -120,14 +127,17 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     truth = job.test.array(name, "truth")
     confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
     stored = label_volume(truth, affine, job.data.values)
-    rows = evaluate_pair(name, prediction, stored, labels, ignore=job.data.meta.ignore)
+    left_out = job.data.not_labelled(name)
+    rows = evaluate_pair(
+        name, prediction, stored, labels, ignore=job.data.meta.ignore, not_labelled=left_out
+    )
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(
         name,
         [row._replace(confidence=confidence[row.class_name]) for row in rows],
         (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"),
         short(grid.signature),
-        in_question(grid.prob, on_grid),
+        in_question(grid.prob, np.full_like(on_grid, IGNORED) if left_out else on_grid),
     )
 
 

@@ -14,6 +14,7 @@ from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
 from dkuxnet.data.layouts.label_map import label_map
 from dkuxnet.data.layouts.nnunet_v1 import is_nnunet_v1
+from dkuxnet.data.outlined import check_cases, not_labelled
 
 LAYOUTS: dict[str, str] = {
     "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
@@ -82,12 +83,15 @@ def detect(folder: Path) -> str:
 
 
 def _with_label_map(source: Source) -> Source:
-    """The source with what its dataset.json says of label values beside the classes."""
-    described = (source.folder / "dataset.json").is_file() and source.labels is not None
-    fields = read_dataset_json(source.folder) if described else {}
-    if "labels" not in fields:
-        return source
-    return replace(source, ignore=label_map(source.folder, fields).ignore)
+    """The source with what its dataset.json says of labels beside the classes."""
+    folder = source.folder
+    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
+    left_out = not_labelled(folder, fields)
+    check_cases(folder, left_out, source.cases)
+    ignore = None
+    if "labels" in fields and source.labels is not None:
+        ignore = label_map(folder, fields).ignore
+    return replace(source, ignore=ignore, not_labelled=left_out)
 
 
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:

@@ -1,21 +1,22 @@
 """What the values of label files mean, by a dataset.json: classes, and what nobody labelled."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import IGNORE
 from dkuxnet.data.layouts.files import MAX_LABEL, channel_names, field, read_dataset_json, shortened
+from dkuxnet.data.outlined import not_labelled
 
-IGNORE = "ignore"
 
-
-@dataclass(frozen=True)
-class LabelMap:
-    """labels: class name -> value, background first. ignore: see `core.types.Source`."""
+class LabelMap(NamedTuple):
+    """labels: class name -> value, background first. The others: see `core.types.Source`."""
 
     labels: dict[str, int]
     ignore: int | None = None
+    not_labelled: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def channels_and_labels(
@@ -59,7 +60,8 @@ def label_map(folder: Path, fields: dict[str, Any]) -> LabelMap:
             f"{ignore} and '{highest}' has {max(values)}; renumber them, here and in the label "
             "files"
         )
-    return LabelMap(dict(sorted(labels.items(), key=lambda item: item[1])), ignore)
+    ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
+    return LabelMap(ordered, ignore, not_labelled(folder, fields))
 
 
 def _label(name: str, value: Any) -> tuple[str, int | None]:
