@@ -119,9 +119,12 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
     from dkuxnet.data.prepared_set import PreparedSet
 
     labelled, coarse = sum(case.labelled for case in meta.cases), PreparedSet(prepared).coarse
+    partly = sum(case.partly for case in meta.cases)
+    in_part = f" ({partly} in part)" if partly else ""
     held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
     _say(
-        f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{held_back}; "
+        f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{in_part}"
+        f"{held_back}; "
         f"classes: {', '.join(meta.labels)}"
     )
     if coarse:

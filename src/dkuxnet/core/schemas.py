@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dkuxnet.core.config import Edge, FourStrides
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import HALVINGS, Group, NetworkShape, divisor_of
+from dkuxnet.core.types import HALVINGS, IGNORE, Group, NetworkShape, divisor_of, structures_of
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -47,6 +47,7 @@ CaseName = Annotated[str, Field(max_length=250), AfterValidator(_file_name)]
 CaseNames = Annotated[tuple[CaseName, ...], LISTED]
 ClassName = Annotated[str, Field(max_length=1000)]
 LabelValue = Annotated[int, Field(ge=0, le=MAX_LABEL)]
+RegionValues = Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=256, strict=False)]
 Labels = Annotated[dict[ClassName, LabelValue], Field(min_length=2, max_length=256)]
 Channels = Annotated[list[ClassName], Field(min_length=1, max_length=64)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -146,12 +147,15 @@ class PreparedCase(Document):
 class _Planned(Document):
     """A document with channels and a plan for them.
 
-    ignore: the value in label files of voxels that nobody labelled; no class.
+    ignore: the value in label files of voxels that nobody labelled; no class. regions: name -> the
+    values that it holds, its own first, where what is asked for are such unions; the classes are
+    then the parts that they have in common.
     """
 
     channels: Channels
     labels: Labels
     ignore: LabelValue | None = None
+    regions: dict[ClassName, RegionValues] = {}
     fingerprint: Fingerprint
     plan: Plan
 
@@ -160,6 +164,28 @@ class _Planned(Document):
         if len(self.plan.normalisation) != len(self.channels):
             raise ValueError("plan.normalisation must have an entry for each channel")
         return self
+
+    @property
+    def scored(self) -> dict[str, tuple[int, ...]]:
+        """What is scored and told: regions, else the classes but the background -> values."""
+        classes = {name: (value,) for name, value in self.labels.items() if value}
+        return {**self.regions} if self.regions else {**classes}
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """`scored`, with indices of classes in the place of their values."""
+        return structures_of(self.labels, self.regions)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a dataset.json beside label maps says of their values, as nnU-Net has it."""
+        more = {} if self.ignore is None else {IGNORE: self.ignore}
+        if not self.regions:
+            return {"labels": self.labels | more}
+        regions = {name: sorted(values) for name, values in self.regions.items()}
+        background = dict(list(self.labels.items())[:1])
+        order = [values[0] for values in self.regions.values()]
+        return {"labels": background | regions | more, "regions_class_order": order}
 
 
 class Prepared(_Planned):

@@ -83,7 +83,8 @@ class Source:
     channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
     labels: class name -> value in the label files, background first; None where the layout does not
     say (`prepare` then takes the values that it finds). ignore: the value of voxels that nobody
-    labelled. not_labelled: name of a case -> classes that nobody outlined in it.
+    labelled. not_labelled: name of a case -> structures that nobody outlined in it. regions: see
+    `core.schemas`. same: further values in the label files -> the value of their class.
     """
 
     layout: str
@@ -93,12 +94,29 @@ class Source:
     labels: dict[str, int] | None = None
     ignore: int | None = None
     not_labelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    same: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def named_values(self) -> dict[str, int] | None:
         """`labels`, and "ignore" among them where it is in use."""
         more = {} if self.ignore is None else {IGNORE: self.ignore}
         return None if self.labels is None else self.labels | more
+
+
+def structures_of(
+    labels: Mapping[str, int], regions: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Name -> indices of classes, of each region or, where there are none, of each class.
+
+    labels: class name -> value, background first.
+    """
+    if not regions:
+        return {name: (index,) for index, name in enumerate(labels) if index}
+    return {
+        name: tuple(index for index, value in enumerate(labels.values()) if value in values)
+        for name, values in regions.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What scans are like: the figures of a case, and the fingerprint that the plan follows from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
         label = read_label(case.name, case.label, scan, source.named_values).array
-        counts = count_values(label)
+        counts = _joined(count_values(label), source.same)
         if source.ignore is not None and counts.pop(source.ignore, 0) and not counts:
             raise UserError(
                 f"case '{case.name}': {case.label} has '{IGNORE}' in every voxel: nothing to "
@@ -64,6 +64,15 @@ def check_case(source: Source, case: Case) -> CaseFigures:
         std=[float(values.std()) for values in samples],
         label_counts=counts,
     )
+
+
+def _joined(counts: dict[int, int], same: Mapping[int, int]) -> dict[int, int]:
+    """Counts of values, those of one class together."""
+    joined: dict[int, int] = {}
+    for value, count in counts.items():
+        of = same.get(value, value)
+        joined[of] = joined.get(of, 0) + count
+    return joined
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Which structures nobody outlined in a case, and between which classes its label cannot tell then.
 
-A structure is a class. `not_labelled` of a dataset.json names, by case, those that nobody outlined:
-{"case_07": ["Posterior"]}.
+A structure is a class, or a region where there are some. `not_labelled` of a dataset.json names, by
+case, those that nobody outlined: {"case_07": ["Posterior"]}.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,17 +11,12 @@ from unicodedata import normalize
 
 from dkuxnet.core.errors import Faults, UserError
 from dkuxnet.core.lookup import unknown
-from dkuxnet.core.types import Case, Source
+from dkuxnet.core.types import Case, Source, structures_of
 from dkuxnet.data.fingerprint import CaseFigures
 from dkuxnet.data.labels import MAX_CLASSES
 
 KEY = "not_labelled"
 Structures = Mapping[str, Collection[int]]  # name -> indices of classes
-
-
-def structures_of(labels: Mapping[str, int]) -> Structures:
-    """What can be outlined, of classes in their order, background first."""
-    return {name: {index} for index, name in enumerate(labels) if index}
 
 
 def not_labelled(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -66,7 +61,7 @@ def check_outlined(
     merged = {
         each
         for left_out in source.not_labelled.values()
-        for each in indistinct(structures_of(labels), len(labels), left_out)
+        for each in indistinct(structures_of(labels, source.regions), len(labels), left_out)
         if len(each) > 1
     }
     if len(labels) + len(merged) + (source.ignore is not None) > MAX_CLASSES:
@@ -78,7 +73,10 @@ def check_outlined(
 
 def wrong_names(source: Source, labels: Mapping[str, int]) -> list[str]:
     """A sentence for each case whose `not_labelled` names no class, or all of them."""
-    names, where = [*structures_of(labels)], f"{source.folder / 'dataset.json'}: case"
+    names, where = (
+        [*structures_of(labels, source.regions)],
+        f"{source.folder / 'dataset.json'}: case",
+    )
     told = []
     for case, left_out in source.not_labelled.items():
         strange = [name for name in left_out if name not in names]
@@ -95,7 +93,7 @@ def contradictions(
     checks: Sequence[CaseFigures], source: Source, labels: Mapping[str, int]
 ) -> list[str]:
     """A sentence for each class that a case shows although nobody outlined it."""
-    names, structures = [*labels], structures_of(labels)
+    names, structures = [*labels], structures_of(labels, source.regions)
     told = []
     for check in checks:
         left_out = source.not_labelled.get(check.name, ())

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def prepare_scans(
                 layout=found.layout,
                 channels=list(found.channels),
                 labels=labels,
-                **({} if found.ignore is None else {"ignore": found.ignore}),
+                **_more_of_labels(found),
                 cases=[cases[at] for cases, _ in stored],
                 fingerprint=fingerprint,
                 plan=plan,
@@ -102,6 +102,11 @@ def prepare_scans(
             )
             write_json(at / "dataset.json", described.to_json())
     return PreparedSet(prepared).meta
+
+
+def _more_of_labels(source: Source) -> dict[str, Any]:
+    ignore = {} if source.ignore is None else {"ignore": source.ignore}
+    return ignore | ({"regions": dict(source.regions)} if source.regions else {})
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Prepared, PreparedCase, PreparedInfo, parse_document, read_document
 from dkuxnet.core.types import IGNORED
 from dkuxnet.data.arrays import read_box
-from dkuxnet.data.outlined import indistinct, structures_of
+from dkuxnet.data.outlined import indistinct
 from dkuxnet.machine.files import checksum
 
 VERSION = 1
@@ -200,11 +200,10 @@ class PreparedSet:
         return self.meta.ignore is None
 
     def _indistinct(self, name: str) -> list[tuple[int, ...]]:
-        structures = structures_of(self.meta.labels)
-        return indistinct(structures, len(structures) + 1, self.not_labelled(name))
+        return indistinct(self.meta.structures, len(self.class_names), self.not_labelled(name))
 
     def not_labelled(self, name: str) -> tuple[str, ...]:
-        """The classes that nobody outlined in a case."""
+        """The structures that nobody outlined in a case."""
         return self._case(name).not_labelled
 
     @property

@@ -34,7 +34,7 @@ def store_case(
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
         values = read_label(case.name, case.label, scan, source.named_values).array
-        truth = class_indices(values, labels, source.ignore)
+        truth = class_indices(values, labels, source)
     left_out = source.not_labelled.get(case.name, ())
     return {
         folder: _store_at(case, image, truth, list(labels), plan, folder / "cases", left_out)
@@ -42,15 +42,14 @@ def store_case(
     }
 
 
-def class_indices(
-    values: np.ndarray, labels: Mapping[str, int], ignore: int | None = None
-) -> np.ndarray:
+def class_indices(values: np.ndarray, labels: Mapping[str, int], source: Source) -> np.ndarray:
     """Values of a label file -> uint8 indices of the classes, and IGNORED."""
     indices = np.zeros(values.shape, np.uint8)
     for index, value in enumerate(labels.values()):
-        indices[values == value] = index
-    if ignore is not None:
-        indices[values == ignore] = IGNORED
+        for each in (value, *(other for other, of in source.same.items() if of == value)):
+            indices[values == each] = index
+    if source.ignore is not None:
+        indices[values == source.ignore] = IGNORED
     return indices
 
 

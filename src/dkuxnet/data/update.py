@@ -83,7 +83,8 @@ def _described_alike(found: Source, data: PreparedSet) -> Source:
             f"prepared with {meta.channels}; prepare a new folder"
         )
     more = "" if meta.ignore is None else f" and '{IGNORE}' {meta.ignore}"
-    if found.labels is not None and (found.labels, found.ignore) != (meta.labels, meta.ignore):
+    theirs = found.labels, found.ignore, {**found.regions}
+    if found.labels is not None and theirs != (meta.labels, meta.ignore, meta.regions):
         raise UserError(
             f"{found.folder} has the labels {found.named_values}, but {data.folder} was prepared "
             f"with {meta.labels}{more}; prepare a new folder"
@@ -113,7 +114,7 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
         return False
     scan = f"the image {case.images[0].name}", read_image(case, len(found.channels))
     label = read_label(case.name, case.label, scan, found.named_values).array
-    indices = class_indices(label, data.meta.labels, found.ignore)
+    indices = class_indices(label, data.meta.labels, found)
     return not np.array_equal(indices, data.array(case.name, "truth"))
 
 

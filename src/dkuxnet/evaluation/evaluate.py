@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,8 @@ from dkuxnet.evaluation.statistics import known_mean, summarise
 from dkuxnet.machine.files import write_text
 
 NOTHING_MORE, NOTHING_LEFT_OUT = Asked(), LabelMap({})
+Values = int | tuple[int, ...]  # of a class, or of a region, its own first
+Meaning = Mapping[str, Values]
 Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
 
@@ -204,8 +206,8 @@ def evaluate_pair(
     case: str,
     prediction: Volume,
     truth: Volume,
-    labels: dict[str, int],
-    truth_labels: dict[str, int] | None = None,
+    labels: Meaning,
+    truth_labels: Meaning | None = None,
     asked: Asked = NOTHING_MORE,
     ignore: int | None = None,
     not_labelled: Collection[str] = (),
@@ -213,11 +215,11 @@ def evaluate_pair(
     """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
-    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
-    values differ. asked: further metrics. ignore: the value in `truth` of voxels that nobody
-    labelled. not_labelled: classes that nobody outlined: NaN throughout. Raises UserError where
-    shape or affine differ, and where a value stands in neither map; a DataWarning where the affines
-    differ by rounding.
+    labels: class name -> value in `prediction`, or values of a region, its own first. truth_labels:
+    the same for `truth`, where its values differ. asked: further metrics. ignore: the value in
+    `truth` of voxels that nobody labelled. not_labelled: classes that nobody outlined: NaN
+    throughout. Raises UserError where shape or affine differ, and where a value stands in neither
+    map; a DataWarning where the affines differ by rounding.
     """
     truth_labels = truth_labels or labels
     truth = _on_grid(case, prediction, truth)
@@ -226,11 +228,12 @@ def evaluate_pair(
     out = None if ignore is None else truth.array == ignore
     left_out = 0 if out is None else int(np.count_nonzero(out))
     rows, voxel_ml = [], math.prod(truth.spacing_mm) / 1000
-    for name, value in foreground(labels).items():
+    for name, values in foreground(labels).items():
+        value = values_of(values)[0]
         if name in not_labelled:
             rows.append(_not_scored(case, name, value, len(asked.metrics)))
             continue
-        predicted, true = prediction.array == value, truth.array == truth_labels[name]
+        predicted, true = _mask(prediction, values), _mask(truth, truth_labels[name])
         if out is not None:
             predicted &= ~out
         figures = segmentation_metrics(predicted, true, truth.spacing_mm)
@@ -279,9 +282,10 @@ def evaluate_folders(
     listed = None if cases is None else case_list(Path(cases))
     files, meant, unpaired = _pair_files(Path(predictions), Path(labels), listed)
     described = _class_map(Path(predictions))
-    truth_labels = meant.labels if meant else None
-    ignore, not_labelled = (meant or described or NOTHING_LEFT_OUT)[1:]
-    prediction_labels = described.labels if described else truth_labels or _found_labels(files)
+    truth_labels: Meaning | None = meant.scored if meant else None
+    _, ignore, not_labelled, *_ = meant or described or NOTHING_LEFT_OUT
+    prediction_labels: Meaning
+    prediction_labels = described.scored if described else truth_labels or _found_labels(files)
     if not foreground(prediction_labels):
         raise UserError(
             f"{labels}: expected at least one class beside the background, found none: nothing to "
@@ -369,7 +373,8 @@ def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], Label
         found |= {case: path for case, path in beside.items() if path.is_file()}
     if source.labels is None:
         return found or direct, None
-    return found or direct, LabelMap(source.labels, source.ignore, source.not_labelled)
+    left_out, regions = source.not_labelled, source.regions
+    return found or direct, LabelMap(source.labels, source.ignore, left_out, regions, source.same)
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
@@ -402,17 +407,29 @@ def _found_labels(files: Files) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
-def foreground(labels: dict[str, int]) -> dict[str, int]:
+def foreground(labels: Mapping[str, Values]) -> dict[str, Values]:
     """The classes but value 0, the background."""
     return {name: value for name, value in labels.items() if value != 0}
 
 
+def values_of(values: Values) -> tuple[int, ...]:
+    """Those of a class or of a region."""
+    return (values,) if isinstance(values, int) else values
+
+
+def _mask(volume: Volume, values: Values) -> Array:
+    if isinstance(values, int):
+        return np.asarray(volume.array == values)
+    return np.isin(volume.array, values)
+
+
+def _single(labels: Meaning) -> dict[str, int]:
+    """The values of segments, which are classes: of a region its own."""
+    return {name: values_of(values)[0] for name, values in labels.items()}
+
+
 def _read_pair(
-    case: str,
-    files: tuple[Path, Path],
-    labels: dict[str, int],
-    truth_labels: dict[str, int],
-    ignore: int | None,
+    case: str, files: tuple[Path, Path], labels: Meaning, truth_labels: Meaning, ignore: int | None
 ) -> tuple[Volume, Volume]:
     """Prediction and label; one of named segments is laid on the grid of the other."""
     predicted, true = files
@@ -423,11 +440,11 @@ def _read_pair(
                 "the scan knows; predict label maps as NIfTI"
             )
         truth = _read(case, true)
-        return read_label(case, predicted, ("the label", truth), labels), truth
+        return read_label(case, predicted, ("the label", truth), _single(labels)), truth
     prediction = _read(case, predicted)
     if segment_names(true) is None:
         return prediction, _read(case, true)
-    named = truth_labels | ({} if ignore is None else {IGNORE: ignore})
+    named = _single(truth_labels) | ({} if ignore is None else {IGNORE: ignore})
     return prediction, read_label(case, true, ("the prediction", prediction), named)
 
 
@@ -448,9 +465,11 @@ def _on_grid(case: str, prediction: Volume, truth: Volume) -> Volume:
 
 
 def _check_values(
-    case: str, what: str, array: Array, labels: dict[str, int], ignore: int | None = None
+    case: str, what: str, array: Array, labels: Meaning, ignore: int | None = None
 ) -> None:
-    known = {0, *labels.values()} | (set() if ignore is None else {ignore})
+    known = {0, *(value for each in labels.values() for value in values_of(each))} | (
+        set() if ignore is None else {ignore}
+    )
     if sum(np.count_nonzero(array == value) for value in known) == array.size:
         return  # much faster than to sort the voxels
     values, counts = np.unique(array, return_counts=True)
@@ -458,7 +477,7 @@ def _check_values(
         if value not in known:
             raise UserError(
                 f"case '{case}': {what} holds value {value} in {count} voxels, expected one of "
-                f"{labels}; correct the file or name the value under 'labels' in dataset.json"
+                f"{dict(labels)}; correct the file or name the value under 'labels' in dataset.json"
             )
 
 

@@ -5,9 +5,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,11 +71,11 @@ class Outputs:
         for kind in self.kinds:
             inside(self.folder, kind)
 
-    def check_description(self, labels: dict[str, int]) -> None:
+    def check_description(self, description: dict[str, Any]) -> None:
         """Raises UserError where the folder describes label maps of other classes."""
         described = self.folder / DESCRIPTION
         try:
-            foreign = described.exists() and read_text(described, MAX_BYTES) != _description(labels)
+            foreign = described.exists() and read_text(described, MAX_BYTES) != _text(description)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{described}: cannot be read: {disk_reason(error)}; choose another --output"
@@ -98,7 +99,7 @@ class Outputs:
         origin = Origin(self.model, self.version)
         return writers(series, labels, self.segmentation_type, origin)
 
-    def make_folder(self, labels: dict[str, int]) -> None:
+    def make_folder(self, description: dict[str, Any]) -> None:
         """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
 
         In CLASSES the rows of other cases stay.
@@ -108,22 +109,29 @@ class Outputs:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
-        write_text(self.folder / DESCRIPTION, _description(labels))
+        write_text(self.folder / DESCRIPTION, _text(description))
         predicted = {case.name for case in self.cases}
         if rows := _read_rows(self.folder):
             kept = [row for row in rows if row[0] not in predicted]
             write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
 
     def write(
-        self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
+        self,
+        case: Case,
+        result: Segmentation,
+        writers: dict[str, Writer],
+        scored: Mapping[str, tuple[int, ...]],
     ) -> Path:
-        """Write the maps of a case and its rows of CLASSES; returns the label map's path."""
+        """Write the maps of a case and its rows of CLASSES; returns the label map's path.
+
+        scored: name -> values, its own first, of what has a row.
+        """
         target = self.target(case)
         writers["label"](result.label, target, result.notes)
         for kind in self.kinds:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
-        table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
+        table, rows = self.folder / CLASSES, _rows(case.name, result, scored)
         append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
 
@@ -134,15 +142,17 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
+def _rows(
+    name: str, result: Segmentation, scored: Mapping[str, tuple[int, ...]]
+) -> list[list[str]]:
     """Those of a case in CLASSES; what is not known is empty."""
     rows, voxel_ml = [], math.prod(result.label.spacing_mm) / 1000
     unlike = "" if (far := result.trust.unlike) is None else f"{far:.2f}"
     for each, value in result.confidence.items():
-        voxels = int(np.count_nonzero(result.label.array == labels[each]))
+        voxels = int(np.count_nonzero(np.isin(result.label.array, scored[each])))
         known = not math.isnan(value)
         sure = [str(value), "yes" if value < UNSURE_BELOW else "no"] if known else ["", ""]
-        found = [str(labels[each]), str(voxels), f"{voxels * voxel_ml:.3f}"]
+        found = [str(scored[each][0]), str(voxels), f"{voxels * voxel_ml:.3f}"]
         dice = result.trust.dice.get(each)
         hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
         rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
@@ -178,8 +188,8 @@ def _ending(case: Case) -> str:
     return ".nii.gz" if ending in formats.READ_ONLY else ending
 
 
-def _description(labels: dict[str, int]) -> str:
-    return json.dumps({"labels": labels}, indent=1)
+def _text(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=1)
 
 
 def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:

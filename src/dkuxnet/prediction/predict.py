@@ -80,7 +80,7 @@ def predict_scans(
     model = segmenter.name, segmenter.version
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)
     outputs.check()
-    outputs.check_description(segmenter.labels)
+    outputs.check_description(segmenter.description)
     return _segment_all(found, segmenter, outputs, progress)
 
 
@@ -100,8 +100,8 @@ def _segment_all(
             continue
         try:
             if not written:  # nothing is made for scans that cannot be read
-                outputs.make_folder(segmenter.labels)
-            written.append(outputs.write(case, result, writers, segmenter.labels))
+                outputs.make_folder(segmenter.description)
+            written.append(outputs.write(case, result, writers, segmenter.scored))
         except UserError as error:
             failed[case.name] = str(error)
             if is_of_disk(error):

@@ -15,6 +15,7 @@ def data_identity(data: PreparedSet) -> dict[str, Any]:
         "cases": data.names,
         "labels": meta.labels,
         "ignore": meta.ignore,
+        "regions": meta.regions,
         "channels": meta.channels,
         "plan": meta.plan,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from dkuxnet.core.confidence import class_confidence
+from dkuxnet.core.confidence import structure_confidence
 from dkuxnet.core.types import IGNORED, CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -43,8 +43,10 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
         left_out = job.data.not_labelled(name)
         scores.append(
             [
-                math.nan if each in left_out else dice((label == k) & known, truth == k)
-                for k, each in enumerate(job.data.class_names[1:], 1)
+                math.nan
+                if each in left_out
+                else dice(np.isin(label, classes) & known, np.isin(truth, classes))
+                for each, classes in job.data.meta.structures.items()
             ]
         )
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
@@ -65,7 +67,7 @@ def evaluate_test(
 
     def prepare_folder() -> None:
         inside(target, "predictions").mkdir(parents=True, exist_ok=True)
-        write_json(target / "predictions" / "dataset.json", {"labels": labels})
+        write_json(target / "predictions" / "dataset.json", job.data.meta.description)
 
     on_rank_zero(prepare_folder)
     windows = Windows(
@@ -125,11 +127,12 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
     write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
     truth = job.test.array(name, "truth")
-    confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
+    confidence = structure_confidence(grid.prob, job.data.meta.structures)
     stored = label_volume(truth, affine, job.data.values)
     left_out = job.data.not_labelled(name)
+    scored = job.data.meta.scored
     rows = evaluate_pair(
-        name, prediction, stored, labels, ignore=job.data.meta.ignore, not_labelled=left_out
+        name, prediction, stored, scored, ignore=job.data.meta.ignore, not_labelled=left_out
     )
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(

@@ -88,10 +88,10 @@ def _with_label_map(source: Source) -> Source:
     fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
     left_out = not_labelled(folder, fields)
     check_cases(folder, left_out, source.cases)
-    ignore = None
-    if "labels" in fields and source.labels is not None:
-        ignore = label_map(folder, fields).ignore
-    return replace(source, ignore=ignore, not_labelled=left_out)
+    if "labels" not in fields or source.labels is None:
+        return replace(source, not_labelled=left_out)
+    _, ignore, _, regions, same = label_map(folder, fields)
+    return replace(source, ignore=ignore, not_labelled=left_out, regions=regions, same=same)
 
 
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:
