@@ -79,14 +79,18 @@ LEFT_OUT = {"not_labelled": {"b": ["back"], "d": ["back"]}}
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slices")
-    prepare_scans(write_source(folder / "source", every_third, **IGNORING), folder / "p", 2.0, processes=1)
+    prepare_scans(
+        write_source(folder / "source", every_third, **IGNORING), folder / "p", 2.0, processes=1
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def no_back(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("no_back")
-    prepare_scans(write_source(folder / "source", without_back, **LEFT_OUT), folder / "p", 2.0, processes=1)
+    prepare_scans(
+        write_source(folder / "source", without_back, **LEFT_OUT), folder / "p", 2.0, processes=1
+    )
     return folder
 
 

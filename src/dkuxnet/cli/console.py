@@ -126,6 +126,7 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
         f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{in_part}"
         f"{held_back}; "
         f"classes: {', '.join(meta.labels)}"
+        + (f"; regions: {', '.join(meta.regions)}" if meta.regions else "")
     )
     if coarse:
         _say(f"plan of the coarse stage: {_plan(PreparedSet(coarse).meta.plan)}")

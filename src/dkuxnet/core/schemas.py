@@ -129,6 +129,8 @@ class PreparedCase(Document):
     """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names.
 
     ignored: whether its label leaves voxels out. not_labelled: classes that nobody outlined in it.
+    raters: of how many raters the label is stored, where all teach. rater_dice: structure -> how
+    far several raters agree.
     """
 
     name: CaseName
@@ -137,6 +139,8 @@ class PreparedCase(Document):
     sha256: dict[str, str] = {}
     ignored: bool = False
     not_labelled: Annotated[tuple[ClassName, ...], LISTED] = ()
+    raters: Annotated[int, Field(ge=0, le=64)] = 0
+    rater_dice: dict[ClassName, float] = {}
 
     @property
     def partly(self) -> bool:
@@ -189,13 +193,14 @@ class _Planned(Document):
 
 
 class Prepared(_Planned):
-    """dataset.json of a prepared set, see `data.prepared_set`."""
+    """dataset.json of a prepared set, see `data.prepared_set`. rater: see `data.raters`."""
 
     version: int = 1
     source: str = ""
     layout: str = ""
     cases: list[PreparedCase]
     held_back: CaseNames = ()
+    rater: str | None = None
     notes: list[str] = []
 
     @model_validator(mode="after")

@@ -66,14 +66,15 @@ class Case:
 
     images: one file per channel in channel order, or a single file that holds all channels, or a
     folder or zip of DICOM. label: may be the very file of the image, where one file holds both
-    (h5). series_uid: which series, where the image is a DICOM folder or zip of several; None: the
-    only one.
+    (h5). raters: the labels of all raters, where there are several. series_uid: which series, where
+    the image is a DICOM folder or zip of several; None: the only one.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
     series_uid: str | None = None
+    raters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Source:
     say (`prepare` then takes the values that it finds). ignore: the value of voxels that nobody
     labelled. not_labelled: name of a case -> structures that nobody outlined in it. regions: see
     `core.schemas`. same: further values in the label files -> the value of their class.
+    mean_of_raters: whether all raters of a case teach.
     """
 
     layout: str
@@ -96,6 +98,7 @@ class Source:
     not_labelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     same: Mapping[int, int] = field(default_factory=dict)
+    mean_of_raters: bool = False
 
     @property
     def named_values(self) -> dict[str, int] | None:

@@ -47,8 +47,13 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     counts = None
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
-        label = read_label(case.name, case.label, scan, source.named_values).array
+        named = source.named_values
+        label = read_label(case.name, case.label, scan, named).array
         counts = _joined(count_values(label), source.same)
+        for other in case.raters:
+            if other != case.label:
+                label = read_label(case.name, other, scan, named).array
+                counts |= {value: 0 for value in count_values(label) if value not in counts}
         if source.ignore is not None and counts.pop(source.ignore, 0) and not counts:
             raise UserError(
                 f"case '{case.name}': {case.label} has '{IGNORE}' in every voxel: nothing to "

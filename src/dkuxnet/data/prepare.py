@@ -26,6 +26,7 @@ from dkuxnet.data.layouts.files import MAX_LABEL, short_list
 from dkuxnet.data.outlined import check_outlined
 from dkuxnet.data.plan import make_plan, plan_coarse
 from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
+from dkuxnet.data.raters import with_raters
 from dkuxnet.data.splits import make_split
 from dkuxnet.data.storing import check_noting, each_case, store_noting, told
 from dkuxnet.machine.files import whole_folder, write_json
@@ -46,12 +47,14 @@ def prepare_scans(
     test_cases: int = 0,
     split: StrPath | None = None,
     coarse_mm: float | Sequence[float] | Literal["auto"] | None = "auto",
+    rater: str | None = None,
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
     spacing_mm: edge of the target voxel, or its three edges in RAS order; None for the plan's own.
     coarse_mm: likewise, of a coarse stage that comes first: "auto" for what `plan.plan_coarse`
     says, None for no such stage.
+    rater: whose labels are taken where several labelled a scan, see `data.raters`.
     test_cases, split: as in `data.splits.make_split`; the test list stays out of fingerprint and
     plan, and no training takes it for anything else. Raises UserError for anything wrong with the
     source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning,
@@ -62,7 +65,7 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     with data_warnings() as notes:
-        found = with_classes(find_source(source, layout))
+        found = with_classes(with_raters(find_source(source, layout), rater))
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
@@ -93,7 +96,7 @@ def prepare_scans(
                 layout=found.layout,
                 channels=list(found.channels),
                 labels=labels,
-                **_more_of_labels(found),
+                **_more_of_labels(found, rater),
                 cases=[cases[at] for cases, _ in stored],
                 fingerprint=fingerprint,
                 plan=plan,
@@ -104,9 +107,10 @@ def prepare_scans(
     return PreparedSet(prepared).meta
 
 
-def _more_of_labels(source: Source) -> dict[str, Any]:
-    ignore = {} if source.ignore is None else {"ignore": source.ignore}
-    return ignore | ({"regions": dict(source.regions)} if source.regions else {})
+def _more_of_labels(source: Source, rater: str | None) -> dict[str, Any]:
+    """What a description says of labels only where there is something to say."""
+    known = {"ignore": source.ignore, "regions": dict(source.regions) or None, "rater": rater}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
 PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; of labelled cases
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation
-                                (in both: 255, `core.types.IGNORED`, where nobody labelled)
+PREPARED/cases/NAME.rater0.b2nd  and so on: as the label, of each rater where all teach
+                                (in these: 255, `core.types.IGNORED`, where nobody labelled)
 PREPARED/coarse/                the same cases at coarser voxels, where a coarse stage comes first
 """
 
@@ -38,6 +39,7 @@ FOREGROUND_BYTES = 2**28
 # fit, and would be looked for again for every patch.
 MOST_PLACES = 10_000
 Kind = Literal["image", "label", "truth"]
+Stored = str  # a Kind, or "rater0", "rater1", ...: the labels of raters who all teach
 
 
 class PreparedSet:
@@ -65,7 +67,7 @@ class PreparedSet:
         self._cache = _Cache(int(cache_gib * 2**30))
         self._foreground = _Cache(FOREGROUND_BYTES)
         self._intact: set[Path] = set()
-        self._open_to: frozenset[tuple[str, Kind]] | None = None  # None: all of it
+        self._open_to: frozenset[tuple[str, Stored]] | None = None  # None: all of it
 
     def only(
         self, image: Iterable[str] = (), label: Iterable[str] = (), truth: Iterable[str] = ()
@@ -110,7 +112,7 @@ class PreparedSet:
         images = [_in_source(Path(self.meta.source), Path(image)) for image in info.images]
         return info.model_copy(update={"images": images})
 
-    def array(self, name: str, kind: Kind) -> np.ndarray:
+    def array(self, name: str, kind: Stored) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room.
 
         Raises UserError for a damaged file, and for one that is closed to this view.
@@ -120,7 +122,7 @@ class PreparedSet:
         return self._cache.keep(name, kind, self._read(name, kind)) if whole is None else whole
 
     def crop(
-        self, name: str, kind: Kind, start: tuple[int, ...], shape: tuple[int, ...]
+        self, name: str, kind: Stored, start: tuple[int, ...], shape: tuple[int, ...]
     ) -> np.ndarray:
         """A box of a case; `start` and `shape` are in voxels, inside the case.
 
@@ -235,7 +237,11 @@ class PreparedSet:
             table[IGNORED] = classes + len(merged) - 1
         return table
 
-    def sha256(self, name: str, kind: Kind) -> str | None:
+    def raters(self, name: str) -> int:
+        """How many raters of a case teach; 0 where its label does."""
+        return self._case(name).raters
+
+    def sha256(self, name: str, kind: Stored) -> str | None:
         """The checksum of a stored array, without opening it.
 
         None where there is no such array, or no checksum.
@@ -270,25 +276,26 @@ class PreparedSet:
             self._intact.add(path)
         return path
 
-    def _stored_shape(self, name: str, kind: Kind) -> tuple[int, ...]:
+    def _stored_shape(self, name: str, kind: Stored) -> tuple[int, ...]:
         if kind == "truth":
             return self.info(name).shape
         channels = (len(self.meta.channels),) if kind == "image" else ()
         return (*channels, *self.shape(name))
 
-    def _grid_bytes(self, name: str, kind: Kind) -> int:
+    def _grid_bytes(self, name: str, kind: Stored) -> int:
         voxel = 4 * len(self.meta.channels) if kind == "image" else 1
         return math.prod(self.shape(name)) * voxel
 
-    def _check_open(self, name: str, kind: Kind) -> None:
+    def _check_open(self, name: str, kind: Stored) -> None:
         self._case(name)
-        if self._open_to is not None and (name, kind) not in self._open_to:
+        of = "label" if kind.startswith("rater") else kind
+        if self._open_to is not None and (name, of) not in self._open_to:
             raise UserError(
                 f"the {kind} of case '{name}' is closed here: by the split of the run this part of "
                 "the program may not open it; what asks for it is wrong"
             )
 
-    def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
+    def _read(self, name: str, kind: Stored, box: tuple[slice, ...] = ()) -> np.ndarray:
         path = self._check(name, f"{kind}.b2nd")
         dtype = np.float32 if kind == "image" else np.uint8
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
 from dkuxnet.core.schemas import Plan, PreparedCase, PreparedInfo
-from dkuxnet.core.types import IGNORED, Case, CaseProgress, Source, Volume
+from dkuxnet.core.types import IGNORED, Case, CaseProgress, Source, Volume, structures_of
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -19,6 +19,7 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label
 from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.prepared_set import write_array, write_bytes
+from dkuxnet.data.raters import agreement, majority
 
 Result = TypeVar("Result")
 
@@ -31,13 +32,24 @@ def store_case(
     Gives a DataWarning where a class of the label map is not there any more at a plan's spacing.
     """
     image, truth = read_image(case, len(source.channels)), None
-    if case.label is not None:
-        scan = f"the image {case.images[0].name}", image
-        values = read_label(case.name, case.label, scan, source.named_values).array
-        truth = class_indices(values, labels, source)
-    left_out = source.not_labelled.get(case.name, ())
+    scan = f"the image {case.images[0].name}", image
+
+    def indices(path: Path) -> np.ndarray:
+        values = read_label(case.name, path, scan, source.named_values).array
+        return class_indices(values, labels, source)
+
+    told: dict[str, Any] = {}
+    if left_out := source.not_labelled.get(case.name, ()):
+        told["not_labelled"] = left_out
+    raters = [indices(path) for path in case.raters]
+    if raters:
+        told["rater_dice"] = agreement(raters, structures_of(labels, source.regions))
+    if raters and source.mean_of_raters:
+        truth = majority(raters)
+    elif case.label is not None:
+        truth, raters = indices(case.label), []
     return {
-        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases", left_out)
+        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases", told, raters)
         for folder, plan in plans.items()
     }
 
@@ -60,9 +72,14 @@ def _store_at(
     classes: Sequence[str],
     plan: Plan,
     folder: Path,
-    not_labelled: tuple[str, ...],
+    told: dict[str, Any],
+    raters: Sequence[np.ndarray],
 ) -> PreparedCase:
-    """Store a case on the grid of one plan. truth: class indices (X, Y, Z) on the scan's grid."""
+    """Store a case on the grid of one plan.
+
+    truth: class indices (X, Y, Z) on the scan's grid; raters: likewise, of each who teaches. told:
+    what the description says of it beside.
+    """
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
     if truth is not None:
@@ -70,6 +87,9 @@ def _store_at(
         arrays["truth"] = truth
         arrays["label"] = resample_label(ras.array, grid.shape, len(classes))
         _warn_lost(case, truth, arrays["label"], classes, plan)
+    for number, label in enumerate(raters):
+        ras = to_ras(Volume(label, image.affine))
+        arrays[f"rater{number}"] = resample_label(ras.array, grid.shape, len(classes))
     info = PreparedInfo(
         name=case.name,
         images=[str(path.absolute()) for path in case.images],
@@ -89,8 +109,9 @@ def _store_at(
     described_as = PreparedCase(
         name=case.name, labelled=truth is not None, shape=grid.shape, sha256=sha256
     )
-    told: dict[str, Any] = {"not_labelled": not_labelled} if not_labelled else {}
-    if truth is not None and len(classes) <= IGNORED and (truth == IGNORED).any():
+    told = told | ({"raters": len(raters)} if raters else {})
+    labels = [] if truth is None else [truth, *raters]
+    if len(classes) <= IGNORED and any((label == IGNORED).any() for label in labels):
         told["ignored"] = True
     return described_as.model_copy(update=told)
 

@@ -23,6 +23,7 @@ from dkuxnet.data.layouts.files import short_list
 from dkuxnet.data.outlined import check_outlined
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.data.raters import with_raters
 from dkuxnet.data.storing import check_noting, class_indices, each_case, store_noting, told
 from dkuxnet.machine.files import write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
@@ -50,7 +51,8 @@ def update_prepared(
     data = PreparedSet(Path(prepared))
     stages = [PreparedSet(data.coarse)] if data.coarse else []
     with data_warnings() as notes:
-        found = with_classes(find_source(Path(source), data.meta.layout or "auto"))
+        found = find_source(Path(source), data.meta.layout or "auto")
+        found = with_classes(with_raters(found, data.meta.rater))
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     found = _described_alike(found, data)
@@ -109,9 +111,12 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
         return True
     if found.not_labelled.get(case.name, ()) != data.not_labelled(case.name):
         return True
-    changed = max(case.label.stat().st_mtime, case.label.stat().st_ctime)
+    files = [path.stat() for path in {case.label, *case.raters}]
+    changed = max(max(file.st_mtime, file.st_ctime) for file in files)
     if changed <= (data.folder / "dataset.json").stat().st_mtime:
         return False
+    if case.raters:
+        return True
     scan = f"the image {case.images[0].name}", read_image(case, len(found.channels))
     label = read_label(case.name, case.label, scan, found.named_values).array
     indices = class_indices(label, data.meta.labels, found)

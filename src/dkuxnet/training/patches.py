@@ -7,7 +7,7 @@ one with another number of workers, sees the same patches.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,9 @@ class PatchStream:
         those of which the label says all, see `training.priors`.
 
         Of a case that is labelled in part, every patch is centred on a voxel that is labelled, and
-        the label reads as `NetworkShape.merged` has it.
+        the label reads as `NetworkShape.merged` has it. Where several raters teach, a patch has the
+        label of one of them, drawn anew: the cross-entropy then has the gradient of their mean, on
+        average.
 
         class_first: a foreground patch is centred on a voxel of a class that was drawn among those
         of its case, each as likely, so that a lesion is seen as often as the organ around it. Else,
@@ -108,17 +110,18 @@ class PatchStream:
             image = np.concatenate([image, prior])
         if not self.with_label:
             return image, None
-        label, targets = self._with_margin(name, "label", start, size), self.prepared.targets(name)
+        raters, targets = self.prepared.raters(name), self.prepared.targets(name)
+        kind = f"rater{rng.integers(raters)}" if raters else "label"
+        label = self._with_margin(name, kind, start, size)
         return image, label if targets is None else targets[label]
 
     def _with_margin(
-        self,
-        name: str,
-        kind: Literal["image", "prior", "label"],
-        start: Sequence[int],
-        size: Sequence[int],
+        self, name: str, kind: str, start: Sequence[int], size: Sequence[int]
     ) -> np.ndarray:
-        """A box of a case, padded to the patch, with the margin around it."""
+        """A box of a case, padded to the patch, with the margin around it.
+
+        kind: of the prepared set, or "prior".
+        """
         margin, shape = self.margin, self.prepared.shape(name)
         before = [min(margin, a) for a in start]
         after = [min(margin, n - a - s) for n, a, s in zip(shape, start, size, strict=True)]

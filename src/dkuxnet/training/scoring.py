@@ -92,6 +92,7 @@ def evaluate_test(
         ignored=tuple(case.name for case in scored if job.data.has_ignored(case.name)),
     )
     result.add_notes()
+    result.notes += agreement_of_raters(job)
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     signatures = {case.name: case.signature for case in scored}
@@ -104,6 +105,25 @@ def evaluate_test(
         found=result.found(),
     )
     return result
+
+
+def agreement_of_raters(job: Job) -> list[str]:
+    """A sentence on how far several raters of one scan agree, which no model can pass.
+
+    Of the test cases, or of all where these have one rater.
+    """
+    cases = [case for case in job.data.meta.cases if case.rater_dice]
+    tested = [case for case in cases if case.name in job.split.test] or cases
+    if not tested:
+        return []
+    told = []
+    for name in job.data.meta.structures:
+        known = [case.rater_dice[name] for case in tested if name in case.rater_dice]
+        told += [f"{float(np.mean(known)):.3f} on '{name}'"] * bool(known)
+    return [
+        f"raters agree with each other by a Dice of {', '.join(told)} ({len(tested)} scans): what "
+        "a model can reach"
+    ]
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,14 @@ def left_out(folder: Path, used: Collection[Path | None]) -> list[Path]:
             or ending in DOCUMENTS
             or (header == ".mhd" and has_mhd)
             or (header is not None and f"{path.stem.lower()}{header}" in headers)
-            or (path.is_dir() and (path.name in PARTS or not images_in(path)))
+            or (path.is_dir() and (_is_part(path.name) or not images_in(path)))
         )
 
     return [path for path in paths if not accounted_for(path)]
+
+
+def _is_part(name: str) -> bool:
+    return name in PARTS or name.startswith(("labels_", "labelsTr_"))  # of raters
 
 
 def warn_left_out(folder: Path, used: Collection[Path | None], why: str = "") -> None:
