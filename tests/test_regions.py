@@ -13,7 +13,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats
 from dkuxnet.data.layouts import find_source
-from dkuxnet.data.layouts.regions import parts_of
+from dkuxnet.data.layouts.regions import disjoint_parts
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.evaluate import evaluate_folders
@@ -56,13 +56,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_classes_are_the_parts_and_values_that_no_region_tells_apart_are_one():
-    labels, regions, same = parts_of(
+    labels, regions, same = disjoint_parts(
         {"whole": (1, 2, 3, 4), "core": (2, 3), "enhancing": (3,)}, [1, 2, 3]
     )
     assert labels == {"rest of whole": 1, "rest of core": 2, "enhancing": 3}
     assert regions == {"whole": (1, 2, 3, 4), "core": (2, 3), "enhancing": (3,)}
     assert same == {4: 1}
-    heart, within, _ = parts_of(
+    heart, within, _ = disjoint_parts(
         {"heart": (1, 2, 3), "RV": (1,), "Myo": (2,), "LV": (3,)}, [9, 1, 2, 3]
     )
     assert heart == {"RV": 1, "Myo": 2, "LV": 3} and within["heart"] == (9, 1, 2, 3)

@@ -36,6 +36,7 @@ from dkuxnet.cli.options import (
     Minutes,
     Network,
     Preset,
+    Rater,
     Resume,
     SaveProbabilities,
     SaveUncertainty,
@@ -43,6 +44,8 @@ from dkuxnet.cli.options import (
     SegmentationType,
     SeriesUid,
     Set,
+    Shard,
+    SkipExisting,
     Split,
     Steps,
     Study,
@@ -139,6 +142,8 @@ def prepare(
     ] = 0,
     split: TestSplit = None,
     update: Update = False,
+    shard: Shard = None,
+    rater: Rater = None,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
@@ -146,7 +151,8 @@ def prepare(
     from dkuxnet.data.update import update_prepared
 
     if update:
-        if (spacing_mm, coarse_mm, layout, test_cases, split) != (None, "auto", "auto", 0, None):
+        others = (spacing_mm, coarse_mm, layout, test_cases, split, shard, rater)
+        if others != (None, "auto", "auto", 0, None, None, None):
             raise typer.BadParameter(
                 "--update keeps plan, layout and test cases of PREPARED: leave the other options "
                 "out, but for --processes"
@@ -165,6 +171,8 @@ def prepare(
             test_cases,
             split,
             None if coarse_mm == "none" else coarse_mm,
+            shard,
+            rater,
         )
     show_prepared(meta, prepared)
     typer.echo(next_of_prepared(meta, prepared, split))
@@ -243,6 +251,8 @@ def predict(
     format_: Format = "auto",
     segmentation_type: SegmentationType = None,
     cases: Cases = None,
+    shard: Shard = None,
+    skip_existing: SkipExisting = False,
     dicomweb: DicomWeb = None,
     study: Study = None,
     credentials: Credentials = None,
@@ -267,7 +277,8 @@ def predict(
         if study or credentials:
             raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
         # neither is missing here, see `unless_archive`
-        job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
+        options |= {"cases": cases, "shard": shard, "skip_existing": skip_existing}
+        job = partial(predict_scans, run, _listed(inputs or []), output or Path(), **options)
     else:
         from dkuxnet.prediction.archive import predict_study
 
@@ -280,10 +291,17 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        where = output or f"{dicomweb}, as DICOM SEG"
+        kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
+        where = output or f"{dicomweb}, as {kind}"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
     end_telling(failed)
+
+
+def _listed(inputs: list[Path]) -> list[Path]:
+    """The inputs, with the lines of stdin in the place of -."""
+    lines = [line.rstrip("\n") for line in sys.stdin] if Path("-") in inputs else []
+    return [path for path in inputs if path != Path("-")] + [Path(line) for line in lines if line]
 
 
 def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | None) -> str:
@@ -364,7 +382,11 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run, several are compared; or of label maps that predict wrote.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -373,13 +395,19 @@ def report(
 ) -> None:
     """One offline html page of a run: figures, scans, curves, settings.
 
-    Of several: who is better, and how sure that is.
+    Of several: who is better, and how sure that is. Of a folder of `predict`: what to look at
+    first.
     """
     from dkuxnet.benchmark.compare_runs_page import write_runs_report
     from dkuxnet.report.page import write_report
+    from dkuxnet.report.predictions import are_predictions, write_predictions_report
 
-    one = len(runs) == 1
-    page = write_report(runs[0], output) if one else write_runs_report(runs, output)
+    if len(runs) > 1:
+        page = write_runs_report(runs, output)
+    elif are_predictions(runs[0]):
+        page = write_predictions_report(runs[0], output)
+    else:
+        page = write_report(runs[0], output)
     typer.echo(f"report: {page}")
 
 

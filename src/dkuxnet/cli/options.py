@@ -1,5 +1,6 @@
 """What can be given to several commands."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,12 @@ With = Annotated[
     typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
 ]
 Format = Annotated[
-    str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
+    str,
+    typer.Option(
+        "--format",
+        help="auto (the scan's own, NIfTI for DICOM; in an archive DICOM SEG), dicom-seg or "
+        "rtstruct.",
+    ),
 ]
 SegmentationType = Annotated[
     str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")
@@ -37,6 +43,20 @@ Localise = Annotated[
 MarginMm = Annotated[
     float | None, typer.Option(help="Around what the coarse run finds; 20 by default.")
 ]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """I/N -> (I, N)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 0 < int(number) <= int(count)):
+        raise typer.BadParameter("expected I/N, such as 2/8 for the second of eight")
+    return int(number), int(count)
+
+
+def torchrun_s(shard: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The shard that was asked for, or that of this process where torchrun started several."""
+    number, count = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
+    return shard or ((number + 1, count) if count > 1 else None)
 
 
 def unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
@@ -52,7 +72,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT...",
         callback=unless_archive,
-        help="Scans, folders of scans, DICOM folders or zips.",
+        help="Scans, folders of scans, DICOM folders or zips; - takes their paths from stdin, a "
+        "line each.",
     ),
 ]
 LabelMaps = Annotated[
@@ -80,10 +101,26 @@ Credentials = Annotated[
         "DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN."
     ),
 ]
+Shard = Annotated[
+    Any,
+    typer.Option(
+        parser=part_of,
+        callback=torchrun_s,
+        metavar="I/N",
+        help="The I-th of N shares of the cases; by default that of torchrun.",
+    ),
+]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out what OUTPUT has already.")
+]
 
 # what `prepare` takes
 TestSplit = Annotated[
     Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
+]
+Rater = Annotated[
+    str | None,
+    typer.Option(help="Whose labels: NAME of labels_NAME, or mean where several labelled a scan."),
 ]
 Update = Annotated[
     bool, typer.Option("--update", help="Add what is new to PREPARED; its plan and the rest stay.")

@@ -237,9 +237,9 @@ class PreparedSet:
             table[IGNORED] = classes + len(merged) - 1
         return table
 
-    def raters(self, name: str) -> int:
-        """How many raters of a case teach; 0 where its label does."""
-        return self._case(name).raters
+    def raters(self, name: str) -> tuple[int, dict[str, float]]:
+        """How many raters of a case teach, 0 where its label does; how far its raters agree."""
+        return self._case(name).raters, self._case(name).rater_dice
 
     def sha256(self, name: str, kind: Stored) -> str | None:
         """The checksum of a stored array, without opening it.

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,27 +31,46 @@ def store_case(
 
     Gives a DataWarning where a class of the label map is not there any more at a plan's spacing.
     """
-    image, truth = read_image(case, len(source.channels)), None
-    scan = f"the image {case.images[0].name}", image
-
-    def indices(path: Path) -> np.ndarray:
-        values = read_label(case.name, path, scan, source.named_values).array
-        return class_indices(values, labels, source)
-
+    image = read_image(case, len(source.channels))
+    found = labels_of_case(case, image, labels, source)
     told: dict[str, Any] = {}
     if left_out := source.not_labelled.get(case.name, ()):
         told["not_labelled"] = left_out
-    raters = [indices(path) for path in case.raters]
-    if raters:
-        told["rater_dice"] = agreement(raters, structures_of(labels, source.regions))
-    if raters and source.mean_of_raters:
-        truth = majority(raters)
-    elif case.label is not None:
-        truth, raters = indices(case.label), []
+    if found.agreement:
+        told["rater_dice"] = found.agreement
     return {
-        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases", told, raters)
+        folder: _store_at(case, image, found, list(labels), plan, folder / "cases", told)
         for folder, plan in plans.items()
     }
+
+
+class CaseLabels(NamedTuple):
+    """Class indices (X, Y, Z) uint8 on the scan's grid.
+
+    truth: None of an unlabelled case. raters: of each who teaches, where several do. agreement: see
+    `raters.agreement`; empty with one rater.
+    """
+
+    truth: np.ndarray | None
+    raters: list[np.ndarray]
+    agreement: dict[str, float]
+
+
+def labels_of_case(
+    case: Case, image: Volume, labels: Mapping[str, int], source: Source
+) -> CaseLabels:
+    """Read the label of a case, and those of its raters. image: its scan."""
+    if case.label is None:
+        return CaseLabels(None, [], {})
+    scan, found = (f"the image {case.images[0].name}", image), {}
+    for path in case.raters or (case.label,):
+        values = read_label(case.name, path, scan, source.named_values).array
+        found[path] = class_indices(values, labels, source)
+    raters = list(found.values())
+    agree = agreement(raters, structures_of(labels, source.regions))
+    if case.raters and source.mean_of_raters:
+        return CaseLabels(majority(raters), raters, agree)
+    return CaseLabels(found[case.label], [], agree)
 
 
 def class_indices(values: np.ndarray, labels: Mapping[str, int], source: Source) -> np.ndarray:
@@ -68,18 +87,14 @@ def class_indices(values: np.ndarray, labels: Mapping[str, int], source: Source)
 def _store_at(
     case: Case,
     image: Volume,
-    truth: np.ndarray | None,
+    found: CaseLabels,
     classes: Sequence[str],
     plan: Plan,
     folder: Path,
     told: dict[str, Any],
-    raters: Sequence[np.ndarray],
 ) -> PreparedCase:
-    """Store a case on the grid of one plan.
-
-    truth: class indices (X, Y, Z) on the scan's grid; raters: likewise, of each who teaches. told:
-    what the description says of it beside.
-    """
+    """Store a case on the grid of one plan. told: what the description says of it beside."""
+    truth, raters, _ = found
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
     if truth is not None:
@@ -175,17 +190,17 @@ def each_case(
     job: Callable[[Case], Result],
     cases: Sequence[Case],
     what: str,
-) -> list[Result]:
-    results: list[Result] = []
+) -> Iterator[Result]:
+    done = 0
     try:
         for result in map_(job, cases):
-            results.append(result)
-            progress(what, len(results), len(cases))
+            done += 1
+            progress(what, done, len(cases))
+            yield result
     except (BrokenProcessPool, MemoryError) as error:
         killed = "a process was killed, as happens where memory runs out"
         why = "too little memory" if isinstance(error, MemoryError) else killed
-        name = cases[len(results)].name
+        name = cases[done].name
         raise UserError(
             f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm"
         ) from error
-    return results

@@ -17,14 +17,14 @@ from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.schemas import PreparedCase
 from dkuxnet.core.types import IGNORE, Case, CaseProgress, Source
 from dkuxnet.data.images import read_image
-from dkuxnet.data.labels import read_label, with_classes
+from dkuxnet.data.labels import with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
 from dkuxnet.data.outlined import check_outlined
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.raters import with_raters
-from dkuxnet.data.storing import check_noting, class_indices, each_case, store_noting, told
+from dkuxnet.data.storing import check_noting, each_case, labels_of_case, store_noting, told
 from dkuxnet.machine.files import write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
@@ -59,13 +59,13 @@ def update_prepared(
     new = [case for case in found.cases if _is_new(case, found, data)]
     with workers(processes) as map_:
         each = partial(each_case, map_, progress or (lambda what, done, total: None))
-        checked = each(partial(check_noting, found), new, "check")
+        checked = list(each(partial(check_noting, found), new, "check"))
         checks = [figures for figures, _, _ in checked if figures is not None]
         told(checked, unknown_values(checks, found.named_values))
         check_outlined(checks, found, data.meta.labels)
         check_size(checks, data.meta.plan.spacing_mm)
         plans = {each.folder: each.meta.plan for each in (*stages, data)}
-        stored = each(partial(store_noting, found, data.meta.labels, plans), new, "store")
+        stored = list(each(partial(store_noting, found, data.meta.labels, plans), new, "store"))
     told([(case, lost, None) for case, lost in stored])
     for stage in (*stages, data):
         _describe(stage, [cases[stage.folder] for cases, _ in stored])
@@ -115,12 +115,11 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
     changed = max(max(file.st_mtime, file.st_ctime) for file in files)
     if changed <= (data.folder / "dataset.json").stat().st_mtime:
         return False
-    if case.raters:
-        return True
-    scan = f"the image {case.images[0].name}", read_image(case, len(found.channels))
-    label = read_label(case.name, case.label, scan, found.named_values).array
-    indices = class_indices(label, data.meta.labels, found)
-    return not np.array_equal(indices, data.array(case.name, "truth"))
+    image = read_image(case, len(found.channels))
+    labels = labels_of_case(case, image, data.meta.labels, found)
+    same = (len(labels.raters), labels.agreement) == data.raters(case.name)
+    stored = data.array(case.name, "truth")
+    return not same or labels.truth is None or not np.array_equal(labels.truth, stored)
 
 
 def _describe(data: PreparedSet, stored: list[PreparedCase]) -> None:

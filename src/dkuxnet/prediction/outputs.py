@@ -1,32 +1,32 @@
 """The output files of a prediction: checked before the work, then written."""
 
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dkuxnet.core.classes_table import CLASSES, COLUMNS, lines, read_rows
 from dkuxnet.core.confidence import UNSURE_BELOW
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.data import formats
-from dkuxnet.data.dicom.series import one_series
+from dkuxnet.data.dicom.series import Series, one_series
+from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
+from dkuxnet.data.dicom.study import Origin, check_replaceable
 from dkuxnet.machine.files import append, inside, write_text
+from dkuxnet.machine.lock import waited_for
 from dkuxnet.prediction.segment import Segmentation
 
-FORMS = ("auto", "dicom-seg")
+FORMS = ("auto", "dicom-seg", "rtstruct")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
-CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
-BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
-COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
 Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segmentation.notes`
 
 
@@ -38,9 +38,9 @@ class Outputs:
     expect and how unlike the training scans the case is (`prediction.trust`). Rows of an earlier
     prediction of other cases stay.
 
-    kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
-    "dicom-seg", then of the segmentation_type "binary" or "labelmap". model, version: what a DICOM
-    SEG says of the model.
+    kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format), "dicom-seg",
+    then of the segmentation_type "binary" or "labelmap", or "rtstruct", which has no other kinds.
+    model, version: what DICOM says of the model. shared: other processes write there too.
     """
 
     folder: Path
@@ -50,10 +50,15 @@ class Outputs:
     segmentation_type: str = "binary"
     model: str = ""
     version: str = ""
+    shared: bool = False
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """For as long as CLASSES is changed."""
+        return waited_for(self.folder) if self.shared else nullcontext()
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
-        ending = ".dcm" if self.form == "dicom-seg" else _ending(case)
+        ending = _ending(case) if self.form == "auto" else ".dcm"
         return self.folder / f"{case.name}{ending}"
 
     def check(self) -> None:
@@ -62,14 +67,25 @@ class Outputs:
             raise unknown("format", self.form, FORMS)
         targets = [self.target(case) for case in self.cases]
         _check_no_scan(targets, self.cases)
-        if self.form == "dicom-seg":
+        if self.form != "auto":
             kinds = ("", *self.kinds)
-            replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
-            _check_dicom(self.cases, replaced, self.segmentation_type)
+            self._check_dicom([t.parent / kind / t.name for t in targets for kind in kinds])
         _check_folder(self.folder, targets)
-        _read_rows(self.folder)
+        read_rows(self.folder)
         for kind in self.kinds:
             inside(self.folder, kind)
+
+    def missing(self) -> list[Case]:
+        """The cases of which a map is not there, or no row of CLASSES."""
+        known = {row[0] for row in read_rows(self.folder)}
+        kinds = ("", *self.kinds)
+
+        def is_there(case: Case) -> bool:
+            target = self.target(case)
+            maps = (target.parent / kind / target.name for kind in kinds)
+            return case.name in known and all(map(Path.exists, maps))
+
+        return [case for case in self.cases if not is_there(case)]
 
     def check_description(self, description: dict[str, Any]) -> None:
         """Raises UserError where the folder describes label maps of other classes."""
@@ -93,11 +109,32 @@ class Outputs:
                 ("label", "probabilities", "uncertainty"),
                 lambda volume, path, _: formats.write(volume, path),
             )
-        from dkuxnet.data.dicom.segmentation import Origin, writers
-
         series = one_series(case.images[0], case.series_uid)
-        origin = Origin(self.model, self.version)
-        return writers(series, labels, self.segmentation_type, origin)
+        return dicom_writers(
+            series, labels, self.form, self.segmentation_type, Origin(self.model, self.version)
+        )
+
+    def _check_dicom(self, targets: Sequence[Path]) -> None:
+        for case in self.cases:
+            if not formats.is_dicom(case.images[0]):
+                raise UserError(
+                    f"--format {self.form} needs the DICOM series that it belongs to, but "
+                    f"{case.images[0]} is not DICOM; leave --format out"
+                )
+        if self.form == "rtstruct":
+            if self.kinds:
+                raise UserError(
+                    f"--format rtstruct has outlines alone, no {self.kinds[0]}; leave out "
+                    f"--save-{self.kinds[0]}, or take --format dicom-seg"
+                )
+            what_for, classes = "RT Structure Set", [RT_STRUCTURE_SET]
+        else:
+            from dkuxnet.data.dicom.segmentation import SEG_CLASSES, check_type
+
+            check_type(self.segmentation_type)
+            what_for, classes = "DICOM SEG", [*SEG_CLASSES]
+        for target in targets:
+            check_replaceable(target, classes, what_for)
 
     def make_folder(self, description: dict[str, Any]) -> None:
         """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
@@ -111,9 +148,10 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _text(description))
         predicted = {case.name for case in self.cases}
-        if rows := _read_rows(self.folder):
-            kept = [row for row in rows if row[0] not in predicted]
-            write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
+        with self._alone():
+            if rows := read_rows(self.folder):
+                kept = [row for row in rows if row[0] not in predicted]
+                write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
         self,
@@ -132,14 +170,30 @@ class Outputs:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, scored)
-        append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
+        with self._alone():
+            append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def dicom_writers(
+    series: Series, labels: dict[str, int], form: str, segmentation_type: str, origin: Origin
+) -> dict[str, Writer]:
+    """What writes the maps of a series as DICOM of a form, see `Outputs`.
+
+    Raises UserError where the series cannot have such objects.
+    """
+    if form == "rtstruct":
+        from dkuxnet.data.dicom.contours import check_series, write_contours
+
+        check_series(series)
+        return {
+            "label": lambda volume, path, notes: write_contours(
+                volume, labels, series, path, replace(origin, notes=tuple(notes))
+            )
+        }
+    from dkuxnet.data.dicom.segmentation import writers
+
+    return writers(series, labels, segmentation_type, origin)
 
 
 def _rows(
@@ -157,26 +211,6 @@ def _rows(
         hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
         rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
     return rows
-
-
-def _read_rows(folder: Path) -> list[list[str]]:
-    """What CLASSES of an earlier prediction holds."""
-    path = folder / CLASSES
-    try:
-        if not path.exists():
-            return []
-        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read: {disk_reason(error)}; choose another --output"
-        ) from error
-    more = [""] * (len(COLUMNS) - len(header))
-    if header not in (COLUMNS, BEFORE) or any(len(row) != len(header) for row in rows):
-        raise UserError(
-            f"{path} is there already and was not written by `dkuxnet predict`; choose another "
-            "--output"
-        )
-    return [[*row, *more] for row in rows]
 
 
 def _ending(case: Case) -> str:
@@ -221,17 +255,3 @@ def _check_folder(output: Path, targets: Sequence[Path]) -> None:
             f"{there[0]} is there already and was not written by `dkuxnet predict`; choose another "
             "--output"
         )
-
-
-def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
-    from dkuxnet.data.dicom.segmentation import check_replaceable, check_type
-
-    check_type(segmentation_type)
-    for case in cases:
-        if not formats.is_dicom(case.images[0]):
-            raise UserError(
-                "--format dicom-seg needs the DICOM series that it belongs to, but "
-                f"{case.images[0]} is not DICOM; leave --format out"
-            )
-    for target in targets:
-        check_replaceable(target)

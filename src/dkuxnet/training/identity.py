@@ -35,7 +35,7 @@ def arrays_sha256(data: PreparedSet, split: Split) -> str:
     sums += [
         data.sha256(name, f"rater{each}")
         for name in split.labelled
-        for each in range(data.raters(name))
+        for each in range(data.raters(name)[0])
     ]
     judged = (*split.labelled, *split.validation, *split.test)
     sums += [f"{name} {data.not_labelled(name)}" for name in judged if data.not_labelled(name)]

@@ -110,7 +110,7 @@ class PatchStream:
             image = np.concatenate([image, prior])
         if not self.with_label:
             return image, None
-        raters, targets = self.prepared.raters(name), self.prepared.targets(name)
+        (raters, _), targets = self.prepared.raters(name), self.prepared.targets(name)
         kind = f"rater{rng.integers(raters)}" if raters else "label"
         label = self._with_margin(name, kind, start, size)
         return image, label if targets is None else targets[label]

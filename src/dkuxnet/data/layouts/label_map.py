@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import IGNORE
 from dkuxnet.data.layouts.files import MAX_LABEL, channel_names, field, read_dataset_json, shortened
-from dkuxnet.data.layouts.regions import parts_of
+from dkuxnet.data.layouts.regions import disjoint_parts
 from dkuxnet.data.outlined import not_labelled
 
 
@@ -110,7 +110,7 @@ def _regions(
     regions = {name: each for name, each in values.items() if each != (0,)}
     _check_ignore(path, ignore, regions)
     try:
-        labels, regions, same = parts_of(regions, order)
+        labels, regions, same = disjoint_parts(regions, order)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return LabelMap({background[0]: 0} | labels, ignore, left_out, regions, same)

@@ -14,7 +14,7 @@ ORDER = "regions_class_order"
 Values = Mapping[str, Sequence[int]]  # region -> values in label files
 
 
-def parts_of(
+def disjoint_parts(
     regions: Values, order: Any
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], dict[int, int]]:
     """(part -> the value that is written for it, region -> its values, value -> its part's).
