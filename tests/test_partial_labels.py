@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dkuxnet.benchmark.figures import read_run
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import IGNORED, Batch, Group, NetworkShape, Output, Views, Volume
@@ -23,6 +24,7 @@ from dkuxnet.evaluation.more_metrics import parse_asked
 from dkuxnet.models.build import build_method
 from dkuxnet.models.methods import losses
 from dkuxnet.models.methods.merging import merge_classes, said
+from dkuxnet.report.page import write_report
 from dkuxnet.training.experiment import patch_streams, run_training
 from dkuxnet.training.job import new_job
 from tiny import DK_UXNET, UXNET, dotted
@@ -343,7 +345,11 @@ def test_a_training_from_labels_that_are_not_whole_to_its_scores(which, request,
         ]
         assert sizes == [SHAPE[0] * SHAPE[1] * 7] * 2
         told = "the labels of 1 of 1 cases leave voxels out (d): figures are of the labelled ones"
-    assert any(note.startswith(told) for note in summary["notes"])
+    assert summary["notes"][0].startswith(told) and manifest.label_notes[0].startswith(told)
+    page = write_report(tmp_path / "run").read_text()
+    assert told in page.replace("&#39;", "'") and ("not labelled" in page or which == "slices")
+    figures = read_run(tmp_path / "run", "").figures["hd95_mm"]
+    assert np.isnan(figures).all() == (which == "slices")
     resumed = run_training(folder / "p", tmp_path / "run", load_settings(), resume=True)
     assert resumed.arrays_sha256 == manifest.arrays_sha256
 

@@ -266,8 +266,15 @@ def _figures(row: dict[str, str]) -> list[float]:
 
     Files of earlier versions have no volumes, and figures where none applies.
     """
-    counts = {key: float(row[key]) for key in ("n_pred", "n_ref")}
-    known = {metric.key: float(row[metric.key]) for metric in METRICS if metric.applies(counts)}
+    counts = {key: float(row[key] or "nan") for key in ("n_pred", "n_ref")}
+    if all(map(math.isnan, counts.values())):  # nobody labelled it
+        return [math.nan] * (len(KEYS) + len(COUNTED))
+    partly = not any(row[metric.key] for metric in METRICS if metric.whole)
+    known = {
+        metric.key: float(row[metric.key])
+        for metric in METRICS
+        if metric.applies(counts) and not (partly and metric.whole)
+    }
     if not np.isfinite([*known.values(), *counts.values()]).all():
         raise ValueError("a figure is not finite")
     volumes = [float(row.get(key) or "nan") for key in ("pred_ml", "ref_ml")]

@@ -160,7 +160,7 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
     )
     if manifest.test:
         _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
-        for note in notes_on(manifest.found or {}):
+        for note in (*manifest.label_notes, *notes_on(manifest.found or {})):
             _say(f"note: {note}")
     name = shlex.quote(str(run))
     _say(f"next: dkuxnet report {name}")

@@ -322,7 +322,7 @@ class Manifest(_Planned):
     further channels of this one. class_first: how foreground patches are drawn, see `PatchStream`.
     What has a None comes when the training, then the test, has ended. test: class -> metric ->
     figures. found: class -> in how many test cases it is, and is missed. calibration: None with
-    fewer than two test cases.
+    fewer than two test cases. label_notes: what the labels mean for `test`, a sentence each.
     """
 
     prepared: str
@@ -347,6 +347,7 @@ class Manifest(_Planned):
     test: dict[str, dict[str, Statistic]] | None = None
     found: dict[str, Found] | None = None
     calibration: Calibration | None = None
+    label_notes: list[str] = []
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:

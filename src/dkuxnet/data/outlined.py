@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from dkuxnet.core.errors import Faults, UserError
 from dkuxnet.core.lookup import unknown
-from dkuxnet.core.types import Case, Source, structures_of
+from dkuxnet.core.types import Source, structures_of
 from dkuxnet.data.fingerprint import CaseFigures
 from dkuxnet.data.labels import MAX_CLASSES
 
@@ -37,11 +37,12 @@ def not_labelled(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[str
     return {normalize("NFC", case): tuple(dict.fromkeys(names)) for case, names in table.items()}
 
 
-def check_cases(folder: Path, named: Collection[str], cases: Sequence[Case]) -> None:
-    """Raise UserError for each named case that there is not, or that has no label."""
-    labelled, faults = {case.name: case.label is not None for case in cases}, Faults()
-    for name in named:
-        where = f"{folder / 'dataset.json'}: case '{name}' in '{KEY}'"
+def check_cases(source: Source) -> None:
+    """Raise UserError for each case of `not_labelled` that there is not, or that has no label."""
+    labelled = {case.name: case.label is not None for case in source.cases}
+    faults = Faults()
+    for name in source.not_labelled:
+        where = f"{source.folder / 'dataset.json'}: case '{name}' in '{KEY}'"
         with faults.noting():
             if name not in labelled:
                 raise UserError(f"{where}: {unknown('case', name, [*labelled])}")

@@ -24,7 +24,7 @@ from dkuxnet.data.fingerprint import CaseFigures, take_fingerprint
 from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
-from dkuxnet.data.outlined import check_outlined
+from dkuxnet.data.outlined import check_cases, check_outlined
 from dkuxnet.data.parts import CHECKED, parts_of, stored_in
 from dkuxnet.data.plan import make_plan, plan_coarse
 from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
@@ -72,6 +72,7 @@ def prepare_scans(
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     with data_warnings() as notes:
         found = with_classes(with_raters(find_source(source, layout), rater))
+    check_cases(found)
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)

@@ -20,7 +20,7 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
-from dkuxnet.data.outlined import check_outlined
+from dkuxnet.data.outlined import check_cases, check_outlined
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.raters import with_raters
@@ -56,6 +56,7 @@ def update_prepared(
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     found = _described_alike(found, data)
+    check_cases(found)
     new = [case for case in found.cases if _is_new(case, found, data)]
     with workers(processes) as map_:
         each = partial(each_case, map_, progress or (lambda what, done, total: None))

@@ -122,19 +122,20 @@ class Evaluation:
         n_pred, n_ref, pred_ml = np.moveaxis(self._figures(["n_pred", "n_ref", "pred_ml"]), 2, 0)
         return count_found([*self.classes], n_pred, n_ref, pred_ml)
 
-    def add_notes(self) -> None:
-        """Note what the figures themselves say that a reader of the means must know."""
+    def label_notes(self) -> list[str]:
+        """What labels that do not say all mean for the figures, a sentence each."""
+        told = []
         if self.ignored:
-            self.notes.append(
+            told.append(
                 f"the labels of {len(self.ignored)} of {len(self.files)} cases leave voxels out "
                 f"({_some(self.ignored)}): figures are of the labelled ones, and distances, which "
                 "need the whole outline, have none"
             )
         left_out = Counter(row.class_name for row in self.rows if math.isnan(row.n_ref))
         of = len(self.files)
-        if told := [f"'{name}' in {count} of {of}" for name, count in left_out.items()]:
-            self.notes.append(f"not labelled, so that no mean counts it: {', '.join(told)} cases")
-        self.notes += notes_on(self.found())
+        if cases := [f"'{name}' in {count} of {of}" for name, count in left_out.items()]:
+            told.append(f"not labelled, so that no mean counts it: {', '.join(cases)} cases")
+        return told
 
     def write_json(self, path: Path) -> None:
         """Write nnU-Net's summary.json with our keys, whole or not at all.
@@ -320,7 +321,7 @@ def evaluate_folders(
     if unpaired:
         labelled = unpaired + len(files)
         result.notes.append(f"{unpaired} of {labelled} labelled cases have no prediction")
-    result.add_notes()
+    result.notes += [*result.label_notes(), *notes_on(result.found())]
     return result
 
 

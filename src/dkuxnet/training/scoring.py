@@ -14,6 +14,7 @@ from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.evaluation.calibration import calibration, in_question
 from dkuxnet.evaluation.evaluate import Evaluation, Score, evaluate_pair
+from dkuxnet.evaluation.found import notes_on
 from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
@@ -91,8 +92,8 @@ def evaluate_test(
         {case.name: case.files for case in scored},
         ignored=tuple(case.name for case in scored if job.data.has_ignored(case.name)),
     )
-    result.add_notes()
-    result.notes += agreement_of_raters(job)
+    label_notes = [*result.label_notes(), *agreement_of_raters(job)]
+    result.notes += [*label_notes, *notes_on(result.found())]
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     signatures = {case.name: case.signature for case in scored}
@@ -103,6 +104,7 @@ def evaluate_test(
         evaluate_seconds=round(time.monotonic() - started, 1),
         test=result.summary(),
         found=result.found(),
+        **({"label_notes": label_notes} if label_notes else {}),
     )
     return result
 

@@ -14,7 +14,7 @@ from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
 from dkuxnet.data.layouts.label_map import label_map
 from dkuxnet.data.layouts.nnunet_v1 import is_nnunet_v1
-from dkuxnet.data.outlined import check_cases, not_labelled
+from dkuxnet.data.outlined import not_labelled
 
 LAYOUTS: dict[str, str] = {
     "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
@@ -87,7 +87,6 @@ def _with_label_map(source: Source) -> Source:
     folder = source.folder
     fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
     left_out = not_labelled(folder, fields)
-    check_cases(folder, left_out, source.cases)
     if "labels" not in fields or source.labels is None:
         return replace(source, not_labelled=left_out)
     _, ignore, _, regions, same = label_map(folder, fields)
