@@ -54,6 +54,7 @@ def test_two_networks_that_contradict_each_other_are_unsure():
 
 def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
     labels = {"background": 0, "organ": 255, "tumour": 7}
+    scored = {"organ": (255,), "tumour": (7,)}
     label = np.zeros((4, 4, 4), np.uint8)
     label[:2] = 255
     result = Segmentation(
@@ -66,7 +67,7 @@ def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
         outputs = Outputs(tmp_path / "out", [case])
         outputs.check()
         outputs.make_folder(labels)
-        outputs.write(case, result, outputs.writers(case, labels), labels)
+        outputs.write(case, result, outputs.writers(case, labels), scored)
     table = tmp_path / "out" / "classes.csv"
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

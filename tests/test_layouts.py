@@ -307,8 +307,9 @@ def test_listed_file_that_is_missing(tmp_path, part):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"labels": {"background": 0, "both": [1, 2]}}, "regions"),
-        ({"labels": {"background": 0, "LA": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"background": 0, "both": [1, 2.5]}}, "'both'"),
+        ({"labels": {"both": [1, 2]}}, "background"),
+        ({"labels": {"background": 0, "both": [0, 2]}}, "0 in no region"),
         ({"labels": {"background": 0, "LA": "1"}}, "labels"),
         ({"labels": {"background": 0, "LA": 1.5}}, "labels"),
         ({"labels": {"background": 0, "LA": True}}, "labels"),

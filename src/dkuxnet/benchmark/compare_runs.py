@@ -12,7 +12,6 @@ from dkuxnet.benchmark.figures import Finished, Row, is_finished, make_row, read
 from dkuxnet.benchmark.significance import against_reference, gain
 from dkuxnet.core.config import flatten, how_settings
 from dkuxnet.core.errors import UserError
-from dkuxnet.evaluation.evaluate import foreground
 from dkuxnet.runs.folder import RunFolder
 
 IDENTITY = ("cases", "labels", "channels", "plan")  # of a prepared set, as the manifests have it
@@ -66,7 +65,7 @@ def compare_runs(folders: Sequence[Path]) -> RunsCompared:
     settings = {run.folder: _settings(run.folder) for run in runs}
     arms, same_seeds = _held_against_first(_grouped(runs, settings))
     differences = _differences([arm.runs[0] for arm in arms], settings)
-    classes = [*foreground(first.manifest.labels)]
+    classes = [*first.manifest.scored]
     return RunsCompared(arms, first.cases, classes, differences, same_seeds)
 
 

@@ -28,7 +28,7 @@ from dkuxnet.benchmark.significance import (
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Found, Manifest
-from dkuxnet.evaluation.evaluate import csv_cell, foreground
+from dkuxnet.evaluation.evaluate import csv_cell
 from dkuxnet.evaluation.found import count_found, together
 from dkuxnet.evaluation.metrics import METRICS, Array
 from dkuxnet.evaluation.statistics import known_mean
@@ -241,7 +241,7 @@ def read_run(folder: Path, remedy: str) -> Finished:
         classes = list(next(iter(by_case.values()), {}))
         every = {name: set(classes) for name in cases}
         found = {name: set(figures) for name, figures in by_case.items()}
-        if found != every or len(classes) != len(foreground(manifest.labels)):
+        if found != every or len(classes) != len(manifest.scored):
             raise ValueError("it does not hold every test case and class")
         # (keys, cases, classes)
         figures = np.array([[by_case[c][k] for k in classes] for c in cases]).transpose(2, 0, 1)
@@ -266,8 +266,15 @@ def _figures(row: dict[str, str]) -> list[float]:
 
     Files of earlier versions have no volumes, and figures where none applies.
     """
-    counts = {key: float(row[key]) for key in ("n_pred", "n_ref")}
-    known = {metric.key: float(row[metric.key]) for metric in METRICS if metric.applies(counts)}
+    counts = {key: float(row[key] or "nan") for key in ("n_pred", "n_ref")}
+    if all(map(math.isnan, counts.values())):  # nobody labelled it
+        return [math.nan] * (len(KEYS) + len(COUNTED))
+    partly = not any(row[metric.key] for metric in METRICS if metric.whole)
+    known = {
+        metric.key: float(row[metric.key])
+        for metric in METRICS
+        if metric.applies(counts) and not (partly and metric.whole)
+    }
     if not np.isfinite([*known.values(), *counts.values()]).all():
         raise ValueError("a figure is not finite")
     volumes = [float(row.get(key) or "nan") for key in ("pred_ml", "ref_ml")]
@@ -365,7 +372,7 @@ def _facts(done: Sequence[Finished], validation_cases: int) -> Facts | None:
     return Facts(
         pool=len(split.labelled) + len(split.unlabelled) + validation_cases,
         test=len(done[0].cases),
-        classes=[*foreground(manifest.labels)],
+        classes=[*manifest.scored],
         patch=manifest.patch,
         spacing_mm=manifest.plan.spacing_mm,
         machines=_each(

@@ -36,6 +36,7 @@ from dkuxnet.cli.options import (
     Minutes,
     Network,
     Preset,
+    Rater,
     Resume,
     SaveProbabilities,
     SaveUncertainty,
@@ -142,6 +143,7 @@ def prepare(
     split: TestSplit = None,
     update: Update = False,
     shard: Shard = None,
+    rater: Rater = None,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
@@ -149,8 +151,8 @@ def prepare(
     from dkuxnet.data.update import update_prepared
 
     if update:
-        others = (spacing_mm, coarse_mm, layout, test_cases, split, shard)
-        if others != (None, "auto", "auto", 0, None, None):
+        others = (spacing_mm, coarse_mm, layout, test_cases, split, shard, rater)
+        if others != (None, "auto", "auto", 0, None, None, None):
             raise typer.BadParameter(
                 "--update keeps plan, layout and test cases of PREPARED: leave the other options "
                 "out, but for --processes"
@@ -170,6 +172,7 @@ def prepare(
             split,
             None if coarse_mm == "none" else coarse_mm,
             shard,
+            rater,
         )
     show_prepared(meta, prepared)
     typer.echo(next_of_prepared(meta, prepared, split))

@@ -119,10 +119,14 @@ def show_prepared(meta: "Prepared", prepared: Path) -> None:
     from dkuxnet.data.prepared_set import PreparedSet
 
     labelled, coarse = sum(case.labelled for case in meta.cases), PreparedSet(prepared).coarse
+    partly = sum(case.partly for case in meta.cases)
+    in_part = f" ({partly} in part)" if partly else ""
     held_back = f", {len(meta.held_back)} held back for testing" if meta.held_back else ""
     _say(
-        f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{held_back}; "
+        f"{len(meta.cases)} cases prepared in {prepared}, {labelled} with a label{in_part}"
+        f"{held_back}; "
         f"classes: {', '.join(meta.labels)}"
+        + (f"; regions: {', '.join(meta.regions)}" if meta.regions else "")
     )
     if coarse:
         _say(f"plan of the coarse stage: {_plan(PreparedSet(coarse).meta.plan)}")
@@ -156,7 +160,7 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
     )
     if manifest.test:
         _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
-        for note in notes_on(manifest.found or {}):
+        for note in (*manifest.label_notes, *notes_on(manifest.found or {})):
             _say(f"note: {note}")
     name = shlex.quote(str(run))
     _say(f"next: dkuxnet report {name}")

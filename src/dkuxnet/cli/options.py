@@ -118,6 +118,10 @@ SkipExisting = Annotated[
 TestSplit = Annotated[
     Path | None, typer.Option(help="JSON file; its test list is kept out instead.")
 ]
+Rater = Annotated[
+    str | None,
+    typer.Option(help="Whose labels: NAME of labels_NAME, or mean where several labelled a scan."),
+]
 Update = Annotated[
     bool, typer.Option("--update", help="Add what is new to PREPARED; its plan and the rest stay.")
 ]

@@ -12,7 +12,7 @@ probability of being wrong, and a model can be sure and wrong.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +31,33 @@ def class_confidence(prob: np.ndarray) -> list[float]:
     return [
         round(float(total / n), 4) if n else math.nan for total, n in zip(sums, voxels, strict=True)
     ]
+
+
+def structure_confidence(
+    prob: np.ndarray, structures: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
+    """Name -> confidence, of structures that are unions of classes: see `class_confidence`.
+
+    structures: name -> indices of classes, the probabilities of which are summed.
+    """
+    if all(len(classes) == 1 for classes in structures.values()):
+        known = class_confidence(prob)
+        return {name: known[classes[0]] for name, classes in structures.items()}
+    winner, found = prob.argmax(axis=0), {}
+    for name, classes in structures.items():
+        inside = np.isin(winner, classes)
+        total = float(sum(prob[index][inside].sum(dtype=np.float64) for index in classes))
+        voxels = np.count_nonzero(inside)
+        found[name] = round(total / voxels, 4) if voxels else math.nan
+    return found
+
+
+def structure_volumes(
+    voxels: Sequence[int], structures: Mapping[str, Sequence[int]], voxel_ml: float
+) -> dict[str, float]:
+    """Name -> ml, of structures that were found. voxels: of each class."""
+    found = {name: sum(voxels[index] for index in each) for name, each in structures.items()}
+    return {name: count * voxel_ml for name, count in found.items() if count}
 
 
 def unsure(confidence: Mapping[str, float]) -> str:

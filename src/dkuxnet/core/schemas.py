@@ -14,7 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dkuxnet.core.config import Edge, FourStrides, LevelsAxes
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Group, NetworkShape, divisor_of
+from dkuxnet.core.types import (
+    HALVINGS,
+    IGNORE,
+    NEVER_FLAT,
+    Group,
+    NetworkShape,
+    divisor_of,
+    structures_of,
+)
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -47,6 +55,7 @@ CaseName = Annotated[str, Field(max_length=250), AfterValidator(_file_name)]
 CaseNames = Annotated[tuple[CaseName, ...], LISTED]
 ClassName = Annotated[str, Field(max_length=1000)]
 LabelValue = Annotated[int, Field(ge=0, le=MAX_LABEL)]
+RegionValues = Annotated[tuple[LabelValue, ...], Field(min_length=1, max_length=256, strict=False)]
 Labels = Annotated[dict[ClassName, LabelValue], Field(min_length=2, max_length=256)]
 Channels = Annotated[list[ClassName], Field(min_length=1, max_length=64)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -126,19 +135,40 @@ class Fingerprint(Document):
 
 
 class PreparedCase(Document):
-    """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names."""
+    """A case in dataset.json. sha256: of its files, by what follows "NAME." in their names.
+
+    ignored: whether its label leaves voxels out. not_labelled: classes that nobody outlined in it.
+    raters: of how many raters the label is stored, where all teach. rater_dice: structure -> how
+    far several raters agree.
+    """
 
     name: CaseName
     labelled: bool
     shape: Shape
     sha256: dict[str, str] = {}
+    ignored: bool = False
+    not_labelled: Annotated[tuple[ClassName, ...], LISTED] = ()
+    raters: Annotated[int, Field(ge=0, le=64)] = 0
+    rater_dice: dict[ClassName, float] = {}
+
+    @property
+    def partly(self) -> bool:
+        """Whether it has a label that does not say all."""
+        return self.ignored or bool(self.not_labelled)
 
 
 class _Planned(Document):
-    """A document with channels and a plan for them."""
+    """A document with channels and a plan for them.
+
+    ignore: the value in label files of voxels that nobody labelled; no class. regions: name -> the
+    values that it holds, its own first, where what is asked for are such unions; the classes are
+    then the parts that they have in common.
+    """
 
     channels: Channels
     labels: Labels
+    ignore: LabelValue | None = None
+    regions: dict[ClassName, RegionValues] = {}
     fingerprint: Fingerprint
     plan: Plan
 
@@ -148,15 +178,38 @@ class _Planned(Document):
             raise ValueError("plan.normalisation must have an entry for each channel")
         return self
 
+    @property
+    def scored(self) -> dict[str, tuple[int, ...]]:
+        """What is scored and told: regions, else the classes but the background -> values."""
+        classes = {name: (value,) for name, value in self.labels.items() if value}
+        return {**self.regions} if self.regions else {**classes}
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """`scored`, with indices of classes in the place of their values."""
+        return structures_of(self.labels, self.regions)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a dataset.json beside label maps says of their values, as nnU-Net has it."""
+        more = {} if self.ignore is None else {IGNORE: self.ignore}
+        if not self.regions:
+            return {"labels": self.labels | more}
+        regions = {name: sorted(values) for name, values in self.regions.items()}
+        background = dict(list(self.labels.items())[:1])
+        order = [values[0] for values in self.regions.values()]
+        return {"labels": background | regions | more, "regions_class_order": order}
+
 
 class Prepared(_Planned):
-    """dataset.json of a prepared set, see `data.prepared_set`."""
+    """dataset.json of a prepared set, see `data.prepared_set`. rater: see `data.raters`."""
 
     version: int = 1
     source: str = ""
     layout: str = ""
     cases: list[PreparedCase]
     held_back: CaseNames = ()
+    rater: str | None = None
     notes: list[str] = []
 
     @model_validator(mode="after")
@@ -196,11 +249,14 @@ class Split(Document):
         return {name: getattr(self, name) for name in type(self).model_fields}
 
 
+MergedClasses = Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], LISTED]
+
+
 class QueryGroup(Document):
     """See `core.types.Group`."""
 
     name: str
-    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], LISTED]
+    classes: MergedClasses
     queries: Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -212,6 +268,7 @@ class ShapeOfNetwork(Document):
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
     flat: LevelsAxes = NEVER_FLAT
+    merged: Annotated[tuple[MergedClasses, ...], Field(max_length=256, strict=False)] = ()
 
 
 class Machine(Document):
@@ -275,7 +332,7 @@ class Manifest(_Planned):
     further channels of this one. class_first: how foreground patches are drawn, see `PatchStream`.
     What has a None comes when the training, then the test, has ended. test: class -> metric ->
     figures. found: class -> in how many test cases it is, and is missed. calibration: None with
-    fewer than two test cases.
+    fewer than two test cases. label_notes: what the labels mean for `test`, a sentence each.
     """
 
     prepared: str
@@ -300,6 +357,7 @@ class Manifest(_Planned):
     test: dict[str, dict[str, Statistic]] | None = None
     found: dict[str, Found] | None = None
     calibration: Calibration | None = None
+    label_notes: list[str] = []
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:
@@ -323,6 +381,7 @@ class Manifest(_Planned):
             tuple(groups),
             described.strides,
             described.flat,
+            described.merged,
         )
 
 

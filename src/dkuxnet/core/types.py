@@ -7,8 +7,8 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ LevelsFlat = tuple[Flat, Flat, Flat, Flat, Flat]  # at full resolution, and afte
 NOT_FLAT: Flat = (False, False, False)
 NEVER_FLAT: LevelsFlat = (NOT_FLAT,) * 5
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
+IGNORE = "ignore"  # in the place of a class: a value of voxels that nobody labelled, as in nnU-Net
+IGNORED = 255  # in stored class indices: a voxel of which nobody said what it is
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class Case:
 
     images: one file per channel in channel order, or a single file that holds all channels, or a
     folder or zip of DICOM. label: may be the very file of the image, where one file holds both
-    (h5). series_uid: which series, where the image is a DICOM folder or zip of several; None: the
-    only one.
+    (h5). raters: the labels of all raters, where there are several. series_uid: which series, where
+    the image is a DICOM folder or zip of several; None: the only one.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
     series_uid: str | None = None
+    raters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,10 @@ class Source:
 
     channels: names of the channels ("MRI", "CT"); "CT" in a name chooses the CT normalisation.
     labels: class name -> value in the label files, background first; None where the layout does not
-    say (`prepare` then takes the values that it finds).
+    say (`prepare` then takes the values that it finds). ignore: the value of voxels that nobody
+    labelled. not_labelled: name of a case -> structures that nobody outlined in it. regions: see
+    `core.schemas`. same: further values in the label files -> the value of their class.
+    mean_of_raters: whether all raters of a case teach.
     """
 
     layout: str
@@ -92,6 +98,32 @@ class Source:
     cases: tuple[Case, ...]
     channels: tuple[str, ...] = ("image",)
     labels: dict[str, int] | None = None
+    ignore: int | None = None
+    not_labelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    same: Mapping[int, int] = field(default_factory=dict)
+    mean_of_raters: bool = False
+
+    @property
+    def named_values(self) -> dict[str, int] | None:
+        """`labels`, and "ignore" among them where it is in use."""
+        more = {} if self.ignore is None else {IGNORE: self.ignore}
+        return None if self.labels is None else self.labels | more
+
+
+def structures_of(
+    labels: Mapping[str, int], regions: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Name -> indices of classes, of each region or, where there are none, of each class.
+
+    labels: class name -> value, background first.
+    """
+    if not regions:
+        return {name: (index,) for index, name in enumerate(labels) if index}
+    return {
+        name: tuple(index for index, value in enumerate(labels.values()) if value in values)
+        for name, values in regions.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -110,6 +142,8 @@ class NetworkShape:
     strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
     flat: axes along which no kernel looks, at full resolution and after each reduction: there each
     slice is seen by itself.
+    merged: what the label values from `classes` on mean: a voxel of the first of them is of one of
+    the classes in merged[0], and its label does not say of which.
     """
 
     in_channels: int
@@ -117,6 +151,7 @@ class NetworkShape:
     groups: tuple[Group, ...]
     strides: Strides = HALVINGS
     flat: LevelsFlat = NEVER_FLAT
+    merged: tuple[tuple[int, ...], ...] = ()
 
     @property
     def divisor(self) -> Stride:
@@ -152,8 +187,9 @@ class Output:
 class Views:
     """Two views of the same patches: their voxels are the same places.
 
-    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, None for
-    unlabelled patches. edges: of a voxel along (X, Y, Z), the shortest is 1.
+    weak, strong: (B, C, X, Y, Z) float. label: (B, X, Y, Z) int64 class indices, and those of
+    `NetworkShape.merged` after them; None for unlabelled patches. edges: of a voxel along (X, Y,
+    Z), the shortest is 1.
     """
 
     weak: Tensor
@@ -182,7 +218,7 @@ class Batch:
 
     @property
     def label(self) -> Tensor:
-        """The class indices of the labelled patches, (B, X, Y, Z) int64."""
+        """The class indices of the labelled patches, (B, X, Y, Z) int64, see `Views.label`."""
         if self.labelled.label is None:
             raise ValueError("the labelled patches of this batch have no label")
         return self.labelled.label

@@ -1,12 +1,13 @@
 """What scans are like: the figures of a case, and the fingerprint that the plan follows from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Fingerprint
-from dkuxnet.core.types import Case, Source
+from dkuxnet.core.types import IGNORE, Case, Source
 from dkuxnet.data.geometry import to_ras
 from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label
@@ -22,7 +23,7 @@ class CaseFigures:
     """A case's numbers for the fingerprint, its grid in RAS order.
 
     percentiles (0.5, 50 and 99.5 %), mean, std: of each channel. label_counts: value -> voxels of
-    the label map; None for an unlabelled case.
+    the label map, without those that nobody labelled; None for an unlabelled case.
     """
 
     name: str
@@ -46,7 +47,18 @@ def check_case(source: Source, case: Case) -> CaseFigures:
     counts = None
     if case.label is not None:
         scan = f"the image {case.images[0].name}", image
-        counts = count_values(read_label(case.name, case.label, scan, source.labels).array)
+        named = source.named_values
+        label = read_label(case.name, case.label, scan, named).array
+        counts = _joined(count_values(label), source.same)
+        for other in case.raters:
+            if other != case.label:
+                label = read_label(case.name, other, scan, named).array
+                counts |= {value: 0 for value in count_values(label) if value not in counts}
+        if source.ignore is not None and counts.pop(source.ignore, 0) and not counts:
+            raise UserError(
+                f"case '{case.name}': {case.label} has '{IGNORE}' in every voxel: nothing to "
+                "learn; label some, or take the file away"
+            )
     ras = to_ras(image)
     return CaseFigures(
         name=case.name,
@@ -57,6 +69,15 @@ def check_case(source: Source, case: Case) -> CaseFigures:
         std=[float(values.std()) for values in samples],
         label_counts=counts,
     )
+
+
+def _joined(counts: dict[int, int], same: Mapping[int, int]) -> dict[int, int]:
+    """Counts of values, those of one class together."""
+    joined: dict[int, int] = {}
+    for value, count in counts.items():
+        of = same.get(value, value)
+        joined[of] = joined.get(of, 0) + count
+    return joined
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dkuxnet.core.types import Volume
+from dkuxnet.core.types import IGNORED, Volume
 
 DENSE_WEIGHTS = 2**24  # 4096 voxels before and after
 
@@ -215,7 +215,11 @@ def _is_identity(matrix: Any) -> bool:
 
 
 def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> NDArray[Any]:
-    """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel."""
+    """Class indices (X, Y, Z) -> `shape` uint8: the class with the largest share of each voxel.
+
+    What is IGNORED has no share. A voxel is IGNORED where all voxels of `label` are whose centres
+    are in it, or the one that its own centre is in.
+    """
     if tuple(label.shape) == tuple(shape):
         return label.astype(np.uint8)
     best, chosen = None, np.zeros(shape, np.uint8)
@@ -227,7 +231,20 @@ def resample_label(label: NDArray[Any], shape: Sequence[int], classes: int) -> N
             larger = share > best
             chosen[larger] = k
             np.maximum(best, share, out=best)
+    if classes > IGNORED or (known := label != IGNORED).all():
+        return chosen
+    chosen[~_any_within(known, shape)] = IGNORED
     return chosen
+
+
+def _any_within(mask: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.bool_]:
+    for axis, (old, new) in enumerate(zip(mask.shape, shape, strict=True)):
+        if new >= old:
+            mask = mask.take(((np.arange(new) + 0.5) * old / new).astype(int), axis)
+        else:
+            first = np.ceil(np.arange(new) * old / new - 0.5).astype(int)
+            mask = np.logical_or.reduceat(mask, first, axis)
+    return mask
 
 
 def pad_to(

@@ -210,7 +210,7 @@ def _agree(parts: Parts, asked: dict[str, Any], alone: bool) -> None:
 
 def _stamp(case: Case) -> list[Any]:
     """What changes with the files of a case: sizes and times."""
-    files = [*case.images, *([case.label] if case.label else [])]
+    files = [*case.images, *([case.label] if case.label else []), *case.raters]
     states = [path.stat() for path in files]
     return [[state.st_size, state.st_mtime_ns] for state in states]
 

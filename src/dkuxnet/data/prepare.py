@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,9 +24,11 @@ from dkuxnet.data.fingerprint import CaseFigures, take_fingerprint
 from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
+from dkuxnet.data.outlined import check_cases, check_outlined
 from dkuxnet.data.parts import CHECKED, parts_of, stored_in
 from dkuxnet.data.plan import make_plan, plan_coarse
 from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
+from dkuxnet.data.raters import with_raters
 from dkuxnet.data.splits import make_split
 from dkuxnet.data.storing import check_noting, each_case, store_noting, told
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
@@ -47,12 +49,14 @@ def prepare_scans(
     split: StrPath | None = None,
     coarse_mm: float | Sequence[float] | Literal["auto"] | None = "auto",
     shard: tuple[int, int] | None = None,
+    rater: str | None = None,
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
     spacing_mm: edge of the target voxel, or its three edges in RAS order; None for the plan's own.
     coarse_mm: likewise, of a coarse stage that comes first: "auto" for what `plan.plan_coarse`
     says, None for no such stage.
+    rater: whose labels are taken where several labelled a scan, see `data.raters`.
     test_cases, split: as in `data.splits.make_split`; the test list stays out of fingerprint and
     plan, and no training takes it for anything else. Raises UserError for anything wrong with the
     source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning,
@@ -67,7 +71,8 @@ def prepare_scans(
     if prepared.exists():
         raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
     with data_warnings() as notes:
-        found = with_classes(find_source(source, layout))
+        found = with_classes(with_raters(find_source(source, layout), rater))
+    check_cases(found)
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
@@ -76,7 +81,8 @@ def prepare_scans(
         "version of dkuxnet": metadata.version("dkuxnet"),
         "layout": found.layout,
         "channels": found.channels,
-        "labels": found.labels,
+        "labels": found.named_values,
+        "meaning of labels": [{**found.regions}, {**found.same}, {**found.not_labelled}, rater],
         "spacing": [chosen, coarse_mm],
         "test list": held_back,
         "list of cases": [case.name for case in found.cases],
@@ -86,9 +92,10 @@ def prepare_scans(
         check = partial(check_noting, found)
         checked = parts.each("check", each, check, found.cases, CHECKED)
         checks = [figures for figures, _, _ in checked if figures is not None]
-        notes += told(checked, unknown_values(checks, found.labels))
+        notes += told(checked, unknown_values(checks, found.named_values))
         labels = found.labels or _found_labels(checks)
-        _check_values(checks, labels)
+        _check_values(checks, labels, found.ignore)
+        check_outlined(checks, found, labels)
         notes += _odd(checks, labels, held_back)
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
@@ -110,6 +117,7 @@ def prepare_scans(
                 layout=found.layout,
                 channels=list(found.channels),
                 labels=labels,
+                **_more_of_labels(found, rater),
                 cases=[cases[at] for cases, _ in stored],
                 fingerprint=fingerprint,
                 plan=plan,
@@ -120,6 +128,12 @@ def prepare_scans(
         }
         parts.finish(described)
     return PreparedSet(prepared).meta
+
+
+def _more_of_labels(source: Source, rater: str | None) -> dict[str, Any]:
+    """What a description says of labels only where there is something to say."""
+    known = {"ignore": source.ignore, "regions": dict(source.regions) or None, "rater": rater}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:
@@ -155,8 +169,10 @@ def unknown_values(checks: Sequence[CaseFigures], labels: Mapping[str, int] | No
     ]
 
 
-def _check_values(checks: Sequence[CaseFigures], labels: dict[str, int]) -> None:
-    known = set(labels.values())
+def _check_values(
+    checks: Sequence[CaseFigures], labels: dict[str, int], ignore: int | None = None
+) -> None:
+    known = {*labels.values()} | ({ignore} if ignore is not None else set())
     if min(known) < 0 or len(known) > MAX_CLASSES:
         having = [c.name for c in checks if min(c.label_counts or {0: 0}) < 0]
         where = f" (below 0 in case {short_list(map(repr, having))})" if having else ""

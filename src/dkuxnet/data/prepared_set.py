@@ -5,6 +5,8 @@ PREPARED/cases/NAME.json        the case's geometry, and where it came from
 PREPARED/cases/NAME.image.b2nd  (C, X, Y, Z) float32, RAS order, target spacing, normalised
 PREPARED/cases/NAME.label.b2nd  (X, Y, Z) uint8 class indices on the same grid; of labelled cases
 PREPARED/cases/NAME.truth.b2nd  (X, Y, Z) uint8 class indices on the scan's own grid, for evaluation
+PREPARED/cases/NAME.rater0.b2nd  and so on: as the label, of each rater where all teach
+                                (in these: 255, `core.types.IGNORED`, where nobody labelled)
 PREPARED/coarse/                the same cases at coarser voxels, where a coarse stage comes first
 """
 
@@ -23,7 +25,9 @@ from dkuxnet.core.documents import read_json
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Prepared, PreparedCase, PreparedInfo, parse_document, read_document
+from dkuxnet.core.types import IGNORED
 from dkuxnet.data.arrays import read_box
+from dkuxnet.data.outlined import indistinct
 from dkuxnet.machine.files import checksum
 
 VERSION = 1
@@ -35,6 +39,7 @@ FOREGROUND_BYTES = 2**28
 # fit, and would be looked for again for every patch.
 MOST_PLACES = 10_000
 Kind = Literal["image", "label", "truth"]
+Stored = str  # a Kind, or "rater0", "rater1", ...: the labels of raters who all teach
 
 
 class PreparedSet:
@@ -62,7 +67,7 @@ class PreparedSet:
         self._cache = _Cache(int(cache_gib * 2**30))
         self._foreground = _Cache(FOREGROUND_BYTES)
         self._intact: set[Path] = set()
-        self._open_to: frozenset[tuple[str, Kind]] | None = None  # None: all of it
+        self._open_to: frozenset[tuple[str, Stored]] | None = None  # None: all of it
 
     def only(
         self, image: Iterable[str] = (), label: Iterable[str] = (), truth: Iterable[str] = ()
@@ -107,7 +112,7 @@ class PreparedSet:
         images = [_in_source(Path(self.meta.source), Path(image)) for image in info.images]
         return info.model_copy(update={"images": images})
 
-    def array(self, name: str, kind: Kind) -> np.ndarray:
+    def array(self, name: str, kind: Stored) -> np.ndarray:
         """The whole array of a case, kept in memory while the cache has room.
 
         Raises UserError for a damaged file, and for one that is closed to this view.
@@ -117,7 +122,7 @@ class PreparedSet:
         return self._cache.keep(name, kind, self._read(name, kind)) if whole is None else whole
 
     def crop(
-        self, name: str, kind: Kind, start: tuple[int, ...], shape: tuple[int, ...]
+        self, name: str, kind: Stored, start: tuple[int, ...], shape: tuple[int, ...]
     ) -> np.ndarray:
         """A box of a case; `start` and `shape` are in voxels, inside the case.
 
@@ -136,7 +141,7 @@ class PreparedSet:
         )
 
     def foreground(self, name: str) -> np.ndarray:
-        """(n,) int32: the voxels of a case that are not background, as places in its flat label.
+        """(n,) int32: the voxels of a case that are of a class, as places in its flat label.
 
         Found once and then kept in memory, whether or not the cache has room for the label. Raises
         UserError as `array` does.
@@ -144,9 +149,10 @@ class PreparedSet:
         self._check_open(name, "label")
         found = self._foreground.get(name, "label")
         if found is None:
-            found = self._foreground.keep(
-                name, "label", np.flatnonzero(self.array(name, "label")).astype(np.int32)
-            )
+            label = self.array(name, "label")
+            some = (label != 0) & (label != IGNORED) if self._case(name).ignored else label
+            places = np.flatnonzero(some).astype(np.int32)
+            found = self._foreground.keep(name, "label", places)
         return found
 
     def classes(self, name: str) -> np.ndarray:
@@ -160,7 +166,7 @@ class PreparedSet:
             label = self.array(name, "label")
             there = np.zeros(len(self.class_names), bool)
             for part in label:  # a whole scan would be copied in eight times its size
-                there |= np.bincount(part.ravel(), minlength=len(there)) > 0
+                there |= np.bincount(part.ravel(), minlength=len(there))[: len(there)] > 0
             found = self._foreground.keep(name, "classes", np.flatnonzero(there[1:]) + 1)
         return found
 
@@ -169,13 +175,73 @@ class PreparedSet:
         self._check_open(name, "label")
         found = self._foreground.get(name, index)
         if found is None:
-            found = np.flatnonzero(self.array(name, "label") == index).astype(np.int32)
-            if len(found) > MOST_PLACES:
-                found = np.random.default_rng(0).choice(found, MOST_PLACES, replace=False)
+            found = _some(np.flatnonzero(self.array(name, "label") == index))
             found = self._foreground.keep(name, index, found)
         return found
 
-    def sha256(self, name: str, kind: Kind) -> str | None:
+    def labelled_voxels(self, name: str) -> np.ndarray | None:
+        """As `class_voxels`, of all that somebody labelled; None where that is every voxel."""
+        if not self._case(name).ignored:
+            return None
+        self._check_open(name, "label")
+        found = self._foreground.get(name, "labelled")
+        if found is None:
+            found = _some(np.flatnonzero(self.array(name, "label") != IGNORED))
+            found = self._foreground.keep(name, "labelled", found)
+        return found
+
+    @property
+    def merged(self) -> tuple[tuple[int, ...], ...]:
+        """See `core.types.NetworkShape`: for what the labels of the set do not say."""
+        several = {each for name in self._cases for each in self._indistinct(name) if each[1:]}
+        everything = tuple(range(len(self.class_names)))
+        return (*sorted(several - {everything}), *(() if self._never_ignores else (everything,)))
+
+    @property
+    def _never_ignores(self) -> bool:
+        return self.meta.ignore is None
+
+    def _indistinct(self, name: str) -> list[tuple[int, ...]]:
+        return indistinct(self.meta.structures, len(self.class_names), self.not_labelled(name))
+
+    def not_labelled(self, name: str) -> tuple[str, ...]:
+        """The structures that nobody outlined in a case."""
+        return self._case(name).not_labelled
+
+    @property
+    def values(self) -> list[int]:
+        """Stored index of a label -> value in the data set's label files."""
+        values, ignore = list(self.meta.labels.values()), self.meta.ignore
+        return values if ignore is None else [*values, *[ignore] * (256 - len(values))]
+
+    def has_ignored(self, name: str) -> bool:
+        """Whether the label of a case leaves voxels out."""
+        return self._case(name).ignored
+
+    def is_partly_labelled(self, name: str) -> bool:
+        """Whether the case has a label, and it does not say all."""
+        return self._case(name).partly
+
+    def targets(self, name: str) -> np.ndarray | None:
+        """(256,) uint8: what a training reads for each stored index of a case's label.
+
+        See `core.types.NetworkShape.merged`. None where it reads what is stored.
+        """
+        if not self._case(name).partly:
+            return None
+        table, classes, merged = np.arange(256, dtype=np.uint8), len(self.class_names), self.merged
+        for index, several in enumerate(self._indistinct(name)):
+            if several[1:]:
+                table[index] = classes + merged.index(several)
+        if not self._never_ignores:
+            table[IGNORED] = classes + len(merged) - 1
+        return table
+
+    def raters(self, name: str) -> tuple[int, dict[str, float]]:
+        """How many raters of a case teach, 0 where its label does; how far its raters agree."""
+        return self._case(name).raters, self._case(name).rater_dice
+
+    def sha256(self, name: str, kind: Stored) -> str | None:
         """The checksum of a stored array, without opening it.
 
         None where there is no such array, or no checksum.
@@ -210,25 +276,26 @@ class PreparedSet:
             self._intact.add(path)
         return path
 
-    def _stored_shape(self, name: str, kind: Kind) -> tuple[int, ...]:
+    def _stored_shape(self, name: str, kind: Stored) -> tuple[int, ...]:
         if kind == "truth":
             return self.info(name).shape
         channels = (len(self.meta.channels),) if kind == "image" else ()
         return (*channels, *self.shape(name))
 
-    def _grid_bytes(self, name: str, kind: Kind) -> int:
+    def _grid_bytes(self, name: str, kind: Stored) -> int:
         voxel = 4 * len(self.meta.channels) if kind == "image" else 1
         return math.prod(self.shape(name)) * voxel
 
-    def _check_open(self, name: str, kind: Kind) -> None:
+    def _check_open(self, name: str, kind: Stored) -> None:
         self._case(name)
-        if self._open_to is not None and (name, kind) not in self._open_to:
+        of = "label" if kind.startswith("rater") else kind
+        if self._open_to is not None and (name, of) not in self._open_to:
             raise UserError(
                 f"the {kind} of case '{name}' is closed here: by the split of the run this part of "
                 "the program may not open it; what asks for it is wrong"
             )
 
-    def _read(self, name: str, kind: Kind, box: tuple[slice, ...] = ()) -> np.ndarray:
+    def _read(self, name: str, kind: Stored, box: tuple[slice, ...] = ()) -> np.ndarray:
         path = self._check(name, f"{kind}.b2nd")
         dtype = np.float32 if kind == "image" else np.uint8
         try:
@@ -239,12 +306,21 @@ class PreparedSet:
             raise UserError(
                 f"case '{name}': {path} is missing or damaged ({error}); {AGAIN}"
             ) from error
-        if kind != "image" and array.max(initial=0) >= len(self.class_names):
+        classes = array[array != IGNORED] if self._case(name).ignored else array
+        if kind != "image" and classes.max(initial=0) >= len(self.class_names):
             raise UserError(
-                f"{path}: class {array.max()} in a data set of {len(self.class_names)} classes; "
+                f"{path}: class {classes.max()} in a data set of {len(self.class_names)} classes; "
                 "prepare it again"
             )
         return array
+
+
+def _some(places: np.ndarray) -> np.ndarray:
+    """Of many places MOST_PLACES, drawn once for all; int32."""
+    found = places.astype(np.int32)
+    if len(found) > MOST_PLACES:
+        found = np.random.default_rng(0).choice(found, MOST_PLACES, replace=False)
+    return found
 
 
 class _Cache:

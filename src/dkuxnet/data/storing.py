@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
 from dkuxnet.core.schemas import Plan, PreparedCase, PreparedInfo
-from dkuxnet.core.types import Case, CaseProgress, Source, Volume
+from dkuxnet.core.types import IGNORED, Case, CaseProgress, Source, Volume, structures_of
 from dkuxnet.data import formats
 from dkuxnet.data.fingerprint import CaseFigures, check_case
 from dkuxnet.data.geometry import resample_label, to_ras
@@ -19,6 +19,7 @@ from dkuxnet.data.images import read_image
 from dkuxnet.data.labels import read_label
 from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.data.prepared_set import write_array, write_bytes
+from dkuxnet.data.raters import agreement, majority
 
 Result = TypeVar("Result")
 
@@ -30,28 +31,70 @@ def store_case(
 
     Gives a DataWarning where a class of the label map is not there any more at a plan's spacing.
     """
-    image, truth = read_image(case, len(source.channels)), None
-    if case.label is not None:
-        scan = f"the image {case.images[0].name}", image
-        values = read_label(case.name, case.label, scan, source.labels).array
-        truth = np.zeros(values.shape, np.uint8)
-        for index, value in enumerate(labels.values()):
-            truth[values == value] = index
+    image = read_image(case, len(source.channels))
+    found = labels_of_case(case, image, labels, source)
+    told: dict[str, Any] = {}
+    if left_out := source.not_labelled.get(case.name, ()):
+        told["not_labelled"] = left_out
+    if found.agreement:
+        told["rater_dice"] = found.agreement
     return {
-        folder: _store_at(case, image, truth, list(labels), plan, folder / "cases")
+        folder: _store_at(case, image, found, list(labels), plan, folder / "cases", told)
         for folder, plan in plans.items()
     }
+
+
+class CaseLabels(NamedTuple):
+    """Class indices (X, Y, Z) uint8 on the scan's grid.
+
+    truth: None of an unlabelled case. raters: of each who teaches, where several do. agreement: see
+    `raters.agreement`; empty with one rater.
+    """
+
+    truth: np.ndarray | None
+    raters: list[np.ndarray]
+    agreement: dict[str, float]
+
+
+def labels_of_case(
+    case: Case, image: Volume, labels: Mapping[str, int], source: Source
+) -> CaseLabels:
+    """Read the label of a case, and those of its raters. image: its scan."""
+    if case.label is None:
+        return CaseLabels(None, [], {})
+    scan, found = (f"the image {case.images[0].name}", image), {}
+    for path in case.raters or (case.label,):
+        values = read_label(case.name, path, scan, source.named_values).array
+        found[path] = class_indices(values, labels, source)
+    raters = list(found.values())
+    agree = agreement(raters, structures_of(labels, source.regions))
+    if case.raters and source.mean_of_raters:
+        return CaseLabels(majority(raters), raters, agree)
+    return CaseLabels(found[case.label], [], agree)
+
+
+def class_indices(values: np.ndarray, labels: Mapping[str, int], source: Source) -> np.ndarray:
+    """Values of a label file -> uint8 indices of the classes, and IGNORED."""
+    indices = np.zeros(values.shape, np.uint8)
+    for index, value in enumerate(labels.values()):
+        for each in (value, *(other for other, of in source.same.items() if of == value)):
+            indices[values == each] = index
+    if source.ignore is not None:
+        indices[values == source.ignore] = IGNORED
+    return indices
 
 
 def _store_at(
     case: Case,
     image: Volume,
-    truth: np.ndarray | None,
+    found: CaseLabels,
     classes: Sequence[str],
     plan: Plan,
     folder: Path,
+    told: dict[str, Any],
 ) -> PreparedCase:
-    """Store a case on the grid of one plan. truth: class indices (X, Y, Z) on the scan's grid."""
+    """Store a case on the grid of one plan. told: what the description says of it beside."""
+    truth, raters, _ = found
     grid = to_network_grid(image, plan)
     arrays = {"image": grid.array}
     if truth is not None:
@@ -59,6 +102,9 @@ def _store_at(
         arrays["truth"] = truth
         arrays["label"] = resample_label(ras.array, grid.shape, len(classes))
         _warn_lost(case, truth, arrays["label"], classes, plan)
+    for number, label in enumerate(raters):
+        ras = to_ras(Volume(label, image.affine))
+        arrays[f"rater{number}"] = resample_label(ras.array, grid.shape, len(classes))
     info = PreparedInfo(
         name=case.name,
         images=[str(path.absolute()) for path in case.images],
@@ -75,14 +121,22 @@ def _store_at(
     }
     described = json.dumps(info.to_json(), indent=1).encode()
     sha256["json"] = write_bytes(folder / f"{case.name}.json", described)
-    labelled = case.label is not None
-    return PreparedCase(name=case.name, labelled=labelled, shape=grid.shape, sha256=sha256)
+    described_as = PreparedCase(
+        name=case.name, labelled=truth is not None, shape=grid.shape, sha256=sha256
+    )
+    told = told | ({"raters": len(raters)} if raters else {})
+    labels = [] if truth is None else [truth, *raters]
+    if len(classes) <= IGNORED and any((label == IGNORED).any() for label in labels):
+        told["ignored"] = True
+    return described_as.model_copy(update=told)
 
 
 def _warn_lost(
     case: Case, truth: np.ndarray, label: np.ndarray, classes: Sequence[str], plan: Plan
 ) -> None:
-    before, after = (np.bincount(part.ravel(), minlength=len(classes)) for part in (truth, label))
+    before, after = (
+        np.bincount(part.ravel(), minlength=len(classes))[: len(classes)] for part in (truth, label)
+    )
     edges = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
     for name, count, left in zip(classes, before, after, strict=True):
         if count and not left:

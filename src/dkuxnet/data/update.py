@@ -6,7 +6,7 @@ label is new, which the next update stores again.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,16 @@ import numpy as np
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import DataWarning, UserError, data_warnings
 from dkuxnet.core.schemas import PreparedCase
-from dkuxnet.core.types import Case, CaseProgress, Source
+from dkuxnet.core.types import IGNORE, Case, CaseProgress, Source
 from dkuxnet.data.images import read_image
-from dkuxnet.data.labels import read_label, with_classes
+from dkuxnet.data.labels import with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import short_list
+from dkuxnet.data.outlined import check_cases, check_outlined
 from dkuxnet.data.prepare import check_size, unknown_values
 from dkuxnet.data.prepared_set import PreparedSet
-from dkuxnet.data.storing import check_noting, each_case, store_noting, told
+from dkuxnet.data.raters import with_raters
+from dkuxnet.data.storing import check_noting, each_case, labels_of_case, store_noting, told
 from dkuxnet.machine.files import write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
@@ -49,16 +51,19 @@ def update_prepared(
     data = PreparedSet(Path(prepared))
     stages = [PreparedSet(data.coarse)] if data.coarse else []
     with data_warnings() as notes:
-        found = with_classes(find_source(Path(source), data.meta.layout or "auto"))
+        found = find_source(Path(source), data.meta.layout or "auto")
+        found = with_classes(with_raters(found, data.meta.rater))
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
     found = _described_alike(found, data)
+    check_cases(found)
     new = [case for case in found.cases if _is_new(case, found, data)]
     with workers(processes) as map_:
         each = partial(each_case, map_, progress or (lambda what, done, total: None))
         checked = list(each(partial(check_noting, found), new, "check"))
         checks = [figures for figures, _, _ in checked if figures is not None]
-        told(checked, unknown_values(checks, data.meta.labels))
+        told(checked, unknown_values(checks, found.named_values))
+        check_outlined(checks, found, data.meta.labels)
         check_size(checks, data.meta.plan.spacing_mm)
         plans = {each.folder: each.meta.plan for each in (*stages, data)}
         stored = list(each(partial(store_noting, found, data.meta.labels, plans), new, "store"))
@@ -80,10 +85,12 @@ def _described_alike(found: Source, data: PreparedSet) -> Source:
             f"{found.folder} has the channels {list(found.channels)}, but {data.folder} was "
             f"prepared with {meta.channels}; prepare a new folder"
         )
-    if found.labels is not None and found.labels != meta.labels:
+    more = "" if meta.ignore is None else f" and '{IGNORE}' {meta.ignore}"
+    theirs = found.labels, found.ignore, {**found.regions}
+    if found.labels is not None and theirs != (meta.labels, meta.ignore, meta.regions):
         raise UserError(
-            f"{found.folder} has the labels {found.labels}, but {data.folder} was prepared with "
-            f"{meta.labels}; prepare a new folder"
+            f"{found.folder} has the labels {found.named_values}, but {data.folder} was prepared "
+            f"with {meta.labels}{more}; prepare a new folder"
         )
     if gone := set(data.names) - {case.name for case in found.cases}:
         warnings.warn(
@@ -92,7 +99,7 @@ def _described_alike(found: Source, data: PreparedSet) -> Source:
             DataWarning,
             stacklevel=3,
         )
-    return Source(found.layout, found.folder, found.cases, found.channels, meta.labels)
+    return replace(found, labels=meta.labels)
 
 
 def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
@@ -103,13 +110,17 @@ def _is_new(case: Case, found: Source, data: PreparedSet) -> bool:
         return False
     if case.name not in data.names_with_label:
         return True
-    changed = max(case.label.stat().st_mtime, case.label.stat().st_ctime)
+    if found.not_labelled.get(case.name, ()) != data.not_labelled(case.name):
+        return True
+    files = [path.stat() for path in {case.label, *case.raters}]
+    changed = max(max(file.st_mtime, file.st_ctime) for file in files)
     if changed <= (data.folder / "dataset.json").stat().st_mtime:
         return False
-    scan = f"the image {case.images[0].name}", read_image(case, len(found.channels))
-    label = read_label(case.name, case.label, scan, data.meta.labels).array
-    truth = np.array(list(data.meta.labels.values()))[data.array(case.name, "truth")]
-    return not np.array_equal(label, truth)
+    image = read_image(case, len(found.channels))
+    labels = labels_of_case(case, image, data.meta.labels, found)
+    same = (len(labels.raters), labels.agreement) == data.raters(case.name)
+    stored = data.array(case.name, "truth")
+    return not same or labels.truth is None or not np.array_equal(labels.truth, stored)
 
 
 def _describe(data: PreparedSet, stored: list[PreparedCase]) -> None:

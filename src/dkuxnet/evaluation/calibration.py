@@ -21,9 +21,10 @@ COLDEST, HOTTEST = 0.1, 10.0
 def in_question(prob: Array, label: Array) -> tuple[Array, Array]:
     """Probabilities (N, K) and labels (N,) of the voxels that count, at most MOST of them.
 
-    prob: (K, X, Y, Z); label: (X, Y, Z) class indices.
+    prob: (K, X, Y, Z); label: (X, Y, Z) class indices, a larger one where the class is not known.
     """
-    (places,) = np.nonzero(((prob[0] <= 1 - ASKED) | (label > 0)).ravel())
+    asked = ((prob[0] <= 1 - ASKED) | (label > 0)) & (label < len(prob))
+    (places,) = np.nonzero(asked.ravel())
     places = places[:: max(1, -(-len(places) // MOST))]
     return prob.reshape(len(prob), -1)[:, places].T, label.ravel()[places]
 

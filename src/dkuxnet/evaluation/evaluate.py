@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import Faults, UserError, data_warnings, disk_reason
 from dkuxnet.core.schemas import Found, Statistic
-from dkuxnet.core.types import CountProgress, Volume
+from dkuxnet.core.types import IGNORE, CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.affines import on_grid
 from dkuxnet.data.labels import (
@@ -29,10 +30,10 @@ from dkuxnet.data.layouts.files import (
     by_stem,
     case_list,
     label_files,
-    label_values,
     read_dataset_json,
     warn_left_out,
 )
+from dkuxnet.data.layouts.label_map import LabelMap, label_map
 from dkuxnet.evaluation.found import count_found, notes_on
 from dkuxnet.evaluation.metrics import (
     METRICS,
@@ -40,12 +41,15 @@ from dkuxnet.evaluation.metrics import (
     Metric,
     confusion_counts,
     segmentation_metrics,
+    without_outline,
 )
 from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.evaluation.statistics import known_mean, summarise
 from dkuxnet.machine.files import write_text
 
-NOTHING_MORE = Asked()
+NOTHING_MORE, NOTHING_LEFT_OUT = Asked(), LabelMap({})
+Values = int | tuple[int, ...]  # of a class, or of a region, its own first
+Meaning = Mapping[str, Values]
 Files = dict[str, tuple[Path, Path]]  # case -> (prediction file, label file)
 
 
@@ -55,7 +59,8 @@ class Score(NamedTuple):
     value: of the class in the prediction. METRICS are NaN where they do not apply: all where
     neither prediction nor label has the class, distances where one has it alone. confidence: see
     `core.confidence`, NaN where it is not known, as of a label map alone. more: what was asked for
-    beside METRICS.
+    beside METRICS. Of a label that leaves voxels out only the others count, and a figure that needs
+    the whole outline is NaN; of a class that nobody outlined all are, counts too.
     """
 
     case: str
@@ -67,12 +72,12 @@ class Score(NamedTuple):
     asd_mm: float
     hd95_voxels: float
     asd_voxels: float
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-    n_pred: int
-    n_ref: int
+    tp: float
+    fp: float
+    fn: float
+    tn: float
+    n_pred: float
+    n_ref: float
     pred_ml: float = math.nan
     ref_ml: float = math.nan
     confidence: float = math.nan
@@ -91,13 +96,15 @@ class Evaluation:
     """What `evaluate_folders` found.
 
     rows: one per case and class; every case has every class. notes: what a reader of the figures
-    must know, a sentence each. asked: the metrics beside METRICS.
+    must know, a sentence each. asked: the metrics beside METRICS. ignored: names of the cases whose
+    labels leave voxels out.
     """
 
     rows: list[Score]
     files: Files
     notes: list[str] = field(default_factory=list)
     asked: tuple[Metric, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     @property
     def classes(self) -> dict[str, int]:
@@ -114,6 +121,21 @@ class Evaluation:
         """Class -> in how many cases it is, and where prediction and label do not both have it."""
         n_pred, n_ref, pred_ml = np.moveaxis(self._figures(["n_pred", "n_ref", "pred_ml"]), 2, 0)
         return count_found([*self.classes], n_pred, n_ref, pred_ml)
+
+    def label_notes(self) -> list[str]:
+        """What labels that do not say all mean for the figures, a sentence each."""
+        told = []
+        if self.ignored:
+            told.append(
+                f"the labels of {len(self.ignored)} of {len(self.files)} cases leave voxels out "
+                f"({_some(self.ignored)}): figures are of the labelled ones, and distances, which "
+                "need the whole outline, have none"
+            )
+        left_out = Counter(row.class_name for row in self.rows if math.isnan(row.n_ref))
+        of = len(self.files)
+        if cases := [f"'{name}' in {count} of {of}" for name, count in left_out.items()]:
+            told.append(f"not labelled, so that no mean counts it: {', '.join(cases)} cases")
+        return told
 
     def write_json(self, path: Path) -> None:
         """Write nnU-Net's summary.json with our keys, whole or not at all.
@@ -185,32 +207,57 @@ def evaluate_pair(
     case: str,
     prediction: Volume,
     truth: Volume,
-    labels: dict[str, int],
-    truth_labels: dict[str, int] | None = None,
+    labels: Meaning,
+    truth_labels: Meaning | None = None,
     asked: Asked = NOTHING_MORE,
+    ignore: int | None = None,
+    not_labelled: Collection[str] = (),
 ) -> list[Score]:
     """Score one case: a row for every class of `labels` but value 0, the background.
 
     prediction, truth: label maps (X, Y, Z) of integers on one grid, in any order of axes.
-    labels: class name -> value in `prediction`. truth_labels: the same for `truth`, where its
-    values differ. asked: further metrics. Raises UserError where shape or affine differ, and where
-    a value stands in neither map; a DataWarning where the affines differ by rounding.
+    labels: class name -> value in `prediction`, or values of a region, its own first. truth_labels:
+    the same for `truth`, where its values differ. asked: further metrics. ignore: the value in
+    `truth` of voxels that nobody labelled. not_labelled: classes that nobody outlined: NaN
+    throughout. Raises UserError where shape or affine differ, and where a value stands in neither
+    map; a DataWarning where the affines differ by rounding.
     """
     truth_labels = truth_labels or labels
     truth = _on_grid(case, prediction, truth)
     _check_values(case, "the prediction", prediction.array, labels)
-    _check_values(case, "the label file", truth.array, truth_labels)
+    _check_values(case, "the label file", truth.array, truth_labels, ignore)
+    out = None if ignore is None else truth.array == ignore
+    left_out = 0 if out is None else int(np.count_nonzero(out))
     rows, voxel_ml = [], math.prod(truth.spacing_mm) / 1000
-    for name, value in foreground(labels).items():
-        predicted, true = prediction.array == value, truth.array == truth_labels[name]
+    for name, values in foreground(labels).items():
+        value = values_of(values)[0]
+        if name in not_labelled:
+            rows.append(_not_scored(case, name, value, len(asked.metrics)))
+            continue
+        predicted, true = _mask(prediction, values), _mask(truth, truth_labels[name])
+        if out is not None:
+            predicted &= ~out
         figures = segmentation_metrics(predicted, true, truth.spacing_mm)
         counts = confusion_counts(predicted, true)
-        pred_ml, ref_ml = (counts[key] * voxel_ml for key in ("n_pred", "n_ref"))
         more = asked.figures(name, predicted, true, truth.spacing_mm)
+        if left_out:
+            counts["tn"] -= left_out
+            figures = without_outline(figures)
+            more = tuple(
+                math.nan if metric.whole else figure
+                for metric, figure in zip(asked.metrics, more, strict=True)
+            )
+        pred_ml, ref_ml = (counts[key] * voxel_ml for key in ("n_pred", "n_ref"))
         rows.append(
             Score(case, name, value, **figures, **counts, pred_ml=pred_ml, ref_ml=ref_ml, more=more)
         )
     return rows
+
+
+def _not_scored(case: str, name: str, value: int, more: int) -> Score:
+    """The row of a class of which a label says nothing."""
+    nothing = dict.fromkeys(Score._fields[3:-1], math.nan)
+    return Score(case, name, value, **nothing, more=(math.nan,) * more)
 
 
 def evaluate_folders(
@@ -234,8 +281,12 @@ def evaluate_folders(
     """
     asked = parse_asked(metrics, tolerance_mm)
     listed = None if cases is None else case_list(Path(cases))
-    files, truth_labels, unpaired = _pair_files(Path(predictions), Path(labels), listed)
-    prediction_labels = _class_map(Path(predictions)) or truth_labels or _found_labels(files)
+    files, meant, unpaired = _pair_files(Path(predictions), Path(labels), listed)
+    described = _class_map(Path(predictions))
+    truth_labels: Meaning | None = meant.scored if meant else None
+    _, ignore, not_labelled, *_ = meant or described or NOTHING_LEFT_OUT
+    prediction_labels: Meaning
+    prediction_labels = described.scored if described else truth_labels or _found_labels(files)
     if not foreground(prediction_labels):
         raise UserError(
             f"{labels}: expected at least one class beside the background, found none: nothing to "
@@ -245,28 +296,39 @@ def evaluate_folders(
     if truth_labels and not foreground(prediction_labels).keys() <= truth_labels.keys():
         truth_labels = None  # other names for the same values
     rows: list[Score] = []
+    ignored: list[str] = []
     faults = Faults()
     for done, (case, pair) in enumerate(files.items(), start=1):
         with faults.noting():
             prediction, truth = _read_pair(
-                case, pair, prediction_labels, truth_labels or prediction_labels
+                case, pair, prediction_labels, truth_labels or prediction_labels, ignore
             )
-            rows += evaluate_pair(case, prediction, truth, prediction_labels, truth_labels, asked)
+            rows += evaluate_pair(
+                case,
+                prediction,
+                truth,
+                prediction_labels,
+                truth_labels,
+                asked,
+                ignore,
+                not_labelled.get(case, ()),
+            )
+            ignored += [case] if ignore is not None and (truth.array == ignore).any() else []
         if progress:
             progress(done, len(files))
     faults.tell()
-    result = Evaluation(rows, files, asked=asked.metrics)
+    result = Evaluation(rows, files, asked=asked.metrics, ignored=tuple(ignored))
     if unpaired:
         labelled = unpaired + len(files)
         result.notes.append(f"{unpaired} of {labelled} labelled cases have no prediction")
-    result.notes += notes_on(result.found())
+    result.notes += [*result.label_notes(), *notes_on(result.found())]
     return result
 
 
 def _pair_files(
     predictions: Path, labels: Path, listed: Sequence[str] | None
-) -> tuple[Files, dict[str, int] | None, int]:
-    """(files, the labels' own class map, how many labels have no prediction)."""
+) -> tuple[Files, LabelMap | None, int]:
+    """(files, what the labels' own values mean, how many labels have no prediction)."""
     found = label_files(predictions)
     predicted = by_stem(found)
     warn_left_out(predictions, found)
@@ -282,7 +344,7 @@ def _pair_files(
             f"{predictions}: expected a folder of label maps such as CASE.nii.gz, found none; "
             "predict first"
         )
-    true, truth_labels = _label_files(labels, predicted.keys())
+    true, meant = _label_files(labels, predicted.keys())
     if not predicted.keys() & true.keys():
         raise UserError(
             f"expected predictions and labels with the same names, got {_some(predicted)} in "
@@ -294,11 +356,11 @@ def _pair_files(
             "remove them"
         )
     files = {case: (predicted[case], true[case]) for case in sorted(predicted)}
-    return files, truth_labels, 0 if listed is not None else len(true) - len(files)
+    return files, meant, 0 if listed is not None else len(true) - len(files)
 
 
-def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[str, int] | None]:
-    """(case -> label file, class map) of a folder of labels, else of a source folder."""
+def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], LabelMap | None]:
+    """(case -> label file, what its values mean) of a folder of labels, else of a source folder."""
     direct = by_stem(label_files(folder))
     if wanted & direct.keys():
         return direct, _class_map(folder) or _class_map(folder.absolute().parent)
@@ -310,7 +372,10 @@ def _label_files(folder: Path, wanted: Set[str]) -> tuple[dict[str, Path], dict[
         # beside the others'.
         beside = {case: label.parent.parent / case / label.name for case in wanted - found.keys()}
         found |= {case: path for case, path in beside.items() if path.is_file()}
-    return found or direct, source.labels
+    if source.labels is None:
+        return found or direct, None
+    left_out, regions = source.not_labelled, source.regions
+    return found or direct, LabelMap(source.labels, source.ignore, left_out, regions, source.same)
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
@@ -320,10 +385,10 @@ def _some(names: Iterable[str], most: int = 3) -> str:
     )
 
 
-def _class_map(folder: Path) -> dict[str, int] | None:
-    """Class name -> value by the folder's dataset.json; None where it has none."""
+def _class_map(folder: Path) -> LabelMap | None:
+    """What values mean by the folder's dataset.json; None where it has none."""
     fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
-    return label_values(folder, fields) if "labels" in fields else None
+    return label_map(folder, fields) if "labels" in fields else None
 
 
 def _found_labels(files: Files) -> dict[str, int]:
@@ -343,13 +408,29 @@ def _found_labels(files: Files) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(values - {0})}
 
 
-def foreground(labels: dict[str, int]) -> dict[str, int]:
+def foreground(labels: Mapping[str, Values]) -> dict[str, Values]:
     """The classes but value 0, the background."""
     return {name: value for name, value in labels.items() if value != 0}
 
 
+def values_of(values: Values) -> tuple[int, ...]:
+    """Those of a class or of a region."""
+    return (values,) if isinstance(values, int) else values
+
+
+def _mask(volume: Volume, values: Values) -> Array:
+    if isinstance(values, int):
+        return np.asarray(volume.array == values)
+    return np.isin(volume.array, values)
+
+
+def _single(labels: Meaning) -> dict[str, int]:
+    """The values of segments, which are classes: of a region its own."""
+    return {name: values_of(values)[0] for name, values in labels.items()}
+
+
 def _read_pair(
-    case: str, files: tuple[Path, Path], labels: dict[str, int], truth_labels: dict[str, int]
+    case: str, files: tuple[Path, Path], labels: Meaning, truth_labels: Meaning, ignore: int | None
 ) -> tuple[Volume, Volume]:
     """Prediction and label; one of named segments is laid on the grid of the other."""
     predicted, true = files
@@ -360,11 +441,12 @@ def _read_pair(
                 "the scan knows; predict label maps as NIfTI"
             )
         truth = _read(case, true)
-        return read_label(case, predicted, ("the label", truth), labels), truth
+        return read_label(case, predicted, ("the label", truth), _single(labels)), truth
     prediction = _read(case, predicted)
     if segment_names(true) is None:
         return prediction, _read(case, true)
-    return prediction, read_label(case, true, ("the prediction", prediction), truth_labels)
+    named = _single(truth_labels) | ({} if ignore is None else {IGNORE: ignore})
+    return prediction, read_label(case, true, ("the prediction", prediction), named)
 
 
 def _read(case: str, path: Path) -> Volume:
@@ -383,8 +465,12 @@ def _on_grid(case: str, prediction: Volume, truth: Volume) -> Volume:
         ) from error
 
 
-def _check_values(case: str, what: str, array: Array, labels: dict[str, int]) -> None:
-    known = {0, *labels.values()}
+def _check_values(
+    case: str, what: str, array: Array, labels: Meaning, ignore: int | None = None
+) -> None:
+    known = {0, *(value for each in labels.values() for value in values_of(each))} | (
+        set() if ignore is None else {ignore}
+    )
     if sum(np.count_nonzero(array == value) for value in known) == array.size:
         return  # much faster than to sort the voxels
     values, counts = np.unique(array, return_counts=True)
@@ -392,7 +478,7 @@ def _check_values(case: str, what: str, array: Array, labels: dict[str, int]) ->
         if value not in known:
             raise UserError(
                 f"case '{case}': {what} holds value {value} in {count} voxels, expected one of "
-                f"{labels}; correct the file or name the value under 'labels' in dataset.json"
+                f"{dict(labels)}; correct the file or name the value under 'labels' in dataset.json"
             )
 
 

@@ -8,6 +8,8 @@ neither takes no part in a mean.
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from dkuxnet.core.schemas import Found
 from dkuxnet.evaluation.metrics import NOTHING, Array
 
@@ -21,13 +23,13 @@ def count_found(
     """Class -> its counts.
 
     n_pred, n_ref: voxels of prediction and label, pred_ml: volume of the prediction, each (cases,
-    classes).
+    classes); NaN where a label does not say.
     """
-    present, predicted = n_ref > 0, n_pred > 0
+    present, predicted, scored = n_ref > 0, n_pred > 0, np.isfinite(n_ref)
     alarms = predicted & ~present
     return {
         name: Found(
-            scans=len(present),
+            scans=int(scored[:, k].sum()),
             present=int(present[:, k].sum()),
             missed=int((present[:, k] & ~predicted[:, k]).sum()),
             false_alarms=int(alarms[:, k].sum()),

@@ -46,7 +46,8 @@ class Metric:
     """How a metric is called and shown. key: its name in the program, in cases.csv and manifests.
 
     summary: its name in summary.json; without a unit it is nnU-Net's. digits: decimals of a figure,
-    and of one where runs are compared. higher_is_better: None of an error that has a sign.
+    and of one where runs are compared. higher_is_better: None of an error that has a sign. whole:
+    whether it needs the whole outline of both masks.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Metric:
     unit: str
     digits: tuple[int, int]
     higher_is_better: bool | None
+    whole: bool = False
 
     @property
     def title(self) -> str:
@@ -91,10 +93,10 @@ DICE = Metric("dice", "Dice", "Dice", "", (3, 4), True)
 METRICS = (
     DICE,
     Metric("jaccard", "IoU", "Jaccard", "", (3, 4), True),
-    Metric("hd95_mm", "HD95_mm", "95HD", "mm", (2, 2), False),
-    Metric("asd_mm", "ASD_mm", "ASD", "mm", (2, 2), False),
-    Metric("hd95_voxels", "HD95_voxels", "95HD", "voxels", (2, 2), False),
-    Metric("asd_voxels", "ASD_voxels", "ASD", "voxels", (2, 2), False),
+    Metric("hd95_mm", "HD95_mm", "95HD", "mm", (2, 2), False, whole=True),
+    Metric("asd_mm", "ASD_mm", "ASD", "mm", (2, 2), False, whole=True),
+    Metric("hd95_voxels", "HD95_voxels", "95HD", "voxels", (2, 2), False, whole=True),
+    Metric("asd_voxels", "ASD_voxels", "ASD", "voxels", (2, 2), False, whole=True),
 )
 SHOWN = tuple(metric for metric in METRICS if metric.unit != "voxels")  # on pages, in tables
 
@@ -167,6 +169,12 @@ def segmentation_metrics(prediction: Array, truth: Array, spacing_mm: Sequence[f
         "hd95_voxels": float(hd95_voxels),
         "asd_voxels": float(asd_voxels),
     }
+
+
+def without_outline(scores: Scores) -> Scores:
+    """Those of masks of which a part is not known: NaN for what needs the whole of them."""
+    nothing = {metric.key: math.nan for metric in METRICS if metric.whole}
+    return {**scores, **nothing}  # type: ignore[typeddict-item]  # keys of Scores
 
 
 def confusion_counts(prediction: Array, truth: Array) -> Counts:

@@ -18,15 +18,15 @@ LESION_IOU = 0.1  # of the overlap from which on a lesion is found
 ROUNDING = 1e-9  # relative; three voxels of 0.1 mm are within 0.3 mm
 
 CHOICES = {
-    "nsd": (Metric("nsd", "NSD", "NSD", "", (3, 4), True),),
-    "assd": (Metric("assd_mm", "ASSD_mm", "ASSD", "mm", (2, 2), False),),
+    "nsd": (Metric("nsd", "NSD", "NSD", "", (3, 4), True, whole=True),),
+    "assd": (Metric("assd_mm", "ASSD_mm", "ASSD", "mm", (2, 2), False, whole=True),),
     "volume": (
         Metric("volume_error_ml", "volume_error_ml", "volume error", "ml", (2, 2), None),
         Metric("volume_error_percent", "volume_error_percent", "volume error", "%", (1, 1), None),
     ),
     "lesions": (
-        Metric("lesion_f1", "lesion_F1", "lesion F1", "", (3, 4), True),
-        Metric("lesion_dice", "lesion_Dice", "lesion Dice", "", (3, 4), True),
+        Metric("lesion_f1", "lesion_F1", "lesion F1", "", (3, 4), True, whole=True),
+        Metric("lesion_dice", "lesion_Dice", "lesion Dice", "", (3, 4), True, whole=True),
     ),
 }
 

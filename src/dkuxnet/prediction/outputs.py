@@ -3,10 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,11 +87,11 @@ class Outputs:
 
         return [case for case in self.cases if not is_there(case)]
 
-    def check_description(self, labels: dict[str, int]) -> None:
+    def check_description(self, description: dict[str, Any]) -> None:
         """Raises UserError where the folder describes label maps of other classes."""
         described = self.folder / DESCRIPTION
         try:
-            foreign = described.exists() and read_text(described, MAX_BYTES) != _description(labels)
+            foreign = described.exists() and read_text(described, MAX_BYTES) != _text(description)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{described}: cannot be read: {disk_reason(error)}; choose another --output"
@@ -135,7 +136,7 @@ class Outputs:
         for target in targets:
             check_replaceable(target, classes, what_for)
 
-    def make_folder(self, labels: dict[str, int]) -> None:
+    def make_folder(self, description: dict[str, Any]) -> None:
         """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
 
         In CLASSES the rows of other cases stay.
@@ -145,7 +146,7 @@ class Outputs:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
-        write_text(self.folder / DESCRIPTION, _description(labels))
+        write_text(self.folder / DESCRIPTION, _text(description))
         predicted = {case.name for case in self.cases}
         with self._alone():
             if rows := read_rows(self.folder):
@@ -153,15 +154,22 @@ class Outputs:
                 write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
-        self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
+        self,
+        case: Case,
+        result: Segmentation,
+        writers: dict[str, Writer],
+        scored: Mapping[str, tuple[int, ...]],
     ) -> Path:
-        """Write the maps of a case and its rows of CLASSES; returns the label map's path."""
+        """Write the maps of a case and its rows of CLASSES; returns the label map's path.
+
+        scored: name -> values, its own first, of what has a row.
+        """
         target = self.target(case)
         writers["label"](result.label, target, result.notes)
         for kind in self.kinds:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
-        table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
+        table, rows = self.folder / CLASSES, _rows(case.name, result, scored)
         with self._alone():
             append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
@@ -188,15 +196,17 @@ def dicom_writers(
     return writers(series, labels, segmentation_type, origin)
 
 
-def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
+def _rows(
+    name: str, result: Segmentation, scored: Mapping[str, tuple[int, ...]]
+) -> list[list[str]]:
     """Those of a case in CLASSES; what is not known is empty."""
     rows, voxel_ml = [], math.prod(result.label.spacing_mm) / 1000
     unlike = "" if (far := result.trust.unlike) is None else f"{far:.2f}"
     for each, value in result.confidence.items():
-        voxels = int(np.count_nonzero(result.label.array == labels[each]))
+        voxels = int(np.count_nonzero(np.isin(result.label.array, scored[each])))
         known = not math.isnan(value)
         sure = [str(value), "yes" if value < UNSURE_BELOW else "no"] if known else ["", ""]
-        found = [str(labels[each]), str(voxels), f"{voxels * voxel_ml:.3f}"]
+        found = [str(scored[each][0]), str(voxels), f"{voxels * voxel_ml:.3f}"]
         dice = result.trust.dice.get(each)
         hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
         rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
@@ -212,8 +222,8 @@ def _ending(case: Case) -> str:
     return ".nii.gz" if ending in formats.READ_ONLY else ending
 
 
-def _description(labels: dict[str, int]) -> str:
-    return json.dumps({"labels": labels}, indent=1)
+def _text(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=1)
 
 
 def _check_no_scan(targets: Sequence[Path], cases: Sequence[Case]) -> None:

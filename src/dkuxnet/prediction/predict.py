@@ -87,7 +87,7 @@ def predict_scans(
     type_, shared = segmentation_type or "binary", shard is not None
     outputs = Outputs(Path(output), found, kinds, form, type_, *model, shared)
     outputs.check()
-    outputs.check_description(segmenter.labels)
+    outputs.check_description(segmenter.description)
     todo = outputs.missing() if skip_existing else found
     return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
 
@@ -108,8 +108,8 @@ def _segment_all(
             continue
         try:
             if not written:  # nothing is made for scans that cannot be read
-                outputs.make_folder(segmenter.labels)
-            written.append(outputs.write(case, result, writers, segmenter.labels))
+                outputs.make_folder(segmenter.description)
+            written.append(outputs.write(case, result, writers, segmenter.scored))
         except UserError as error:
             failed[case.name] = str(error)
             if is_of_disk(error):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dkuxnet.core.confidence import class_confidence
+from dkuxnet.core.confidence import structure_confidence, structure_volumes
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.types import CountProgress, Volume
 from dkuxnet.data.geometry import Region, resample_region
@@ -42,7 +42,7 @@ class Segmentation:
     """On the scan's own grid: the label (X, Y, Z), with the label values of the training data.
 
     probabilities: (K, X, Y, Z) float32, uncertainty: (X, Y, Z) float32 in [0, 1]; None where not
-    asked for. confidence: of each class but the background, see `core.confidence`. trust: what the
+    asked for. confidence: of each class or region, see `core.confidence`. trust: what the
     training scans make of it, see `prediction.trust`. volumes_ml: of each class that was found.
     signature: see `prediction.signature`; None where a region alone was looked at. notes: what was
     warned of, without the scan's name and place.
@@ -62,7 +62,8 @@ class Segmenter:
     """Segments scan after scan.
 
     name, version: of the model: its runs, and when and how long the first was trained. labels:
-    class name -> value in the label maps, background first. channels: names of those that a scan
+    class name -> value in the label maps, background first. structures, scored, description: of
+    these, see `core.schemas.Manifest`. channels: names of those that a scan
     must have. coarse: the Segmenter of the coarse stage, None without one. localiser: the Segmenter
     of the coarse run that chooses where to look, None where the whole scan is looked at.
     """
@@ -102,6 +103,8 @@ class Segmenter:
         self.name = " + ".join(Path(each).resolve().name for each in (run, *others))
         self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
+        self.structures, self.scored = manifest.structures, manifest.scored
+        self.description = manifest.description
         self.plan, self.patch = manifest.plan, manifest.patch
         self.device = next(self.predictor.parameters()).device
         self.judge = Judge(RunFolder(run).reference)
@@ -204,7 +207,7 @@ class Segmenter:
             return Volume(map_on_scan(values, shape, affine, region), affine, nifti=scan.nifti)
 
         indices = label_volume(label, affine, list(self.labels.values()))
-        confidence = dict(list(zip(self.labels, class_confidence(result.prob), strict=True))[1:])
+        confidence = structure_confidence(result.prob, self.structures)
         signature = result.signature if region.is_whole else None
         volumes_ml = self._volumes_ml(label, scan)
         return Segmentation(
@@ -220,9 +223,8 @@ class Segmenter:
     def _volumes_ml(self, label: np.ndarray, scan: Volume) -> dict[str, float]:
         """Of each class that was found. label: class indices."""
         voxel_ml = math.prod(scan.spacing_mm) / 1000
-        counts = np.bincount(label.ravel(), minlength=len(self.labels))
-        found = list(zip(self.labels, counts.tolist(), strict=True))[1:]
-        return {name: count * voxel_ml for name, count in found if count}
+        counts = np.bincount(label.ravel(), minlength=len(self.labels)).tolist()
+        return structure_volumes(counts, self.structures, voxel_ml)
 
     def _windows(self, with_uncertainty: bool) -> Windows:
         return Windows(

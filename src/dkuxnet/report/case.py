@@ -1,5 +1,6 @@
 """A test case to be shown: scan, truth, prediction and the evaluation's maps, in RAS order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,18 +93,23 @@ def load_case(data: PreparedSet, name: str, prediction_file: Path, manifest: Man
     scan = _read_scan(info.images[0], shape)
     if scan is not None:
         volume = to_ras(Volume(scan, affine))
-        truth = to_ras(Volume(data.array(name, "truth"), affine)).array
+        truth = to_ras(Volume(_named(data.array(name, "truth"), labels), affine)).array
         return ShownCase(volume.array, truth, prediction.array, volume.affine, **more)
     image = data.array(name, "image")[0]
     return ShownCase(
         image,
-        data.array(name, "label"),
+        _named(data.array(name, "label"), labels),
         resample_label(prediction.array, image.shape, len(labels)),
         np.array(info.prepared_affine),
         **more,
         note="The scan's file cannot be read any more; shown is the scan as the network saw it, "
         "resampled, while Dice was measured on the scan's own voxels.",
     )
+
+
+def _named(label: np.ndarray, labels: Mapping[str, int]) -> np.ndarray:
+    """A stored label with background where nobody labelled."""
+    return np.where(label < len(labels), label, 0).astype(np.uint8)
 
 
 def read_maps(prediction_file: Path, manifest: Manifest) -> dict[str, Any]:

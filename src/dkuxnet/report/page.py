@@ -165,9 +165,11 @@ def show_case(case: CaseResult, data: PreparedSet | None) -> dict[str, Any]:
     rows = []
     for name, figures in case.classes.items():
         cells = [metric.show(figures[metric.summary]) for metric in SHOWN]
-        volumes = [f"{figures[key] * ml:.1f}" if ml else NOTHING for key in ("n_ref", "n_pred")]
         sure, (n_pred, n_ref) = figures["confidence"], (figures["n_pred"], figures["n_ref"])
+        known = bool(ml) and not math.isnan(n_ref)
+        volumes = [f"{count * ml:.1f}" if known else NOTHING for count in (n_ref, n_pred)]
         flags = {
+            "not labelled": math.isnan(n_ref),
             "not found": n_pred == 0 < n_ref,
             "false alarm": n_ref == 0 < n_pred,
             "unsure": sure < UNSURE_BELOW,

@@ -149,7 +149,12 @@ def _figures(stored: Mapping[str, float | None]) -> Figures:
     """
     known = {key: stored[key] for key in NEEDED} | {key: stored.get(key) for key in EXTRAS}
     figures = {key: math.nan if value is None else value for key, value in known.items()}
+    if math.isnan(figures["n_pred"]) and math.isnan(figures["n_ref"]):  # nobody labelled it
+        return dict.fromkeys(figures, math.nan)
     unknown = {metric.summary for metric in SHOWN if not metric.applies(figures)}
+    whole = {metric.summary for metric in SHOWN if metric.whole}
+    if all(math.isnan(figures[key]) for key in whole):  # nor the whole scan
+        unknown |= whole
     if any(math.isnan(figures[key]) for key in NEEDED if key not in unknown):
         raise ValueError("a figure is missing")
     return figures | dict.fromkeys(unknown, math.nan)

@@ -15,7 +15,7 @@ def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> 
     aside = count(len(split.unlabelled), "scan")
     also = f" and {aside} whose labels it did not see" if unlabelled else ""
     told = [
-        f"The program was trained to outline {join([*foreground(manifest.labels)])} in 3D scans "
+        f"The program was trained to outline {join([*manifest.scored])} in 3D scans "
         f"from {count(len(split.labelled), 'scan')} with their labels{also}."
     ]
     if split.unlabelled and not unlabelled:

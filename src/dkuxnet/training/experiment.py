@@ -136,7 +136,7 @@ def coarse_stage(job: Job, coarse: Job, folder: RunFolder, progress: TrainProgre
     elif not on_rank_zero(lambda: run.is_finished):
         train_stage(coarse, run.folder, on_rank_zero(begun), show)
     predictor, _, _ = load_predictor(run.folder, device=str(job.device))
-    asked = job.split.unlabelled if unlabelled_patches(job) else ()
+    asked = job.unlabelled if unlabelled_patches(job) else job.partly_labelled
     priors = write_priors(
         coarse, asked, run.folder, predictor, lambda done, total: show("predict", done, total, {})
     )
@@ -226,7 +226,16 @@ def make_batch(job: Job, step: int, patches: Sequence[Tensors]) -> Batch:
         spacing_mm = job.data.meta.plan.spacing_mm
         coarse_mm = job.coarse.data.meta.plan.spacing_mm if job.coarse else None
         views.append(
-            make_views(image, label, augment, generator, spacing_mm, job.shape.classes, coarse_mm)
+            make_views(
+                image,
+                label,
+                augment,
+                generator,
+                spacing_mm,
+                job.shape.classes,
+                coarse_mm,
+                with_priors=bool(job.partly_labelled),
+            )
         )
     labelled, *others = views
     strengthen = partial(
@@ -263,14 +272,14 @@ def patch_streams(job: Job, coarse: CoarseStage | None = None) -> list[PatchStre
             data.foreground_share,
             job.class_first,
             margin,
+            coarse.priors if coarse and job.partly_labelled else None,
         )
     ]
     if count := unlabelled_patches(job):
-        unlabelled = job.split.unlabelled
         streams.append(
             PatchStream(
                 job.training,
-                unlabelled,
+                job.unlabelled,
                 job.patch,
                 count,
                 chosen.seed,

@@ -14,6 +14,8 @@ def data_identity(data: PreparedSet) -> dict[str, Any]:
     return {
         "cases": data.names,
         "labels": meta.labels,
+        "ignore": meta.ignore,
+        "regions": meta.regions,
         "channels": meta.channels,
         "plan": meta.plan,
     }
@@ -30,4 +32,11 @@ def arrays_sha256(data: PreparedSet, split: Split) -> str:
         "truth": split.test,
     }
     sums = [data.sha256(name, kind) for kind, names in opened.items() for name in names]
+    sums += [
+        data.sha256(name, f"rater{each}")
+        for name in split.labelled
+        for each in range(data.raters(name)[0])
+    ]
+    judged = (*split.labelled, *split.validation, *split.test)
+    sums += [f"{name} {data.not_labelled(name)}" for name in judged if data.not_labelled(name)]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()

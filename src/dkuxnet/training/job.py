@@ -53,6 +53,16 @@ class Job:
         """How many channels of the network the coarse stage fills: its foreground probabilities."""
         return self.shape.classes - 1 if self.coarse else 0
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The cases of unlabelled patches: also those whose labels do not say all."""
+        return (*self.split.unlabelled, *self.partly_labelled)
+
+    @property
+    def partly_labelled(self) -> tuple[str, ...]:
+        """The labelled cases whose labels do not say all."""
+        return tuple(filter(self.data.is_partly_labelled, self.split.labelled))
+
 
 def new_job(prepared: Path, settings: Settings) -> Job:
     """The job that the settings describe."""
@@ -273,7 +283,7 @@ def uses_unlabelled(settings: Settings) -> bool:
 
 def unlabelled_patches(job: Job) -> int:
     """How many unlabelled patches a step takes."""
-    used = job.split.unlabelled and uses_unlabelled(job.settings)
+    used = job.unlabelled and uses_unlabelled(job.settings)
     return job.settings.train.unlabelled_batch if used else 0
 
 
@@ -281,7 +291,7 @@ def warn_without_unlabelled(job: Job) -> None:
     """A DataWarning where the method learns from unlabelled scans and gets none."""
     if uses_unlabelled(job.settings) and not unlabelled_patches(job):
         why = "there is none", "add scans without a label, or keep fewer labels with --labelled N"
-        if job.split.unlabelled:
+        if job.unlabelled:
             why = "train.unlabelled_batch is 0", "leave that setting out"
         warnings.warn(
             DataWarning(

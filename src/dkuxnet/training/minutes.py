@@ -108,7 +108,7 @@ def cost_of_coarse(
         step = spent = 0.0
     elif "steps" in asked.train:
         step, spent = 0.0, spent + own * step
-    cases = job.split.unlabelled if unlabelled_patches(job) else ()
+    cases = job.unlabelled if unlabelled_patches(job) else job.partly_labelled
     started = time.monotonic()
     windows = Windows(coarse.patch, coarse.shape.classes, coarse.settings.infer, coarse.device)
     for name in cases[:1]:

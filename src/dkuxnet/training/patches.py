@@ -7,7 +7,7 @@ one with another number of workers, sees the same patches.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,13 @@ class PatchStream:
         margin: voxels that are read around the patch on every side, for views that turn it. Where
         the case ends its last voxels are repeated, as views do.
 
-        priors: what a coarse stage says of the cases, further channels of their images.
+        priors: what a coarse stage says of the cases, further channels of their images; NaN for
+        those of which the label says all, see `training.priors`.
+
+        Of a case that is labelled in part, every patch is centred on a voxel that is labelled, and
+        the label reads as `NetworkShape.merged` has it. Where several raters teach, a patch has the
+        label of one of them, drawn anew: the cross-entropy then has the gradient of their mean, on
+        average.
 
         class_first: a foreground patch is centred on a voxel of a class that was drawn among those
         of its case, each as likely, so that a lesion is seen as often as the organ around it. Else,
@@ -87,27 +93,35 @@ class PatchStream:
         shape = self.prepared.shape(name)
         size = [min(n, p) for n, p in zip(shape, self.patch, strict=True)]
         start = [int(rng.integers(n - s + 1)) for n, s in zip(shape, size, strict=True)]
-        if self.with_label and rng.random() < self.foreground_share and tuple(size) != shape:
-            places = self._foreground(name, rng)
-            if len(places):
+        if self.with_label and tuple(size) != shape:
+            foreground = rng.random() < self.foreground_share
+            places = self._foreground(name, rng) if foreground else None
+            if places is None or not len(places):
+                places = self.prepared.labelled_voxels(name)
+            if places is not None and len(places):
                 centre = np.unravel_index(places[rng.integers(len(places))], shape)
                 fits = zip(centre, size, shape, strict=True)
                 start = [int(np.clip(c - s // 2, 0, n - s)) for c, s, n in fits]
         image = self._with_margin(name, "image", start, size)
         if self.priors:
-            image = np.concatenate([image, self._with_margin(name, "prior", start, size)])
+            prior = np.full((self.priors.channels, *image.shape[1:]), np.nan, np.float32)
+            if not self.with_label or self.prepared.is_partly_labelled(name):
+                prior = self._with_margin(name, "prior", start, size)
+            image = np.concatenate([image, prior])
         if not self.with_label:
             return image, None
-        return image, self._with_margin(name, "label", start, size)
+        (raters, _), targets = self.prepared.raters(name), self.prepared.targets(name)
+        kind = f"rater{rng.integers(raters)}" if raters else "label"
+        label = self._with_margin(name, kind, start, size)
+        return image, label if targets is None else targets[label]
 
     def _with_margin(
-        self,
-        name: str,
-        kind: Literal["image", "prior", "label"],
-        start: Sequence[int],
-        size: Sequence[int],
+        self, name: str, kind: str, start: Sequence[int], size: Sequence[int]
     ) -> np.ndarray:
-        """A box of a case, padded to the patch, with the margin around it."""
+        """A box of a case, padded to the patch, with the margin around it.
+
+        kind: of the prepared set, or "prior".
+        """
         margin, shape = self.margin, self.prepared.shape(name)
         before = [min(margin, a) for a in start]
         after = [min(margin, n - a - s) for n, a, s in zip(shape, start, size, strict=True)]

@@ -3,7 +3,8 @@
 Of unlabelled cases its own probabilities, predicted once and kept in RUN/coarse/priors. Of labelled
 cases these would be better than on any other scan, for it was trained on them: there
 `simulated_priors` makes what it may say of a scan that it has never seen. (Training it again and
-again without some of its few labels would cost as many trainings, each of a worse model.)
+again without some of its few labels would cost as many trainings, each of a worse model.) A label
+that does not say all cannot simulate them: such cases have its own.
 """
 
 import math
@@ -39,13 +40,18 @@ class Priors:
     folder: Path
     coarse: PreparedSet
 
+    @property
+    def channels(self) -> int:
+        """The classes but the background."""
+        return len(self.coarse.class_names) - 1
+
     def crop(
         self, name: str, grid: Sequence[int], start: Sequence[int], shape: Sequence[int]
     ) -> np.ndarray:
         """(K - 1, *shape) float32 from 0 to 1: a box of the fine grid (X, Y, Z) over the case."""
-        path, classes = self.path(name), len(self.coarse.class_names)
+        path = self.path(name)
         try:
-            stored = read_box(path, (classes - 1, *self.coarse.shape(name)), np.uint8)
+            stored = read_box(path, (self.channels, *self.coarse.shape(name)), np.uint8)
         except UserError:
             raise
         except Exception as error:  # blosc2's kind of error depends on the kind of damage

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from dkuxnet.core.confidence import structure_volumes
 from dkuxnet.core.schemas import HeldOut, Reference
 from dkuxnet.core.types import CountProgress
 from dkuxnet.evaluation.evaluate import Evaluation
@@ -45,7 +46,7 @@ def write_reference(
         mine.append((int(place), short(grid.signature), _volumes_ml(grid, job)))
         progress(min(done * world(), most), most)
     looked_at = sorted(all_gather(mine))
-    volumes_ml: dict[str, list[float]] = {each: [] for each in job.data.class_names[1:]}
+    volumes_ml: dict[str, list[float]] = {each: [] for each in job.data.meta.structures}
     for _, _, found in looked_at:
         for each, volume_ml in found.items():
             volumes_ml[each].append(volume_ml)
@@ -61,8 +62,7 @@ def _volumes_ml(grid: GridPrediction, job: Job) -> dict[str, float]:
         label = keep_largest_component(label)
     voxel_ml = math.prod(job.data.meta.plan.spacing_mm) / 1000
     voxels = np.bincount(label.ravel(), minlength=job.shape.classes).tolist()
-    found = list(zip(job.data.class_names, voxels, strict=True))[1:]
-    return {name: count * voxel_ml for name, count in found if count}
+    return structure_volumes(voxels, job.data.meta.structures, voxel_ml)
 
 
 def keep_held_out(
@@ -75,7 +75,7 @@ def keep_held_out(
     if (reference := folder.reference) is None:
         return
     familiar = Familiar.of(reference.signatures)
-    rows = [row for row in evaluation.rows if row.n_pred and row.n_ref]
+    rows = [row for row in evaluation.rows if row.n_pred > 0 and row.n_ref > 0]
     cases = [
         HeldOut(
             name=name,

@@ -1,5 +1,6 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from dkuxnet.core.confidence import class_confidence
-from dkuxnet.core.types import CountProgress, Volume
+from dkuxnet.core.confidence import structure_confidence
+from dkuxnet.core.types import IGNORED, CountProgress, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label, to_ras
 from dkuxnet.evaluation.calibration import calibration, in_question
@@ -39,7 +40,16 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
         label = predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
         if job.settings.infer.largest_component:
             label = keep_largest_component(label)
-        scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
+        known = truth < job.shape.classes  # the others nobody labelled
+        left_out = job.data.not_labelled(name)
+        scores.append(
+            [
+                math.nan
+                if each in left_out
+                else dice(np.isin(label, classes) & known, np.isin(truth, classes))
+                for each, classes in job.data.meta.structures.items()
+            ]
+        )
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
 
@@ -58,7 +68,7 @@ def evaluate_test(
 
     def prepare_folder() -> None:
         inside(target, "predictions").mkdir(parents=True, exist_ok=True)
-        write_json(target / "predictions" / "dataset.json", {"labels": labels})
+        write_json(target / "predictions" / "dataset.json", job.data.meta.description)
 
     on_rank_zero(prepare_folder)
     windows = Windows(
@@ -78,9 +88,12 @@ def evaluate_test(
     order = list(job.split.test)
     scored = sorted(all_gather(mine), key=lambda case: order.index(case.name))
     result = Evaluation(
-        [row for case in scored for row in case.rows], {case.name: case.files for case in scored}
+        [row for case in scored for row in case.rows],
+        {case.name: case.files for case in scored},
+        ignored=tuple(case.name for case in scored if job.data.has_ignored(case.name)),
     )
-    result.notes += notes_on(result.found())
+    label_notes = [*result.label_notes(), *agreement_of_raters(job)]
+    result.notes += [*label_notes, *notes_on(result.found())]
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
     on_rank_zero(lambda: result.write_csv(target / "cases.csv"))
     signatures = {case.name: case.signature for case in scored}
@@ -91,8 +104,28 @@ def evaluate_test(
         evaluate_seconds=round(time.monotonic() - started, 1),
         test=result.summary(),
         found=result.found(),
+        **({"label_notes": label_notes} if label_notes else {}),
     )
     return result
+
+
+def agreement_of_raters(job: Job) -> list[str]:
+    """A sentence on how far several raters of one scan agree, which no model can pass.
+
+    Of the test cases, or of all where these have one rater.
+    """
+    cases = [case for case in job.data.meta.cases if case.rater_dice]
+    tested = [case for case in cases if case.name in job.split.test] or cases
+    if not tested:
+        return []
+    told = []
+    for name in job.data.meta.structures:
+        known = [case.rater_dice[name] for case in tested if name in case.rater_dice]
+        told += [f"{float(np.mean(known)):.3f} on '{name}'"] * bool(known)
+    return [
+        f"raters agree with each other by a Dice of {', '.join(told)} ({len(tested)} scans): what "
+        "a model can reach"
+    ]
 
 
 @dataclass(frozen=True)
@@ -116,15 +149,20 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
     write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
     truth = job.test.array(name, "truth")
-    confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
-    rows = evaluate_pair(name, prediction, label_volume(truth, affine, values), labels)
+    confidence = structure_confidence(grid.prob, job.data.meta.structures)
+    stored = label_volume(truth, affine, job.data.values)
+    left_out = job.data.not_labelled(name)
+    scored = job.data.meta.scored
+    rows = evaluate_pair(
+        name, prediction, stored, scored, ignore=job.data.meta.ignore, not_labelled=left_out
+    )
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(
         name,
         [row._replace(confidence=confidence[row.class_name]) for row in rows],
         (path.relative_to(target), job.data.folder / "cases" / f"{name}.truth.b2nd"),
         short(grid.signature),
-        in_question(grid.prob, on_grid),
+        in_question(grid.prob, np.full_like(on_grid, IGNORED) if left_out else on_grid),
     )
 
 

@@ -34,7 +34,7 @@ def network_shape(data: PreparedSet, settings: Settings, with_priors: bool = Fal
         )
     channels = len(data.meta.channels) + (len(names) - 1 if with_priors else 0)
     strides, flat = strides_for(settings, plan), flat_for(settings, plan)
-    return NetworkShape(channels, len(names), groups, strides, flat)
+    return NetworkShape(channels, len(names), groups, strides, flat, data.merged)
 
 
 def strides_for(settings: Settings, plan: Plan) -> Strides:

@@ -29,12 +29,14 @@ def make_views(
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     classes: int = 0,
     coarse_mm: Sequence[float] | None = None,
+    with_priors: bool = False,
 ) -> Views:
     """Two views of image (B, C, X, Y, Z), label (B, X, Y, Z), whose voxels are the same places.
 
     They are smaller than the image by `settings.margin` on every side. coarse_mm: edges of a voxel
     of the coarse stage, whose foreground probabilities, of `classes` - 1, are then the views' last
-    channels: those of the image's, or for labelled patches simulated. Intensities of these stay.
+    channels: with_priors those of the image's, and simulated for labelled patches where these are
+    NaN or the image has none. Intensities of these stay.
 
     The image is normalised, the label of any integer type, or None. With `outline` the organs of
     labelled patches have another size in both views, and in the label.
@@ -43,7 +45,7 @@ def make_views(
     grid = draw_grid(image, settings, generator, edges)
     if label is not None and settings.outline:
         outwards = _uniform(generator, image.device)(len(image))
-        organs = (label > 0).float()[:, None]
+        organs = (named(label, classes) > 0).float()[:, None]
         displacement = outline_displacement(organs, outwards, settings.outline, edges)
         # given where a patch was read, wanted where a view looks
         displacement = F.grid_sample(displacement, grid, padding_mode="border", align_corners=False)
@@ -58,11 +60,22 @@ def make_views(
     kept = classes - 1 if coarse_mm else 0
     if coarse_mm and label is not None:
         coarse_edges = [s / min(spacing_mm) for s in coarse_mm]
-        prior = simulated_priors(label, classes, generator, edges, coarse_edges)
+        prior = simulated_priors(named(label, classes), classes, generator, edges, coarse_edges)
+        if with_priors:
+            image, given = image[:, :-kept], image[:, -kept:]
+            prior = torch.where(given.isnan(), prior, given)
         image = torch.cat([image, prior], dim=1)
     weak = change_intensities(image, settings.weak, edges, generator, kept)
     strong = change_intensities(image, settings.strong, edges, generator, kept)
     return Views(weak, strong, label, edges)
+
+
+def named(label: Tensor, classes: int) -> Tensor:
+    """The label with background where it names no class, see `NetworkShape.merged`.
+
+    classes: 0 where all values are classes.
+    """
+    return torch.where(label < classes, label, 0) if classes else label
 
 
 def change_intensities(

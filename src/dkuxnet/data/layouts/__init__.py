@@ -1,6 +1,7 @@
 """Which files of a folder belong to which case: the layouts that the field's data sets have."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dkuxnet.core.documents import names_a_file
@@ -11,7 +12,9 @@ from dkuxnet.data.dicom.tree import holds_dicom
 from dkuxnet.data.layouts.atrial import BENCHMARK_FOLDER
 from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import images_in, read_dataset_json, short_list
+from dkuxnet.data.layouts.label_map import label_map
 from dkuxnet.data.layouts.nnunet_v1 import is_nnunet_v1
+from dkuxnet.data.outlined import not_labelled
 
 LAYOUTS: dict[str, str] = {
     "nnunet": "dkuxnet.data.layouts.dataset_json:nnunet",
@@ -50,7 +53,7 @@ def find_source(folder: str | Path, layout: str = "auto", channels: int | None =
             f"{folder}: expected scans in the layout {source.layout}, but it holds none; add scans"
         )
     _check_names(folder, source.cases)
-    return source
+    return _with_label_map(source)
 
 
 def detect(folder: Path) -> str:
@@ -77,6 +80,17 @@ def detect(folder: Path) -> str:
         f"{folder}: expected scans in one of the layouts {', '.join(LAYOUTS)}, but it holds "
         f"{found}; give the folder of the data set itself"
     )
+
+
+def _with_label_map(source: Source) -> Source:
+    """The source with what its dataset.json says of labels beside the classes."""
+    folder = source.folder
+    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
+    left_out = not_labelled(folder, fields)
+    if "labels" not in fields or source.labels is None:
+        return replace(source, not_labelled=left_out)
+    _, ignore, _, regions, same = label_map(folder, fields)
+    return replace(source, ignore=ignore, not_labelled=left_out, regions=regions, same=same)
 
 
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:

@@ -18,11 +18,11 @@ from dkuxnet.data.layouts.files import (
     check_label_files,
     field,
     images_in,
-    label_values,
     listed_file,
     read_dataset_json,
     warn_left_out,
 )
+from dkuxnet.data.layouts.label_map import label_values
 
 
 def nnunet(folder: Path) -> Source:

@@ -6,7 +6,8 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Source
 from dkuxnet.data.dicom.tree import holds_dicom, is_zip
 from dkuxnet.data.formats import is_dicom
-from dkuxnet.data.layouts.files import channels_and_labels, labels_of
+from dkuxnet.data.layouts.files import labels_of
+from dkuxnet.data.layouts.label_map import channels_and_labels
 
 
 def dicom_tree(folder: Path) -> Source:

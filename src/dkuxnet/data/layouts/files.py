@@ -103,10 +103,14 @@ def left_out(folder: Path, used: Collection[Path | None]) -> list[Path]:
             or ending in DOCUMENTS
             or (header == ".mhd" and has_mhd)
             or (header is not None and f"{path.stem.lower()}{header}" in headers)
-            or (path.is_dir() and (path.name in PARTS or not images_in(path)))
+            or (path.is_dir() and (_is_part(path.name) or not images_in(path)))
         )
 
     return [path for path in paths if not accounted_for(path)]
+
+
+def _is_part(name: str) -> bool:
+    return name in PARTS or name.startswith(("labels_", "labelsTr_"))  # of raters
 
 
 def warn_left_out(folder: Path, used: Collection[Path | None], why: str = "") -> None:
@@ -183,16 +187,6 @@ def case_list(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def channels_and_labels(
-    folder: Path, channels: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, int] | None]:
-    """Channel names and labels by a dataset.json that may be there; else `channels` and None."""
-    fields = read_dataset_json(folder) if (folder / "dataset.json").is_file() else {}
-    if "channel_names" in fields:
-        channels = channel_names(folder, fields, "channel_names")
-    return channels, label_values(folder, fields) if "labels" in fields else None
-
-
 def field(folder: Path, fields: dict[str, Any], key: str, form: type[Form]) -> Form:
     """fields[key]. Raises UserError naming file and key where it is missing or not a `form`."""
     what = {"dict": "an object", "list": "a list", "str": "a text"}[form.__name__]
@@ -203,8 +197,8 @@ def field(folder: Path, fields: dict[str, Any], key: str, form: type[Form]) -> F
         )
     if not isinstance(fields[key], form):
         raise UserError(
-            f"{folder / 'dataset.json'}: expected '{key}' to be {what}, got {_short(fields[key])}; "
-            "fix it"
+            f"{folder / 'dataset.json'}: expected '{key}' to be {what}, got "
+            f"{shortened(fields[key])}; fix it"
         )
     value: Form = fields[key]
     return value
@@ -218,41 +212,9 @@ def channel_names(folder: Path, fields: dict[str, Any], key: str) -> tuple[str, 
     if not texts or len(texts) < len(table):
         raise UserError(
             f"{folder / 'dataset.json'}: expected '{key}' to count channels from '0', as in "
-            f'{{"0": "MRI"}}, got {_short(table)}; correct it'
+            f'{{"0": "MRI"}}, got {shortened(table)}; correct it'
         )
     return texts
-
-
-def label_values(folder: Path, fields: dict[str, Any]) -> dict[str, int]:
-    """`labels` as name -> value, sorted by value, background (0) first.
-
-    Reads {"LA": 1} as well as MSD's {"1": "LA"}.
-    """
-    path, table = folder / "dataset.json", field(folder, fields, "labels", dict)
-    if any(isinstance(value, list) for value in table.values()):
-        raise UserError(
-            f"{path}: 'labels' has regions (lists of values): not supported; give one value a class"
-        )
-    if any("ignore" in (name, value) for name, value in table.items()):
-        raise UserError(
-            f"{path}: 'labels' has an 'ignore' label: not supported; leave such cases unlabelled"
-        )
-    found = dict(_label(name, value) for name, value in table.items())
-    labels = {name: value for name, value in found.items() if value is not None}
-    values = set(labels.values())
-    if len(values) < len(table) or min(values, default=None) != 0:
-        raise UserError(
-            f"{path}: expected 'labels' to give each class its own whole number, background 0, as "
-            f'in {{"background": 0, "LA": 1}}, got {_short(table)}; correct it'
-        )
-    return dict(sorted(labels.items(), key=lambda item: item[1]))
-
-
-def _label(name: str, value: Any) -> tuple[str, int | None]:
-    """Class name and value; the value is None where neither is a whole number."""
-    if isinstance(value, str) and name.isdecimal():
-        return value, int(name) if len(name) < 10 else None
-    return name, value if type(value) is int and abs(value) <= MAX_LABEL else None
 
 
 def listed_file(folder: Path, case: str, entry: Any) -> Path:
@@ -262,7 +224,7 @@ def listed_file(folder: Path, case: str, entry: Any) -> Path:
     """
     where = f"{folder / 'dataset.json'}: case '{case}'"
     if not isinstance(entry, str) or not entry:
-        raise UserError(f"{where}: expected the path of a file, got {_short(entry)}; correct it")
+        raise UserError(f"{where}: expected the path of a file, got {shortened(entry)}; correct it")
     relative = os.path.normpath(entry)
     # Links are followed, since people link to their data. A path that leads out of the folder is a
     # mistake or an attack.
@@ -286,6 +248,7 @@ def short_list(names: Iterable[str], most: int = 5) -> str:
     return (", ".join(names[:most]) + (", ..." if len(names) > most else "")) or "nothing"
 
 
-def _short(value: Any, most: int = 80) -> str:
+def shortened(value: Any, most: int = 80) -> str:
+    """A value of a JSON file, for messages."""
     text = json.dumps(value)
     return text if len(text) <= most else text[:most] + " ..."

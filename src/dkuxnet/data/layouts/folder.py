@@ -9,12 +9,12 @@ from dkuxnet.data.layouts.channels import group_channels
 from dkuxnet.data.layouts.dicom import dicom_in
 from dkuxnet.data.layouts.files import (
     SEGMENTATION,
-    channels_and_labels,
     images_in,
     label_files,
     labels_of,
     warn_left_out,
 )
+from dkuxnet.data.layouts.label_map import channels_and_labels
 
 UNNAMED = ("image",)
 

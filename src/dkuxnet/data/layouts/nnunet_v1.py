@@ -8,7 +8,8 @@ from dkuxnet.core.errors import Faults, UserError
 from dkuxnet.core.types import Source
 from dkuxnet.data.formats import READABLE, longest_suffix, stem, suffix
 from dkuxnet.data.layouts.dataset_json import found_cases
-from dkuxnet.data.layouts.files import channel_names, field, label_values, read_dataset_json
+from dkuxnet.data.layouts.files import channel_names, field, read_dataset_json
+from dkuxnet.data.layouts.label_map import label_values
 
 
 def is_nnunet_v1(folder: Path, fields: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape, Output
 from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss, total
+from dkuxnet.models.methods.merging import merge_classes, said
 from dkuxnet.models.methods.options import Branch, MethodOptions
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
@@ -62,8 +63,16 @@ class Method(nn.Module, Generic[OptionsT]):
         label: (B, X, Y, Z) int64 of the outputs' first B patches.
         """
         outputs = [first_patches(output, len(label)) for output in outputs]
-        losses = {"seg": total(segmentation_loss(output.logits, label) for output in outputs)}
+        losses = {"seg": total(self.segmentation(output.logits, label) for output in outputs)}
         return losses | self.query_supervision(outputs, label)
+
+    def segmentation(self, logits: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+        """L_seg of (B, K, X, Y, Z), see `losses.segmentation_loss`.
+
+        label: (B, X, Y, Z) int64, which may hold values of `NetworkShape.merged`.
+        """
+        logits, label, mask = merge_classes(logits, label, self.shape, mask)
+        return segmentation_loss(logits, label, mask)
 
     def query_supervision(
         self, outputs: Sequence[Output], label: Tensor, mask: Tensor | None = None
@@ -72,10 +81,11 @@ class Method(nn.Module, Generic[OptionsT]):
 
         label: (B, X, Y, Z) int64. mask: (B, X, Y, Z), voxels whose label counts.
         """
+        mask = said(label, self.shape, mask)
         if not self.options.w_qd or outputs[0].group_prob is None:
             return {}
-        groups = self.shape.groups
-        loss = total(query_loss_all(output, label, groups, mask) for output in outputs)
+        groups, merged = self.shape.groups, self.shape.merged
+        loss = total(query_loss_all(output, label, groups, mask, merged) for output in outputs)
         return {"qd": self.options.w_qd * loss}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape
 from dkuxnet.models.methods.base import Method, all_patches, probabilities, ramp_up
-from dkuxnet.models.methods.losses import one_hot
+from dkuxnet.models.methods.losses import masked_mean, one_hot
 from dkuxnet.models.methods.options import MethodOptions, Positive, Steps, Weight
 
 
@@ -33,7 +33,8 @@ class DTC(Method[DTCOptions]):
     """L_seg + w_qd L_qd + w_level L_level + r(t) w L_dual.
 
     A 1x1x1 head on the voxel features predicts a level set in [-1, 1] for every foreground class,
-    negative inside. L_level is its squared error to the signed distance on labelled patches. L_dual
+    negative inside. L_level is its squared error to the signed distance on labelled patches, but
+    those in which a voxel's class is not known: there no border is. L_dual
     is the squared error, on all patches, between the segmentation and the level set turned into
     one by sigmoid(-k level).
     """
@@ -56,8 +57,11 @@ class DTC(Method[DTCOptions]):
         output = self.networks[0](all_patches(batch, "strong"))
         levels = self.level_set(output.features).float().tanh()  # (B, K - 1, X, Y, Z)
         losses = self.supervision([output], label)
-        distance = signed_distance(label, self.shape.classes)
-        losses["level"] = options.w_level * (levels[: len(label)] - distance).square().mean()
+        whole = (label < self.shape.classes).flatten(1).all(dim=1)
+        known = label * whole.view(-1, 1, 1, 1)
+        error = (levels[: len(label)] - signed_distance(known, self.shape.classes)).square()
+        counts = whole.float().view(-1, 1, 1, 1, 1).expand_as(error)
+        losses["level"] = options.w_level * masked_mean(error, counts)
         turned = torch.sigmoid(-options.steepness * levels)
         error = (probabilities(output)[:, 1:] - turned).square().mean()
         return losses | {"dual": options.w * ramp_up(step, options.ramp_up_steps) * error}

@@ -78,14 +78,20 @@ def group_probabilities(output: Output) -> Tensor:
     return output.group_prob.float()
 
 
-def merge_label(label: Tensor, groups: Sequence[Group]) -> Tensor:
+def merge_label(
+    label: Tensor, groups: Sequence[Group], unions: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Class indices -> group indices, (B, X, Y, Z) int64 -> same shape.
 
-    Raises ValueError for a class that is in no group.
+    unions: for each label value after the classes, the groups that it may be of; several get an
+    index of their own, after the groups. Raises ValueError for a class that is in no group.
     """
     table = torch.full((256,), -1, dtype=torch.int64, device=label.device)
     for index, group in enumerate(groups):
         table[list(group.classes)] = index
+    classes = sum(len(group.classes) for group in groups)
+    for index, union in enumerate(unions):
+        table[classes + index] = union[0] if len(union) == 1 else len(groups) + index
     merged = table[label]
     # on a GPU this check would halt the stream; prepared labels are checked
     if label.device.type == "cpu" and (merged < 0).any():
@@ -109,21 +115,34 @@ def query_loss(group_prob: Tensor, target: Tensor) -> Tensor:
 
 
 def query_loss_all(
-    output: Output, label: Tensor, groups: Sequence[Group], mask: Tensor | None = None
+    output: Output,
+    label: Tensor,
+    groups: Sequence[Group],
+    mask: Tensor | None = None,
+    merged: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """L_qd of the final assignment plus the mean of L_qd over the kMaX layers.
 
     The mask heads of the layers learn from nothing else.
 
     label: (B, X, Y, Z) int64. mask: (B, X, Y, Z), voxels whose label counts; a coarse voxel counts
-    by their share in its block.
+    by their share in its block. merged: see `NetworkShape`; the probabilities of the groups that a
+    voxel may be of are summed.
     """
-    target = one_hot(merge_label(label, groups), len(groups))
+    unions = [
+        [i for i, group in enumerate(groups) if {*group.classes} & {*classes}] for classes in merged
+    ]
+
+    def with_unions(prob: Tensor) -> Tensor:
+        sums = [prob[:, union].sum(dim=1, keepdim=True) for union in unions]
+        return torch.cat([prob, *sums], dim=1) if sums else prob
+
+    target = one_hot(merge_label(label, groups, unions), len(groups) + len(unions))
     if mask is not None:
         target = target * mask.unsqueeze(1)
-    loss = query_loss(group_probabilities(output), target)
+    loss = query_loss(with_unions(group_probabilities(output)), target)
     if output.layer_group_prob:
-        layers = [query_loss(layer, target) for layer in output.layer_group_prob]
+        layers = [query_loss(with_unions(layer), target) for layer in output.layer_group_prob]
         loss = loss + torch.stack(layers).mean()
     return loss if mask is None else loss / mask.float().mean().clamp_min(FLOOR)
 
