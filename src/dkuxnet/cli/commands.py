@@ -30,11 +30,14 @@ from dkuxnet.cli.options import (
     Labelled,
     LabelledSeed,
     LabelMaps,
+    LargestComponent,
     Localise,
     MarginMm,
     Method,
+    MinMl,
     Minutes,
     Network,
+    Overlap,
     Preset,
     Resume,
     SaveProbabilities,
@@ -43,14 +46,18 @@ from dkuxnet.cli.options import (
     SegmentationType,
     SeriesUid,
     Set,
+    SetInfer,
     Split,
     Steps,
     Study,
     TestSplit,
     TrainDevice,
+    Tta,
     Update,
+    Volumes,
     Weights,
     With,
+    infer_settings,
     numbers,
     numbers_or,
 )
@@ -243,11 +250,18 @@ def predict(
     format_: Format = "auto",
     segmentation_type: SegmentationType = None,
     cases: Cases = None,
+    tta: Tta = None,
+    overlap: Overlap = None,
+    largest_component: LargestComponent = None,
+    min_ml: MinMl = None,
+    set_: SetInfer = None,
+    volumes: Volumes = None,
     dicomweb: DicomWeb = None,
     study: Study = None,
     credentials: Credentials = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
+    infer = infer_settings(set_, tta, overlap, largest_component, min_ml)
     from dkuxnet.cli.console import sentence_progress
     from dkuxnet.prediction.predict import ScansFailed, predict_scans
 
@@ -262,6 +276,8 @@ def predict(
         "series_uid": series_uid,
         "form": format_,
         "segmentation_type": segmentation_type,
+        "infer": infer,
+        "volumes": volumes,
     }
     if dicomweb is None:
         if study or credentials:

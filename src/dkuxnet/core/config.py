@@ -29,6 +29,7 @@ Step = Annotated[int, Field(ge=1, le=2)]
 OneStride = Annotated[tuple[Step, Step, Step], Field(strict=False)]
 FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], Field(strict=False)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
+Millilitres = Annotated[float, Field(ge=0)]
 # what other programs call a setting
 OTHERS_NAMES = {
     "train.lr": ("learning_rate", "initial_lr", "base_lr"),
@@ -199,16 +200,22 @@ class TrainSettings(Section):
 
 
 class InferSettings(Section):
-    """Sliding window.
+    """Sliding window, and what becomes of its result.
 
-    overlap: share of a window that its neighbour covers again. batch: windows
-    at once. largest_component: of each class keep the largest connected piece (for organs of
-    which there is one).
+    overlap: share of a window that its neighbour covers again. batch: windows at once. tta: further
+    views of a scan whose predictions are averaged with its own, see `prediction.tta`.
+    largest_component: keep the largest connected piece alone (for organs of which there is one), of
+    each class or of those that are named. min_ml: remove connected pieces that are smaller, of each
+    class or by class. postprocessing: "chosen": where there are validation cases, these two are
+    chosen for each class by its Dice on them, beside what is set; "set": they are as they are set.
     """
 
     overlap: float = Field(0.5, ge=0, lt=1)
     batch: Annotated[int, Field(ge=1, le=4096)] = 2
-    largest_component: bool = False
+    tta: tuple[Literal["mirror", "rotate", "scale"], ...] = ()
+    largest_component: bool | tuple[str, ...] = False
+    min_ml: Millilitres | dict[str, Millilitres] = 0.0
+    postprocessing: Literal["chosen", "set"] = "chosen"
 
 
 class CoarseSettings(Section):

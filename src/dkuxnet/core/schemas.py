@@ -263,6 +263,19 @@ class Calibration(Document):
     ece_scaled: float
 
 
+class Postprocessing(Document):
+    """What was chosen on the validation cases, see `training.postprocessing`.
+
+    largest_component, min_ml: see `InferSettings`, of the classes that gain by it. dice_before,
+    dice_after: of each of these classes, the mean over the validation cases that have it.
+    """
+
+    largest_component: Annotated[tuple[ClassName, ...], LISTED]
+    min_ml: dict[ClassName, float]
+    dice_before: dict[ClassName, float]
+    dice_after: dict[ClassName, float]
+
+
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
@@ -273,7 +286,8 @@ class Manifest(_Planned):
     further channels of this one. class_first: how foreground patches are drawn, see `PatchStream`.
     What has a None comes when the training, then the test, has ended. test: class -> metric ->
     figures. found: class -> in how many test cases it is, and is missed. calibration: None with
-    fewer than two test cases.
+    fewer than two test cases. postprocessing: None without validation cases, or where it is not to
+    be chosen.
     """
 
     prepared: str
@@ -298,6 +312,7 @@ class Manifest(_Planned):
     test: dict[str, dict[str, Statistic]] | None = None
     found: dict[str, Found] | None = None
     calibration: Calibration | None = None
+    postprocessing: Postprocessing | None = None
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:

@@ -39,7 +39,8 @@ class Outputs:
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
     "dicom-seg", then of the segmentation_type "binary" or "labelmap". model, version: what a DICOM
-    SEG says of the model.
+    SEG says of the model. volumes: a CSV file beside all this, written anew: a row a case, the ml
+    of each class.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Outputs:
     segmentation_type: str = "binary"
     model: str = ""
     version: str = ""
+    volumes: Path | None = None
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -71,7 +73,11 @@ class Outputs:
             inside(self.folder, kind)
 
     def check_description(self, labels: dict[str, int]) -> None:
-        """Raises UserError where the folder describes label maps of other classes."""
+        """Raises UserError where the folder describes label maps of other classes.
+
+        Likewise where `volumes` is there and no such table, or cannot be written.
+        """
+        self._check_volumes(labels)
         described = self.folder / DESCRIPTION
         try:
             foreign = described.exists() and read_text(described, MAX_BYTES) != _description(labels)
@@ -84,6 +90,22 @@ class Outputs:
                 f"{described} describes other data than these label maps would be; choose another "
                 "--output"
             )
+
+    def _check_volumes(self, labels: dict[str, int]) -> None:
+        if self.volumes is None:
+            return
+        try:
+            if self.volumes.exists():
+                text = read_text(self.volumes, MAX_BYTES)
+                if not text.startswith(_lines([["case", *_foreground(labels)]])):
+                    raise UserError(
+                        f"{self.volumes} is there already and no table of these classes; choose "
+                        "another --volumes"
+                    )
+            elif not self.volumes.absolute().parent.is_dir():
+                raise UserError(f"{self.volumes}: its folder does not exist; make it")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.volumes}: cannot be read: {disk_reason(error)}") from error
 
     def writers(self, case: Case, labels: dict[str, int]) -> dict[str, Writer]:
         """What writes the "label" of a case, its probabilities and its uncertainty."""
@@ -109,6 +131,8 @@ class Outputs:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
+        if self.volumes is not None:
+            write_text(self.volumes, _lines([["case", *_foreground(labels)]]))
         predicted = {case.name for case in self.cases}
         if rows := _read_rows(self.folder):
             kept = [row for row in rows if row[0] not in predicted]
@@ -125,7 +149,14 @@ class Outputs:
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
         append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
+        if self.volumes is not None:
+            found = (result.volumes_ml.get(name, 0.0) for name in _foreground(labels))
+            append(self.volumes, _lines([[case.name, *(f"{ml:.3f}" for ml in found)]]).encode())
         return target
+
+
+def _foreground(labels: dict[str, int]) -> list[str]:
+    return list(labels)[1:]
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> str:

@@ -1,9 +1,10 @@
 """Scans in, label maps out, each on its scan's own grid and in its format, or as DICOM SEG."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,6 +47,8 @@ def predict_scans(
     form: str = "auto",
     segmentation_type: str | None = None,
     cases: StrPath | None = None,
+    infer: Mapping[str, Any] | None = None,
+    volumes: StrPath | None = None,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written, one a case.
 
@@ -56,9 +59,10 @@ def predict_scans(
     class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
     holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
     margin_mm, others: a coarse run that chooses where to look, runs that segment together with this
-    one, see `Segmenter`. form "dicom-seg" writes all
+    one, see `Segmenter`, also for infer. form "dicom-seg" writes all
     of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
-    that names the cases to take, see `find_cases`.
+    that names the cases to take, see `find_cases`. volumes: a CSV file that gets a row a case, with
+    the ml of each class.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -75,10 +79,11 @@ def predict_scans(
     check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
     together = [Path(each) for each in others]
-    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together)
+    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together, infer)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
     model = segmenter.name, segmenter.version
     outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)
+    outputs = replace(outputs, volumes=None if volumes is None else Path(volumes))
     outputs.check()
     outputs.check_description(segmenter.labels)
     return _segment_all(found, segmenter, outputs, progress)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.machine.devices import choose_device
+from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
+from dkuxnet.prediction.tta import check_views, views_of
+from dkuxnet.prediction.windows import Windows
 from dkuxnet.runs.folder import RunFolder, machine
 from dkuxnet.training.identity import arrays_sha256, data_identity
 from dkuxnet.training.optimiser import learning_rate
@@ -67,6 +71,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
+    check_inference(settings, data.class_names)
     if chosen_run := settings.train.pretrained:
         RunFolder.open(chosen_run)  # a slip of the pen is told before a coarse stage is trained
     coarse = coarse_job(data, split, settings)
@@ -134,6 +139,13 @@ def check_coarse_run(run: Path, its: Split, split: Split) -> None:
             f"coarse.run: {run} was trained on case '{min(seen)}', which it would be asked about; "
             "train it with the same split"
         )
+
+
+def check_inference(settings: Settings, names: Sequence[str]) -> None:
+    """Raises UserError where `infer` does not fit the classes; a DataWarning of its views."""
+    Cleaning.of(settings.infer, names)
+    for told in check_views(settings, names):
+        warnings.warn(f"infer.tta: {told}", DataWarning, stacklevel=2)
 
 
 def check_held_back(data: PreparedSet, split: Split) -> None:
@@ -248,6 +260,13 @@ def lengthen(folder: RunFolder, job: Job, done: int) -> None:
         stacklevel=2,
     )
     folder.lengthen(job.settings, (*planned, steps))
+
+
+def windows_of(job: Job, with_views: bool = True, **more: Any) -> Windows:
+    """How the cases of a job are predicted. more: see `Windows`."""
+    views = views_of(job.settings, job.data.meta.plan.spacing_mm) if with_views else ()
+    infer = job.settings.infer
+    return Windows(job.patch, job.shape.classes, infer, job.device, views=views, **more)
 
 
 def check_in(data: PreparedSet, split: Split, run: Path) -> None:

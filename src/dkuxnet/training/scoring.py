@@ -1,5 +1,6 @@
 """How good a network is: on the validation cases while it trains, on the test list at the end."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,27 +19,27 @@ from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
-from dkuxnet.models.components import keep_largest_component
-from dkuxnet.prediction.windows import GridPrediction, Windows, label_on_scan, label_volume
+from dkuxnet.models.components import Cleaning
+from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.coarse import CoarseStage, predicted
-from dkuxnet.training.job import Job
+from dkuxnet.training.job import Job, windows_of
 from dkuxnet.training.reference import keep_held_out, short
 
 
 def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None = None) -> float:
     """Mean Dice over the validation cases, of each case's foreground classes; the prepared grid.
 
-    What is scored is what would be predicted: with `infer.largest_component` that alone. What a
+    What is scored is what would be predicted: without the pieces that `infer` removes. What a
     case has neither in label nor prediction does not count; NaN where that is all of it.
     """
     scores = []
-    windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
+    windows, cleaning = windows_of(job), Cleaning.of(job.settings.infer, list(job.data.meta.labels))
+    voxel_ml = math.prod(job.data.meta.plan.spacing_mm) / 1000
     for name in job.split.validation[rank() :: world()]:
         truth = job.validation.array(name, "label")
-        label = predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
-        if job.settings.infer.largest_component:
-            label = keep_largest_component(label)
+        prob = predicted(predictor, job, coarse, "validation", name, windows).prob
+        label = cleaning(prob.argmax(axis=0), voxel_ml)
         scores.append([dice(label == k, truth == k) for k in range(1, job.shape.classes)])
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
 
@@ -61,15 +62,8 @@ def evaluate_test(
         write_json(target / "predictions" / "dataset.json", {"labels": labels})
 
     on_rank_zero(prepare_folder)
-    windows = Windows(
-        job.patch,
-        len(labels),
-        job.settings.infer,
-        job.device,
-        with_uncertainty=True,
-        groups=len(job.shape.groups),
-        with_signature=True,
-    )
+    groups = len(job.shape.groups)
+    windows = windows_of(job, with_uncertainty=True, groups=groups, with_signature=True)
     started, mine = time.monotonic(), []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         grid = predicted(predictor, job, coarse, "test", name, windows)
@@ -110,7 +104,8 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     """Write the maps of a test case, and score it on its own grid."""
     info, labels = job.data.info(name), job.data.meta.labels
     affine, values = np.array(info.affine), list(labels.values())
-    label = label_on_scan(grid.prob, info.shape, affine, job.settings.infer.largest_component)
+    cleaning = Cleaning.of(job.settings.infer, list(labels))
+    label = label_on_scan(grid.prob, info.shape, affine, cleaning)
     prediction = label_volume(label, affine, values)
     path = target / "predictions" / f"{name}.nii.gz"
     formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
