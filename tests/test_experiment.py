@@ -18,6 +18,7 @@ import described
 from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError, data_warnings
+from dkuxnet.core.schemas import Postprocessing
 from dkuxnet.core.types import HALVINGS, NetworkShape
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
@@ -33,7 +34,7 @@ from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import GridPrediction
 from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training import coarse, experiment, scoring
+from dkuxnet.training import coarse, experiment, postprocessing, scoring
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
@@ -259,17 +260,31 @@ def test_what_validation_chose_is_what_evaluation_prediction_and_exports_take(
 ):
     run, scores = tmp_path / "run", iter([0.1, 0.9, 0.2])
     monkeypatch.setattr(experiment, "validation_dice", lambda *job: next(scores))
+    monkeypatch.setattr(
+        postprocessing,
+        "chosen",
+        lambda *tables: Postprocessing(
+            largest_component=(), min_ml={"organ": 0.1}, dice_before={}, dice_after={"organ": 0.5}
+        ),
+    )
     split = str(split_with_validation(prepared, tmp_path))
     steps = {"train__steps": 30, "train__validate_every": 10, "train__lr": 0.01}
     manifest = run_training(prepared, run, settings(data__split=split, **steps))
     assert not same(weights(run, "best"), weights(run)) and manifest.weights == "best"
     [name] = manifest.split.test
     scan = scans / "imagesTr" / f"{name}_0000.nii.gz"
+    chosen = manifest.postprocessing
+    assert chosen == Postprocessing(
+        largest_component=(), min_ml={"organ": 0.1}, dice_before={}, dice_after={"organ": 0.5}
+    )
     of = {None: [], "best": [], "final": []}
     for chosen in of:
         [written] = predict_scans(run, [scan], tmp_path / f"out {chosen}", weights=chosen)
         of[chosen] = formats.read(written, "label").array
     theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label").array
+    as_set = {"postprocessing": "set"}  # without what was chosen there are smaller pieces
+    [written] = predict_scans(run, [scan], tmp_path / "as set", infer=as_set)
+    assert not np.array_equal(of[None], formats.read(written, "label").array)
     assert np.array_equal(of[None], of["best"]) and np.array_equal(of[None], theirs)
     assert not np.array_equal(of[None], of["final"])
     assert "chose the weights" in " ".join(tell(settings(), manifest, 30, True))

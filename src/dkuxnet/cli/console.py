@@ -154,6 +154,8 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
         f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
         f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
+    if manifest.postprocessing and (chosen := manifest.postprocessing.in_words):
+        _say(chosen)
     if manifest.test:
         _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
         for note in notes_on(manifest.found or {}):

@@ -3,6 +3,7 @@
 An unknown key is refused.
 """
 
+import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -29,7 +31,6 @@ Step = Annotated[int, Field(ge=1, le=2)]
 OneStride = Annotated[tuple[Step, Step, Step], Field(strict=False)]
 FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], Field(strict=False)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
-Millilitres = Annotated[float, Field(ge=0)]
 # what other programs call a setting
 OTHERS_NAMES = {
     "train.lr": ("learning_rate", "initial_lr", "base_lr"),
@@ -49,6 +50,24 @@ OTHERS_NAMES = {
     "data.workers": ("num_workers", "n_workers"),
 }
 MEANT = {name: setting for setting, names in OTHERS_NAMES.items() for name in names}
+
+
+def _volumes(value: Any) -> Any:
+    numbers = value.values() if isinstance(value, dict) else [value]
+    if not all(type(each) in (int, float) and 0 <= each < math.inf for each in numbers):
+        raise ValueError("expected ml from 0 on, for every class or by class")
+    return value
+
+
+def _classes(value: Any) -> Any:
+    listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if not listed and not isinstance(value, bool):
+        raise ValueError("expected true, false or a list of classes")
+    return value
+
+
+ByClass = Annotated[float | dict[str, float], BeforeValidator(_volumes)]
+SomeClasses = Annotated[bool | tuple[str, ...], BeforeValidator(_classes)]
 HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
 
@@ -213,8 +232,8 @@ class InferSettings(Section):
     overlap: float = Field(0.5, ge=0, lt=1)
     batch: Annotated[int, Field(ge=1, le=4096)] = 2
     tta: tuple[Literal["mirror", "rotate", "scale"], ...] = ()
-    largest_component: bool | tuple[str, ...] = False
-    min_ml: Millilitres | dict[str, Millilitres] = 0.0
+    largest_component: SomeClasses = False
+    min_ml: ByClass = 0.0
     postprocessing: Literal["chosen", "set"] = "chosen"
 
 

@@ -275,6 +275,17 @@ class Postprocessing(Document):
     dice_before: dict[ClassName, float]
     dice_after: dict[ClassName, float]
 
+    @property
+    def in_words(self) -> str:
+        """One sentence; "" where nothing was gained."""
+        told = []
+        for name, after in self.dice_after.items():
+            ways = ["the largest piece alone"] if name in self.largest_component else []
+            ways += [f"no piece below {self.min_ml[name]:g} ml"] if name in self.min_ml else []
+            before = self.dice_before.get(name, math.nan)
+            told.append(f"{name}: {' and '.join(ways)} (Dice {before:.3f} to {after:.3f} there)")
+        return f"Chosen on the validation cases: {'; '.join(told)}" if told else ""
+
 
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.

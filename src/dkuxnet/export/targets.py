@@ -100,7 +100,7 @@ def write_target(
     from dkuxnet.prediction.predictor import load_predictor, predicting
 
     predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
-    settings = predicting(settings, manifest, {})
+    settings = predicting(settings, list(manifest.labels), manifest.postprocessing)
     coarse = Path(run) / "coarse"
     if manifest.coarse and target == TARGETS["monai-bundle"]:
         raise UserError(

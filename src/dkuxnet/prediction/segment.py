@@ -106,14 +106,15 @@ class Segmenter:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
         self.predictor, settings, manifest = load_predictor(run, weights, device)
         self._infer = dict(infer or {})
-        self.settings = predicting(settings, manifest, self._infer)
+        names = list(manifest.labels)
+        self.settings = predicting(settings, names, manifest.postprocessing, self._infer)
         chosen, started = RunFolder(run).choose_weights(weights), manifest.machine.started
         self.name = " + ".join(Path(each).resolve().name for each in (run, *others))
         self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch
-        self.cleaning = Cleaning.of(self.settings.infer, list(self.labels))
-        for told in check_views(self.settings, list(self.labels)) if "tta" in self._infer else ():
+        self.cleaning = Cleaning.of(self.settings.infer, names)
+        for told in check_views(self.settings, names) if "tta" in self._infer else ():
             warnings.warn(f"{run}: {told}", DataWarning, stacklevel=2)
         self.device = next(self.predictor.parameters()).device
         self.judge = Judge(RunFolder(run).reference)

@@ -161,7 +161,7 @@ class RunFolder:
 
     def lengthen(self, settings: Settings, planned_steps: tuple[int, ...]) -> None:
         """Take the settings with other steps, and forget the end that the run has come to."""
-        ended = ("steps_done", "weights", "test", "evaluate_seconds")
+        ended = ("steps_done", "weights", "test", "evaluate_seconds", "postprocessing")
         kept = {key: value for key, value in self.manifest.to_json().items() if key not in ended}
         updated = Manifest.model_validate(kept | {"planned_steps": planned_steps})
         write_json(self.folder / "settings.json", settings.model_dump(mode="json"))
