@@ -43,7 +43,7 @@ def test_pieces_go_by_class_and_volume():
 
 @pytest.mark.parametrize("asked", [{"min_ml": {"liver": 1}}, {"largest_component": ("liver",)}])
 def test_a_class_that_there_is_not_is_refused(asked):
-    with pytest.raises(UserError, match="unknown class in infer.*'liver'"):
+    with pytest.raises(UserError, match=r"unknown class in infer.*'liver'"):
         Cleaning.of(InferSettings(**asked), NAMES)
 
 

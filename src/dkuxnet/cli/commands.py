@@ -24,6 +24,7 @@ from dkuxnet.cli.options import (
     Devices,
     DicomWeb,
     FinishedRun,
+    FoldsOption,
     Format,
     From,
     Inputs,
@@ -194,11 +195,13 @@ def train(
     seed: Seed = None,
     device: TrainDevice = None,
     set_: Set = None,
+    folds: FoldsOption = None,
     resume: Resume = False,
     devices: Devices = 1,
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
     from dkuxnet.core.config import load_settings, parse_override
+    from dkuxnet.runs.folds import holds_folds
 
     named = {
         "network.name": network,
@@ -222,6 +225,9 @@ def train(
     if minutes is not None and (resume or "train.steps" in overrides):
         other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
         raise typer.BadParameter(f"--minutes does not go with {other}")
+    several = folds is not None or (resume and holds_folds(run))
+    if several:
+        check_folds(run, folds, resume, steps, minutes)
     settings = load_settings(preset, config, overrides)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
@@ -229,9 +235,30 @@ def train(
         code, errors = in_processes(devices)
         end_telling(errors)
         raise typer.Exit(code)
-    from dkuxnet.cli.launch import train_run  # after what can be told without torch
+    from dkuxnet.cli.launch import train_folds, train_run  # after what can be told without torch
 
+    if several:
+        train_folds(prepared, run, settings, folds, resume)
+        return
     train_run(prepared, run, settings, resume, steps if resume else None, minutes)
+
+
+def check_folds(
+    run: Path, folds: int | None, resume: bool, steps: int | None, minutes: float | None
+) -> None:
+    """Raise BadParameter for what does not go together."""
+    from dkuxnet.runs.folds import holds_folds, read_folds
+
+    if minutes is not None:
+        raise typer.BadParameter("--minutes does not go with --folds: give --steps")
+    if not resume:
+        return
+    if steps is not None:
+        raise typer.BadParameter("--steps goes on with one run: name it, such as RUN/fold-1")
+    if not holds_folds(run):
+        raise typer.BadParameter(f"{run} holds no folds: leave --folds or --resume out")
+    if folds not in (None, begun := read_folds(run).folds):
+        raise typer.BadParameter(f"{run} has {begun} folds: leave --folds out")
 
 
 @app.command()

@@ -165,6 +165,12 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
     _say(f"next: dkuxnet predict {name} SCANS --output predictions")
 
 
+def show_folds(result: "Evaluation", folder: Path) -> None:
+    show_evaluation(result)
+    _say(f"in {folder / 'evaluation'}: predictions of these cases, summary.json, cases.csv")
+    _say(f"next: dkuxnet predict {shlex.quote(str(folder))} SCANS --output predictions")
+
+
 def weights_chosen(weights: str | None) -> str:
     """Which weights a command takes, in words."""
     return "best, by the validation cases" if weights == "best" else "final"
@@ -322,5 +328,6 @@ def _say(text: str) -> None:
 
 def weights_of(run: Path, asked: str | None = None) -> str:
     from dkuxnet.runs.folder import RunFolder
+    from dkuxnet.runs.folds import runs_in
 
-    return asked or weights_chosen(RunFolder(run).choose_weights())
+    return asked or weights_chosen(RunFolder(runs_in(run)[0]).choose_weights())

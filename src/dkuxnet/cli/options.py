@@ -133,6 +133,15 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
 ]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--folds",
+        min=2,
+        help="Cross-validation: so many runs in RUN, each holds out its share of the labelled "
+        "cases.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]

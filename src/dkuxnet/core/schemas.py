@@ -346,6 +346,19 @@ class Manifest(_Planned):
         )
 
 
+class Folds(Document):
+    """folds.json of a cross-validation, see `runs.folds`.
+
+    settings: as they were asked for, of all its runs. test, found: as in `Manifest`, over all cases
+    that a run held out; None before all runs have ended.
+    """
+
+    folds: Annotated[int, Field(ge=2, le=10_000)]
+    settings: dict[str, Any]
+    test: dict[str, dict[str, Statistic]] | None = None
+    found: dict[str, Found] | None = None
+
+
 class HeldOut(Document):
     """A labelled case that the training did not see, as the model segments it.
 

@@ -37,6 +37,7 @@ from dkuxnet.prediction.windows import (
     sliding_window,
 )
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.runs.folds import runs_in
 
 MARGIN_MM = 20.0
 
@@ -83,8 +84,9 @@ class Segmenter:
     ):
         """weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`.
 
-        others: finished runs of the same labels and channels, on any grid, whose probabilities are
-        averaged with those of `run`. What is said of a scan beside that is from `run`.
+        run: a cross-validation stands for all its runs, see `runs.folds`. others: finished runs of
+        the same labels and channels, on any grid, whose probabilities are averaged with those of
+        `run`. What is said of a scan beside that is from `run`, or the first there.
         localiser: a finished run of the same labels and channels on a grid that is no finer; the
         region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.
         infer: settings of `InferSettings` that are otherwise here than in the runs, for all of them
@@ -92,6 +94,8 @@ class Segmenter:
         Raises UserError where `run` is no finished run or the device is not there, where the
         localiser or one of the others does not fit, and for a margin without a localiser.
         """
+        named = [Path(each).resolve().name for each in (run, *others)]
+        run, *others = [each for given in (run, *others) for each in runs_in(Path(given))]
         if others and localiser is not None:
             raise UserError(
                 "--localise looks at a part of a scan, --with at all of it: leave one of them out"
@@ -109,7 +113,7 @@ class Segmenter:
         names = list(manifest.labels)
         self.settings = predicting(settings, names, manifest.postprocessing, self._infer)
         chosen, started = RunFolder(run).choose_weights(weights), manifest.machine.started
-        self.name = " + ".join(Path(each).resolve().name for each in (run, *others))
+        self.name = " + ".join(named)
         self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
         self.plan, self.patch = manifest.plan, manifest.patch

@@ -88,7 +88,8 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             there = RunFolder(folder)
-            go_on = ", or go on with --resume" if there.is_run else ""
+            several = (folder / "folds.json").is_file()
+            go_on = ", or go on with --resume" if there.is_run or several else ""
             if there.is_run and not there.has_saved:
                 go_on += " (nothing is saved in it yet: it can be deleted as well)"
             raise UserError(f"{folder} exists already; choose another run folder{go_on}")
@@ -98,6 +99,8 @@ class RunFolder:
         """Raises UserError where `folder` holds no run."""
         run = cls(folder)
         if not run.is_run:
+            if (folder / "folds.json").is_file():
+                raise UserError(f"{folder} holds several runs; name one, such as {folder}/fold-1")
             raise UserError(
                 f"{folder} is not a run folder (no settings.json); dkuxnet train makes one"
             )
