@@ -29,6 +29,7 @@ from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import forget_peak_memory
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.dual_mutual import DualMutual
+from dkuxnet.models.methods.losses import PLAIN, LossForm
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import GridPrediction
@@ -313,6 +314,28 @@ def test_validation_scores_what_would_be_predicted(prepared, monkeypatch, larges
     monkeypatch.setattr(coarse, "sliding_window", lambda *window: GridPrediction(prob))
     monkeypatch.setattr(job.validation, "array", lambda name, kind: truth)
     assert scoring.validation_dice(torch.nn.Identity(), job) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ({"train__patience": 2}, "train.patience=2 needs validation cases"),
+        ({"loss__class_weights": {"liver": 2}}, r"unknown class in loss\.class_weights 'liver'"),
+        ({"infer__min_ml": {"liver": 2}}, r"unknown class in infer\.min_ml 'liver'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused(prepared, more, told):
+    with pytest.raises(UserError, match=told):
+        new_job(prepared, settings(**more))
+
+
+def test_the_loss_on_labels_has_the_form_that_is_set(prepared):
+    plain = experiment.make_method(new_job(prepared, settings()))
+    job = new_job(prepared, settings(loss__class_weights={"tumour": 5}, loss__tversky=0.7))
+    formed = experiment.make_method(job)
+    assert plain.form == PLAIN and formed.form == LossForm((1.0, 1.0, 5.0), 0.0, 0.7)
+    batch = next(experiment.batches(job, 0))
+    assert formed.losses(batch, 0)["seg"] > plain.losses(batch, 0)["seg"]
 
 
 def split_with_test(prepared, tmp_path):

@@ -84,11 +84,11 @@ def test_the_best_weights_are_kept_where_validation_says_nothing():
         log=lambda step, values: logged.append(values), save_weights=lambda *_: saved.append(score)
     )
     method = SimpleNamespace(predictor=lambda: SimpleNamespace(eval=lambda: None), state_dict=dict)
-    state = SimpleNamespace(best=-math.inf, step=1, predicting=lambda: method)
+    state = SimpleNamespace(best=-math.inf, step=1, stale=0, predicting=lambda: method)
     for score in scores:
         loop.keep_best(run, state, lambda _, score=score: score)
     np.testing.assert_equal(saved, [math.nan, math.nan, 0.5, math.nan])
-    assert state.best == 0.5
+    assert (state.best, state.stale) == (0.5, 1)  # what says nothing tries no patience
     assert logged == [{"validation_dice": 0.5}, {"validation_dice": 0.4}]
 
 

@@ -150,8 +150,12 @@ def _plan(plan: "Plan") -> str:
 def show_trained(manifest: "Manifest", run: Path) -> None:
     from dkuxnet.evaluation.found import notes_on
 
+    planned = manifest.planned_steps[-1] if manifest.planned_steps else manifest.steps_done
+    early = (
+        f" of {planned}, as validation gained no more," if manifest.steps_done != planned else ""
+    )
     _say(
-        f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
+        f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps{early} in "
         f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
     if manifest.postprocessing and (chosen := manifest.postprocessing.in_words):

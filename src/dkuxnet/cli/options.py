@@ -133,6 +133,9 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
 ]
+Patience = Annotated[
+    int | None, typer.Option(help="End after so many validations in a row without a better score.")
+]
 FoldsOption = Annotated[
     int | None,
     typer.Option(

@@ -45,6 +45,7 @@ OTHERS_NAMES = {
     "train.average": ("ema", "ema_decay"),
     "train.clip": ("grad_clip", "gradient_clip", "gradient_clip_val", "max_grad_norm"),
     "train.precision": ("amp", "fp16", "bf16", "mixed_precision"),
+    "train.patience": ("early_stopping", "early_stopping_patience"),
     "train.validate_every": ("val_interval", "val_every", "eval_every"),
     "data.labelled": ("labelnum", "label_num", "labeled_num", "num_labelled", "num_labeled"),
     "data.workers": ("num_workers", "n_workers"),
@@ -190,7 +191,8 @@ class TrainSettings(Section):
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
     does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
     end, so that later predictions can be compared with them; fewer than 8 leave that out.
-    pretrained: a finished run with whose weights the networks begin, as far as these fit.
+    pretrained: a finished run with whose weights the networks begin, as far as these fit. patience:
+    the training ends after so many validations in a row without a better score.
     """
 
     pretrained: Path | None = None
@@ -211,11 +213,26 @@ class TrainSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Annotated[PositiveInt, HOW] = 20
     validate_every: PositiveInt = 200
+    patience: PositiveInt | None = None
     save_every: Annotated[PositiveInt, HOW] = 200
     save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
     reference_cases: Annotated[NonNegativeInt, HOW] = 24
+
+
+class LossSettings(Section):
+    """L_seg, the loss on labels: soft Dice + cross-entropy. As it stands here it is plain.
+
+    class_weights: of a class in both terms, by its name, the background's too; 1 where left out.
+    focal: the cross-entropy of a voxel is multiplied by (1 - p)^focal, p being the probability of
+    its class. tversky: how much a voxel that is missed counts in place of Dice, one that is too
+    much counts 1 - tversky; 0.5 is Dice. Sources: Lin et al., ICCV 2017; Salehi et al., MLMI 2017.
+    """
+
+    class_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
+    focal: float = Field(0.0, ge=0, le=10)
+    tversky: float = Field(0.5, gt=0, lt=1)
 
 
 class InferSettings(Section):
@@ -265,6 +282,7 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     method: MethodSettings = MethodSettings()
     augment: AugmentSettings = AugmentSettings()
+    loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
     coarse: CoarseSettings = CoarseSettings()

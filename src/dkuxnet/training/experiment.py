@@ -42,6 +42,7 @@ from dkuxnet.training.job import (
     Job,
     describe,
     lengthen,
+    loss_form,
     new_job,
     resumed_job,
     unlabelled_patches,
@@ -107,7 +108,8 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
             if resume:
                 if folder.has_progress:  # else it was killed before, and begins
                     state.restore(folder.load_checkpoint())
-                on_rank_zero(lambda: lengthen(folder, job, state.step))
+                if on_rank_zero(lambda: lengthen(folder, job, state.step)):
+                    state.stale = 0
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             with telling_out_of_memory(lambda: memory_advice(method, job, free)):
@@ -155,7 +157,9 @@ def start_weights(job: Job, method: Method[Any], coarse: CoarseStage | None) -> 
 def make_method(job: Job, start: Sequence[StateDict] = ()) -> Method[Any]:
     """The method of a job on its device. start: weights to begin with, see `build_method`."""
     network = job.data.meta.plan.network
-    return to_device(build_method(job.settings, job.shape, network, start), job.device)
+    method = to_device(build_method(job.settings, job.shape, network, start), job.device)
+    method.form = loss_form(job.settings.loss, job.data.class_names)
+    return method
 
 
 def train_and_evaluate(

@@ -65,7 +65,9 @@ def choose_postprocessing(
         truth = job.validation.array(name, "label")
         prob = predicted(predictor, job, coarse, "validation", name, windows).prob
         label = cleaning(prob.argmax(axis=0), voxel_ml)
-        tables.append([Pieces.of(label == k, truth == k) for k in range(1, len(names))])
+        known = truth < len(names)  # the others nobody labelled
+        masks = [((label == k) & known, truth == k) for k in range(1, len(names))]
+        tables.append([Pieces.of(*each) for each in masks])
     by_class = list(zip(*all_gather(tables), strict=True))
     smallest = smallest_ml(job, voxel_ml)
     return chosen(dict(zip(names[1:], by_class, strict=True)), smallest, voxel_ml)
@@ -77,7 +79,7 @@ def smallest_ml(job: Job, voxel_ml: float) -> dict[str, float]:
     for data, cases in ((job.training, job.split.labelled), (job.validation, job.split.validation)):
         for case in cases:
             label = data.array(case, "label")
-            found.append(np.bincount(label.ravel(), minlength=len(names))[1:])
+            found.append(np.bincount(label.ravel(), minlength=len(names))[1 : len(names)])
     table = np.array(found)
     least = np.where(table > 0, table, np.iinfo(np.int64).max).min(axis=0)
     there = (table > 0).any(axis=0)

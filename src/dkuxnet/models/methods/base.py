@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape, Output
-from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss, total
+from dkuxnet.models.methods.losses import PLAIN, query_loss_all, segmentation_loss, total
 from dkuxnet.models.methods.options import Branch, MethodOptions
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
@@ -40,6 +40,7 @@ class Method(nn.Module, Generic[OptionsT]):
         self.networks = nn.ModuleList(networks)
         self.options = options
         self.shape = shape
+        self.form = PLAIN  # of L_seg, which a training may change
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalars; the loop sums them. `step` counts optimiser steps from 0.
@@ -62,8 +63,12 @@ class Method(nn.Module, Generic[OptionsT]):
         label: (B, X, Y, Z) int64 of the outputs' first B patches.
         """
         outputs = [first_patches(output, len(label)) for output in outputs]
-        losses = {"seg": total(segmentation_loss(output.logits, label) for output in outputs)}
+        losses = {"seg": total(self.segmentation(output.logits, label) for output in outputs)}
         return losses | self.query_supervision(outputs, label)
+
+    def segmentation(self, logits: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+        """L_seg of (B, K, X, Y, Z), see `losses.segmentation_loss`."""
+        return segmentation_loss(logits, label, mask, self.form)
 
     def query_supervision(
         self, outputs: Sequence[Output], label: Tensor, mask: Tensor | None = None

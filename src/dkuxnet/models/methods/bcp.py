@@ -11,7 +11,7 @@ from torch import Tensor
 from dkuxnet.core.types import Batch
 from dkuxnet.models.components import keep_largest_component
 from dkuxnet.models.methods.base import probabilities
-from dkuxnet.models.methods.losses import hard_label, segmentation_loss
+from dkuxnet.models.methods.losses import hard_label
 from dkuxnet.models.methods.mixing import paste, random_boxes
 from dkuxnet.models.methods.options import Edge, Steps, Weight
 from dkuxnet.models.methods.teacher import TeacherMethod, TeacherOptions
@@ -68,8 +68,8 @@ class BCP(TeacherMethod[BCPOptions]):
             return self.supervision([output], mixed_label)
         labelled = torch.cat([~into, out])[:, 0].float()  # where the true labels are
         losses = {
-            "labelled": segmentation_loss(output.logits, mixed_label, labelled),
-            "pasted": options.alpha * segmentation_loss(output.logits, mixed_label, 1 - labelled),
+            "labelled": self.segmentation(output.logits, mixed_label, labelled),
+            "pasted": options.alpha * self.segmentation(output.logits, mixed_label, 1 - labelled),
         }
         return losses | self.query_supervision([output], mixed_label, labelled)
 
