@@ -192,7 +192,8 @@ class TrainSettings(Section):
     does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
     end, so that later predictions can be compared with them; fewer than 8 leave that out.
     pretrained: a finished run with whose weights the networks begin, as far as these fit. patience:
-    the training ends after so many validations in a row without a better score.
+    the training ends after so many validations in a row without a better score. wandb: the project
+    on Weights & Biases that gets the curves too. mlflow: the folder or address of MLflow that does.
     """
 
     pretrained: Path | None = None
@@ -219,6 +220,8 @@ class TrainSettings(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
     reference_cases: Annotated[NonNegativeInt, HOW] = 24
+    wandb: Annotated[str, HOW] = ""
+    mlflow: Annotated[str, HOW] = ""
 
 
 class LossSettings(Section):

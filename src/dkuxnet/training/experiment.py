@@ -112,7 +112,8 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
                     state.stale = 0
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
-            with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+            tracked, telling = folder.tracked(), lambda: memory_advice(method, job, free)
+            with tracked, telling_out_of_memory(telling):
                 train_and_evaluate(job, state, folder, progress, coarse)
         finally:
             if not resume:

@@ -24,6 +24,7 @@ from dkuxnet.models.methods.losses import LossForm
 from dkuxnet.prediction.tta import check_views, views_of
 from dkuxnet.prediction.windows import Windows
 from dkuxnet.runs.folder import RunFolder, machine
+from dkuxnet.runs.trackers import check_trackers
 from dkuxnet.training.identity import arrays_sha256, data_identity
 from dkuxnet.training.optimiser import learning_rate
 from dkuxnet.training.shape import network_shape, patch_for
@@ -74,6 +75,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     check_held_back(data, split)
     check_inference(settings, data.class_names)
     loss_form(settings.loss, data.class_names)
+    check_trackers(settings.train)
     if settings.train.patience and not split.validation:
         raise UserError(
             f"train.patience={settings.train.patience} needs validation cases: set "
