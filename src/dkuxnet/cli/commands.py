@@ -35,6 +35,7 @@ from dkuxnet.cli.options import (
     Localise,
     MarginMm,
     Method,
+    Metrics,
     MinMl,
     Minutes,
     Network,
@@ -53,6 +54,7 @@ from dkuxnet.cli.options import (
     Steps,
     Study,
     TestSplit,
+    ToleranceMm,
     TrainDevice,
     Tta,
     Update,
@@ -194,6 +196,8 @@ def train(
     steps: Steps = None,
     minutes: Minutes = None,
     patience: Patience = None,
+    metrics: Metrics = None,
+    tolerance_mm: ToleranceMm = None,
     seed: Seed = None,
     device: TrainDevice = None,
     set_: Set = None,
@@ -203,7 +207,6 @@ def train(
 ) -> None:
     """Train on a prepared data set, then evaluate the test list."""
     from dkuxnet.core.config import load_settings, parse_override
-    from dkuxnet.runs.folds import holds_folds
 
     named = {
         "network.name": network,
@@ -213,6 +216,8 @@ def train(
         "train.pretrained": None if from_ is None else str(from_),
         "train.steps": steps,
         "train.patience": patience,
+        "evaluate.metrics": metrics,
+        "evaluate.tolerance_mm": tolerance_mm,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
         "train.device": device,
@@ -228,10 +233,12 @@ def train(
     if minutes is not None and (resume or "train.steps" in overrides):
         other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
         raise typer.BadParameter(f"--minutes does not go with {other}")
+    settings = load_settings(preset, config, overrides)
+    from dkuxnet.runs.folds import holds_folds  # after what can be told without numpy
+
     several = folds is not None or (resume and holds_folds(run))
     if several:
         check_folds(run, folds, resume, steps, minutes)
-    settings = load_settings(preset, config, overrides)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
 
@@ -376,12 +383,8 @@ def evaluate(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
     cases: Cases = None,
-    metrics: Annotated[
-        str, typer.Option(help="Further ones, with commas: nsd, assd, volume, lesions.")
-    ] = "",
-    tolerance_mm: Annotated[
-        str, typer.Option(metavar="MM", help="Of nsd: 2, or by class: liver=3,tumour=1.")
-    ] = "",
+    metrics: Metrics = None,
+    tolerance_mm: ToleranceMm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON file instead.")] = False,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
@@ -394,8 +397,8 @@ def evaluate(
             labels,
             lambda done, total: None if as_json else progress("evaluate", done, total),
             cases,
-            metrics,
-            tolerance_mm,
+            metrics or "",
+            tolerance_mm or "",
         )
     if output:
         result.write_json(output)

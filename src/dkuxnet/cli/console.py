@@ -149,6 +149,7 @@ def _plan(plan: "Plan") -> str:
 
 def show_trained(manifest: "Manifest", run: Path) -> None:
     from dkuxnet.evaluation.found import notes_on
+    from dkuxnet.evaluation.more_metrics import asked_in
 
     planned = manifest.planned_steps[-1] if manifest.planned_steps else manifest.steps_done
     early = (
@@ -161,7 +162,8 @@ def show_trained(manifest: "Manifest", run: Path) -> None:
     if manifest.postprocessing and (chosen := manifest.postprocessing.in_words):
         _say(chosen)
     if manifest.test:
-        _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
+        cases = _count(manifest.split.test, "test case")
+        _show_summary(manifest.test, cases, manifest.found, asked_in(manifest.test))
         for note in notes_on(manifest.found or {}):
             _say(f"note: {note}")
     name = shlex.quote(str(run))

@@ -133,6 +133,12 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
 ]
+Metrics = Annotated[
+    str | None, typer.Option(help="Further scores, with commas: nsd, assd, volume, lesions.")
+]
+ToleranceMm = Annotated[
+    str | None, typer.Option(metavar="MM", help="Of nsd: 2, or by class: liver=3,tumour=1.")
+]
 Patience = Annotated[
     int | None, typer.Option(help="End after so many validations in a row without a better score.")
 ]

@@ -257,6 +257,17 @@ class InferSettings(Section):
     postprocessing: Literal["chosen", "set"] = "chosen"
 
 
+class EvaluateSettings(Section):
+    """Scores of the test list beside Dice, Jaccard, 95HD and ASD: those of `dkuxnet evaluate`.
+
+    metrics: nsd, assd, volume, lesions; several with commas. tolerance_mm: of nsd, for all classes
+    or by class: "2", "liver=3,tumour=1".
+    """
+
+    metrics: Annotated[str, HOW] = ""
+    tolerance_mm: Annotated[str, HOW] = ""
+
+
 class CoarseSettings(Section):
     """The coarse stage, whose probabilities the fine one sees beside the scan.
 
@@ -288,6 +299,7 @@ class Settings(Section):
     loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     coarse: CoarseSettings = CoarseSettings()
 
     def coarse_stage(self) -> "Settings":

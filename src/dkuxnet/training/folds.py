@@ -22,6 +22,7 @@ from dkuxnet.machine.files import inside, write_json
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.runs.folds import DESCRIPTION, fold_folder, read_folds
 from dkuxnet.training.experiment import run_training
+from dkuxnet.training.job import asked_of
 
 NOTE = (
     "out of {folds} runs, each case by the one that did not see it; the runs share most of their "
@@ -152,10 +153,10 @@ def gathered(prepared: Path, folder: Path, asked: Folds) -> Evaluation:
     target, data = inside(folder, "evaluation"), PreparedSet(prepared)
     inside(target, "predictions").mkdir(parents=True, exist_ok=True)
     write_json(target / "predictions" / "dataset.json", {"labels": data.meta.labels})
-    rows, files = [], {}
+    more, rows, files = asked_of(validate(asked.settings)).metrics, [], {}
     for number in range(1, asked.folds + 1):
         run = RunFolder(fold_folder(folder, number))
-        rows += read_scores(run.folder / "evaluation" / "cases.csv")
+        rows += read_scores(run.folder / "evaluation" / "cases.csv", more)
         for name in run.manifest.split.test:
             path = Path("predictions") / f"{name}.nii.gz"
             shutil.copyfile(run.folder / "evaluation" / path, target / path)
@@ -163,7 +164,7 @@ def gathered(prepared: Path, folder: Path, asked: Folds) -> Evaluation:
     order = {name: place for place, name in enumerate(data.names)}
     rows.sort(key=lambda row: order[row.case])  # stable: classes keep their order
     files = {name: files[name] for name in sorted(files, key=order.__getitem__)}
-    result = Evaluation(rows, files)
+    result = Evaluation(rows, files, asked=more)
     found = result.found()
     result.notes += [NOTE.format(folds=asked.folds), *notes_on(found)]
     result.write_json(target / "summary.json")

@@ -16,6 +16,7 @@ from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
 from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
+from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.machine.devices import choose_device
 from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods import METHODS
@@ -76,6 +77,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     check_inference(settings, data.class_names)
     loss_form(settings.loss, data.class_names)
     check_trackers(settings.train)
+    asked_of(settings).check(data.class_names[1:])
     if settings.train.patience and not split.validation:
         raise UserError(
             f"train.patience={settings.train.patience} needs validation cases: set "
@@ -155,6 +157,11 @@ def check_inference(settings: Settings, names: Sequence[str]) -> None:
     Cleaning.of(settings.infer, names)
     for told in check_views(settings, names):
         warnings.warn(f"infer.tta: {told}", DataWarning, stacklevel=2)
+
+
+def asked_of(settings: Settings) -> Asked:
+    """The metrics of the test list beside METRICS. Raises UserError where they are none."""
+    return parse_asked(settings.evaluate.metrics, settings.evaluate.tolerance_mm)
 
 
 def loss_form(settings: LossSettings, names: Sequence[str]) -> LossForm:

@@ -23,7 +23,7 @@ from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.coarse import CoarseStage, predicted
-from dkuxnet.training.job import Job, windows_of
+from dkuxnet.training.job import Job, asked_of, windows_of
 from dkuxnet.training.reference import keep_held_out, short
 
 
@@ -72,7 +72,9 @@ def evaluate_test(
     order = list(job.split.test)
     scored = sorted(all_gather(mine), key=lambda case: order.index(case.name))
     result = Evaluation(
-        [row for case in scored for row in case.rows], {case.name: case.files for case in scored}
+        [row for case in scored for row in case.rows],
+        {case.name: case.files for case in scored},
+        asked=asked_of(job.settings).metrics,
     )
     result.notes += notes_on(result.found())
     on_rank_zero(lambda: result.write_json(target / "summary.json"))
@@ -112,7 +114,8 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     write_maps(inside(target, "maps"), name, grid, np.array(info.prepared_affine))
     truth = job.test.array(name, "truth")
     confidence = dict(zip(labels, class_confidence(grid.prob), strict=True))
-    rows = evaluate_pair(name, prediction, label_volume(truth, affine, values), labels)
+    asked = asked_of(job.settings)
+    rows = evaluate_pair(name, prediction, label_volume(truth, affine, values), labels, asked=asked)
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(
         name,
