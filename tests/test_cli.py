@@ -131,8 +131,10 @@ def test_a_missing_extra_is_one_line(dkuxnet, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dkuxnet.core.extras.find_spec", lambda name: None if name == "uvicorn" else name
     )
-    expected = "error: this needs uvicorn: pip install 'dkuxnet[serve]'\n"
-    assert dkuxnet("serve", tmp_path) == (1, "", expected)
+    told = (
+        "error: this needs uvicorn: pip install '.[serve]' in a clone of the repository of dkuxnet"
+    )
+    assert dkuxnet("serve", tmp_path) == (1, "", told + "\n")
 
 
 @pytest.mark.parametrize("args", [("info",), ("info", "--json")], ids=str)

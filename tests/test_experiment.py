@@ -488,7 +488,7 @@ def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):
         check_begun_here(run, settings(train__steps=3, train__seed=1), any_steps=True)
 
 
-@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", ""])
+@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", "meta", "hpu", ""])
 def test_a_device_that_is_not_here_is_a_short_line(name):
     if name == "mps" and torch.backends.mps.is_available():
         return

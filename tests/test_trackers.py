@@ -104,7 +104,7 @@ def test_one_that_cannot_begin_is_one_line(tmp_path, monkeypatch, wandb):
 def test_what_is_not_installed_is_one_line(monkeypatch, name):
     monkeypatch.setattr("dkuxnet.core.extras.find_spec", lambda name: None)
     settings = load_settings(overrides={f"train.{name}": "x"}).train
-    with pytest.raises(UserError, match=rf"needs {name}: pip install 'dkuxnet\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"needs {name}: pip install '\.\[{name}\]' in a clone"):
         check_trackers(settings)
 
 

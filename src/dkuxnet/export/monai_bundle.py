@@ -13,7 +13,7 @@ import torch
 
 from dkuxnet.core.documents import parse_json, read_text
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.extras import require
+from dkuxnet.core.extras import how_to_install, require
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.models.components import Cleaning
@@ -65,7 +65,7 @@ def _to_install() -> str:
     missing = [name for name in RUNS_WITH if find_spec(name) is None]
     if not missing:
         return ""
-    return f"; it needs {' and '.join(missing)}: pip install 'dkuxnet[export]'"
+    return f"; it needs {' and '.join(missing)}: {how_to_install('export')}"
 
 
 def inference_config(export: Export) -> dict[str, Any]:
