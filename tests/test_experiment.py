@@ -270,7 +270,8 @@ def test_what_validation_chose_is_what_evaluation_prediction_and_exports_take(
     )
     split = str(split_with_validation(prepared, tmp_path))
     steps = {"train__steps": 30, "train__validate_every": 10, "train__lr": 0.01}
-    manifest = run_training(prepared, run, settings(data__split=split, **steps))
+    one = {"method__name": "supervised"}
+    manifest = run_training(prepared, run, settings(data__split=split, **steps, **one))
     assert not same(weights(run, "best"), weights(run)) and manifest.weights == "best"
     [name] = manifest.split.test
     scan = scans / "imagesTr" / f"{name}_0000.nii.gz"
