@@ -25,6 +25,7 @@ from dkuxnet.core.config import validate
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.data import formats
 from dkuxnet.data.dicom import web
+from dkuxnet.data.dicom.structures import read_structures
 from dkuxnet.data.dicom.web import Archive, ArchiveError, read_credentials
 from dkuxnet.prediction import segment
 from dkuxnet.prediction.archive import predict_study
@@ -164,7 +165,15 @@ def test_orthanc_holds_our_seg_beside_its_series(orthanc, run, tmp_path):
     assert code == 0 and f"1 label map in {tmp_path / 'out'}" in told
     here = formats.read(tmp_path / "out" / f"{scan.series_uid}.nii.gz", "label")
     assert np.array_equal(here.array, label.array)
-    assert len(Archive(orthanc, read_credentials()).series(scan.study_uid)) == 3
+    code, told = command(*asked, "--series", scan.series_uid, "--format", "rtstruct")
+    assert code == 0 and "as RT Structure Set" in told
+    listed = Archive(orthanc, read_credentials()).series(scan.study_uid)
+    (drawn,) = (each for each in listed if each.modality == "RTSTRUCT")
+    assert len(listed) == 4
+    Archive(orthanc, read_credentials()).fetch(drawn, tmp_path / "drawn")
+    (path,) = (tmp_path / "drawn").iterdir()
+    (structure,) = read_structures(path)
+    assert np.array_equal(structure.mask(path, formats.read(local)), label.array > 0)
 
 
 def test_each_new_series_is_answered_once_whatever_breaks_off(orthanc, run, tmp_path, monkeypatch):
@@ -198,6 +207,8 @@ def test_each_new_series_is_answered_once_whatever_breaks_off(orthanc, run, tmp_
     send(orthanc, gap[:3] + gap[4:], tmp_path / "gap")
 
     assert watch(description="nothing like it") == 0 and not told
+    with pytest.raises(UserError, match="unknown format 'auto'"):
+        watch(form="auto")
     with monkeypatch.context() as broken:  # the archive dies when it is to store
         refusal = ArchiveError("it does not answer")
         broken.setattr(Archive, "store", lambda self, path: (_ for _ in ()).throw(refusal))

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import types
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from typer.testing import CliRunner
 
 from dkuxnet.cli.commands import app
 from dkuxnet.core.config import Settings, flatten, load_settings, parse_override
@@ -24,7 +26,9 @@ from dkuxnet.data import formats, phantom
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.networks import NETWORKS
+from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.experiment import run_training
+from tiny import UXNET
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,6 +128,26 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert list((tmp_path / "predictions").glob("*.nii.gz"))
+
+
+def test_the_two_rounds_of_the_page_on_the_loop_run(tmp_path, monkeypatch):
+    """What the page says, in its order, with small scans and one step for three minutes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(phantom, "make_case", partial(phantom.make_case, size=16))
+    text = (ROOT / "docs" / "loop.md").read_text()
+    section = text.split("## Try it on synthetic scans")[1].split("\n## ")[0]
+    make, stand_in = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    few = [word for key, value in UXNET.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    names: dict[str, object] = {}
+    exec(compile(make, "loop.md", "exec"), names)
+    for words in commands_of(section):
+        at = words.index("--minutes")
+        words[at : at + 2] = ["--steps", "1", *few]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        exec(compile(stand_in, "loop.md", "exec"), names)
+    runs = [RunFolder(tmp_path / "scans-loop" / f"round-{number}").manifest for number in (1, 2)]
+    assert [len(run.split.labelled) for run in runs] == [4, 6]
 
 
 @pytest.mark.slow

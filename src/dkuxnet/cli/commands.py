@@ -333,7 +333,8 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        where = output or f"{dicomweb}, as DICOM SEG"
+        kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
+        where = output or f"{dicomweb}, as {kind}"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
     end_telling(failed)
@@ -413,7 +414,11 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folder of a run; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folder of a run, several are compared; or of label maps that predict wrote.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -422,13 +427,19 @@ def report(
 ) -> None:
     """One offline html page of a run: figures, scans, curves, settings.
 
-    Of several: who is better, and how sure that is.
+    Of several: who is better, and how sure that is. Of a folder of `predict`: what to look at
+    first.
     """
     from dkuxnet.benchmark.compare_runs_page import write_runs_report
     from dkuxnet.report.page import write_report
+    from dkuxnet.report.predictions import are_predictions, write_predictions_report
 
-    one = len(runs) == 1
-    page = write_report(runs[0], output) if one else write_runs_report(runs, output)
+    if len(runs) > 1:
+        page = write_runs_report(runs, output)
+    elif are_predictions(runs[0]):
+        page = write_predictions_report(runs[0], output)
+    else:
+        page = write_report(runs[0], output)
     typer.echo(f"report: {page}")
 
 

@@ -39,6 +39,9 @@ def watch(
     state: Annotated[
         Path | None, typer.Option(help="Folder of what was answered; RUN/watch by default.")
     ] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="What is stored: dicom-seg or rtstruct.")
+    ] = "dicom-seg",
     credentials: Credentials = None,
     weights: Weights = None,
     device: Device = "auto",
@@ -67,6 +70,7 @@ def watch(
             once,
             weights,
             device,
+            form=form,
             started=show_start,
             tell=tell,
             tell_fault=lambda line: tell(f"error: {line}", error=True),

@@ -50,7 +50,12 @@ Volumes = Annotated[
     Path | None, typer.Option(metavar="FILE.csv", help="Also a table: ml of each class, by case.")
 ]
 Format = Annotated[
-    str, typer.Option("--format", help="auto (the scan's own, NIfTI for DICOM) or dicom-seg.")
+    str,
+    typer.Option(
+        "--format",
+        help="auto (the scan's own, NIfTI for DICOM; in an archive DICOM SEG), dicom-seg or "
+        "rtstruct.",
+    ),
 ]
 SegmentationType = Annotated[
     str | None, typer.Option(help="Of a DICOM SEG: binary (so by default) or labelmap.")

@@ -36,8 +36,9 @@ def predict_study(
 
     The series is `series_uid`, or the only one that looks like what the model takes. Its label map
     goes to the folder `output`, named after the UID of the series; without one it is stored in the
-    archive as a DICOM SEG, in the same study. credentials: see `data.dicom.web.read_credentials`.
-    options: of `predict_scans`. Returns the label maps; what was stored in the archive is gone.
+    archive, as DICOM SEG or what `form` says, in the same study. credentials: see
+    `data.dicom.web.read_credentials`. options: of `predict_scans`. Returns the label maps; what was
+    stored in the archive is gone.
 
     Raises ArchiveError for what is the archive's fault. A SEG that it does not take is kept, and
     the message says where.
@@ -55,8 +56,8 @@ def predict_study(
         scan, made = Path(temporary) / series.uid, Path(temporary) / "made"
         say(f"{series.uid}: fetching {series.images} images", 0, 1)
         archive.fetch(series, scan)
-        if output is None:
-            options |= {"form": "dicom-seg"}
+        if output is None and options.get("form", "auto") == "auto":
+            options["form"] = "dicom-seg"
         written = predict_scans(
             run, [scan], output or made, progress=progress, series_uid=series.uid, **options
         )

@@ -1,31 +1,29 @@
 """The output files of a prediction: checked before the work, then written."""
 
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dkuxnet.core.classes_table import CLASSES, COLUMNS, lines, read_rows
 from dkuxnet.core.confidence import UNSURE_BELOW
 from dkuxnet.core.documents import MAX_BYTES, read_text
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.data import formats
-from dkuxnet.data.dicom.series import one_series
+from dkuxnet.data.dicom.series import Series, one_series
+from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
+from dkuxnet.data.dicom.study import Origin, check_replaceable
 from dkuxnet.machine.files import append, inside, write_text
 from dkuxnet.prediction.segment import Segmentation
 
-FORMS = ("auto", "dicom-seg")
+FORMS = ("auto", "dicom-seg", "rtstruct")
 DESCRIPTION = "dataset.json"  # beside the label maps: what their values mean
-CLASSES = "classes.csv"  # likewise: how much of each class was found, and how sure that is
-BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
-COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
 Writer = Callable[[Volume, Path, Sequence[str]], None]  # the last: see `Segmentation.notes`
 
 
@@ -37,10 +35,10 @@ class Outputs:
     expect and how unlike the training scans the case is (`prediction.trust`). Rows of an earlier
     prediction of other cases stay.
 
-    kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format) or
-    "dicom-seg", then of the segmentation_type "binary" or "labelmap". model, version: what a DICOM
-    SEG says of the model. volumes: a CSV file beside all this, written anew: a row a case, the ml
-    of each class.
+    kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format), "dicom-seg",
+    then of the segmentation_type "binary" or "labelmap", or "rtstruct", which has no other kinds.
+    model, version: what DICOM says of the model. volumes: a CSV file beside all this, written anew:
+    a row a case, the ml of each class.
     """
 
     folder: Path
@@ -54,7 +52,7 @@ class Outputs:
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
-        ending = ".dcm" if self.form == "dicom-seg" else _ending(case)
+        ending = _ending(case) if self.form == "auto" else ".dcm"
         return self.folder / f"{case.name}{ending}"
 
     def check(self) -> None:
@@ -63,12 +61,11 @@ class Outputs:
             raise unknown("format", self.form, FORMS)
         targets = [self.target(case) for case in self.cases]
         _check_no_scan(targets, self.cases)
-        if self.form == "dicom-seg":
+        if self.form != "auto":
             kinds = ("", *self.kinds)
-            replaced = [target.parent / kind / target.name for target in targets for kind in kinds]
-            _check_dicom(self.cases, replaced, self.segmentation_type)
+            self._check_dicom([t.parent / kind / t.name for t in targets for kind in kinds])
         _check_folder(self.folder, targets)
-        _read_rows(self.folder)
+        read_rows(self.folder)
         for kind in self.kinds:
             inside(self.folder, kind)
 
@@ -97,7 +94,7 @@ class Outputs:
         try:
             if self.volumes.exists():
                 text = read_text(self.volumes, MAX_BYTES)
-                if not text.startswith(_lines([["case", *_foreground(labels)]])):
+                if not text.startswith(lines([["case", *_foreground(labels)]])):
                     raise UserError(
                         f"{self.volumes} is there already and no table of these classes; choose "
                         "another --volumes"
@@ -114,11 +111,32 @@ class Outputs:
                 ("label", "probabilities", "uncertainty"),
                 lambda volume, path, _: formats.write(volume, path),
             )
-        from dkuxnet.data.dicom.segmentation import Origin, writers
-
         series = one_series(case.images[0], case.series_uid)
-        origin = Origin(self.model, self.version)
-        return writers(series, labels, self.segmentation_type, origin)
+        return dicom_writers(
+            series, labels, self.form, self.segmentation_type, Origin(self.model, self.version)
+        )
+
+    def _check_dicom(self, targets: Sequence[Path]) -> None:
+        for case in self.cases:
+            if not formats.is_dicom(case.images[0]):
+                raise UserError(
+                    f"--format {self.form} needs the DICOM series that it belongs to, but "
+                    f"{case.images[0]} is not DICOM; leave --format out"
+                )
+        if self.form == "rtstruct":
+            if self.kinds:
+                raise UserError(
+                    f"--format rtstruct has outlines alone, no {self.kinds[0]}; leave out "
+                    f"--save-{self.kinds[0]}, or take --format dicom-seg"
+                )
+            what_for, classes = "RT Structure Set", [RT_STRUCTURE_SET]
+        else:
+            from dkuxnet.data.dicom.segmentation import SEG_CLASSES, check_type
+
+            check_type(self.segmentation_type)
+            what_for, classes = "DICOM SEG", [*SEG_CLASSES]
+        for target in targets:
+            check_replaceable(target, classes, what_for)
 
     def make_folder(self, labels: dict[str, int]) -> None:
         """The folders, and the description, from which `dkuxnet evaluate` reads the labels.
@@ -132,11 +150,11 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
         if self.volumes is not None:
-            write_text(self.volumes, _lines([["case", *_foreground(labels)]]))
+            write_text(self.volumes, lines([["case", *_foreground(labels)]]))
         predicted = {case.name for case in self.cases}
-        if rows := _read_rows(self.folder):
+        if rows := read_rows(self.folder):
             kept = [row for row in rows if row[0] not in predicted]
-            write_text(self.folder / CLASSES, _lines([COLUMNS, *kept]))
+            write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -148,10 +166,10 @@ class Outputs:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
-        append(table, _lines(rows if table.exists() else [COLUMNS, *rows]).encode())
+        append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         if self.volumes is not None:
             found = (result.volumes_ml.get(name, 0.0) for name in _foreground(labels))
-            append(self.volumes, _lines([[case.name, *(f"{ml:.3f}" for ml in found)]]).encode())
+            append(self.volumes, lines([[case.name, *(f"{ml:.3f}" for ml in found)]]).encode())
         return target
 
 
@@ -159,10 +177,25 @@ def _foreground(labels: dict[str, int]) -> list[str]:
     return list(labels)[1:]
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def dicom_writers(
+    series: Series, labels: dict[str, int], form: str, segmentation_type: str, origin: Origin
+) -> dict[str, Writer]:
+    """What writes the maps of a series as DICOM of a form, see `Outputs`.
+
+    Raises UserError where the series cannot have such objects.
+    """
+    if form == "rtstruct":
+        from dkuxnet.data.dicom.contours import check_series, write_contours
+
+        check_series(series)
+        return {
+            "label": lambda volume, path, notes: write_contours(
+                volume, labels, series, path, replace(origin, notes=tuple(notes))
+            )
+        }
+    from dkuxnet.data.dicom.segmentation import writers
+
+    return writers(series, labels, segmentation_type, origin)
 
 
 def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[str]]:
@@ -178,26 +211,6 @@ def _rows(name: str, result: Segmentation, labels: dict[str, int]) -> list[list[
         hoped = [f"{v:.3f}" for v in (dice.dice, dice.low, dice.high)] if dice else ["", "", ""]
         rows.append([name, each, *found, *sure, *hoped, unlike, "; ".join(result.trust.flags)])
     return rows
-
-
-def _read_rows(folder: Path) -> list[list[str]]:
-    """What CLASSES of an earlier prediction holds."""
-    path = folder / CLASSES
-    try:
-        if not path.exists():
-            return []
-        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read: {disk_reason(error)}; choose another --output"
-        ) from error
-    more = [""] * (len(COLUMNS) - len(header))
-    if header not in (COLUMNS, BEFORE) or any(len(row) != len(header) for row in rows):
-        raise UserError(
-            f"{path} is there already and was not written by `dkuxnet predict`; choose another "
-            "--output"
-        )
-    return [[*row, *more] for row in rows]
 
 
 def _ending(case: Case) -> str:
@@ -242,17 +255,3 @@ def _check_folder(output: Path, targets: Sequence[Path]) -> None:
             f"{there[0]} is there already and was not written by `dkuxnet predict`; choose another "
             "--output"
         )
-
-
-def _check_dicom(cases: Sequence[Case], targets: Sequence[Path], segmentation_type: str) -> None:
-    from dkuxnet.data.dicom.segmentation import check_replaceable, check_type
-
-    check_type(segmentation_type)
-    for case in cases:
-        if not formats.is_dicom(case.images[0]):
-            raise UserError(
-                "--format dicom-seg needs the DICOM series that it belongs to, but "
-                f"{case.images[0]} is not DICOM; leave --format out"
-            )
-    for target in targets:
-        check_replaceable(target)

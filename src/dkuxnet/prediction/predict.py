@@ -59,10 +59,10 @@ def predict_scans(
     class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
     holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
     margin_mm, others: a coarse run that chooses where to look, runs that segment together with this
-    one, see `Segmenter`, also for infer. form "dicom-seg" writes all
-    of these as DICOM SEG: see `data.dicom.segmentation`, also for segmentation_type. cases: a file
-    that names the cases to take, see `find_cases`. volumes: a CSV file that gets a row a case, with
-    the ml of each class.
+    one, see `Segmenter`, also for infer. form "dicom-seg" writes all of these as DICOM SEG: see
+    `data.dicom.segmentation`, also for segmentation_type; "rtstruct" writes label maps as RT
+    Structure Sets, see `data.dicom.contours`. cases: a file that names the cases to take, see
+    `find_cases`. volumes: a CSV file that gets a row a case, with the ml of each class.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are

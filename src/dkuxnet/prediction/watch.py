@@ -17,15 +17,17 @@ from pathlib import Path
 
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import UserError, disk_reason, one_line
+from dkuxnet.core.lookup import unknown
 from dkuxnet.core.schemas import Answered, AnsweredSeries, read_document
 from dkuxnet.core.types import Case
-from dkuxnet.data.dicom.segmentation import Origin, writers
 from dkuxnet.data.dicom.series import one_series
+from dkuxnet.data.dicom.study import Origin
 from dkuxnet.data.dicom.web import Archive, ArchiveError, ListedSeries, read_credentials
 from dkuxnet.machine.files import inside, write_json
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.prediction.archive import looked_at, modalities_of
+from dkuxnet.prediction.outputs import FORMS, dicom_writers
 from dkuxnet.prediction.predict import is_of_disk, is_of_memory, segment_case
 from dkuxnet.prediction.segment import Segmenter
 
@@ -76,6 +78,7 @@ def watch_archive(
     weights: str | None = None,
     device: str = "auto",
     *,
+    form: str = "dicom-seg",
     started: Tell = lambda line: None,
     tell: Tell = lambda line: None,
     tell_fault: Tell = lambda line: None,
@@ -86,13 +89,16 @@ def watch_archive(
 
     state: folder of what was answered; RUN/watch without it. days, description: see `Wanted`. A
     series is answered when it has as many images as `interval_s` before, and anew when it has got
-    more. once: end after two looks. credentials: see `data.dicom.web.read_credentials`. started:
+    more. once: end after two looks. form: "dicom-seg" or "rtstruct", what is stored. credentials:
+    see `data.dicom.web.read_credentials`. started:
     called with what is looked for; tell, tell_fault: with a line for each series that was answered,
     and for each fault.
 
     Returns how many faults there were. Raises ArchiveError where the first look fails, UserError
     where the run takes scans of several channels, or another process watches with this state.
     """
+    if form not in FORMS[1:]:
+        raise unknown("format", form, FORMS[1:])
     archive = Archive(url, read_credentials(credentials))
     segmenter = Segmenter(Path(run), weights, device)
     if len(segmenter.channels) != 1:
@@ -106,7 +112,7 @@ def watch_archive(
         raise UserError(f"{folder}: cannot write there: {disk_reason(error)}") from error
     with locked(folder, "watch"), stopping_on_sigterm():
         wanted = Wanted(frozenset(modalities_of(segmenter.channels)), days, description)
-        watcher = Watcher(archive, segmenter, folder, wanted, tell, tell_fault)
+        watcher = Watcher(archive, segmenter, folder, wanted, tell, tell_fault, form)
         watcher.look()
         started(f"watching {archive.url} for {wanted}")
         while watcher.arriving or not once:
@@ -131,9 +137,10 @@ class Watcher:
         wanted: Wanted,
         tell: Tell,
         tell_fault: Tell,
+        form: str = "dicom-seg",
     ):
         """Raises UserError where the folder is damaged, or of another archive."""
-        self.archive, self.segmenter, self.wanted = archive, segmenter, wanted
+        self.archive, self.segmenter, self.wanted, self.form = archive, segmenter, wanted, form
         self.arriving: dict[str, int] = {}
         self.faults = 0
         self._tell, self._tell_fault = tell, tell_fault
@@ -213,7 +220,8 @@ class Watcher:
             self.archive.fetch(series, scan)
             model = self.segmenter
             origin = Origin(model.name, model.version)
-            writer = writers(one_series(scan, series.uid), model.labels, origin=origin)["label"]
+            listed = one_series(scan, series.uid)
+            writer = dicom_writers(listed, model.labels, self.form, "binary", origin)["label"]
             case = Case(series.uid, (scan,), series_uid=series.uid)
             result = segment_case(case, model, (), lambda sentence: None)
             writer(result.label, made, result.notes)
