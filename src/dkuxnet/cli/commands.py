@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -225,20 +226,10 @@ def train(
     overrides = dict(map(parse_override, set_ or [])) | {
         key: value for key, value in named.items() if value is not None
     }
-    if resume and (overrides.keys() - {"train.steps"} or config or preset != "default"):
-        raise typer.BadParameter(
-            "--resume takes the settings of the run: leave out --preset, --config, --set and the "
-            "others but --steps"
-        )
-    if minutes is not None and (resume or "train.steps" in overrides):
-        other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
-        raise typer.BadParameter(f"--minutes does not go with {other}")
+    others = bool(overrides.keys() - {"train.steps"} or config or preset != "default")
+    check_resume(resume, others, minutes, "train.steps" in overrides)
     settings = load_settings(preset, config, overrides)
-    from dkuxnet.runs.folds import holds_folds  # after what can be told without numpy
-
-    several = folds is not None or (resume and holds_folds(run))
-    if several:
-        check_folds(run, folds, resume, steps, minutes)
+    several = of_several(run, folds, resume, steps, minutes)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
 
@@ -253,22 +244,37 @@ def train(
     train_run(prepared, run, settings, resume, steps if resume else None, minutes)
 
 
-def check_folds(
-    run: Path, folds: int | None, resume: bool, steps: int | None, minutes: float | None
-) -> None:
-    """Raise BadParameter for what does not go together."""
-    from dkuxnet.runs.folds import holds_folds, read_folds
+def check_resume(resume: bool, others: bool, minutes: float | None, has_steps: bool) -> None:
+    """Raise BadParameter for what does not go together. others: whether settings are given."""
+    if resume and others:
+        raise typer.BadParameter(
+            "--resume takes the settings of the run: leave out --preset, --config, --set and the "
+            "others but --steps"
+        )
+    if minutes is not None and (resume or has_steps):
+        other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
+        raise typer.BadParameter(f"--minutes does not go with {other}")
 
+
+def of_several(
+    run: Path, folds: int | None, resume: bool, steps: int | None, minutes: float | None
+) -> bool:
+    """Whether it is a cross-validation. Raises BadParameter for what does not go together."""
+    from dkuxnet.runs.folds import holds_folds, read_folds  # they load numpy
+
+    if folds is None and not (resume and holds_folds(run)):
+        return False
     if minutes is not None:
         raise typer.BadParameter("--minutes does not go with --folds: give --steps")
     if not resume:
-        return
+        return True
     if steps is not None:
         raise typer.BadParameter("--steps goes on with one run: name it, such as RUN/fold-1")
     if not holds_folds(run):
         raise typer.BadParameter(f"{run} holds no folds: leave --folds or --resume out")
     if folds not in (None, begun := read_folds(run).folds):
         raise typer.BadParameter(f"{run} has {begun} folds: leave --folds out")
+    return True
 
 
 @app.command()
@@ -299,8 +305,7 @@ def predict(
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
     infer = infer_settings(set_, tta, overlap, largest_component, min_ml)
-    from dkuxnet.cli.console import sentence_progress
-    from dkuxnet.prediction.predict import ScansFailed, predict_scans
+    from dkuxnet.prediction.predict import predict_scans  # after what can be told without torch
 
     options: dict[str, Any] = {
         "save_probabilities": save_probabilities,
@@ -326,6 +331,16 @@ def predict(
 
         study = _study_given(study, inputs, cases)
         job = partial(predict_study, run, dicomweb, study, output, credentials, **options)
+    kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
+    where = str(output or f"{dicomweb}, as {kind}")
+    _predict(job, where, lambda: weights_of(run, weights))
+
+
+def _predict(job: Callable[..., list[Path]], where: str, weights: Callable[[], str]) -> None:
+    """Do the job and say where its label maps are, then what failed."""
+    from dkuxnet.cli.console import sentence_progress
+    from dkuxnet.prediction.predict import ScansFailed
+
     failed: list[str] = []
     try:
         with sentence_progress("predict") as progress:
@@ -333,10 +348,8 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
-        where = output or f"{dicomweb}, as {kind}"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
-        typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
+        typer.echo(f"{maps}; weights: {weights()}")
     end_telling(failed)
 
 
