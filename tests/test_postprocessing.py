@@ -82,23 +82,28 @@ def pieces(sizes, shared, truth):
 
 def test_what_raises_dice_is_chosen_and_nothing_else():
     tables = {
-        "one": [pieces([50, 30], [50, 0], 50)] * 2,  # a second piece that is wrong
-        "several": [pieces([40, 40, 2], [40, 40, 0], 80)] * 2,  # two are right, a speck is wrong
-        "well": [pieces([40, 40], [40, 40], 80)],
-        "hardly": [pieces([100000, 1], [90000, 0], 100000)],
+        "one": [pieces([50, 45], [50, 0], 50)] * 5,  # a second piece that is wrong, and large
+        "several": [pieces([40, 40, 2], [40, 40, 0], 80)] * 5,  # two are right, a speck is wrong
+        "well": [pieces([40, 40], [40, 40], 80)] * 5,
+        "hardly": [pieces([100000, 1], [90000, 0], 100000)] * 5,
+        "few": [pieces([50, 45], [50, 0], 50)] * 4 + [pieces([], [], 0)],
+        "one loses": [pieces([50, 45], [50, 0], 50)] * 9 + [pieces([50, 45], [0, 45], 50)],
+        "alarms": [pieces([50], [50], 50)] * 5 + [pieces([3], [0], 0)],
     }
     found = chosen(tables, dict.fromkeys(tables, 40.0), voxel_ml=1.0)
-    assert found.largest_component == ("one",) and found.min_ml == {"several": 5.0}
-    assert found.dice_after == {"one": 1.0, "several": 1.0}
-    assert found.dice_before["one"] == pytest.approx(100 / 130, abs=1e-4)
+    assert found.largest_component == ("one",) and found.min_ml == {"several": 5.0, "alarms": 5.0}
+    assert found.dice_after == {"one": 1.0, "several": 1.0, "alarms": 1.0}
+    assert found.dice_before["one"] == pytest.approx(100 / 145, abs=1e-4)
     assert "several: no piece below 5 ml (Dice 0.988 to 1.000 there)" in found.in_words
 
 
 def test_no_volume_is_chosen_that_would_take_a_whole_structure():
-    lone = {"a": [pieces([3], [0], 40)] * 3 + [pieces([30], [30], 30)]}
+    lone = {"a": [pieces([3], [0], 40)] * 5 + [pieces([30], [30], 30)]}
     assert max(ml for _, ml in candidates(4.0)) == 2.0
     assert chosen(lone, {"a": 4.0}, 1.0).min_ml == {}
-    assert [*candidates(0.0)] == [(False, 0.0), (True, 0.0)]
+    assert candidates(0.0) == [(False, 0.0), (True, 0.0)]
+    nowhere = {"a": [pieces([], [], 0)] * 6}
+    assert chosen(nowhere, {"a": 0.0}, 1.0).dice_after == {}
 
 
 def test_what_was_chosen_stands_beside_what_is_set_and_below_what_is_asked():

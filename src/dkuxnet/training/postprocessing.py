@@ -1,13 +1,15 @@
 """Which pieces of each class go, chosen by Dice on the validation cases, never on the test list.
 
-Classes do not touch each other: a piece that goes becomes background. So each is chosen alone: all
-pieces or the largest one, and the smallest volume that stays, of 1, 2 and 5 times powers of ten up
-to half of the smallest volume that a label of the class has. Taken is the first of those with the
-highest Dice, where that is LEAST_GAIN above what it was.
+Classes do not touch each other: a piece that goes becomes background. So each is chosen alone: the
+smallest volume that stays, of 1, 2 and 5 times powers of ten up to half of the smallest volume that
+a label of the class has, or the largest piece alone. Taken is the mildest of those within
+LEAST_GAIN of the highest mean Dice, where that is LEAST_GAIN above what it was. What costs any case
+more than MOST_LOSS is not taken, and nothing is with fewer than FEWEST cases: so few, or a gain in
+the mean alone, did not say what other cases lose (docs/data.md).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +22,7 @@ from dkuxnet.models.components import Cleaning
 from dkuxnet.training.coarse import CoarseStage, predicted
 from dkuxnet.training.job import Job, windows_of
 
-LEAST_GAIN = 0.001  # less is chance
+LEAST_GAIN, MOST_LOSS, FEWEST = 0.001, 0.01, 5
 STEPS_ML = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 2, 5)]
 
 
@@ -93,29 +95,24 @@ def chosen(
     largest, least_ml = list[str](), dict[str, float]()
     before, after = dict[str, float](), dict[str, float]()
     for name, cases in tables.items():
-        scores = {each: mean_dice(cases, *each, voxel_ml) for each in candidates(smallest[name])}
-        unchanged = scores[False, 0.0]
-        best = max(scores, key=lambda each: -1.0 if math.isnan(scores[each]) else scores[each])
-        if not scores[best] >= unchanged + LEAST_GAIN:
+        ways = candidates(smallest[name])
+        dice = np.array([[c.dice(alone, ml / voxel_ml) for c in cases] for alone, ml in ways])
+        means, known = known_mean(dice, axis=1), np.isfinite(dice[0]).sum()
+        harmless = ~(dice < dice[0] - MOST_LOSS).any(axis=1)
+        best = np.nanmax(means[harmless], initial=-1.0)
+        if known < FEWEST or best < means[0] + LEAST_GAIN:
             continue
-        before[name], after[name] = round(unchanged, 4), round(scores[best], 4)
-        largest += [name] * best[0]
-        least_ml |= {name: best[1]} if best[1] else {}
+        way = int(np.argmax(harmless & (means >= best - LEAST_GAIN) & (means > means[0])))
+        alone, ml = ways[way]
+        before[name], after[name] = round(float(means[0]), 4), round(float(means[way]), 4)
+        largest += [name] * alone
+        least_ml |= {name: ml} if ml else {}
     return Postprocessing(
         largest_component=tuple(largest), min_ml=least_ml, dice_before=before, dice_after=after
     )
 
 
-def candidates(smallest: float) -> Iterator[tuple[bool, float]]:
-    """The largest piece alone?, and the least ml: the simplest first."""
-    steps = [0.0, *(ml for ml in STEPS_ML if ml <= smallest / 2)]
-    yield False, 0.0
-    yield True, 0.0
-    yield from ((False, ml) for ml in steps[1:])
-    yield from ((True, ml) for ml in steps[1:])
-
-
-def mean_dice(cases: Sequence[Pieces], largest: bool, least_ml: float, voxel_ml: float) -> float:
-    """Over the cases to which it applies, as in the validation of a training."""
-    found = [case.dice(largest, least_ml / voxel_ml) for case in cases]
-    return float(known_mean(np.array(found), axis=0))
+def candidates(smallest: float) -> list[tuple[bool, float]]:
+    """(the largest piece alone?, the least ml): the mildest first."""
+    steps = [ml for ml in STEPS_ML if ml <= smallest / 2]
+    return [(False, 0.0), *((False, ml) for ml in steps), (True, 0.0)]
