@@ -54,7 +54,7 @@ def run_folds(
         try:
             for number in range(1, asked.folds + 1):
                 train_fold(prepared, folder, asked, number, progress)
-        except UserError:
+        except BaseException:
             if not resume and not rank():
                 discard_unless_saved(folder)
             raise
