@@ -4,18 +4,19 @@ number of classes; a sure one with its blurred border is not.
 
 import csv
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from dkuxnet.core import classes_table
 from dkuxnet.core.confidence import UNSURE_BELOW, class_confidence, unsure
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.prediction.trust import Estimate, Trust
+from dkuxnet.prediction.volumes import check_volumes, write_volumes
 
 
 def ball(radius: float) -> np.ndarray:
@@ -85,21 +86,19 @@ def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
 
 
 def test_a_table_of_volumes_is_written_anew_and_replaces_nothing_else(tmp_path):
-    labels, path = {"background": 0, "a, b": 1, "c": 2}, tmp_path / "ml.csv"
-    result = Segmentation(Volume(np.zeros((4, 4, 4), np.uint8), np.eye(4)), volumes_ml={"c": 1.5})
-    for names in (["x", "y"], ["z"]):
-        cases = [Case(name, (tmp_path / f"{name}.nrrd",)) for name in names]
-        outputs = Outputs(tmp_path / "out", cases, volumes=path)
-        outputs.check_description(labels)
-        outputs.make_folder(labels)
-        for case in cases:
-            outputs.write(case, result, outputs.writers(case, labels), labels)
-    assert path.read_text() == 'case,"a, b",c\nz,0.000,1.500\n'
-    for spoilt, told in ((path, "no table of these classes"), (tmp_path / "no/x.csv", "make it")):
-        if spoilt == path:
-            path.write_text("mine")
+    classes, path, folder = ["a, b", "c"], tmp_path / "ml.csv", tmp_path / "out"
+    rows = [["x", "a, b", "1.500"], ["x", "c", "0.000"], ["y", "c", "2.000"], ["z", "c", "9.000"]]
+    folder.mkdir()
+    lines = [[case, name, "1", "9", ml, *[""] * 7] for case, name, ml in rows]
+    (folder / "classes.csv").write_text(classes_table.lines([classes_table.COLUMNS, *lines]))
+    for cases in (["z"], ["y", "x", "not done"]):
+        check_volumes(path, classes)
+        write_volumes(path, folder, cases, classes)
+    assert path.read_text() == 'case,"a, b",c\ny,,2.000\nx,1.500,0.000\n'
+    path.write_text("mine")
+    for place, told in ((path, "no table of these classes"), (tmp_path / "no/x.csv", "make it")):
         with pytest.raises(UserError, match=told):
-            replace(outputs, volumes=spoilt).check_description(labels)
+            check_volumes(place, classes)
 
 
 def test_rows_of_an_earlier_version_stay(tmp_path):

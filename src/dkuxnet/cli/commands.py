@@ -51,6 +51,8 @@ from dkuxnet.cli.options import (
     SeriesUid,
     Set,
     SetInfer,
+    Shard,
+    SkipExisting,
     Split,
     Steps,
     Study,
@@ -151,6 +153,7 @@ def prepare(
     ] = 0,
     split: TestSplit = None,
     update: Update = False,
+    shard: Shard = None,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
@@ -158,7 +161,8 @@ def prepare(
     from dkuxnet.data.update import update_prepared
 
     if update:
-        if (spacing_mm, coarse_mm, layout, test_cases, split) != (None, "auto", "auto", 0, None):
+        others = (spacing_mm, coarse_mm, layout, test_cases, split, shard)
+        if others != (None, "auto", "auto", 0, None, None):
             raise typer.BadParameter(
                 "--update keeps plan, layout and test cases of PREPARED: leave the other options "
                 "out, but for --processes"
@@ -177,6 +181,7 @@ def prepare(
             test_cases,
             split,
             None if coarse_mm == "none" else coarse_mm,
+            shard,
         )
     show_prepared(meta, prepared)
     typer.echo(next_of_prepared(meta, prepared, split))
@@ -299,6 +304,8 @@ def predict(
     min_ml: MinMl = None,
     set_: SetInfer = None,
     volumes: Volumes = None,
+    shard: Shard = None,
+    skip_existing: SkipExisting = False,
     dicomweb: DicomWeb = None,
     study: Study = None,
     credentials: Credentials = None,
@@ -325,7 +332,8 @@ def predict(
         if study or credentials:
             raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
         # neither is missing here, see `unless_archive`
-        job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
+        options |= {"cases": cases, "shard": shard, "skip_existing": skip_existing}
+        job = partial(predict_scans, run, _listed(inputs or []), output or Path(), **options)
     else:
         from dkuxnet.prediction.archive import predict_study
 
@@ -351,6 +359,12 @@ def _predict(job: Callable[..., list[Path]], where: str, weights: Callable[[], s
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {weights()}")
     end_telling(failed)
+
+
+def _listed(inputs: list[Path]) -> list[Path]:
+    """The inputs, with the lines of stdin in the place of -."""
+    lines = [line.rstrip("\n") for line in sys.stdin] if Path("-") in inputs else []
+    return [path for path in inputs if path != Path("-")] + [Path(line) for line in lines if line]
 
 
 def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | None) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
 from dkuxnet.data.dicom.study import Origin, check_replaceable
 from dkuxnet.machine.files import append, inside, write_text
+from dkuxnet.machine.lock import waited_for
 from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg", "rtstruct")
@@ -37,8 +39,7 @@ class Outputs:
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format), "dicom-seg",
     then of the segmentation_type "binary" or "labelmap", or "rtstruct", which has no other kinds.
-    model, version: what DICOM says of the model. volumes: a CSV file beside all this, written anew:
-    a row a case, the ml of each class.
+    model, version: what DICOM says of the model. shared: other processes write there too.
     """
 
     folder: Path
@@ -48,7 +49,11 @@ class Outputs:
     segmentation_type: str = "binary"
     model: str = ""
     version: str = ""
-    volumes: Path | None = None
+    shared: bool = False
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """For as long as CLASSES is changed."""
+        return waited_for(self.folder) if self.shared else nullcontext()
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -69,12 +74,20 @@ class Outputs:
         for kind in self.kinds:
             inside(self.folder, kind)
 
-    def check_description(self, labels: dict[str, int]) -> None:
-        """Raises UserError where the folder describes label maps of other classes.
+    def missing(self) -> list[Case]:
+        """The cases of which a map is not there, or no row of CLASSES."""
+        known = {row[0] for row in read_rows(self.folder)}
+        kinds = ("", *self.kinds)
 
-        Likewise where `volumes` is there and no such table, or cannot be written.
-        """
-        self._check_volumes(labels)
+        def is_there(case: Case) -> bool:
+            target = self.target(case)
+            maps = (target.parent / kind / target.name for kind in kinds)
+            return case.name in known and all(map(Path.exists, maps))
+
+        return [case for case in self.cases if not is_there(case)]
+
+    def check_description(self, labels: dict[str, int]) -> None:
+        """Raises UserError where the folder describes label maps of other classes."""
         described = self.folder / DESCRIPTION
         try:
             foreign = described.exists() and read_text(described, MAX_BYTES) != _description(labels)
@@ -87,22 +100,6 @@ class Outputs:
                 f"{described} describes other data than these label maps would be; choose another "
                 "--output"
             )
-
-    def _check_volumes(self, labels: dict[str, int]) -> None:
-        if self.volumes is None:
-            return
-        try:
-            if self.volumes.exists():
-                text = read_text(self.volumes, MAX_BYTES)
-                if not text.startswith(lines([["case", *_foreground(labels)]])):
-                    raise UserError(
-                        f"{self.volumes} is there already and no table of these classes; choose "
-                        "another --volumes"
-                    )
-            elif not self.volumes.absolute().parent.is_dir():
-                raise UserError(f"{self.volumes}: its folder does not exist; make it")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.volumes}: cannot be read: {disk_reason(error)}") from error
 
     def writers(self, case: Case, labels: dict[str, int]) -> dict[str, Writer]:
         """What writes the "label" of a case, its probabilities and its uncertainty."""
@@ -149,12 +146,11 @@ class Outputs:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
-        if self.volumes is not None:
-            write_text(self.volumes, lines([["case", *_foreground(labels)]]))
         predicted = {case.name for case in self.cases}
-        if rows := read_rows(self.folder):
-            kept = [row for row in rows if row[0] not in predicted]
-            write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
+        with self._alone():
+            if rows := read_rows(self.folder):
+                kept = [row for row in rows if row[0] not in predicted]
+                write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -166,15 +162,9 @@ class Outputs:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
-        append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
-        if self.volumes is not None:
-            found = (result.volumes_ml.get(name, 0.0) for name in _foreground(labels))
-            append(self.volumes, lines([[case.name, *(f"{ml:.3f}" for ml in found)]]).encode())
+        with self._alone():
+            append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
-
-
-def _foreground(labels: dict[str, int]) -> list[str]:
-    return list(labels)[1:]
 
 
 def dicom_writers(

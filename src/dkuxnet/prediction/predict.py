@@ -17,6 +17,7 @@ from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
+from dkuxnet.prediction.volumes import check_volumes, write_volumes
 
 
 class ScansFailed(UserErrors):
@@ -49,6 +50,8 @@ def predict_scans(
     cases: StrPath | None = None,
     infer: Mapping[str, Any] | None = None,
     volumes: StrPath | None = None,
+    shard: tuple[int, int] | None = None,
+    skip_existing: bool = False,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written, one a case.
 
@@ -62,7 +65,9 @@ def predict_scans(
     one, see `Segmenter`, also for infer. form "dicom-seg" writes all of these as DICOM SEG: see
     `data.dicom.segmentation`, also for segmentation_type; "rtstruct" writes label maps as RT
     Structure Sets, see `data.dicom.contours`. cases: a file that names the cases to take, see
-    `find_cases`. volumes: a CSV file that gets a row a case, with the ml of each class.
+    `find_cases`. shard: (2, 8) takes the second eighth of them; the label maps of all shards may go
+    into one folder. skip_existing: leave out cases whose maps are there. volumes: a CSV
+    file that gets a row a case, with the ml of each class; not of a shard.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -73,6 +78,11 @@ def predict_scans(
         raise UserError(
             "--segmentation-type is for DICOM SEG: add --format dicom-seg, or leave the type out"
         )
+    if volumes is not None and shard is not None:
+        raise UserError(
+            "--volumes is a table of all scans, and a shard has some: ask for it when all are done, "
+            "with --skip-existing and without --shard"
+        )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
     listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
@@ -81,12 +91,22 @@ def predict_scans(
     together = [Path(each) for each in others]
     segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together, infer)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
+    if shard is not None:
+        found = found[shard[0] - 1 :: shard[1]]
     model = segmenter.name, segmenter.version
-    outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)
-    outputs = replace(outputs, volumes=None if volumes is None else Path(volumes))
+    type_, shared = segmentation_type or "binary", shard is not None
+    outputs = Outputs(Path(output), found, kinds, form, type_, *model, shared)
     outputs.check()
     outputs.check_description(segmenter.labels)
-    return _segment_all(found, segmenter, outputs, progress)
+    table, classes = None if volumes is None else Path(volumes), list(segmenter.labels)[1:]
+    if table is not None:
+        check_volumes(table, classes)
+    todo = outputs.missing() if skip_existing else found
+    try:
+        return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
+    finally:
+        if table is not None:
+            write_volumes(table, outputs.folder, [case.name for case in found], classes)
 
 
 def _segment_all(
