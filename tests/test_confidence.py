@@ -16,7 +16,7 @@ from dkuxnet.core.types import Case, Volume
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.prediction.trust import Estimate, Trust
-from dkuxnet.prediction.volumes import check_volumes, write_volumes
+from dkuxnet.prediction.volumes import check_volumes, volumes_written, write_volumes
 
 
 def ball(radius: float) -> np.ndarray:
@@ -99,6 +99,8 @@ def test_a_table_of_volumes_is_written_anew_and_replaces_nothing_else(tmp_path):
     for place, told in ((path, "no table of these classes"), (tmp_path / "no/x.csv", "make it")):
         with pytest.raises(UserError, match=told):
             check_volumes(place, classes)
+    with pytest.raises(UserError, match="--shard"), volumes_written("v", folder, [], [], True):
+        pass
 
 
 def test_rows_of_an_earlier_version_stay(tmp_path):

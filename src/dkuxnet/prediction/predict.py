@@ -17,7 +17,7 @@ from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
-from dkuxnet.prediction.volumes import check_volumes, write_volumes
+from dkuxnet.prediction.volumes import volumes_written
 
 
 class ScansFailed(UserErrors):
@@ -78,11 +78,6 @@ def predict_scans(
         raise UserError(
             "--segmentation-type is for DICOM SEG: add --format dicom-seg, or leave the type out"
         )
-    if volumes is not None and shard is not None:
-        raise UserError(
-            "--volumes is a table of all scans, and a shard has some: ask for it when all are done, "
-            "with --skip-existing and without --shard"
-        )
     wanted = {"probabilities": save_probabilities, "uncertainty": save_uncertainty}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
     listed, paths = None if cases is None else Path(cases), [Path(each) for each in inputs]
@@ -98,15 +93,10 @@ def predict_scans(
     outputs = Outputs(Path(output), found, kinds, form, type_, *model, shared)
     outputs.check()
     outputs.check_description(segmenter.labels)
-    table, classes = None if volumes is None else Path(volumes), list(segmenter.labels)[1:]
-    if table is not None:
-        check_volumes(table, classes)
-    todo = outputs.missing() if skip_existing else found
-    try:
+    classes, names = list(segmenter.labels)[1:], [case.name for case in found]
+    with volumes_written(volumes, outputs.folder, names, classes, shared):
+        todo = outputs.missing() if skip_existing else found
         return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
-    finally:
-        if table is not None:
-            write_volumes(table, outputs.folder, [case.name for case in found], classes)
 
 
 def _segment_all(
