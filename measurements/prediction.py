@@ -28,6 +28,7 @@ from torch import nn
 
 from dkuxnet.core.config import InferSettings
 from dkuxnet.core.types import NetworkShape, Output
+from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods.base import Ensemble
 from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.models.networks.grouping import default_groups
@@ -170,7 +171,10 @@ def agreement(chosen: argparse.Namespace) -> None:
         info, image = data.info(name), np.asarray(data.array(name, "image"))
         for loop, predict in loops.items():
             label = label_on_scan(
-                predict(image), info.shape, np.array(info.affine), infer.largest_component
+                predict(image),
+                info.shape,
+                np.array(info.affine),
+                Cleaning.of(infer, list(manifest.labels)),
             )
             found[loop].append(dice(label == 1, np.asarray(data.array(name, "truth")) == 1))
     print(

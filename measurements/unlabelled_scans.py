@@ -22,6 +22,7 @@ from dkuxnet.benchmark.text import plain, show_gain, show_p, show_spread, table_
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.metrics import DICE, dice
 from dkuxnet.machine.files import write_json
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import Windows, label_on_scan, sliding_window
 
@@ -66,7 +67,9 @@ def scores(run: Path, data: PreparedSet, every: int) -> dict[str, float]:
         image = np.asarray(data.array(name, "image"))
         prob = sliding_window(predictor, image, windows).prob
         affine = np.array(info.affine)
-        label = label_on_scan(prob, info.shape, affine, settings.infer.largest_component)
+        label = label_on_scan(
+            prob, info.shape, affine, Cleaning.of(settings.infer, list(manifest.labels))
+        )
         found[name] = float(np.mean([dice(label == k, truth == k) for k in range(1, classes)]))
     return found
 

@@ -131,8 +131,8 @@ def test_a_missing_extra_is_one_line(dkuxnet, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dkuxnet.core.extras.find_spec", lambda name: None if name == "uvicorn" else name
     )
-    expected = "error: this needs uvicorn: pip install 'dkuxnet[serve]'\n"
-    assert dkuxnet("serve", tmp_path) == (1, "", expected)
+    told = "error: this needs uvicorn: pip install '.[serve]' in a clone of the repository of "
+    assert dkuxnet("serve", tmp_path) == (1, "", f"{told}dkuxnet\n")
 
 
 @pytest.mark.parametrize("args", [("info",), ("info", "--json")], ids=str)
@@ -237,6 +237,14 @@ MISTAKES = {
         "--segmentation-type is",
         "add --format dicom-seg",
     ],
+    "predict FULL SCANS --output NEW --tta miror": ["infer.tta", "'scale', got 'miror'"],
+    "predict FULL SCANS --output NEW --overlap 1": ["infer.overlap", "less than 1, got 1"],
+    "predict FULL SCANS --output NEW --min-ml organ=-1": ["infer.min_ml", "ml from 0 on"],
+    "predict FULL SCANS --output NEW --set train.lr=1": ["infer.* alone can be set"],
+    f"{TRAIN} --folds 4": ["--folds 4: expected 2 to 3, the number of labelled cases"],
+    f"{TRAIN} --patience 2": ["train.patience=2 needs validation cases"],
+    f"{TRAIN} --set loss.class_weights.liver=2": ["unknown class in loss.class_weights 'liver'"],
+    f"{TRAIN} --metrics nsd": ["'organ' has none; give --tolerance-mm"],
     "evaluate NEW/none SCANS/labelsTr": ["none"],
     "evaluate FULL SCANS/labelsTr": ["expected a folder of label maps", "predict first"],
     "evaluate SCANS/labelsTr SCANS/labelsHidden": ["with the same names"],
@@ -337,9 +345,11 @@ def test_a_wrong_command_line_is_exit_code_2(dkuxnet, args, part):
 
 def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
     prepared, run, predictions = (tmp_path / name for name in ("prepared", "run", "predictions"))
+    folds = tmp_path / "folds"
     steps = [
         ("prepare", scans, prepared, "--processes", 1),
         ("train", prepared, run, *TRAIN.split()[3:], "--set", "infer.overlap=0"),
+        ("train", prepared, folds, *TRAIN.split()[3:], "--folds", 2, "--metrics", "volume"),
         (
             "predict",
             run,
@@ -349,6 +359,7 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
             "--device",
             "cpu",
             "--save-uncertainty",
+            *("--volumes", tmp_path / "v.csv", "--min-ml", "organ=0.01,tumour=0", "--overlap", 0.2),
         ),
         (
             "evaluate",
@@ -372,8 +383,13 @@ def test_the_commands_work_one_after_the_other(dkuxnet, scans, tmp_path):
         said.append(out)
     assert "5 cases prepared" in said[0] and "3 with a label" in said[0]
     assert "supervised with uxnet-tiny: 1 steps" in said[1]
-    assert f"5 label maps in {predictions}" in said[2].replace("\n", "")
-    assert "organ" in said[3] and "95HD (mm)" in said[3]
+    assert "3 cases" in said[2] and "volume error (ml)" in said[2]
+    predict = shlex.split(said[2].splitlines()[-1].removeprefix("next: dkuxnet "))
+    assert predict[:2] == ["predict", str(folds)]
+    assert f"5 label maps in {predictions}" in said[3].replace("\n", "")
+    volumes = (tmp_path / "v.csv").read_text().splitlines()
+    assert volumes[0] == "case,organ,tumour" and len(volumes) == 6
+    assert "organ" in said[4] and "95HD (mm)" in said[4]
     assert (
         len(list(predictions.glob("*.nii.gz")))
         == 5

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from dkuxnet.core import classes_table
 from dkuxnet.core.confidence import UNSURE_BELOW, class_confidence, unsure
+from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import Case, Volume
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation
 from dkuxnet.prediction.trust import Estimate, Trust
+from dkuxnet.prediction.volumes import check_volumes, volumes_written, write_volumes
 
 
 def ball(radius: float) -> np.ndarray:
@@ -81,6 +84,24 @@ def test_a_prediction_writes_it_and_keeps_the_rows_of_other_cases(tmp_path):
     }  # fmt: skip
     assert (rows[3]["estimated_dice"], rows[3]["unlike"]) == ("", "0.50")
     assert (rows[3]["voxels"], rows[3]["confidence"], rows[3]["unsure"]) == ("0", "", "")
+
+
+def test_a_table_of_volumes_is_written_anew_and_replaces_nothing_else(tmp_path):
+    classes, path, folder = ["a, b", "c"], tmp_path / "ml.csv", tmp_path / "out"
+    rows = [["x", "a, b", "1.500"], ["x", "c", "0.000"], ["y", "c", "2.000"], ["z", "c", "9.000"]]
+    folder.mkdir()
+    lines = [[case, name, "1", "9", ml, *[""] * 7] for case, name, ml in rows]
+    (folder / "classes.csv").write_text(classes_table.lines([classes_table.COLUMNS, *lines]))
+    for cases in (["z"], ["y", "x", "not done"]):
+        check_volumes(path, classes)
+        write_volumes(path, folder, cases, classes)
+    assert path.read_text() == 'case,"a, b",c\ny,,2.000\nx,1.500,0.000\n'
+    path.write_text("mine")
+    for place, told in ((path, "no table of these classes"), (tmp_path / "no/x.csv", "make it")):
+        with pytest.raises(UserError, match=told):
+            check_volumes(place, classes)
+    with pytest.raises(UserError, match="--shard"), volumes_written("v", folder, [], [], True):
+        pass
 
 
 def test_rows_of_an_earlier_version_stay(tmp_path):

@@ -18,6 +18,7 @@ import described
 from dkuxnet.cli.launch import check_begun_here
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError, data_warnings
+from dkuxnet.core.schemas import Postprocessing
 from dkuxnet.core.types import HALVINGS, NetworkShape
 from dkuxnet.data import formats
 from dkuxnet.data.prepare import prepare_scans
@@ -28,12 +29,13 @@ from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import forget_peak_memory
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.dual_mutual import DualMutual
+from dkuxnet.models.methods.losses import PLAIN, LossForm
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import GridPrediction
 from dkuxnet.report.words import tell
 from dkuxnet.runs.folder import RunFolder
-from dkuxnet.training import coarse, experiment, scoring
+from dkuxnet.training import coarse, experiment, postprocessing, scoring
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
@@ -259,17 +261,32 @@ def test_what_validation_chose_is_what_evaluation_prediction_and_exports_take(
 ):
     run, scores = tmp_path / "run", iter([0.1, 0.9, 0.2])
     monkeypatch.setattr(experiment, "validation_dice", lambda *job: next(scores))
+    monkeypatch.setattr(
+        postprocessing,
+        "chosen",
+        lambda *tables: Postprocessing(
+            largest_component=(), min_ml={"organ": 0.1}, dice_before={}, dice_after={"organ": 0.5}
+        ),
+    )
     split = str(split_with_validation(prepared, tmp_path))
     steps = {"train__steps": 30, "train__validate_every": 10, "train__lr": 0.01}
-    manifest = run_training(prepared, run, settings(data__split=split, **steps))
+    one = {"method__name": "supervised"}
+    manifest = run_training(prepared, run, settings(data__split=split, **steps, **one))
     assert not same(weights(run, "best"), weights(run)) and manifest.weights == "best"
     [name] = manifest.split.test
     scan = scans / "imagesTr" / f"{name}_0000.nii.gz"
+    chosen = manifest.postprocessing
+    assert chosen == Postprocessing(
+        largest_component=(), min_ml={"organ": 0.1}, dice_before={}, dice_after={"organ": 0.5}
+    )
     of = {None: [], "best": [], "final": []}
     for chosen in of:
         [written] = predict_scans(run, [scan], tmp_path / f"out {chosen}", weights=chosen)
         of[chosen] = formats.read(written, "label").array
     theirs = formats.read(run / "evaluation" / "predictions" / f"{name}.nii.gz", "label").array
+    as_set = {"postprocessing": "set"}  # without what was chosen there are smaller pieces
+    [written] = predict_scans(run, [scan], tmp_path / "as set", infer=as_set)
+    assert not np.array_equal(of[None], formats.read(written, "label").array)
     assert np.array_equal(of[None], of["best"]) and np.array_equal(of[None], theirs)
     assert not np.array_equal(of[None], of["final"])
     assert "chose the weights" in " ".join(tell(settings(), manifest, 30, True))
@@ -298,6 +315,28 @@ def test_validation_scores_what_would_be_predicted(prepared, monkeypatch, larges
     monkeypatch.setattr(coarse, "sliding_window", lambda *window: GridPrediction(prob))
     monkeypatch.setattr(job.validation, "array", lambda name, kind: truth)
     assert scoring.validation_dice(torch.nn.Identity(), job) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ({"train__patience": 2}, "train.patience=2 needs validation cases"),
+        ({"loss__class_weights": {"liver": 2}}, r"unknown class in loss\.class_weights 'liver'"),
+        ({"infer__min_ml": {"liver": 2}}, r"unknown class in infer\.min_ml 'liver'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused(prepared, more, told):
+    with pytest.raises(UserError, match=told):
+        new_job(prepared, settings(**more))
+
+
+def test_the_loss_on_labels_has_the_form_that_is_set(prepared):
+    plain = experiment.make_method(new_job(prepared, settings()))
+    job = new_job(prepared, settings(loss__class_weights={"tumour": 5}, loss__tversky=0.7))
+    formed = experiment.make_method(job)
+    assert plain.form == PLAIN and formed.form == LossForm((1.0, 1.0, 5.0), 0.0, 0.7)
+    batch = next(experiment.batches(job, 0))
+    assert formed.losses(batch, 0)["seg"] > plain.losses(batch, 0)["seg"]
 
 
 def split_with_test(prepared, tmp_path):
@@ -450,7 +489,7 @@ def test_torchrun_goes_on_with_the_run_that_it_began_alone(prepared, tmp_path):
         check_begun_here(run, settings(train__steps=3, train__seed=1), any_steps=True)
 
 
-@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", ""])
+@pytest.mark.parametrize("name", ["mps", "cuda:77", "xpu", "cpux", "meta", "hpu", ""])
 def test_a_device_that_is_not_here_is_a_short_line(name):
     if name == "mps" and torch.backends.mps.is_available():
         return

@@ -261,7 +261,7 @@ def test_the_command_that_is_printed_works_or_says_what_to_install(dual_run, tmp
         "dkuxnet.export.monai_bundle.find_spec", lambda name: None if name == "fire" else find(name)
     )
     said = write_bundle(Export(dual_run, predictor, settings, manifest, tmp_path / "less"))
-    assert said.endswith("OUTPUT; it needs fire: pip install 'dkuxnet[export]'")
+    assert "OUTPUT; it needs fire: pip install '.[export]' in a clone" in said
 
 
 def test_nothing_is_left_of_a_bundle_that_failed(dual_run, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from dkuxnet.data.network_grid import (
     region_on_network_grid,
     to_network_grid,
 )
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.localise import foreground_box, region_around
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.prediction.segment import Segmenter
@@ -312,7 +313,7 @@ def test_the_largest_piece_is_sought_in_the_region(segmenters):
     prob[1, 1:6, 1:5, 1:5], prob[1, 7, 0, 0] = 1, 1
     prob[0] = 1 - prob[1]
     region = Region((20, 6, 20), (10, 0, 4), (18, 6, 10))
-    label = label_on_scan(prob, (20, 6, 20), np.eye(4), largest_component=True, region=region)
+    label = label_on_scan(prob, (20, 6, 20), np.eye(4), Cleaning(frozenset({1, 2})), region=region)
     assert label.sum() == 80 and label[11:16, 1:5, 5:9].all()
     assert label_on_scan(prob, (20, 6, 20), np.eye(4), region=region)[17, 0, 4] == 1
 

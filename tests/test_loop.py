@@ -96,6 +96,24 @@ def test_the_loop_learns_logs_and_saves(tmp_path):
     assert run.load_checkpoint()["step"] == 60
 
 
+def test_a_training_ends_with_its_patience_and_goes_on_only_where_it_is_lengthened(tmp_path):
+    settings = TrainSettings(steps=60, validate_every=5, log_every=20, patience=3, save_every=100)
+    scores = [0.1, 0.3, math.nan, 0.2, 0.3, 0.2]  # a score as good is no better
+    state, run, given = make(settings), run_folder(tmp_path / "run"), iter(scores)
+    state.method.predictor = lambda: SimpleNamespace(eval=lambda: None)
+    train(state, batches(0, 60), settings, run, CPU, lambda _: next(given))
+    assert (state.step, state.stale, state.best) == (30, 3, 0.3)
+    assert [row["step"] for row in run.metrics() if "loss" in row] == [19, 29]
+    assert run.load_weights("final") and run.load_checkpoint()["stale"] == 3
+    again = make(settings)
+    again.restore(run.load_checkpoint())
+    train(again, batches(30, 60), settings, run, CPU, lambda _: 1.0)
+    assert again.step == 30  # a resumed one is at its end too
+    old = {key: value for key, value in run.load_checkpoint().items() if key != "stale"}
+    again.restore(old)  # of before
+    assert again.stale == 0 and not again.is_over(settings)
+
+
 def test_the_learning_rate_warms_up_then_decays_by_the_absolute_step():
     settings = TrainSettings(steps=100, lr=1.0, warm_up_steps=10, poly=0.9)
     assert learning_rate(0, settings) == pytest.approx(0.1) and learning_rate(

@@ -53,6 +53,52 @@ def test_segmentation_loss_is_monai_s_dice_ce():
     assert losses.segmentation_loss(logits, label).item() == pytest.approx(theirs.item(), abs=1e-4)
 
 
+def some_logits():
+    torch.manual_seed(0)
+    return (
+        torch.randn(2, 3, 6, 5, 4),
+        torch.randint(0, 3, (2, 6, 5, 4)),
+        torch.rand(2, 6, 5, 4) < 0.7,
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_form_that_says_nothing_is_the_plain_loss(masked):
+    logits, label, mask = some_logits()
+    mask = mask.float() if masked else None
+    plain = losses.segmentation_loss(logits, label, mask)
+    same = losses.formed_loss(logits, label, mask, losses.LossForm((1.0, 1.0, 1.0)))
+    assert same.item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_class_weights_are_those_of_torch_and_weigh_the_dice_of_classes():
+    logits, label, _ = some_logits()
+    weights = (0.5, 1.0, 4.0)
+    found = losses.segmentation_loss(logits, label, None, losses.LossForm(weights))
+    entropy = F.cross_entropy(logits, label, weight=torch.tensor(weights))
+    prob, target = logits.softmax(1), losses.one_hot(label, 3)
+    one, two = (losses.soft_dice_loss(prob[:, [0, k]], target[:, [0, k]]).item() for k in (1, 2))
+    assert found.item() == pytest.approx(entropy.item() + (one + 4 * two) / 5, abs=1e-5)
+
+
+def test_focal_and_tversky_by_hand():
+    prob = torch.tensor([0.9, 0.2, 0.6]).view(1, 3, 1, 1)  # of class 1; two voxels have it
+    logits = torch.stack([(1 - prob).log(), prob.log()], dim=1)
+    label = torch.tensor([1, 1, 0]).view(1, 3, 1, 1)
+    form = losses.LossForm(focal=2.0, tversky=0.7)
+    entropy = sum((1 - p) ** 2 * -math.log(p) for p in (0.9, 0.2, 0.4)) / 3
+    index = 1.1 / (1.1 + 0.3 * 0.6 + 0.7 * 0.9)
+    found = losses.segmentation_loss(logits, label, None, form)
+    assert found.item() == pytest.approx(entropy + 1 - index, abs=1e-4)
+
+
+def test_a_focal_loss_is_finite_where_nothing_is_to_be_learnt():
+    logits = torch.tensor([50.0, -50.0]).view(1, 2, 1, 1, 1).requires_grad_()
+    label = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+    losses.segmentation_loss(logits, label, None, losses.LossForm(focal=0.5)).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_query_loss_is_the_mean_log_of_the_right_group():
     prob = torch.stack([torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6])], dim=1).view(
         1, 2, 2, 1, 1

@@ -22,7 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 # where it is not the module's name in lower case, with - for _
-PACKAGE_OF = {"jpeg_ls": "pyjpegls", "skimage": "scikit-image"}
+PACKAGE_OF = {"jpeg_ls": "pyjpegls", "mlflow": "mlflow-skinny", "skimage": "scikit-image"}
 # imported by what we call, never by us
 INDIRECT = {"fire", "onnx", "onnxscript", "pyjpegls", "python-multipart", "pytorch-ignite"}
 INDIRECT |= {"tensorboard"}  # it reads what we write
@@ -126,6 +126,7 @@ def test_a_missing_extra_names_one_that_brings_it():
 
 def test_all_brings_every_extra_of_users():
     extras = set(PROJECT["optional-dependencies"]) - {"all", "dev", "docs", "fuzz"}
+    extras -= {"mlflow", "wandb"}  # large, and who has one of them has it already
     assert PROJECT["optional-dependencies"]["all"] == [f"dkuxnet[{','.join(sorted(extras))}]"]
 
 

@@ -22,11 +22,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.schemas import Statistic
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.evaluation.statistics import FOREGROUND_MEAN
 from dkuxnet.machine.files import write_json
 from dkuxnet.report import pictures, slices, volumes
 from dkuxnet.report.case import ShownCase, box_around, load_case, maps_of
-from dkuxnet.report.page import write_report
+from dkuxnet.report.page import show_asked, write_report
 from dkuxnet.report.plots import curves_of, draw_curves, draw_dice
 from dkuxnet.report.results import read_results
 from dkuxnet.report.surfaces import draw_surfaces, surface_of, surfaces_of, view
@@ -514,12 +516,30 @@ def test_maps_are_told_with_their_scale_and_an_older_run_has_none(mapped, finish
     shown = read_page(mapped)
     assert len(
         decode(section(shown, "How sure"))
-    ) == 2 and "Queries: the network assigns" in visible_text(shown)
+    ) == 2 and "assigns every voxel to its queries" in visible_text(shown)
+    queries = section(shown, "Which queries it asked")
+    assert len(decode(queries)) == 2 and shown.index("How sure") < shown.index("For developers")
+    assert shown.index("For developers") < shown.index("Which queries")
+    assert page.index("not a medical device") < page.index("<h1>")
     assert [layer["key"] for layer in data_of(page, "cases-data")[0]["layers"]] == [
         "Scan",
         "Truth",
         "Prediction",
     ]
+
+
+def test_scores_that_were_asked_for_have_a_table():
+    def figures(value):
+        return {"dice": Statistic(mean=0.5, std=None, ci95=None)} | (
+            {} if value is None else {"nsd": Statistic(mean=value, std=0.1, ci95=(0.2, 0.9))}
+        )
+
+    several = {name: figures(0.7) for name in ("a", "b", FOREGROUND_MEAN)}
+    shown = show_asked(several)
+    assert [metric.key for metric in shown["metrics"]] == ["nsd"] and [*shown["rows"]] == [*several]
+    assert shown["rows"]["a"][0] == {"mean": "0.700", "std": "0.100", "interval": "0.200 to 0.900"}
+    assert [*show_asked({name: figures(0.7) for name in ("a", FOREGROUND_MEAN)})["rows"]] == ["a"]
+    assert show_asked({"a": figures(None)}) is None and show_asked({}) is None
 
 
 def test_a_surface_is_where_the_voxels_are(finished):

@@ -45,6 +45,8 @@ def opened(browser, report):
     page, wrong = watched_page(browser)
     page.goto(report.as_uri())
     page.wait_for_selector("#viewer[aria-busy=false]")
+    assert page.locator("#curves:visible, .fixed-curves:visible").count() == 0
+    page.get_by_text("For developers").click()
     yield page, wrong
     page.close()
 
@@ -262,6 +264,7 @@ def test_a_page_without_webgl_or_scripts_is_never_blank(browser, report, lacking
               return /webgl/.test(kind) ? null : original.call(this, kind, ...more);
             };""")
         page.goto(report.as_uri())
+        page.get_by_text("For developers").click()
         surfaces = page.locator(".fixed-surfaces img")
         assert surfaces.count() == 3 and all(surfaces.nth(i).is_visible() for i in range(3))
         surfaces.first.scroll_into_view_if_needed()

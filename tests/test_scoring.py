@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dkuxnet.core.config import InferSettings
 from dkuxnet.core.errors import DataWarning
 from dkuxnet.core.types import Volume
 from dkuxnet.data import formats, phantom
@@ -22,7 +23,7 @@ class View:
 
     def __init__(self, **labels):
         self.labels = {name: np.array(values, np.uint8) for name, values in labels.items()}
-        self.meta = SimpleNamespace(labels=LABELS)
+        self.meta = SimpleNamespace(labels=LABELS, plan=SimpleNamespace(spacing_mm=(1, 1, 1)))
         self.read = []
 
     def array(self, name, kind):
@@ -40,7 +41,8 @@ def job(labelled, validation) -> SimpleNamespace:
         validation=validation,
         shape=SimpleNamespace(classes=3),
         patch=(1,),
-        settings=SimpleNamespace(infer=SimpleNamespace(largest_component=False)),
+        settings=SimpleNamespace(infer=InferSettings()),
+        data=labelled,
         device=None,
     )
 
@@ -70,7 +72,7 @@ def test_validation_counts_what_applies(monkeypatch, truth, predicted, expected)
     names = [f"case{i}" for i in range(len(truth))]
     views = View(**dict(zip(names, truth, strict=True)))
     prob = iter(np.eye(3)[np.array(each)].T for each in predicted)
-    monkeypatch.setattr(scoring, "Windows", lambda *_: None)
+    monkeypatch.setattr(scoring, "windows_of", lambda *_: None)
     monkeypatch.setattr(coarse, "sliding_window", lambda *_: SimpleNamespace(prob=next(prob)))
     found = scoring.validation_dice(None, job(View(), views))
     assert found == pytest.approx(expected, nan_ok=True)
@@ -82,11 +84,11 @@ def test_the_best_weights_are_kept_where_validation_says_nothing():
         log=lambda step, values: logged.append(values), save_weights=lambda *_: saved.append(score)
     )
     method = SimpleNamespace(predictor=lambda: SimpleNamespace(eval=lambda: None), state_dict=dict)
-    state = SimpleNamespace(best=-math.inf, step=1, predicting=lambda: method)
+    state = SimpleNamespace(best=-math.inf, step=1, stale=0, predicting=lambda: method)
     for score in scores:
         loop.keep_best(run, state, lambda _, score=score: score)
     np.testing.assert_equal(saved, [math.nan, math.nan, 0.5, math.nan])
-    assert state.best == 0.5
+    assert (state.best, state.stale) == (0.5, 1)  # what says nothing tries no patience
     assert logged == [{"validation_dice": 0.5}, {"validation_dice": 0.4}]
 
 

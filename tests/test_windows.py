@@ -12,7 +12,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import NetworkShape, Output, Volume
 from dkuxnet.data.geometry import resample, resampled_shape, to_ras
 from dkuxnet.machine.devices import to_device
-from dkuxnet.models.components import keep_largest_component
+from dkuxnet.models.components import Cleaning, keep_largest_component
 from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction import windows as infer
@@ -209,6 +209,6 @@ def test_of_each_class_the_largest_piece_stays():
     )
     prob = np.stack([label == k for k in range(4)]).astype(np.float32)
     assert np.array_equal(
-        infer.label_on_scan(prob, (9, 9, 9), np.eye(4), largest_component=True), kept
+        infer.label_on_scan(prob, (9, 9, 9), np.eye(4), Cleaning(frozenset({1, 2, 3}))), kept
     )
     assert np.array_equal(infer.label_on_scan(prob, (9, 9, 9), np.eye(4)), label)

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,17 +25,23 @@ from dkuxnet.cli.options import (
     Devices,
     DicomWeb,
     FinishedRun,
+    FoldsOption,
     Format,
     From,
     Inputs,
     Labelled,
     LabelledSeed,
     LabelMaps,
+    LargestComponent,
     Localise,
     MarginMm,
     Method,
+    Metrics,
+    MinMl,
     Minutes,
     Network,
+    Overlap,
+    Patience,
     Preset,
     Rater,
     Resume,
@@ -44,16 +51,21 @@ from dkuxnet.cli.options import (
     SegmentationType,
     SeriesUid,
     Set,
+    SetInfer,
     Shard,
     SkipExisting,
     Split,
     Steps,
     Study,
     TestSplit,
+    ToleranceMm,
     TrainDevice,
+    Tta,
     Update,
+    Volumes,
     Weights,
     With,
+    infer_settings,
     numbers,
     numbers_or,
 )
@@ -192,9 +204,13 @@ def train(
     from_: From = None,
     steps: Steps = None,
     minutes: Minutes = None,
+    patience: Patience = None,
+    metrics: Metrics = None,
+    tolerance_mm: ToleranceMm = None,
     seed: Seed = None,
     device: TrainDevice = None,
     set_: Set = None,
+    folds: FoldsOption = None,
     resume: Resume = False,
     devices: Devices = 1,
 ) -> None:
@@ -208,6 +224,9 @@ def train(
         "data.labelled_seed": labelled_seed,
         "train.pretrained": None if from_ is None else str(from_),
         "train.steps": steps,
+        "train.patience": patience,
+        "evaluate.metrics": metrics,
+        "evaluate.tolerance_mm": tolerance_mm,
         "data.split": None if split is None else str(split),
         "train.seed": seed,
         "train.device": device,
@@ -215,24 +234,55 @@ def train(
     overrides = dict(map(parse_override, set_ or [])) | {
         key: value for key, value in named.items() if value is not None
     }
-    if resume and (overrides.keys() - {"train.steps"} or config or preset != "default"):
-        raise typer.BadParameter(
-            "--resume takes the settings of the run: leave out --preset, --config, --set and the "
-            "others but --steps"
-        )
-    if minutes is not None and (resume or "train.steps" in overrides):
-        other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
-        raise typer.BadParameter(f"--minutes does not go with {other}")
+    others = bool(overrides.keys() - {"train.steps"} or config or preset != "default")
+    check_resume(resume, others, minutes, "train.steps" in overrides)
     settings = load_settings(preset, config, overrides)
+    several = of_several(run, folds, resume, steps, minutes)
     if devices > 1 and "RANK" not in os.environ:
         from dkuxnet.cli.launch import in_processes
 
         code, errors = in_processes(devices)
         end_telling(errors)
         raise typer.Exit(code)
-    from dkuxnet.cli.launch import train_run  # after what can be told without torch
+    from dkuxnet.cli.launch import train_folds, train_run  # after what can be told without torch
 
+    if several:
+        train_folds(prepared, run, settings, folds, resume)
+        return
     train_run(prepared, run, settings, resume, steps if resume else None, minutes)
+
+
+def check_resume(resume: bool, others: bool, minutes: float | None, has_steps: bool) -> None:
+    """Raise BadParameter for what does not go together. others: whether settings are given."""
+    if resume and others:
+        raise typer.BadParameter(
+            "--resume takes the settings of the run: leave out --preset, --config, --set and the "
+            "others but --steps"
+        )
+    if minutes is not None and (resume or has_steps):
+        other = "--resume: give --steps there" if resume else "the number of steps: leave one out"
+        raise typer.BadParameter(f"--minutes does not go with {other}")
+
+
+def of_several(
+    run: Path, folds: int | None, resume: bool, steps: int | None, minutes: float | None
+) -> bool:
+    """Whether it is a cross-validation. Raises BadParameter for what does not go together."""
+    from dkuxnet.runs.folds import holds_folds, read_folds  # they load numpy
+
+    if folds is None and not (resume and holds_folds(run)):
+        return False
+    if minutes is not None:
+        raise typer.BadParameter("--minutes does not go with --folds: give --steps")
+    if not resume:
+        return True
+    if steps is not None:
+        raise typer.BadParameter("--steps goes on with one run: name it, such as RUN/fold-1")
+    if not holds_folds(run):
+        raise typer.BadParameter(f"{run} holds no folds: leave --folds or --resume out")
+    if folds not in (None, begun := read_folds(run).folds):
+        raise typer.BadParameter(f"{run} has {begun} folds: leave --folds out")
+    return True
 
 
 @app.command()
@@ -251,6 +301,12 @@ def predict(
     format_: Format = "auto",
     segmentation_type: SegmentationType = None,
     cases: Cases = None,
+    tta: Tta = None,
+    overlap: Overlap = None,
+    largest_component: LargestComponent = None,
+    min_ml: MinMl = None,
+    set_: SetInfer = None,
+    volumes: Volumes = None,
     shard: Shard = None,
     skip_existing: SkipExisting = False,
     dicomweb: DicomWeb = None,
@@ -258,8 +314,8 @@ def predict(
     credentials: Credentials = None,
 ) -> None:
     """Segment scans; every label map lies on its scan's own grid, in its scan's format."""
-    from dkuxnet.cli.console import sentence_progress
-    from dkuxnet.prediction.predict import ScansFailed, predict_scans
+    infer = infer_settings(set_, tta, overlap, largest_component, min_ml)
+    from dkuxnet.prediction.predict import predict_scans  # after what can be told without torch
 
     options: dict[str, Any] = {
         "save_probabilities": save_probabilities,
@@ -272,6 +328,8 @@ def predict(
         "series_uid": series_uid,
         "form": format_,
         "segmentation_type": segmentation_type,
+        "infer": infer,
+        "volumes": volumes,
     }
     if dicomweb is None:
         if study or credentials:
@@ -284,6 +342,16 @@ def predict(
 
         study = _study_given(study, inputs, cases)
         job = partial(predict_study, run, dicomweb, study, output, credentials, **options)
+    kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
+    where = str(output or f"{dicomweb}, as {kind}")
+    _predict(job, where, lambda: weights_of(run, weights))
+
+
+def _predict(job: Callable[..., list[Path]], where: str, weights: Callable[[], str]) -> None:
+    """Do the job and say where its label maps are, then what failed."""
+    from dkuxnet.cli.console import sentence_progress
+    from dkuxnet.prediction.predict import ScansFailed
+
     failed: list[str] = []
     try:
         with sentence_progress("predict") as progress:
@@ -291,10 +359,8 @@ def predict(
     except ScansFailed as error:
         failed, written = error.lines, error.written
     if written:
-        kind = "RT Structure Set" if format_ == "rtstruct" else "DICOM SEG"
-        where = output or f"{dicomweb}, as {kind}"
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
-        typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
+        typer.echo(f"{maps}; weights: {weights()}")
     end_telling(failed)
 
 
@@ -348,12 +414,8 @@ def evaluate(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file, a row a case and class.")] = None,
     cases: Cases = None,
-    metrics: Annotated[
-        str, typer.Option(help="Further ones, with commas: nsd, assd, volume, lesions.")
-    ] = "",
-    tolerance_mm: Annotated[
-        str, typer.Option(metavar="MM", help="Of nsd: 2, or by class: liver=3,tumour=1.")
-    ] = "",
+    metrics: Metrics = None,
+    tolerance_mm: ToleranceMm = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON file instead.")] = False,
 ) -> None:
     """Dice, Jaccard, 95HD and ASD per case and class, with mean, spread and confidence interval."""
@@ -366,8 +428,8 @@ def evaluate(
             labels,
             lambda done, total: None if as_json else progress("evaluate", done, total),
             cases,
-            metrics,
-            tolerance_mm,
+            metrics or "",
+            tolerance_mm or "",
         )
     if output:
         result.write_json(output)

@@ -153,18 +153,32 @@ def _plan(plan: "Plan") -> str:
 
 def show_trained(manifest: "Manifest", run: Path) -> None:
     from dkuxnet.evaluation.found import notes_on
+    from dkuxnet.evaluation.more_metrics import asked_in
 
+    planned = manifest.planned_steps[-1] if manifest.planned_steps else manifest.steps_done
+    early = (
+        f" of {planned}, as validation gained no more," if manifest.steps_done != planned else ""
+    )
     _say(
-        f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps in "
+        f"{manifest.method} with {manifest.network}: {manifest.steps_done} steps{early} in "
         f"{manifest.train_seconds or 0:.0f} s; weights in {run}: {weights_chosen(manifest.weights)}"
     )
+    if manifest.postprocessing and (chosen := manifest.postprocessing.in_words):
+        _say(chosen)
     if manifest.test:
-        _show_summary(manifest.test, _count(manifest.split.test, "test case"), manifest.found)
+        cases = _count(manifest.split.test, "test case")
+        _show_summary(manifest.test, cases, manifest.found, asked_in(manifest.test))
         for note in (*manifest.label_notes, *notes_on(manifest.found or {})):
             _say(f"note: {note}")
     name = shlex.quote(str(run))
     _say(f"next: dkuxnet report {name}")
     _say(f"next: dkuxnet predict {name} SCANS --output predictions")
+
+
+def show_folds(result: "Evaluation", folder: Path) -> None:
+    show_evaluation(result)
+    _say(f"in {folder / 'evaluation'}: predictions of these cases, summary.json, cases.csv")
+    _say(f"next: dkuxnet predict {shlex.quote(str(folder))} SCANS --output predictions")
 
 
 def weights_chosen(weights: str | None) -> str:
@@ -324,5 +338,6 @@ def _say(text: str) -> None:
 
 def weights_of(run: Path, asked: str | None = None) -> str:
     from dkuxnet.runs.folder import RunFolder
+    from dkuxnet.runs.folds import runs_in
 
-    return asked or weights_chosen(RunFolder(run).choose_weights())
+    return asked or weights_chosen(RunFolder(runs_in(run)[0]).choose_weights())

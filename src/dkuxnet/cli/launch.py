@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 import typer
 
-from dkuxnet.cli.console import show_trained, train_progress
+from dkuxnet.cli.console import show_folds, show_trained, train_progress
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import TOLD, UserError
 from dkuxnet.machine.distributed import any_rank, joined
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.runs.folds import holds_folds
 from dkuxnet.training.experiment import run_training
+from dkuxnet.training.folds import run_folds
 from dkuxnet.training.job import settings_of, with_steps, write_out_options
 from dkuxnet.training.loop import Interrupted
 from dkuxnet.training.minutes import settings_for
@@ -94,7 +96,8 @@ def goes_on(run: Path) -> bool:
     """
     counted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     # each machine's torchrun counts for itself
-    return any_rank(counted, torch.device("cpu")) and RunFolder(run).is_run
+    there = RunFolder(run).is_run or holds_folds(run)
+    return any_rank(counted, torch.device("cpu")) and there
 
 
 def check_begun_here(run: Path, settings: Settings, any_steps: bool = False) -> None:
@@ -120,6 +123,25 @@ def again(prepared: Path, run: Path) -> str:
     if "RANK" in os.environ and world != "1":
         words += ["--devices", world]
     return shlex.join(words)
+
+
+def train_folds(
+    prepared: Path, folder: Path, settings: Settings, folds: int | None, resume: bool
+) -> None:
+    """Train the runs of a cross-validation and show their scores; see `run_folds`, `train_run`.
+
+    folds: None where it goes on.
+    """
+    try:
+        with joined(), train_progress() as progress:
+            resume = resume or goes_on(folder)
+            result = run_folds(prepared, folder, settings, folds or 0, resume, progress)
+    except Interrupted as stop:
+        if is_first():
+            typer.echo(f"{stop}\nGo on with: {again(prepared, folder)}", err=True)
+        raise typer.Exit(130) from None
+    if is_first():
+        show_folds(result, folder)
 
 
 def train_run(

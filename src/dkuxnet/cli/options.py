@@ -26,6 +26,30 @@ With = Annotated[
     list[Path] | None,
     typer.Option("--with", help="Another run whose probabilities are averaged with RUN's."),
 ]
+Tta = Annotated[
+    str | None,
+    typer.Option(help="Views that are averaged: mirror, rotate, scale; several with commas."),
+]
+Overlap = Annotated[float | None, typer.Option(help="Of neighbouring windows: 0 to below 1.")]
+LargestComponent = Annotated[
+    bool | None,
+    typer.Option(
+        "--largest-component/--no-largest-component",
+        help="Keep the largest piece of each class alone, or all.",
+    ),
+]
+MinMl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ML", help="Remove smaller pieces: of every class, or by class: liver=5,tumour=0.1."
+    ),
+]
+SetInfer = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of infer: --set infer.batch=1")
+]
+Volumes = Annotated[
+    Path | None, typer.Option(metavar="FILE.csv", help="Also a table: ml of each class, by case.")
+]
 Format = Annotated[
     str,
     typer.Option(
@@ -146,6 +170,24 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="As many steps as fit into these, measured before; without the evaluation."),
 ]
+Metrics = Annotated[
+    str | None, typer.Option(help="Further scores, with commas: nsd, assd, volume, lesions.")
+]
+ToleranceMm = Annotated[
+    str | None, typer.Option(metavar="MM", help="Of nsd: 2, or by class: liver=3,tumour=1.")
+]
+Patience = Annotated[
+    int | None, typer.Option(help="End after so many validations in a row without a better score.")
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--folds",
+        min=2,
+        help="Cross-validation: so many runs in RUN, each holds out its share of the labelled "
+        "cases.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 TrainDevice = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set train.lr=0.001")]
@@ -172,3 +214,41 @@ def numbers_or(*words: str) -> Callable[[str], list[float] | str]:
         return text if text in words else numbers(text)
 
     return parse
+
+
+def infer_settings(
+    given: list[str] | None,
+    tta: str | None,
+    overlap: float | None,
+    largest_component: bool | None,
+    min_ml: str | None,
+) -> dict[str, Any]:
+    """What of `infer` is otherwise than in the run, by key. Raises UserError for anything else."""
+    from dkuxnet.core.config import parse_override, validate
+    from dkuxnet.core.errors import UserError
+
+    found = dict(map(parse_override, given or []))
+    if others := [key for key in found if not key.startswith("infer.")]:
+        raise UserError(f"--set {others[0]}: of a run that is trained infer.* alone can be set")
+    found = {key.removeprefix("infer."): value for key, value in found.items()}
+    if tta is not None:
+        found["tta"] = [name.strip() for name in tta.split(",")]
+    if min_ml is not None:
+        found["min_ml"] = _by_class(min_ml)
+    named = {"overlap": overlap, "largest_component": largest_component}
+    found |= {key: value for key, value in named.items() if value is not None}
+    validate({"infer": found})
+    return found
+
+
+def _by_class(text: str) -> Any:
+    """ "5" -> 5.0; "liver=5,tumour=0.1" -> a number by class. Raises typer.BadParameter."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = (part.rpartition("=") for part in text.split(","))
+        return {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError:
+        raise typer.BadParameter(
+            "--min-ml: expected ml, such as 0.5, or by class: liver=5,tumour=0.1"
+        ) from None

@@ -3,6 +3,7 @@
 An unknown key is refused.
 """
 
+import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -45,11 +47,30 @@ OTHERS_NAMES = {
     "train.average": ("ema", "ema_decay"),
     "train.clip": ("grad_clip", "gradient_clip", "gradient_clip_val", "max_grad_norm"),
     "train.precision": ("amp", "fp16", "bf16", "mixed_precision"),
+    "train.patience": ("early_stopping", "early_stopping_patience"),
     "train.validate_every": ("val_interval", "val_every", "eval_every"),
     "data.labelled": ("labelnum", "label_num", "labeled_num", "num_labelled", "num_labeled"),
     "data.workers": ("num_workers", "n_workers"),
 }
 MEANT = {name: setting for setting, names in OTHERS_NAMES.items() for name in names}
+
+
+def _volumes(value: Any) -> Any:
+    numbers = value.values() if isinstance(value, dict) else [value]
+    if not all(type(each) in (int, float) and 0 <= each < math.inf for each in numbers):
+        raise ValueError("expected ml from 0 on, for every class or by class")
+    return value
+
+
+def _classes(value: Any) -> Any:
+    listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if not listed and not isinstance(value, bool):
+        raise ValueError("expected true, false or a list of classes")
+    return value
+
+
+ByClass = Annotated[float | dict[str, float], BeforeValidator(_volumes)]
+SomeClasses = Annotated[bool | tuple[str, ...], BeforeValidator(_classes)]
 HOW = "how"  # marks a setting of how a run is made, which does not change what the run is
 
 
@@ -175,7 +196,9 @@ class TrainSettings(Section):
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
     does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
     end, so that later predictions can be compared with them; fewer than 8 leave that out.
-    pretrained: a finished run with whose weights the networks begin, as far as these fit.
+    pretrained: a finished run with whose weights the networks begin, as far as these fit. patience:
+    the training ends after so many validations in a row without a better score. wandb: the project
+    on Weights & Biases that gets the curves too. mlflow: the folder or address of MLflow that does.
     """
 
     pretrained: Path | None = None
@@ -196,24 +219,58 @@ class TrainSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: Annotated[PositiveInt, HOW] = 20
     validate_every: PositiveInt = 200
+    patience: PositiveInt | None = None
     save_every: Annotated[PositiveInt, HOW] = 200
     save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
     reference_cases: Annotated[NonNegativeInt, HOW] = 24
+    wandb: Annotated[str, HOW] = ""
+    mlflow: Annotated[str, HOW] = ""
+
+
+class LossSettings(Section):
+    """L_seg, the loss on labels: soft Dice + cross-entropy. As it stands here it is plain.
+
+    class_weights: of a class in both terms, by its name, the background's too; 1 where left out.
+    focal: the cross-entropy of a voxel is multiplied by (1 - p)^focal, p being the probability of
+    its class. tversky: how much a voxel that is missed counts in place of Dice, one that is too
+    much counts 1 - tversky; 0.5 is Dice. Sources: Lin et al., ICCV 2017; Salehi et al., MLMI 2017.
+    """
+
+    class_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = {}
+    focal: float = Field(0.0, ge=0, le=10)
+    tversky: float = Field(0.5, gt=0, lt=1)
 
 
 class InferSettings(Section):
-    """Sliding window.
+    """Sliding window, and what becomes of its result.
 
-    overlap: share of a window that its neighbour covers again. batch: windows
-    at once. largest_component: of each class keep the largest connected piece (for organs of
-    which there is one).
+    overlap: share of a window that its neighbour covers again. batch: windows at once. tta: further
+    views of a scan whose predictions are averaged with its own, see `prediction.tta`.
+    largest_component: keep the largest connected piece alone (for organs of which there is one), of
+    each class or of those that are named. min_ml: remove connected pieces that are smaller, of each
+    class or by class. postprocessing: "chosen": where there are validation cases, these two are
+    chosen for each class by its Dice on them, beside what is set; "set": they are as they are set.
     """
 
     overlap: float = Field(0.5, ge=0, lt=1)
     batch: Annotated[int, Field(ge=1, le=4096)] = 2
-    largest_component: bool = False
+    tta: tuple[Literal["mirror", "rotate", "scale"], ...] = ()
+    largest_component: SomeClasses = False
+    min_ml: ByClass = 0.0
+    postprocessing: Literal["chosen", "set"] = "chosen"
+
+
+class EvaluateSettings(Section):
+    """Scores of the test list beside Dice, Jaccard, 95HD and ASD: those of `dkuxnet evaluate`.
+
+    metrics: nsd, assd, volume, lesions; several with commas. tolerance_mm: of nsd, for all classes
+    or by class: "2", "liver=3,tumour=1".
+    """
+
+    metrics: Annotated[str, HOW] = ""
+    tolerance_mm: Annotated[str, HOW] = ""
 
 
 class CoarseSettings(Section):
@@ -244,8 +301,10 @@ class Settings(Section):
     network: NetworkSettings = NetworkSettings()
     method: MethodSettings = MethodSettings()
     augment: AugmentSettings = AugmentSettings()
+    loss: LossSettings = LossSettings()
     train: TrainSettings = TrainSettings()
     infer: InferSettings = InferSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     coarse: CoarseSettings = CoarseSettings()
 
     def coarse_stage(self) -> "Settings":

@@ -322,6 +322,30 @@ class Calibration(Document):
     ece_scaled: float
 
 
+class Postprocessing(Document):
+    """What was chosen on the validation cases, see `training.postprocessing`.
+
+    largest_component, min_ml: see `InferSettings`, of the classes that gain by it. dice_before,
+    dice_after: of each of these classes, the mean over the validation cases that have it.
+    """
+
+    largest_component: Annotated[tuple[ClassName, ...], LISTED]
+    min_ml: dict[ClassName, float]
+    dice_before: dict[ClassName, float]
+    dice_after: dict[ClassName, float]
+
+    @property
+    def in_words(self) -> str:
+        """One sentence; "" where nothing was gained."""
+        told = []
+        for name, after in self.dice_after.items():
+            ways = ["the largest piece alone"] if name in self.largest_component else []
+            ways += [f"no piece below {self.min_ml[name]:g} ml"] if name in self.min_ml else []
+            before = self.dice_before.get(name, math.nan)
+            told.append(f"{name}: {' and '.join(ways)} (Dice {before:.3f} to {after:.3f} there)")
+        return f"Chosen on the validation cases: {'; '.join(told)}" if told else ""
+
+
 class Manifest(_Planned):
     """manifest.json of a run: what a machine must know to use it without the prepared set.
 
@@ -333,6 +357,7 @@ class Manifest(_Planned):
     What has a None comes when the training, then the test, has ended. test: class -> metric ->
     figures. found: class -> in how many test cases it is, and is missed. calibration: None with
     fewer than two test cases. label_notes: what the labels mean for `test`, a sentence each.
+    postprocessing: None without validation cases, or where it is not to be chosen.
     """
 
     prepared: str
@@ -358,6 +383,7 @@ class Manifest(_Planned):
     found: dict[str, Found] | None = None
     calibration: Calibration | None = None
     label_notes: list[str] = []
+    postprocessing: Postprocessing | None = None
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:
@@ -383,6 +409,19 @@ class Manifest(_Planned):
             described.flat,
             described.merged,
         )
+
+
+class Folds(Document):
+    """folds.json of a cross-validation, see `runs.folds`.
+
+    settings: as they were asked for, of all its runs. test, found: as in `Manifest`, over all cases
+    that a run held out; None before all runs have ended.
+    """
+
+    folds: Annotated[int, Field(ge=2, le=10_000)]
+    settings: dict[str, Any]
+    test: dict[str, dict[str, Statistic]] | None = None
+    found: dict[str, Found] | None = None
 
 
 class HeldOut(Document):

@@ -31,6 +31,12 @@ CHOICES = {
 }
 
 
+def asked_in(summary: Mapping[str, Mapping[str, object]]) -> tuple[Metric, ...]:
+    """Those that a summary (class -> key of a metric -> statistic) has beside METRICS."""
+    keys = next(iter(summary.values()), {}).keys()
+    return tuple(metric for each in CHOICES.values() for metric in each if metric.key in keys)
+
+
 @dataclass(frozen=True)
 class Asked:
     """names: of CHOICES. tolerance_mm: of NSD, by class; under "" that of all other classes."""

@@ -25,6 +25,7 @@ from dkuxnet.data.network_grid import to_network_grid
 from dkuxnet.export.patch_model import PatchModel
 from dkuxnet.machine.devices import to_device
 from dkuxnet.models.build import build_method
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.windows import Windows, label_on_scan, label_volume, sliding_window
 
 
@@ -150,11 +151,23 @@ class WindowInferer(Inferer):
 
 
 class LabelOnScand(MapTransform):
-    """Probabilities on the network's grid -> label values (1, X, Y, Z) on the scan's own grid."""
+    """Probabilities on the network's grid -> label values (1, X, Y, Z) on the scan's own grid.
 
-    def __init__(self, keys: Any, label_values: Sequence[int], largest_component: bool):
+    largest_component: class indices, or all classes; min_ml: by class index. See `InferSettings`.
+    """
+
+    def __init__(
+        self,
+        keys: Any,
+        label_values: Sequence[int],
+        largest_component: bool | Sequence[int],
+        min_ml: Sequence[float] = (),
+    ):
         super().__init__(keys)
-        self.label_values, self.largest_component = list(label_values), largest_component
+        self.label_values = list(label_values)
+        if isinstance(largest_component, bool):
+            largest_component = range(1, len(label_values)) if largest_component else ()
+        self.cleaning = Cleaning(frozenset(largest_component), dict(enumerate(min_ml)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
@@ -162,7 +175,7 @@ class LabelOnScand(MapTransform):
         shape = [int(n) for n in result["scan_shape"]]
         for key in self.key_iterator(result):
             prob = torch.as_tensor(result[key]).cpu().numpy()
-            indices = label_on_scan(prob, shape, affine, self.largest_component)
+            indices = label_on_scan(prob, shape, affine, self.cleaning)
             # torch has no uint16 to speak of
             label = label_volume(indices, affine, self.label_values).array.astype(np.int32)
             result[key] = MetaTensor(torch.from_numpy(label)[None], affine=torch.from_numpy(affine))

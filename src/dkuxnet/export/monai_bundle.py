@@ -13,9 +13,10 @@ import torch
 
 from dkuxnet.core.documents import parse_json, read_text
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.extras import require
+from dkuxnet.core.extras import how_to_install, require
 from dkuxnet.export.patch_model import Export
 from dkuxnet.machine.files import whole_folder, write_json
+from dkuxnet.models.components import Cleaning
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -64,7 +65,7 @@ def _to_install() -> str:
     missing = [name for name in RUNS_WITH if find_spec(name) is None]
     if not missing:
         return ""
-    return f"; it needs {' and '.join(missing)}: pip install 'dkuxnet[export]'"
+    return f"; it needs {' and '.join(missing)}: {how_to_install('export')}"
 
 
 def inference_config(export: Export) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def inference_config(export: Export) -> dict[str, Any]:
     """
     manifest, infer = export.manifest, export.settings.infer
     shape, values = manifest.network_shape, list(manifest.labels.values())
+    cleaning = Cleaning.of(infer, list(manifest.labels))
     network = export.settings.network.model_dump(mode="json", exclude={"groups"})
     groups = [{"classes": list(group.classes), "queries": group.queries} for group in shape.groups]
     filled: dict[str, dict[str, Any]] = {
@@ -95,7 +97,11 @@ def inference_config(export: Export) -> dict[str, Any]:
             "overlap": infer.overlap,
             "batch": infer.batch,
         },
-        "LabelOnScand": {"label_values": values, "largest_component": infer.largest_component},
+        "LabelOnScand": {
+            "label_values": values,
+            "largest_component": sorted(cleaning.largest),
+            "min_ml": [cleaning.least_ml.get(k, 0.0) for k in range(shape.classes)],
+        },
         "WriteLabeld": {"label_values": values},
     }
 

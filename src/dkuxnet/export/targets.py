@@ -97,9 +97,10 @@ def write_target(
     Arguments and result are plain JSON: this runs in a child.
     """
     from dkuxnet.export.patch_model import Export
-    from dkuxnet.prediction.predictor import load_predictor
+    from dkuxnet.prediction.predictor import load_predictor, predicting
 
     predictor, settings, manifest = load_predictor(Path(run), weights, "cpu")
+    settings = predicting(settings, list(manifest.labels), manifest.postprocessing)
     coarse = Path(run) / "coarse"
     if manifest.coarse and target == TARGETS["monai-bundle"]:
         raise UserError(
@@ -109,6 +110,8 @@ def write_target(
     terms = Path(licence) if licence else None
     export = Export(Path(run), predictor, settings, manifest, Path(output), any_size, terms)
     said: str = lookup({target: target}, target, "target")(export)
+    if settings.infer.tta:
+        said += "; its views (infer.tta) are left out"
     if manifest.coarse:
         said += f"; this is the fine stage, whose last channels {coarse} gives: export that too"
     return said

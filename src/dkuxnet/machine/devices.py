@@ -28,8 +28,8 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).cpu()  # there are devices that hold no data
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"--device {name}: not available here; try {' or '.join(devices())}"
         ) from error

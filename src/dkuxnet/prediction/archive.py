@@ -15,6 +15,7 @@ from dkuxnet.data.values import MODALITIES, modalities_in
 from dkuxnet.machine.processes import stopping_on_sigterm
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.runs.folds import runs_in
 
 if TYPE_CHECKING:
     from dkuxnet.data.dicom.web import Archive, ListedSeries
@@ -48,7 +49,7 @@ def predict_study(
     check_uid("--study", study_uid)
     if series_uid is not None:
         check_uid("--series", series_uid)
-    channels = RunFolder.open(Path(run)).manifest.channels
+    channels = RunFolder.open(runs_in(Path(run))[0]).manifest.channels
     archive = Archive(url, read_credentials(credentials))
     series = _chosen(archive, study_uid, series_uid, channels)
     with stopping_on_sigterm(), tempfile.TemporaryDirectory(prefix="dkuxnet-") as temporary:

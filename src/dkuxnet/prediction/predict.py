@@ -1,9 +1,10 @@
 """Scans in, label maps out, each on its scan's own grid and in its format, or as DICOM SEG."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
+from dkuxnet.prediction.volumes import volumes_written
 
 
 class ScansFailed(UserErrors):
@@ -46,6 +48,8 @@ def predict_scans(
     form: str = "auto",
     segmentation_type: str | None = None,
     cases: StrPath | None = None,
+    infer: Mapping[str, Any] | None = None,
+    volumes: StrPath | None = None,
     shard: tuple[int, int] | None = None,
     skip_existing: bool = False,
 ) -> list[Path]:
@@ -58,11 +62,12 @@ def predict_scans(
     class; what makes a label map doubtful is a DataWarning. Where asked for, output/probabilities
     holds (K, X, Y, Z) float32 and output/uncertainty (X, Y, Z) float32 in [0, 1]. localise,
     margin_mm, others: a coarse run that chooses where to look, runs that segment together with this
-    one, see `Segmenter`. form "dicom-seg" writes all of these as DICOM SEG: see
+    one, see `Segmenter`, also for infer. form "dicom-seg" writes all of these as DICOM SEG: see
     `data.dicom.segmentation`, also for segmentation_type; "rtstruct" writes label maps as RT
     Structure Sets, see `data.dicom.contours`. cases: a file that names the cases to take, see
     `find_cases`. shard: (2, 8) takes the second eighth of them; the label maps of all shards may go
-    into one folder. skip_existing: leave out cases whose maps are there.
+    into one folder. skip_existing: leave out cases whose maps are there. volumes: a CSV
+    file that gets a row a case, with the ml of each class; not of a shard.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -79,7 +84,7 @@ def predict_scans(
     check_inputs(paths)  # a slip of the pen needs no model to be told
     localiser = None if localise is None else Path(localise)
     together = [Path(each) for each in others]
-    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together)
+    segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together, infer)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
     if shard is not None:
         found = found[shard[0] - 1 :: shard[1]]
@@ -88,8 +93,10 @@ def predict_scans(
     outputs = Outputs(Path(output), found, kinds, form, type_, *model, shared)
     outputs.check()
     outputs.check_description(segmenter.description)
-    todo = outputs.missing() if skip_existing else found
-    return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
+    structures, names = list(segmenter.structures), [case.name for case in found]
+    with volumes_written(volumes, outputs.folder, names, structures, shared):
+        todo = outputs.missing() if skip_existing else found
+        return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
 
 
 def _segment_all(

@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,23 @@ from dkuxnet.data.network_grid import (
     to_network_grid,
 )
 from dkuxnet.machine.memory import check_memory
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.localise import foreground_box, region_around
-from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.prediction.predictor import load_predictor, predicting
 from dkuxnet.prediction.refine import refine
 from dkuxnet.prediction.trust import Judge, Trust
+from dkuxnet.prediction.tta import check_views, views_of
 from dkuxnet.prediction.windows import (
     GridPrediction,
     Windows,
+    entropy,
     label_on_scan,
     label_volume,
     map_on_scan,
     sliding_window,
 )
 from dkuxnet.runs.folder import RunFolder
+from dkuxnet.runs.folds import runs_in
 
 MARGIN_MM = 20.0
 
@@ -76,16 +81,22 @@ class Segmenter:
         localiser: Path | None = None,
         margin_mm: float | None = None,
         others: Sequence[Path] = (),
+        infer: Mapping[str, Any] | None = None,
     ):
         """weights: "final" or "best"; by default the run's own, see `RunFolder.choose_weights`.
 
-        others: finished runs of the same labels and channels, on any grid, whose probabilities are
-        averaged with those of `run`. What is said of a scan beside that is from `run`.
+        run: a cross-validation stands for all its runs, see `runs.folds`. others: finished runs of
+        the same labels and channels, on any grid, whose probabilities are averaged with those of
+        `run`. What is said of a scan beside that is from `run`, or the first there.
         localiser: a finished run of the same labels and channels on a grid that is no finer; the
         region is the box around what it finds, with `margin_mm` (None: MARGIN_MM) on each side.
+        infer: settings of `InferSettings` that are otherwise here than in the runs, for all of them
+        and both of their stages. A DataWarning tells of views that the training did not show.
         Raises UserError where `run` is no finished run or the device is not there, where the
         localiser or one of the others does not fit, and for a margin without a localiser.
         """
+        named = [Path(each).resolve().name for each in (run, *others)]
+        run, *others = [each for given in (run, *others) for each in runs_in(Path(given))]
         if others and localiser is not None:
             raise UserError(
                 "--localise looks at a part of a scan, --with at all of it: leave one of them out"
@@ -98,14 +109,20 @@ class Segmenter:
         margin_mm = MARGIN_MM if margin_mm is None else margin_mm
         if not 0 <= margin_mm < math.inf:
             raise UserError(f"--margin-mm must be a number from 0 on, got {margin_mm}")
-        self.predictor, self.settings, manifest = load_predictor(run, weights, device)
+        self.predictor, settings, manifest = load_predictor(run, weights, device)
+        self._infer = dict(infer or {})
+        names = list(manifest.labels)
+        self.settings = predicting(settings, names, manifest.postprocessing, self._infer)
         chosen, started = RunFolder(run).choose_weights(weights), manifest.machine.started
-        self.name = " + ".join(Path(each).resolve().name for each in (run, *others))
+        self.name = " + ".join(named)
         self.version = f"{started or ''} {manifest.steps_done} steps {chosen}".strip()
         self.labels, self.channels = manifest.labels, manifest.channels
         self.structures, self.scored = manifest.structures, manifest.scored
         self.description = manifest.description
         self.plan, self.patch = manifest.plan, manifest.patch
+        self.cleaning = Cleaning.of(self.settings.infer, names)
+        for told in check_views(self.settings, names) if "tta" in self._infer else ():
+            warnings.warn(f"{run}: {told}", DataWarning, stacklevel=2)
         self.device = next(self.predictor.parameters()).device
         self.judge = Judge(RunFolder(run).reference)
         self.coarse = self._load_coarse(Path(run) / "coarse", device) if manifest.coarse else None
@@ -197,9 +214,7 @@ class Segmenter:
         check_memory(self.needed_bytes(scan, probabilities, uncertainty, region))
         result = self.on_network_grid(scan, uncertainty, region, progress)
         shape, affine = scan.shape, scan.affine
-        label = label_on_scan(
-            result.prob, shape, affine, self.settings.infer.largest_component, region
-        )
+        label = label_on_scan(result.prob, shape, affine, self.cleaning, region)
 
         def on_scan(values: np.ndarray | None) -> Volume | None:
             if values is None:
@@ -234,6 +249,7 @@ class Segmenter:
             self.device,
             with_uncertainty,
             with_signature=True,
+            views=views_of(self.settings, self.plan.spacing_mm),
         )
 
     def _load_coarse(self, run: Path, device: str) -> "Segmenter":
@@ -243,7 +259,7 @@ class Segmenter:
                 f"{run} is not the coarse stage of this run: it has other labels or channels, or "
                 "two stages itself; copy the whole run again"
             )
-        return Segmenter(run, device=device)
+        return Segmenter(run, device=device, infer=self._infer)
 
     def _load_localiser(self, run: Path | None, device: str) -> "Segmenter | None":
         if run is None:
@@ -260,7 +276,7 @@ class Segmenter:
         return coarse
 
     def _load_other(self, run: Path, weights: str | None, device: str) -> "Segmenter":
-        other = Segmenter(run, weights, device)
+        other = Segmenter(run, weights, device, infer=self._infer)
         self._check_alike(other, f"{run} cannot be averaged with")
         return other
 
@@ -283,7 +299,7 @@ def together(result: GridPrediction, others: Sequence[np.ndarray]) -> GridPredic
     probs = [result.prob, *(resample_region(prob, grid) for prob in others)]
     mean = sum(probs[1:], probs[0]) / len(probs)
     if result.uncertainty is not None:
-        entropies = [-(prob * np.log(prob.clip(1e-12))).sum(axis=0) for prob in (mean, *probs)]
+        entropies = [entropy(prob) for prob in (mean, *probs)]
         apart = entropies[0] - sum(entropies[1:]) / len(probs)
         result.uncertainty = (apart / math.log(len(probs))).clip(0, 1)
     result.prob = mean

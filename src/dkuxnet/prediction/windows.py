@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from dkuxnet.core.config import InferSettings
 from dkuxnet.core.types import CountProgress, Output, Volume
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from, to_ras
 from dkuxnet.machine.memory import check_memory, keeping_freed_memory
-from dkuxnet.models.components import keep_largest_component
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.signature import SignatureSums
+from dkuxnet.prediction.tta import View
+
+NOTHING = Cleaning()
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Windows:
     shape: (X, Y, Z) voxels of a window. settings: overlap, and windows at once. with_uncertainty:
     blend the predictor's uncertainty too, or else the entropy of its probabilities. groups: how
     many query groups to blend likewise, where the predictor has queries. with_signature: see
-    `prediction.signature`.
+    `prediction.signature`. views: beside the scan itself, of which probabilities are averaged; the
+    uncertainty is then how far the views disagree, groups and signature are of the scan itself.
     """
 
     shape: Sequence[int]
@@ -34,15 +38,24 @@ class Windows:
     with_uncertainty: bool = False
     groups: int = 0
     with_signature: bool = False
+    views: tuple[View, ...] = ()
 
     def needed_bytes(self, shape: Sequence[int], channels: int) -> int:
         """Bytes that `sliding_window` holds for a scan of `shape` voxels.
 
         The scan, padded, and the sums of probability, weight, uncertainty and groups.
         """
-        voxels = math.prod(max(n, w) for n, w in zip(shape, self.shape, strict=True))
+        voxels = math.prod(self.padded(shape))
         maps = 2 * channels + self.classes + 1 + 2 * self.with_uncertainty + self.groups
-        return 4 * voxels * maps
+        if not self.views:
+            return 4 * voxels * maps
+        seen = max(voxels, *(math.prod(self.padded(view.shape(shape))) for view in self.views))
+        kept = channels + 2 * self.classes + 2
+        return 4 * (seen * maps + voxels * kept)
+
+    def padded(self, size: Sequence[int]) -> list[int]:
+        """The voxels of a scan of `size` that the windows cover."""
+        return [max(n, w) for n, w in zip(size, self.shape, strict=True)]
 
     def boxes(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
         """The windows that cover (X, Y, Z) voxels, none of them smaller than a window."""
@@ -89,8 +102,6 @@ def gaussian_weight(window: Sequence[int]) -> Tensor:
     return weight.clamp_min(1e-3)
 
 
-@torch.inference_mode()
-@keeping_freed_memory()
 def sliding_window(
     predictor: Callable[[Tensor], Output],
     image: np.ndarray,
@@ -98,12 +109,62 @@ def sliding_window(
     progress: CountProgress | None = None,
     prior: np.ndarray | None = None,
 ) -> GridPrediction:
-    """image (C, X, Y, Z) on the network's grid -> blended probabilities.
+    """image (C, X, Y, Z) on the network's grid -> blended probabilities, the mean of all views.
 
     A scan smaller than a window is padded. prior: (K - 1, X, Y, Z) foreground probabilities of a
     coarse stage, further channels for the predictor. progress: told (windows done, of how many);
     what it raises ends the work. Raises UserError where the CPU's memory does not suffice.
     """
+    if not windows.views:
+        return one_view(predictor, image, windows, progress, prior)
+    size, done = image.shape[1:], 0
+    check_memory(windows.needed_bytes(size, len(image) + (0 if prior is None else len(prior))))
+    counts = [
+        len(windows.boxes(windows.padded(shape)))
+        for shape in (size, *(view.shape(size) for view in windows.views))
+    ]
+
+    def told(part: int, of: int) -> None:
+        if progress:
+            progress(done + part, sum(counts))
+
+    result = one_view(predictor, image, windows, told, prior)
+    plain = replace(windows, with_uncertainty=False, groups=0, with_signature=False, views=())
+    weight = np.ones(size, np.float32)
+    apart = entropy(result.prob) if windows.with_uncertainty else None
+    for view, before in zip(windows.views, counts[:-1], strict=True):
+        done += before
+        its_prior = None if prior is None else view.there(prior)
+        found = one_view(predictor, view.there(image), plain, told, its_prior).prob
+        seen = view.back(np.ones((1, *found.shape[1:]), np.float32), size)[0]
+        prob = view.back(found, size)
+        result.prob += prob
+        weight += seen
+        if apart is not None:
+            apart += seen * entropy(prob / seen.clip(1e-6))
+    result.prob /= weight
+    if apart is not None:
+        spread = entropy(result.prob) - apart / weight
+        result.uncertainty = (spread / math.log(1 + len(windows.views))).clip(0, 1)
+    return result
+
+
+def entropy(prob: np.ndarray) -> np.ndarray:
+    """(K, X, Y, Z) -> (X, Y, Z), in nats."""
+    found: np.ndarray = -(prob * np.log(prob.clip(1e-12))).sum(axis=0)
+    return found
+
+
+@torch.inference_mode()
+@keeping_freed_memory()
+def one_view(
+    predictor: Callable[[Tensor], Output],
+    image: np.ndarray,
+    windows: Windows,
+    progress: CountProgress | None = None,
+    prior: np.ndarray | None = None,
+) -> GridPrediction:
+    """As `sliding_window`, without further views."""
     padded, back = pad_to(image, windows.shape, float(image.min()))
     if prior is not None:
         padded = np.concatenate([padded, pad_to(prior, windows.shape, 0)[0]])
@@ -162,14 +223,14 @@ def label_on_scan(
     prob: np.ndarray,
     shape: Sequence[int],
     affine: np.ndarray,
-    largest_component: bool = False,
+    cleaning: Cleaning = NOTHING,
     region: Region | None = None,
 ) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) on the scan's.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing
-    first. Works in slabs, so that classes x scan is never in memory. largest_component: see
-    `InferSettings`. region: of the network's grid, where `prob` covers no more than that; all
+    first. Works in slabs, so that classes x scan is never in memory. cleaning: which pieces of a
+    class go. region: of the network's grid, where `prob` covers no more than that; all
     around it is background.
     """
     ras_shape = _ras_shape(shape, affine)
@@ -181,8 +242,7 @@ def label_on_scan(
         rows = slice(first, min(first + slab, reach.stop[0]))
         target = Region.of(ras_shape, (rows, *reach.box[1:]))
         label[target.box] = _with_background(*resample_from(prob, region, target)).argmax(axis=0)
-    if largest_component:
-        label = keep_largest_component(label)
+    label = cleaning(label, math.prod(np.linalg.norm(affine[:3, :3], axis=0).tolist()) / 1000)
     return np.ascontiguousarray(from_ras(label, affine))
 
 

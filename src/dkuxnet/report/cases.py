@@ -8,7 +8,7 @@ from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.metrics import DICE
 from dkuxnet.report.case import ShownCase, load_case
 from dkuxnet.report.results import CaseResult, Results
-from dkuxnet.report.slices import draw_maps, draw_slices
+from dkuxnet.report.slices import draw_groups, draw_slices, draw_uncertainty
 from dkuxnet.report.surfaces import draw_surfaces, packed, surfaces_of
 from dkuxnet.report.volumes import layers_of_cases
 
@@ -47,7 +47,10 @@ def show_cases(
             for (entry, _), layers in zip(loaded, layers_of_cases(cases, names), strict=True)
         ],
         "has_maps": any(case.uncertainty is not None or case.groups for case in cases),
-        "maps": [entry | {"images": draw_maps(case)} for entry, case in loaded],
+        "maps": [
+            entry | {"images": draw_uncertainty(case), "groups": draw_groups(case)}
+            for entry, case in loaded
+        ],
         "has_groups": any(case.groups for case in cases),
         "surfaces": [None if each is None else packed(each) for each in surfaces],
         "surface_pictures": [

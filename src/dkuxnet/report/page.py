@@ -16,6 +16,7 @@ from dkuxnet.core.schemas import Manifest, Statistic
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.found import FOUND_HEADINGS, notes_on, show_found, together
 from dkuxnet.evaluation.metrics import DICE, NOTHING, SHOWN, Metric
+from dkuxnet.evaluation.more_metrics import asked_in
 from dkuxnet.evaluation.statistics import FOREGROUND_MEAN, show_interval
 from dkuxnet.machine.files import write_bytes
 from dkuxnet.report.cases import show_cases
@@ -78,6 +79,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "story": tell(settings, manifest, steps, finished),
         "results": None if results is None else show_results(results, data),
         "calibration": manifest.calibration,
+        "asked": show_asked(manifest.test or {}),
         **cases,
         "colours": {"truth": TRUTH, "prediction": PREDICTION},
         "curves": curves,
@@ -145,6 +147,16 @@ def doubts(results: Results) -> list[str]:
     }
     told = [f"'{name}' in {count(number, 'scan')}" for name, number in cases.items() if number]
     return [f"the model is unsure of {join(told)} (confidence below {UNSURE_BELOW})"] * bool(told)
+
+
+def show_asked(test: dict[str, dict[str, Statistic]]) -> dict[str, Any] | None:
+    """The table of the scores that were asked for; None without any."""
+    if not (metrics := asked_in(test)):
+        return None
+    rows = {name: [show_statistic(each[m.key], m) for m in metrics] for name, each in test.items()}
+    if len(rows) == 2:  # the mean over one class is that class
+        rows.pop(FOREGROUND_MEAN, None)
+    return {"metrics": metrics, "rows": rows}
 
 
 def show_statistic(statistic: Statistic, metric: Metric) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Slices of a case as svg: outlines on three planes, and maps on one of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib import rc_context
@@ -41,14 +42,25 @@ def draw_slices(case: ShownCase) -> str:
     return data_uri(to_svg(figure))
 
 
-@rc_context(STYLE)
-def draw_maps(case: ShownCase) -> list[str]:
-    """Draw uncertainty and the share of each query group, on the axial slice of `draw_slices`.
+def draw_uncertainty(case: ShownCase) -> list[str]:
+    """Draw it on the axial slice of `draw_slices`, with the outline of the truth.
 
-    With the outline of the truth; a picture holds ROW maps, and there are at most ROWS. Empty where
-    the run kept no maps.
+    Empty where the run kept no map of it.
     """
-    maps = maps_of(case)[: ROW * ROWS]  # the viewer has the others
+    return _draw_maps(case, maps_of(replace(case, groups={})))
+
+
+def draw_groups(case: ShownCase) -> list[str]:
+    """The same with the share of each query group.
+
+    A picture holds ROW maps, and there are at most ROWS.
+    """
+    return _draw_maps(case, maps_of(replace(case, uncertainty=None)))
+
+
+@rc_context(STYLE)
+def _draw_maps(case: ShownCase, maps: list[Map]) -> list[str]:
+    maps = maps[: ROW * ROWS]  # the viewer has the others
     return [
         _draw_row(case, maps[first : first + ROW], min(len(maps), ROW))
         for first in range(0, len(maps), ROW)

@@ -41,6 +41,8 @@ def tell(settings: Settings, manifest: Manifest, steps: int, finished: bool) -> 
             told.append(f"{apart} chose the weights: those that were best on them are used.")
         else:
             told.append(f"{apart} followed its progress.")
+    if manifest.postprocessing and (chosen := manifest.postprocessing.in_words):
+        told.append(f"{chosen}.")
     if split.test:
         told.append(
             f"{count(len(split.test), 'scan')} took no part in training: on these the figures "

@@ -18,12 +18,13 @@ import json
 import platform
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dkuxnet.core.config import Settings, validate
+from dkuxnet.core.config import Settings, flatten, validate
 from dkuxnet.core.documents import parse_json, read_json, read_text, reason
 from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.lookup import unknown
@@ -42,6 +43,7 @@ from dkuxnet.machine.files import (
 )
 from dkuxnet.runs import checkpoints
 from dkuxnet.runs.events import EventFile
+from dkuxnet.runs.trackers import Tracker, carefully, start_trackers
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,7 @@ class RunFolder:
         self.folder = Path(folder)
         self._states = self.folder / "checkpoints"
         self._events: EventFile | None = None
+        self._trackers: list[Tracker] = []
 
     @classmethod
     def create(cls, folder: Path, settings: Settings, manifest: Manifest) -> "RunFolder":
@@ -88,7 +91,8 @@ class RunFolder:
         """Raises UserError where the folder exists and is not empty."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             there = RunFolder(folder)
-            go_on = ", or go on with --resume" if there.is_run else ""
+            several = (folder / "folds.json").is_file()
+            go_on = ", or go on with --resume" if there.is_run or several else ""
             if there.is_run and not there.has_saved:
                 go_on += " (nothing is saved in it yet: it can be deleted as well)"
             raise UserError(f"{folder} exists already; choose another run folder{go_on}")
@@ -98,6 +102,8 @@ class RunFolder:
         """Raises UserError where `folder` holds no run."""
         run = cls(folder)
         if not run.is_run:
+            if (folder / "folds.json").is_file():
+                raise UserError(f"{folder} holds several runs; name one, such as {folder}/fold-1")
             raise UserError(
                 f"{folder} is not a run folder (no settings.json); dkuxnet train makes one"
             )
@@ -161,7 +167,7 @@ class RunFolder:
 
     def lengthen(self, settings: Settings, planned_steps: tuple[int, ...]) -> None:
         """Take the settings with other steps, and forget the end that the run has come to."""
-        ended = ("steps_done", "weights", "test", "evaluate_seconds")
+        ended = ("steps_done", "weights", "test", "evaluate_seconds", "postprocessing")
         kept = {key: value for key, value in self.manifest.to_json().items() if key not in ended}
         updated = Manifest.model_validate(kept | {"planned_steps": planned_steps})
         write_json(self.folder / "settings.json", settings.model_dump(mode="json"))
@@ -190,6 +196,28 @@ class RunFolder:
         if self._events is None:
             self._events = EventFile(inside(self.folder, "tensorboard"), step)
         append(self._events.path, self._events.records(step, values))
+        carefully(self._trackers, lambda tracker: tracker.log(step, values))
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Tell other programs what is logged in the block, where the settings ask for it."""
+        settings = self.settings
+        described = dict(flatten(settings.model_dump(mode="json")))
+        self._trackers = start_trackers(settings.train, self.folder, described)
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            test = (self.manifest.test or {}) if self._trackers and finished else {}
+            figures = {
+                f"test/{name}/{key}": statistic.mean
+                for name, metrics in test.items()
+                for key, statistic in metrics.items()
+                if statistic.mean is not None
+            }
+            carefully(self._trackers, lambda tracker: tracker.end(finished, figures))
+            self._trackers = []
 
     def metrics(self) -> list[dict[str, float]]:
         """What has been logged, oldest first.
@@ -305,6 +333,10 @@ class MutedRun(RunFolder):
     """The run folder of the other processes of a distributed training: they write nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        yield
 
     def rewind_metrics(self, step: int) -> None: ...
 

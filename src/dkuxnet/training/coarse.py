@@ -16,7 +16,7 @@ from dkuxnet.machine.files import inside, whole_folder, write_bytes
 from dkuxnet.models.build import StateDict, networks_of
 from dkuxnet.prediction.refine import refine
 from dkuxnet.prediction.windows import GridPrediction, Windows, sliding_window
-from dkuxnet.training.job import Job
+from dkuxnet.training.job import Job, windows_of
 from dkuxnet.training.priors import Priors
 
 Which = Literal["training", "validation", "test"]  # the view of the prepared set
@@ -59,7 +59,7 @@ def write_priors(
     """
     priors = Priors(inside(run, "priors"), job.data)
     priors.folder.mkdir(exist_ok=True)
-    windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
+    windows = windows_of(job)
     for done, name in enumerate(cases[rank() :: world()], 1):
         if not priors.path(name).exists():
             prob = sliding_window(predictor, job.training.array(name, "image"), windows).prob
@@ -83,7 +83,6 @@ def predicted(
     if coarse is None or job.coarse is None:
         return sliding_window(predictor, image, windows)
     first = job.coarse
-    coarse_windows = Windows(first.patch, windows.classes, first.settings.infer, job.device)
     coarse_image = getattr(first, of).array(name, "image")
-    prob = sliding_window(coarse.predictor, coarse_image, coarse_windows).prob
+    prob = sliding_window(coarse.predictor, coarse_image, windows_of(first)).prob
     return refine(predictor, image, prob, job.settings.coarse.share, windows)

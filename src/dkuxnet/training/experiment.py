@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from dkuxnet.machine.memory import (
 )
 from dkuxnet.models.build import StateDict, build_method
 from dkuxnet.models.methods.base import Method
-from dkuxnet.prediction.predictor import load_predictor
+from dkuxnet.prediction.predictor import load_predictor, predicting
 from dkuxnet.runs.folder import MutedRun, RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice, missing_classes
 from dkuxnet.training.begin import earlier_weights
@@ -41,6 +42,7 @@ from dkuxnet.training.job import (
     Job,
     describe,
     lengthen,
+    loss_form,
     new_job,
     resumed_job,
     unlabelled_patches,
@@ -48,6 +50,7 @@ from dkuxnet.training.job import (
 )
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
 from dkuxnet.training.patches import Patches, PatchStream, read_ahead
+from dkuxnet.training.postprocessing import choose_postprocessing
 from dkuxnet.training.reference import write_reference
 from dkuxnet.training.scoring import evaluate_test, validation_dice
 from dkuxnet.training.views import change_intensities, make_views
@@ -105,10 +108,12 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
             if resume:
                 if folder.has_progress:  # else it was killed before, and begins
                     state.restore(folder.load_checkpoint())
-                on_rank_zero(lambda: lengthen(folder, job, state.step))
+                if on_rank_zero(lambda: lengthen(folder, job, state.step)):
+                    state.stale = 0
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
-            with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+            tracked, telling = folder.tracked(), lambda: memory_advice(method, job, free)
+            with tracked, telling_out_of_memory(telling):
                 train_and_evaluate(job, state, folder, progress, coarse)
         finally:
             if not resume:
@@ -153,7 +158,9 @@ def start_weights(job: Job, method: Method[Any], coarse: CoarseStage | None) -> 
 def make_method(job: Job, start: Sequence[StateDict] = ()) -> Method[Any]:
     """The method of a job on its device. start: weights to begin with, see `build_method`."""
     network = job.data.meta.plan.network
-    return to_device(build_method(job.settings, job.shape, network, start), job.device)
+    method = to_device(build_method(job.settings, job.shape, network, start), job.device)
+    method.form = loss_form(job.settings.loss, job.data.class_names)
+    return method
 
 
 def train_and_evaluate(
@@ -190,10 +197,15 @@ def train_and_evaluate(
         raise NotFinite(error.step, f"{error}; its cases: {', '.join(cases)}") from error
     weights = on_rank_zero(folder.choose_weights)
     if weights == "best":
-        chosen = on_rank_zero(lambda: folder.load_weights(weights))
-        state.predicting().load_state_dict(chosen)
+        best = on_rank_zero(lambda: folder.load_weights(weights))
+        state.predicting().load_state_dict(best)
     predictor = state.predicting().predictor().eval()
     peak_gib = peak_memory_gib(job.device)
+    if job.split.validation and job.settings.infer.postprocessing == "chosen":
+        chosen = choose_postprocessing(predictor, job, coarse)
+        folder.update_manifest(postprocessing=chosen.to_json())
+        settings = predicting(job.settings, job.data.class_names, chosen)
+        job = replace(job, settings=settings)
     write_reference(folder, predictor, job, coarse, partial(_count, progress, "compare"))
     folder.update_manifest(
         train_seconds=round(state.seconds, 1),

@@ -2,23 +2,30 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dkuxnet.core.config import MethodSettings, Settings
+from dkuxnet.core.config import LossSettings, MethodSettings, Settings
 from dkuxnet.core.errors import DataWarning, UserError
-from dkuxnet.core.lookup import lookup, parse_options
+from dkuxnet.core.lookup import lookup, parse_options, unknown
 from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
 from dkuxnet.core.types import NetworkShape
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
+from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.machine.devices import choose_device
+from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
+from dkuxnet.models.methods.losses import LossForm
+from dkuxnet.prediction.tta import check_views, views_of
+from dkuxnet.prediction.windows import Windows
 from dkuxnet.runs.folder import RunFolder, machine
+from dkuxnet.runs.trackers import check_trackers
 from dkuxnet.training.identity import arrays_sha256, data_identity
 from dkuxnet.training.optimiser import learning_rate
 from dkuxnet.training.shape import network_shape, patch_for
@@ -77,6 +84,15 @@ def new_job(prepared: Path, settings: Settings) -> Job:
         chosen.labelled_seed,
     )
     check_held_back(data, split)
+    check_inference(settings, data.class_names)
+    loss_form(settings.loss, data.class_names)
+    check_trackers(settings.train)
+    asked_of(settings).check(data.class_names[1:])
+    if settings.train.patience and not split.validation:
+        raise UserError(
+            f"train.patience={settings.train.patience} needs validation cases: set "
+            "data.validation_cases, or give a list of them in data.split"
+        )
     if chosen_run := settings.train.pretrained:
         RunFolder.open(chosen_run)  # a slip of the pen is told before a coarse stage is trained
     coarse = coarse_job(data, split, settings)
@@ -144,6 +160,28 @@ def check_coarse_run(run: Path, its: Split, split: Split) -> None:
             f"coarse.run: {run} was trained on case '{min(seen)}', which it would be asked about; "
             "train it with the same split"
         )
+
+
+def check_inference(settings: Settings, names: Sequence[str]) -> None:
+    """Raises UserError where `infer` does not fit the classes; a DataWarning of its views."""
+    Cleaning.of(settings.infer, names)
+    for told in check_views(settings, names):
+        warnings.warn(f"infer.tta: {told}", DataWarning, stacklevel=2)
+
+
+def asked_of(settings: Settings) -> Asked:
+    """The metrics of the test list beside METRICS. Raises UserError where they are none."""
+    return parse_asked(settings.evaluate.metrics, settings.evaluate.tolerance_mm)
+
+
+def loss_form(settings: LossSettings, names: Sequence[str]) -> LossForm:
+    """That of L_seg. names: of the classes. Raises UserError for a weight of none of them."""
+    given = settings.class_weights
+    for name in given:
+        if name not in names:
+            raise unknown("class in loss.class_weights", name, names)
+    weights = tuple(given.get(name, 1.0) for name in names) if given else ()
+    return LossForm(weights, settings.focal, settings.tversky)
 
 
 def check_held_back(data: PreparedSet, split: Split) -> None:
@@ -233,17 +271,17 @@ def resumed_coarse_job(data: PreparedSet, run: RunFolder) -> Job:
     return begun
 
 
-def lengthen(folder: RunFolder, job: Job, done: int) -> None:
+def lengthen(folder: RunFolder, job: Job, done: int) -> bool:
     """Write down that a run which has `done` steps goes on to those of the job.
 
     The schedule of the learning rate is then that of a training of so many steps from its first
     one, so that the rate changes here; a DataWarning says from what to what. Raises UserError where
-    there are no steps left. Of an unchanged number nothing happens.
+    there are no steps left. Of an unchanged number nothing happens, and False is returned.
     """
     steps = job.settings.train.steps
     planned = folder.manifest.planned_steps or (folder.settings.train.steps,)
     if steps == planned[-1]:
-        return
+        return False
     if steps <= done:
         raise UserError(f"{folder.folder} has done {done} steps: --steps {steps} leaves none to do")
     old, new = (
@@ -258,6 +296,14 @@ def lengthen(folder: RunFolder, job: Job, done: int) -> None:
         stacklevel=2,
     )
     folder.lengthen(job.settings, (*planned, steps))
+    return True
+
+
+def windows_of(job: Job, with_views: bool = True, **more: Any) -> Windows:
+    """How the cases of a job are predicted. more: see `Windows`."""
+    views = views_of(job.settings, job.data.meta.plan.spacing_mm) if with_views else ()
+    infer = job.settings.infer
+    return Windows(job.patch, job.shape.classes, infer, job.device, views=views, **more)
 
 
 def check_in(data: PreparedSet, split: Split, run: Path) -> None:

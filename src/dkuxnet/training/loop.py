@@ -53,6 +53,7 @@ class TrainState:
 
     Random draws are functions of seed and step, so no generator is in it. window: the figures of
     the steps since the last line of the log. skipped: which of the last RECENT steps were left out.
+    stale: how many validations there were since the best one.
     """
 
     method: Method[Any]
@@ -63,6 +64,7 @@ class TrainState:
     seconds: float = 0.0
     window: dict[str, list[Tensor]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
+    stale: int = 0
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values, as `restore` takes them."""
@@ -72,6 +74,7 @@ class TrainState:
             "seconds": self.seconds,
             "window": {name: as_vector(parts) for name, parts in self.window.items()},
             "skipped": self.skipped,
+            "stale": self.stale,
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -85,13 +88,15 @@ class TrainState:
             if self.average:
                 self.average.load_state_dict(checkpoint["average"])
             step, best, seconds = (checkpoint[key] for key in ("step", "best", "seconds"))
-            numbers = type(step) is int and type(best) is float
+            stale = checkpoint.get("stale", 0)
+            numbers = type(step) is type(stale) is int and type(best) is float
             if not numbers or step < 0 or not 0 <= seconds < math.inf:
                 raise ValueError(f"step {step}, best {best}, seconds {seconds}")
             # checkpoints of before these were in them have none
             window = restore_window(checkpoint.get("window", {}), step, self.method)
             self.skipped = restore_skipped(checkpoint.get("skipped", []), step)
             self.step, self.best, self.seconds, self.window = step, best, seconds, window
+            self.stale = stale
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
                 "the checkpoint is of another network, method or optimiser than the settings: "
@@ -123,6 +128,10 @@ class TrainState:
                 f"{many} were not finite and left out (train.on_nan=skip), at step {self.step} "
                 f"{last}; lower train.lr, or look at the scans of that step",
             )
+
+    def is_over(self, settings: TrainSettings) -> bool:
+        """Whether the patience with validations that are no better is at its end."""
+        return settings.patience is not None and self.stale >= settings.patience
 
     def predicting(self) -> Method[Any]:
         """The method whose predictor answers: the moving average where there is one."""
@@ -171,15 +180,15 @@ def train(
 ) -> None:
     """Train from state.step to settings.steps on `batches`, which start at that step.
 
-    validate: predictor -> score (higher is better); the best weights are saved as `best`. At the
-    end the weights are saved as `final`. Raises NotFinite for a loss that is not finite,
-    Interrupted after Ctrl-C or SIGTERM.
+    validate: predictor -> score (higher is better); the best weights are saved as `best`, and the
+    training ends where its patience (`TrainSettings`) does. At the end the weights are saved as
+    `final`. Raises NotFinite for a loss that is not finite, Interrupted after Ctrl-C or SIGTERM.
     """
     precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
     started = time.monotonic() - state.seconds
     saved = time.monotonic()
     with interruption() as stop:
-        for batch in batches:
+        for batch in () if state.is_over(settings) else batches:
             step = state.step
             losses, norm = train_step(state, batch, settings, device, precision)
             figures = {**losses, "grad_norm": norm}
@@ -193,11 +202,13 @@ def train(
             last = state.step == settings.steps
 
             if last or state.step % settings.log_every == 0:
-                means = finite_means(state.window, step)
-                log(run, state, means, learning_rate(step, settings), progress)
-                state.window = {}
+                log(run, state, learning_rate(step, settings), progress)
             if validate and (last or state.step % settings.validate_every == 0):
                 keep_best(run, state, validate)
+            if state.is_over(settings):
+                if state.window:
+                    log(run, state, learning_rate(step, settings), progress)
+                break
             stop.asked = any_rank(stop.asked, device)
             minutes = (time.monotonic() - saved) / 60
             due = state.step % settings.save_every == 0 or minutes >= settings.save_minutes
@@ -215,13 +226,13 @@ def train(
     run.save_weights("final", state.predicting().state_dict())
 
 
-def log(
-    run: RunFolder, state: TrainState, means: dict[str, float], lr: float, progress: Log | None
-) -> None:
+def log(run: RunFolder, state: TrainState, lr: float, progress: Log | None) -> None:
     """Write down the means of the steps since the last time, and tell `progress`.
 
-    Of steps that were all left out there is no loss.
+    Of steps that were all left out there is no loss. Raises NotFinite.
     """
+    means = finite_means(state.window, state.step - 1)
+    state.window = {}
     losses = [mean for name, mean in means.items() if name not in ("grad_norm", "skipped")]
     loss = {"loss": sum(losses)} if losses else {}
     values = means | loss | {"lr": lr, "seconds": state.seconds}
@@ -238,6 +249,7 @@ def keep_best(run: RunFolder, state: TrainState, validate: Callable[[nn.Module],
     score = validate(state.predicting().predictor().eval())
     if not math.isnan(score):
         run.log(state.step - 1, {"validation_dice": score})
+        state.stale = 0 if score > state.best else state.stale + 1
     if not score <= state.best:
         state.best = state.best if math.isnan(score) else score
         run.save_weights("best", state.predicting().state_dict())

@@ -19,12 +19,12 @@ from dkuxnet.data.geometry import Region, resample_region
 from dkuxnet.machine.devices import deterministic, telling_out_of_memory
 from dkuxnet.machine.distributed import joined, on_rank_zero, world
 from dkuxnet.machine.memory import free_bytes, giving_back_large_blocks
-from dkuxnet.prediction.windows import Windows, sliding_window
+from dkuxnet.prediction.windows import sliding_window
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.advice import check_step_fits, memory_advice
 from dkuxnet.training.coarse import CoarseStage
 from dkuxnet.training.experiment import batches, make_method
-from dkuxnet.training.job import Job, new_job, unlabelled_patches, with_steps
+from dkuxnet.training.job import Job, new_job, unlabelled_patches, windows_of, with_steps
 from dkuxnet.training.loop import TrainState, make_state, train_step, uses_bfloat16
 from dkuxnet.training.priors import Priors
 from dkuxnet.training.scoring import validation_dice
@@ -110,7 +110,7 @@ def cost_of_coarse(
         step, spent = 0.0, spent + own * step
     cases = job.unlabelled if unlabelled_patches(job) else job.partly_labelled
     started = time.monotonic()
-    windows = Windows(coarse.patch, coarse.shape.classes, coarse.settings.infer, coarse.device)
+    windows = windows_of(coarse)
     for name in cases[:1]:
         sliding_window(its.predictor, coarse.training.array(name, "image"), windows)
     spent += (time.monotonic() - started) * math.ceil(len(cases) / world())

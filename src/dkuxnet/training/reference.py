@@ -11,12 +11,12 @@ from dkuxnet.core.schemas import HeldOut, Reference
 from dkuxnet.core.types import CountProgress
 from dkuxnet.evaluation.evaluate import Evaluation
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
-from dkuxnet.models.components import keep_largest_component
+from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.trust import FEWEST_SCANS, Familiar
-from dkuxnet.prediction.windows import GridPrediction, Windows
+from dkuxnet.prediction.windows import GridPrediction
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.coarse import CoarseStage, predicted
-from dkuxnet.training.job import Job
+from dkuxnet.training.job import Job, windows_of
 
 
 def write_reference(
@@ -37,9 +37,7 @@ def write_reference(
     if most < FEWEST_SCANS:
         return
     places = np.linspace(0, len(known) - 1, most).round().astype(int)
-    windows = Windows(
-        job.patch, job.shape.classes, job.settings.infer, job.device, with_signature=True
-    )
+    windows = windows_of(job, with_signature=True)
     mine = []
     for done, place in enumerate(places[rank() :: world()], 1):
         grid = predicted(predictor, job, coarse, "training", known[place], windows)
@@ -57,10 +55,9 @@ def write_reference(
 
 def _volumes_ml(grid: GridPrediction, job: Job) -> dict[str, float]:
     """Of each class that was found."""
-    label = grid.prob.argmax(axis=0)
-    if job.settings.infer.largest_component:
-        label = keep_largest_component(label)
     voxel_ml = math.prod(job.data.meta.plan.spacing_mm) / 1000
+    cleaning = Cleaning.of(job.settings.infer, job.data.class_names)
+    label = cleaning(grid.prob.argmax(axis=0), voxel_ml)
     voxels = np.bincount(label.ravel(), minlength=job.shape.classes).tolist()
     return structure_volumes(voxels, job.data.meta.structures, voxel_ml)
 

@@ -19,27 +19,27 @@ from dkuxnet.evaluation.metrics import dice
 from dkuxnet.evaluation.statistics import known_mean
 from dkuxnet.machine.distributed import all_gather, on_rank_zero, rank, world
 from dkuxnet.machine.files import inside, write_json
-from dkuxnet.models.components import keep_largest_component
-from dkuxnet.prediction.windows import GridPrediction, Windows, label_on_scan, label_volume
+from dkuxnet.models.components import Cleaning
+from dkuxnet.prediction.windows import GridPrediction, label_on_scan, label_volume
 from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.coarse import CoarseStage, predicted
-from dkuxnet.training.job import Job
+from dkuxnet.training.job import Job, asked_of, windows_of
 from dkuxnet.training.reference import keep_held_out, short
 
 
 def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None = None) -> float:
     """Mean Dice over the validation cases, of each case's foreground classes; the prepared grid.
 
-    What is scored is what would be predicted: with `infer.largest_component` that alone. What a
+    What is scored is what would be predicted: without the pieces that `infer` removes. What a
     case has neither in label nor prediction does not count; NaN where that is all of it.
     """
     scores = []
-    windows = Windows(job.patch, job.shape.classes, job.settings.infer, job.device)
+    windows, cleaning = windows_of(job), Cleaning.of(job.settings.infer, list(job.data.meta.labels))
+    voxel_ml = math.prod(job.data.meta.plan.spacing_mm) / 1000
     for name in job.split.validation[rank() :: world()]:
         truth = job.validation.array(name, "label")
-        label = predicted(predictor, job, coarse, "validation", name, windows).prob.argmax(axis=0)
-        if job.settings.infer.largest_component:
-            label = keep_largest_component(label)
+        prob = predicted(predictor, job, coarse, "validation", name, windows).prob
+        label = cleaning(prob.argmax(axis=0), voxel_ml)
         known = truth < job.shape.classes  # the others nobody labelled
         left_out = job.data.not_labelled(name)
         scores.append(
@@ -64,22 +64,15 @@ def evaluate_test(
 
     The summary goes to the manifest. progress: told how many cases are done, of how many.
     """
-    target, labels = inside(folder.folder, "evaluation"), job.data.meta.labels
+    target = inside(folder.folder, "evaluation")
 
     def prepare_folder() -> None:
         inside(target, "predictions").mkdir(parents=True, exist_ok=True)
         write_json(target / "predictions" / "dataset.json", job.data.meta.description)
 
     on_rank_zero(prepare_folder)
-    windows = Windows(
-        job.patch,
-        len(labels),
-        job.settings.infer,
-        job.device,
-        with_uncertainty=True,
-        groups=len(job.shape.groups),
-        with_signature=True,
-    )
+    groups = len(job.shape.groups)
+    windows = windows_of(job, with_uncertainty=True, groups=groups, with_signature=True)
     started, mine = time.monotonic(), []
     for done, name in enumerate(job.split.test[rank() :: world()], 1):
         grid = predicted(predictor, job, coarse, "test", name, windows)
@@ -91,6 +84,7 @@ def evaluate_test(
         [row for case in scored for row in case.rows],
         {case.name: case.files for case in scored},
         ignored=tuple(case.name for case in scored if job.data.has_ignored(case.name)),
+        asked=asked_of(job.settings).metrics,
     )
     label_notes = [*result.label_notes(), *agreement_of_raters(job)]
     result.notes += [*label_notes, *notes_on(result.found())]
@@ -143,7 +137,8 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     """Write the maps of a test case, and score it on its own grid."""
     info, labels = job.data.info(name), job.data.meta.labels
     affine, values = np.array(info.affine), list(labels.values())
-    label = label_on_scan(grid.prob, info.shape, affine, job.settings.infer.largest_component)
+    cleaning = Cleaning.of(job.settings.infer, list(labels))
+    label = label_on_scan(grid.prob, info.shape, affine, cleaning)
     prediction = label_volume(label, affine, values)
     path = target / "predictions" / f"{name}.nii.gz"
     formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)
@@ -151,10 +146,10 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     truth = job.test.array(name, "truth")
     confidence = structure_confidence(grid.prob, job.data.meta.structures)
     stored = label_volume(truth, affine, job.data.values)
-    left_out = job.data.not_labelled(name)
-    scored = job.data.meta.scored
+    left_out, asked = job.data.not_labelled(name), asked_of(job.settings)
+    scored, ignore = job.data.meta.scored, job.data.meta.ignore
     rows = evaluate_pair(
-        name, prediction, stored, scored, ignore=job.data.meta.ignore, not_labelled=left_out
+        name, prediction, stored, scored, asked=asked, ignore=ignore, not_labelled=left_out
     )
     on_grid = resample_label(to_ras(Volume(truth, affine)).array, grid.prob.shape[1:], len(labels))
     return Scored(

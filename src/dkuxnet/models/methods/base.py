@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dkuxnet.core.types import Batch, NetworkShape, Output
-from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss, total
+from dkuxnet.models.methods.losses import PLAIN, query_loss_all, segmentation_loss, total
 from dkuxnet.models.methods.merging import merge_classes, said
 from dkuxnet.models.methods.options import Branch, MethodOptions
 
@@ -41,6 +41,7 @@ class Method(nn.Module, Generic[OptionsT]):
         self.networks = nn.ModuleList(networks)
         self.options = options
         self.shape = shape
+        self.form = PLAIN  # of L_seg, which a training may change
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalars; the loop sums them. `step` counts optimiser steps from 0.
@@ -72,7 +73,7 @@ class Method(nn.Module, Generic[OptionsT]):
         label: (B, X, Y, Z) int64, which may hold values of `NetworkShape.merged`.
         """
         logits, label, mask = merge_classes(logits, label, self.shape, mask)
-        return segmentation_loss(logits, label, mask)
+        return segmentation_loss(logits, label, mask, self.form)
 
     def query_supervision(
         self, outputs: Sequence[Output], label: Tensor, mask: Tensor | None = None

@@ -5,6 +5,7 @@ L_seg, L_qd, L_segc and L_qdc are the terms of Wu, Li, Zhang (ISBI 2024, arXiv 2
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -45,17 +46,57 @@ def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     return 1 - ((2 * overlap + 1e-5) / (prob.sum(dims) + target.sum(dims) + 1e-5)).mean()
 
 
-def segmentation_loss(logits: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class LossForm:
+    """See `LossSettings`. weights: of the classes, background first; without any all are 1."""
+
+    weights: tuple[float, ...] = ()
+    focal: float = 0.0
+    tversky: float = 0.5
+
+
+PLAIN = LossForm()
+
+
+def segmentation_loss(
+    logits: Tensor, label: Tensor, mask: Tensor | None = None, form: LossForm = PLAIN
+) -> Tensor:
     """L_seg: soft Dice + cross-entropy.
 
     logits: (B, K, X, Y, Z). label: (B, X, Y, Z) int64 in 0 .. K - 1. mask: (B, X, Y, Z), voxels
     that count: both terms are then over these alone; without any, the loss is 0.
     """
+    if form != PLAIN:
+        return formed_loss(logits, label, mask, form)
     logits = logits.float()
     dice = soft_dice_loss(logits.softmax(dim=1), one_hot(label, logits.shape[1]), mask)
     if mask is None:
         return dice + F.cross_entropy(logits, label)
     return dice + masked_mean(F.cross_entropy(logits, label, reduction="none"), mask)
+
+
+def formed_loss(logits: Tensor, label: Tensor, mask: Tensor | None, form: LossForm) -> Tensor:
+    """As `segmentation_loss`, in a form that is not plain: weighted means over classes and voxels.
+
+    With all weights 1, focal 0 and tversky 0.5 the same but for rounding.
+    """
+    logs = logits.float().log_softmax(dim=1)
+    weights = logs.new_tensor(form.weights or [1.0] * logs.shape[1])
+    counts = torch.ones_like(label, dtype=logs.dtype) if mask is None else mask.to(logs.dtype)
+    prob, target = (
+        each[:, 1:] * counts.unsqueeze(1) for each in (logs.exp(), one_hot(label, logs.shape[1]))
+    )
+    dims = (0, 2, 3, 4)
+    both = (prob * target).sum(dims)
+    too_much, missed = prob.sum(dims) - both, target.sum(dims) - both
+    apart = (1 - form.tversky) * too_much + form.tversky * missed
+    index = (both + 5e-6) / (both + apart + 5e-6)  # of Tversky
+    overlap = 1 - (weights[1:] * index).sum() / weights[1:].sum()
+    log = logs.gather(1, label.unsqueeze(1)).squeeze(1)
+    if form.focal:
+        log = log * (1 - log.exp()).clamp_min(FLOOR).pow(form.focal)
+    counts = counts * weights[label]
+    return overlap - (log * counts).sum() / counts.sum().clamp_min(FLOOR)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
