@@ -4,28 +4,36 @@ first?
     python measurements/scaling.py [--scans 100 1000 10000] [--processes 1 2 8 32] [--faster 1 50]
 
 Measures, in processor seconds of one thread: preparing a scan, its bytes on disk, reading a patch,
-augmenting it, its losses, the networks on it (a line through two sizes of batch: a part a step, a
-part a patch), optimiser and averages, a checkpoint (this one by the clock). Then adds them up for
-other numbers of scans and processes. Every process draws, augments and scores the whole batch of 4
-patches a process, and runs the networks on its own 4; the outputs of all and the gradients cross
-the link; all read from one disk, the scans being more than fit into memory. --faster divides what a
-device computes (augmenting, losses, networks, optimiser): a stand-in for a GPU, not a measured one.
+augmenting it, drawing what is random for a patch of another process, its losses, the networks on it
+(a line through two sizes of batch: a part a step, a part a patch), optimiser and averages, a
+checkpoint (this one by the clock). Then adds them up for other numbers of scans and processes.
+Every process reads, augments and scores its own 4 patches, and runs the networks on them; the
+gradients and a few small sums cross the link; all read from one disk, the scans being more than fit
+into memory. --faster divides what a device computes (drawing, augmenting, losses, networks,
+optimiser): a stand-in for a GPU, not a measured one.
 """
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from two_processes import SETTINGS, loss_alone, timed
 
 PATCHES = 4  # a process, labelled and unlabelled together
-STEPS = 4000
+OTHERS = 7  # processes, where drawing for their patches is measured
 SAVE_EVERY = 200
+SMALL = {
+    "method.name": "dual-mutual",
+    "network.name": "dk-uxnet-tiny",
+    "train.patch": [48, 32, 16],
+    "coarse.use": False,
+    "data.labelled": 2,
+    "data.cache_gib": 0,
+}
 
 
 def main() -> None:
@@ -36,6 +44,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 8, 32])
     parser.add_argument("--faster", type=float, nargs="+", default=[1, 50])
     parser.add_argument("--link-gbit", type=float, default=10)
+    parser.add_argument("--latency-us", type=float, default=20, help="of a message over the link")
     parser.add_argument("--disk-mb", type=float, default=500, help="a second, read by all together")
     parser.add_argument(
         "--size", type=int, default=96, help="voxels along an edge of a scan, about"
@@ -70,7 +79,9 @@ def main() -> None:
     for faster in chosen.faster:
         alone = None
         for processes in chosen.processes:
-            parts = step(costs, processes, faster, chosen.link_gbit, chosen.disk_mb)
+            parts = step(
+                costs, processes, faster, chosen.link_gbit, chosen.latency_us / 1e6, chosen.disk_mb
+            )
             seconds = max(
                 parts["read"], sum(value for name, value in parts.items() if name != "read")
             )  # they go on at once
@@ -84,21 +95,28 @@ def main() -> None:
 
 
 def step(
-    costs: dict[str, float], processes: int, faster: float, link_gbit: float, disk_mb: float
+    costs: dict[str, float],
+    processes: int,
+    faster: float,
+    link_gbit: float,
+    latency_s: float,
+    disk_mb: float,
 ) -> dict[str, float]:
     """Part -> seconds of a step. Reading runs beside the rest, in a thread of its own."""
-    batch, link = PATCHES * processes, link_gbit * 1e9 / 8
+    others, link = PATCHES * (processes - 1), link_gbit * 1e9 / 8
     away = (processes - 1) / processes
+    messages = 2 * math.ceil(math.log2(processes))  # of a sum, one after another
     return {
         "networks": (costs["networks_step_s"] + PATCHES * costs["networks_patch_s"]) / faster,
-        "augment": batch * costs["augment_patch_s"] / faster,
-        "losses": batch * costs["losses_patch_s"] / faster,
+        "augment": PATCHES * costs["augment_patch_s"] / faster,
+        "draw for others": others * costs["draw_patch_s"] / faster,
+        "losses": PATCHES * costs["losses_patch_s"] / faster,
         "optimiser": costs["optimiser_s"] / faster,
-        "outputs over the link": batch * away * costs["outputs_patch_mb"] * 1e6 / link,
+        "sums over the link": costs["sums"] * messages * latency_s,
         "gradients over the link": 2 * away * costs["gradients_mb"] * 1e6 / link,
         "checkpoint": costs["checkpoint_s"] / SAVE_EVERY,
         "read": max(
-            batch * costs["read_patch_s"], processes * batch * costs["read_patch_mb"] / disk_mb
+            PATCHES * costs["read_patch_s"], PATCHES * processes * costs["read_patch_mb"] / disk_mb
         ),
     }
 
@@ -130,10 +148,7 @@ def measure(folder: Path, size: int) -> dict[str, float]:
     scans = phantom.write_dataset(folder / "scans", cases=cases, labelled=2, size=size)
     timed(spent, lambda: prepare_scans(scans, folder / "prepared", processes=1))
     disk = sum(path.stat().st_size for path in (folder / "prepared" / "cases").iterdir()) / cases
-    job = new_job(
-        folder / "prepared",
-        load_settings(overrides=SETTINGS | {"data.labelled": 2, "data.cache_gib": 0}),
-    )
+    job = new_job(folder / "prepared", load_settings(overrides=SETTINGS | SMALL))
 
     reading = PatchStream(job.training, job.split.unlabelled, job.patch, 1, 0, with_label=False)
     reads: list[float] = []
@@ -152,10 +167,7 @@ def measure(folder: Path, size: int) -> dict[str, float]:
         saves.append(time.perf_counter() - started)
     networks = [each["step"] - each["losses"] - each["optimiser"] for each in (small, large)]
     slope = (networks[1] - networks[0]) / 2
-    channels = 2 * job.shape.classes + 2 * len(
-        job.shape.groups
-    )  # logits and groups of two branches
-    voxels = float(np.prod(job.patch))
+    drawn, sums = shared_with_others(job, method)
     return {
         "prepare_s": round(spent[0] / cases, 3),
         "disk_mb": round(disk / 1e6, 2),
@@ -167,7 +179,8 @@ def measure(folder: Path, size: int) -> dict[str, float]:
         "networks_patch_s": round(slope, 4),
         "networks_step_s": round(max(networks[0] - 2 * slope, 0), 4),
         "optimiser_s": round(large["optimiser"], 4),
-        "outputs_patch_mb": round(channels * voxels * 4 / 1e6, 3),
+        "draw_patch_s": round((drawn - large["augment"]) / 4 / OTHERS, 5),
+        "sums": sums,
         "gradients_mb": round(sum(p.numel() for p in method.networks.parameters()) * 4 / 1e6, 2),
         "checkpoint_s": round(median(saves), 3),
         "checkpoint_mb": round(path.stat().st_size / 1e6, 1),
@@ -179,12 +192,40 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
+def with_batch(job, half: int, steps: int):
+    """The job with `half` labelled and as many unlabelled patches a step."""
+    from dataclasses import replace
+
+    train = job.settings.train.model_copy(
+        update={"labelled_batch": half, "unlabelled_batch": half, "steps": steps}
+    )
+    return replace(job, settings=job.settings.model_copy(update={"train": train}))
+
+
+def shared_with_others(job, method, steps: int = 5) -> tuple[float, int]:
+    """Seconds of the views of 2 + 2 patches where OTHERS more processes have as many; how many
+    small sums cross the link in a step.
+    """
+    from dkuxnet.core.shares import Share, taking
+    from dkuxnet.training import experiment
+
+    crossed, spent = [], []
+
+    def total(part):
+        crossed.append(part)
+        return part
+
+    with taking(Share(0, 1 + OTHERS, total)):
+        made = experiment.batches(with_batch(job, 2 * (1 + OTHERS), steps), 0)
+        views = [timed(spent, next, made) for _ in range(steps)]
+        method.losses(views[-1], 0)
+    return median(spent[1:]), len(crossed)
+
+
 def step_parts(job, half: int, steps: int = 7) -> dict[str, list[float]]:
     """Seconds of the parts of steps with `half` labelled and as many unlabelled patches, the first
     two steps left out.
     """
-    from dataclasses import replace
-
     import torch
 
     from dkuxnet.machine.devices import to_device
@@ -192,10 +233,8 @@ def step_parts(job, half: int, steps: int = 7) -> dict[str, list[float]]:
     from dkuxnet.training import experiment
     from dkuxnet.training.loop import make_state, train_step
 
-    train = job.settings.train.model_copy(
-        update={"labelled_batch": half, "unlabelled_batch": half, "steps": steps}
-    )
-    job = replace(job, settings=job.settings.model_copy(update={"train": train}))
+    job = with_batch(job, half, steps)
+    train = job.settings.train
     method = to_device(
         build_method(job.settings, job.shape, job.data.meta.plan.network), job.device
     )

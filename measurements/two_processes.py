@@ -12,8 +12,8 @@ without the first two. Prints
 wall    seconds of a step, and their ratio: what a user waits. On a machine with other work it says little.
 cpu     processor seconds of a step in the busier process, and their ratio: what the wall clock would give where each process
         has a core to itself and no one waits for the other.
-parts   of a step of one process: drawing and augmenting, the losses forwards and backwards, optimiser and moving averages
-        (these three every process does in full), and the networks (which are shared); and what that bounds the ratio to.
+parts   of a step of one process: drawing and augmenting, the losses forwards and backwards, the networks (these are shared,
+        but for a part a step of the networks, see scaling.py), and optimiser and moving averages (which every process does).
 """
 
 import argparse
@@ -141,8 +141,8 @@ def train(prepared: Path, run: Path, settings: dict) -> dict[str, float]:
     }
 
 
-def parts(prepared: Path, settings: dict, steps: int = 8) -> dict[str, float]:
-    """Processor seconds of the parts of a step in one process, medians."""
+def parts(prepared: Path, settings: dict, steps: int = 8) -> dict[str, str]:
+    """Shares of the processor seconds of the parts of a step in one process, medians."""
     import torch
 
     from dkuxnet.core.config import load_settings
@@ -172,10 +172,8 @@ def parts(prepared: Path, settings: dict, steps: int = 8) -> dict[str, float]:
         state.step += 1
     seconds = {name: statistics.median(values[2:]) for name, values in spent.items()}
     whole = seconds.pop("step") + seconds["draw and augment"]
-    alone = sum(seconds.values()) / whole
-    shares = {name: f"{100 * value / whole:.1f} %" for name, value in seconds.items()}
-    bound = round(1 / (alone + (1 - alone) / 2), 2)
-    return shares | {"networks": f"{100 * (1 - alone):.1f} %", "bound of two processes": bound}
+    seconds["networks"] = whole - sum(seconds.values())
+    return {name: f"{100 * value / whole:.1f} %" for name, value in seconds.items()}
 
 
 def timed(spent: list[float], work, *arguments):

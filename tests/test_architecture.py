@@ -15,7 +15,7 @@ WINGS = {
     "core": set(),
     "machine": {"core"},
     "data": {"core", "machine"},
-    "models": {"core", "machine"},
+    "models": {"core"},
     "runs": {"core", "machine"},
     "evaluation": {"core", "machine", "data"},
     "prediction": {"core", "machine", "data", "models", "runs"},

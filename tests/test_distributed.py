@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from torch.distributed import HashStore
 
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.lookup import lookup
 from dkuxnet.machine.distributed import joined, of_this_start, world
-from dkuxnet.models.methods import METHODS
+from dkuxnet.models.methods import METHODS, bcp, mixing
 from dkuxnet.training.experiment import run_training
 from tiny import DK_UXNET, UXNET, prepared_phantoms
 
@@ -27,6 +29,7 @@ from tiny import DK_UXNET, UXNET, prepared_phantoms
 TINY = DK_UXNET | {
     "train.labelled_batch": 4,
     "train.unlabelled_batch": 4,
+    "network.drop_rate": 0.2,
     "train.steps": 2,
     "train.save_every": 1,
     "train.validate_every": 2,
@@ -37,9 +40,6 @@ TINY = DK_UXNET | {
     "data.test_cases": 3,
 }
 OPTIONS = {
-    # what is drawn for each patch inside a network is drawn by each process for its own patches
-    "unimatch": {"method.dropout": 0.0},
-    "crossmatch": {"method.weak_dropout": 0.0, "method.strong_dropout": 0.0},
     "ad-mt": {"method.period": 1},  # a step in the turn of each teacher
     "bcp": {"method.pretrain_steps": 1},
 }
@@ -48,14 +48,33 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import torch
+import torch.distributed as dist
 from dkuxnet.core.config import load_settings
 from dkuxnet.machine.distributed import joined, rank
+from dkuxnet.training import loop
 from dkuxnet.training.experiment import run_training
 torch.set_num_threads(1)
 prepared, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+crossed, step = [], loop.train_step
+def counting(name, call):
+    def counted(*given, **more):
+        crossed.append((name, sum(part.nbytes for part in given if torch.is_tensor(part))))
+        return call(*given, **more)
+    setattr(dist, name, counted)
+def watched(state, *given):
+    crossed.clear()
+    told = step(state, *given)
+    grads = sum(p.grad.nbytes for p in state.method.parameters() if p.grad is not None)
+    assert {name for name, _ in crossed} == {"all_reduce"}, crossed
+    assert grads < sum(count for _, count in crossed) < grads + 1000, (grads, crossed)
+    return told
 with joined():
+    for name in ("all_reduce", "all_gather", "broadcast", "reduce_scatter", "all_to_all", "send"):
+        counting(name, getattr(dist, name))
+    loop.train_step = watched
     for folder, overrides, resume in runs:
         run_training(prepared, Path(folder), load_settings(overrides=overrides), resume)
+        print(Path(folder).name, len(crossed), file=sys.stderr)
 """
 
 
@@ -101,18 +120,31 @@ def overrides(method: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(prepared, tmp_path_factory) -> Path:
-    """The runs of one process, a folder a method.
+def alone(prepared, tmp_path_factory) -> Callable[..., Path]:
+    """The runs of one process, each made when it is asked for: of a method, for comparison with so
+    many processes.
 
-    One thread, as in the workers: the sums of two threads round otherwise, and a voxel on the
+    Where patches are mixed, each with the one that a process has before it. One thread, as in the workers: the sums of two threads round otherwise, and a voxel on the
     border of two queries may then be assigned to the other, which is a jump, not a rounding.
     """
-    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    for method in METHODS:
-        run_training(prepared, folder / method, load_settings(overrides=overrides(method)))
-    torch.set_num_threads(threads)
-    return folder
+    folder = tmp_path_factory.mktemp("alone")
+
+    def trained(method: str, processes: int = 2) -> Path:
+        mixes = lookup(METHODS, method, "method").mixes
+        run, threads = (
+            folder / (f"{method}-{processes}" if mixes else method),
+            torch.get_num_threads(),
+        )
+        if not run.exists():
+            torch.set_num_threads(1)
+            with pytest.MonkeyPatch.context() as patch:
+                for module in (mixing, bcp):
+                    patch.setattr(module, "before", lambda patches: patches.roll(processes, 0))
+                run_training(prepared, run, load_settings(overrides=overrides(method)))
+            torch.set_num_threads(threads)
+        return run
+
+    return trained
 
 
 def compare(one: Path, other: Path) -> None:
@@ -147,7 +179,7 @@ def test_every_method_learns_the_same_in_several_processes(
         )
     )
     for method in methods:
-        compare(alone / method, tmp_path / method)
+        compare(alone(method, processes), tmp_path / method)
 
 
 @pytest.mark.slow
@@ -155,7 +187,7 @@ def test_a_run_goes_on_with_another_number_of_processes(prepared, alone, tmp_pat
     half = overrides("dual-mutual")
     run_training_until(prepared, tmp_path / "run", half, 1)
     finish(start(prepared, 2, [(str(tmp_path / "run"), half, True)]))
-    compare(alone / "dual-mutual", tmp_path / "run")
+    compare(alone("dual-mutual"), tmp_path / "run")
 
 
 def run_training_until(prepared: Path, run: Path, chosen: dict, step: int) -> None:
@@ -281,24 +313,22 @@ import sys
 import torch
 from torch import nn
 from dkuxnet.machine.distributed import joined, rank, sum_gradients
-method = nn.Module()
-method.networks = nn.ModuleList([nn.Conv3d(48, 64, 3).to(memory_format=torch.channels_last_3d), nn.Linear(3, 2)])
-method.own = nn.Linear(300, 300)
+method = nn.ModuleList([nn.Conv3d(48, 64, 3).to(memory_format=torch.channels_last_3d), nn.Linear(3, 2)])
 method.register_buffer("mean", torch.zeros(4))
 with joined():
     for number, parameter in enumerate(method.parameters()):
         first = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape) % 97
         parameter.grad = torch.empty_like(parameter).copy_((rank() + 1) * (first + number))
     method.mean += rank() + 1
-    sum_gradients(method)
+    losses = sum_gradients(method, {"seg": torch.tensor(1.0 + rank()), "qd": torch.tensor(2.0)})
     for number, (name, parameter) in enumerate(method.named_parameters()):
         first = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape) % 97
-        assert torch.equal(parameter.grad, (3.0 if name.startswith("networks") else 1.5) * (first + number)), name
-    assert torch.equal(method.mean, torch.full((4,), 1.5))
+        assert torch.equal(parameter.grad, 3.0 * (first + number)), name
+    assert torch.equal(method.mean, torch.full((4,), 1.5)) and losses == {"seg": 1.5, "qd": 2.0}
 """
 
 
-def test_gradients_of_every_size_and_layout_are_summed_and_what_is_whole_already_is_averaged():
+def test_gradients_of_every_size_and_layout_are_summed_and_losses_and_statistics_averaged():
     finish(start_script(2, SUMS))
 
 

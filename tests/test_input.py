@@ -16,6 +16,7 @@ from dkuxnet import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import ZScore
 from dkuxnet.core.seeds import VIEWS, step_seed
+from dkuxnet.core.shares import Share, taking
 from dkuxnet.data import network_grid, plan, prepared_set
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.fingerprint import count_values
@@ -212,6 +213,19 @@ def test_batches_are_the_views_of_their_step_wherever_they_are_made(prepared, wo
             assert torch.equal(got.weak, expected.weak) and torch.equal(got.strong, expected.strong)
             assert (got.label is None) == (label is None)
             assert label is None or torch.equal(got.label, expected.label)
+
+
+def test_the_batch_of_a_share_is_its_rows_of_the_whole_batch(prepared):
+    job = job_of(prepared, 0)
+    whole = next(batches(job, 2))
+    for index in range(2):
+        with taking(Share(index, 2)):
+            part = next(batches(job, 2))
+        for name in ("labelled", "unlabelled"):
+            for view in ("weak", "strong"):
+                own = getattr(getattr(whole, name), view)[index::2]
+                torch.testing.assert_close(getattr(getattr(part, name), view), own)
+        assert torch.equal(part.label, whole.label[index::2])
 
 
 def test_a_batch_can_change_intensities_as_its_strong_views_are_changed(prepared):

@@ -67,7 +67,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans
 def draw(wings: dict[str, set[str]]) -> str:
     """The figure of a table of wings; KeyError where one has no place, ValueError where it left."""
     wings = {name: uses for name, uses in wings.items() if name}
-    ground = [name for name, uses in wings.items() if uses <= {"core"}]
+    ground = [name for name, uses in wings.items() if uses <= {"core"} and name not in PLACES]
     used = set().union(*wings.values())
     (roof,) = [name for name, uses in wings.items() if name not in used and "benchmark" in uses]
     gone = (PLACES.keys() | BARS.keys()) - wings.keys()

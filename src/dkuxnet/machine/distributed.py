@@ -2,12 +2,10 @@
 
 No method knows of it.
 
-Every process builds the whole batch, runs the networks on its share of the patches, and gets the
-outputs of all of them. So each computes the losses of the whole batch, whatever they compare,
-exactly as one process does; its gradients are those of its own patches, and their sum over the
-processes is the gradient of the whole. DistributedDataParallel would average losses of parts
-instead: a soft Dice over a batch, a mixture of two patches or a mean over sure voxels is not such
-an average.
+Every process reads its share of the patches and computes their losses. What is no mean over
+patches, a soft Dice over a batch or a mean over the voxels that count, exchanges its sums
+(`core.shares`); the sum of the gradients is then what one process computes. DistributedDataParallel
+alone would average the losses of the parts.
 """
 
 import datetime
@@ -16,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +23,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  
 from torch.distributed.rendezvous import rendezvous
 
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import Output
+from dkuxnet.core.shares import Share, taking
 
 T = TypeVar("T")
 LARGE = 2**16  # numbers: what is summed over the processes by itself
@@ -73,7 +71,8 @@ def joined() -> Iterator[None]:
         kinds, store=of_this_start(store, number, count), rank=number, world_size=count
     )
     try:
-        yield
+        with taking(Share(number, count, _total)):
+            yield
     except RuntimeError as error:
         # gloo's errors have no kind of their own
         if not isinstance(error, dist.DistError) and "peer" not in str(error):
@@ -83,6 +82,13 @@ def joined() -> Iterator[None]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _total(part: Tensor) -> Tensor:
+    """The sum of the processes' tensors."""
+    whole = part.clone()
+    dist.all_reduce(whole)
+    return whole
 
 
 def of_this_start(store: Store, number: int, count: int, seconds: float = JOINING) -> Store:
@@ -164,21 +170,19 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(told)
 
 
-def sum_gradients(method: nn.Module) -> None:
-    """Add up the gradients of the networks over the processes.
+def sum_gradients(method: nn.Module, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add up the gradients of a method over the processes; the means of their losses.
 
-    What a method owns besides works on the outputs of all, so that its gradient is whole in each
-    process already: these, and running statistics, are averaged.
+    Running statistics are averaged.
     """
     if world() == 1:
-        return
-    networks = method.get_submodule("networks")
-    inside = {id(parameter) for parameter in networks.parameters()}
-    learnt = [(id(p), p.grad) for p in method.parameters() if p.grad is not None]
-    buffers = [buffer for buffer in method.buffers() if buffer.is_floating_point()]
-    for tensor in [grad for owner, grad in learnt if owner not in inside] + buffers:
+        return losses
+    grads = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+    means = torch.stack([loss.detach() for loss in losses.values()])
+    averaged = [means, *(buffer for buffer in method.buffers() if buffer.is_floating_point())]
+    for tensor in averaged:
         tensor.div_(world())
-    tensors = [grad for _, grad in learnt] + buffers
+    tensors = grads + averaged
     # as they lie in memory, which autograd lays out as the parameters are: dense, and alike in all
     # processes
     memory = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
@@ -192,96 +196,4 @@ def sum_gradients(method: nn.Module) -> None:
     for work in pending:
         if work is not None:
             work.wait()
-
-
-# --- networks that share a batch ---
-
-
-def shared(network: nn.Module, with_features: bool) -> nn.Module:
-    """`network`, which trains on this process's share of a batch and returns the outputs of all.
-
-    Its parameters and their names stay. with_features: also gather `Output.features`, which are
-    large.
-    """
-    if world() == 1:
-        return network
-    if hasattr(network, "decode"):
-        _become(network.get_submodule("encoder"), _SharedEncoder, with_features)
-        _become(network, _SharedDecoder, with_features)
-    else:
-        _become(network, _SharedWhole, with_features)
-    return network
-
-
-def _become(module: nn.Module, part: type, with_features: bool) -> None:
-    """Make a module one of a subclass with `part` in front.
-
-    Not a wrapper: the names in the state_dict stay, and copies (teachers) are shared as well.
-    """
-    content = {"gathers_features": with_features}
-    module.__class__ = type(
-        f"{part.__name__}{type(module).__name__}", (part, type(module)), content
-    )
-
-
-class _Shared(nn.Module):
-    gathers_features: bool
-
-
-class _SharedEncoder(_Shared):
-    def forward(self, image: Tensor) -> Any:
-        return super().forward(share(image) if self.training else image)
-
-
-class _SharedDecoder(_Shared):
-    def decode(self, image: Tensor, features: Any) -> Output:
-        decode = cast("Any", super()).decode  # the network's own
-        output: Output = decode(share(image) if self.training else image, features)
-        return gather(output, self.gathers_features) if self.training else output
-
-
-class _SharedWhole(_Shared):
-    def forward(self, image: Tensor) -> Output:
-        output: Output = super().forward(share(image) if self.training else image)
-        return gather(output, self.gathers_features) if self.training else output
-
-
-def share(batch: Tensor) -> Tensor:
-    """This process's part of a batch."""
-    if len(batch) % world():
-        raise UserError(
-            f"a batch of {len(batch)} patches cannot be shared by {world()} processes alike: "
-            "choose train.labelled_batch and train.unlabelled_batch as multiples of their number"
-        )
-    return batch.chunk(world())[rank()]
-
-
-def gather(output: Output, with_features: bool) -> Output:
-    """The outputs of all processes, in the order of the batch."""
-    features = output.features if with_features else None
-    parts = [output.logits, output.group_prob, features, *output.layer_group_prob]
-    there = [part for part in parts if part is not None]
-    flat = cast("Tensor", _Gather.apply(torch.cat([p.flatten(1).float() for p in there], dim=1)))  # type: ignore[no-untyped-call]  # torch's
-    pieces = iter(torch.split(flat, [part[0].numel() for part in there], dim=1))
-    logits, group_prob, features, *layers = (
-        None if part is None else next(pieces).reshape(-1, *part.shape[1:]) for part in parts
-    )
-    if logits is None:
-        raise RuntimeError("an output has logits")
-    return Output(logits, group_prob, tuple(p for p in layers if p is not None), features)
-
-
-class _Gather(torch.autograd.Function):
-    """(b, L) of each process -> (B, L), whose gradient each process takes for its own part."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        ctx.rows = len(part)
-        parts = [torch.empty_like(part) for _ in range(world())]
-        dist.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        mine: Tensor = grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-        return mine
+    return dict(zip(losses, means.unbind(), strict=True))

@@ -14,7 +14,6 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup, parse_options
 from dkuxnet.core.seeds import INITIAL, step_seed
 from dkuxnet.core.types import NetworkShape
-from dkuxnet.machine.distributed import shared
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Ensemble, Method
 from dkuxnet.models.networks import NETWORKS
@@ -44,7 +43,7 @@ def build_method(
             made = builder(shape, settings.network.options)
             if branch < len(start):
                 take_weights(made, start[branch])
-            networks.append(shared(made, method.uses_features))
+            networks.append(made)
         return method(networks, options, shape)
     # AssertionError and ZeroDivisionError are torch's for sizes that do not fit
     except (ValueError, AssertionError, ZeroDivisionError) as error:

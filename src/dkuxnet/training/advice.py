@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.shares import WHOLE, own_patches, taking
 from dkuxnet.core.types import Batch, Views
 from dkuxnet.data.plan import plan_patch
 from dkuxnet.data.prepared_set import PreparedSet
@@ -36,11 +37,11 @@ def check_step_fits(method: Method[Any], job: Job, free: int | None, resume: boo
     if free is None:
         return
     trial = copy.deepcopy(method)  # running statistics change
-    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job), together=True)
+    voxel = step_bytes_per_voxel(trial, job, unlabelled_patches(job))
     too_much = voxel is not None and voxel / STEP_OVER_KEPT * math.prod(job.patch) > free
     if any_rank(too_much, job.device):
         keeps = "; a run keeps its settings: begin a new one, or go on where there is more memory"
-        advice = memory_advice(trial, job, free, together=True)
+        advice = memory_advice(trial, job, free)
 
         def refuse() -> None:
             raise UserError(f"out of memory: {advice}{keeps if resume else ''}")
@@ -80,22 +81,21 @@ def _absent(data: PreparedSet, cases: Sequence[str]) -> list[str]:
     return [names[index] for index in sorted(missing)]
 
 
-def memory_advice(method: Method[Any], job: Job, free: int | None, together: bool = False) -> str:
+def memory_advice(method: Method[Any], job: Job, free: int | None) -> str:
     """What a step would need, what there was, and which batch or patch would fit.
 
     Runs the method on a small patch: not for one that trains on, since that changes running
     statistics.
 
     free: bytes that were free before the first step; None where the system does not say.
-    together: as for `step_bytes_per_voxel`.
     """
     train, patch, room = job.settings.train, job.patch, int(LEAVE_SOME * (free or 0))
     unlabelled = unlabelled_patches(job)
-    patches, least = train.labelled_batch + unlabelled, 1 + min(unlabelled, 1)
+    patches, least = train.labelled_batch + unlabelled, world() * (1 + min(unlabelled, 1))
     step = f"a step on {patches} {'patches' if patches > 1 else 'patch'} of {_listed(patch)}"
     # gradients, and the optimiser's two averages
     fixed = 3 * sum(parameter.nbytes for parameter in method.parameters())
-    voxel = step_bytes_per_voxel(method, job, unlabelled, together)
+    voxel = step_bytes_per_voxel(method, job, unlabelled)
     # not known, or it was not the step alone
     if voxel is None or free is None or fixed + voxel * math.prod(patch) <= room:
         half = plan_patch(patch, math.prod(patch) // 2, job.shape.divisor)
@@ -107,11 +107,11 @@ def memory_advice(method: Method[Any], job: Job, free: int | None, together: boo
     def needed(voxels: float) -> int:
         return int(fixed + voxel * voxels)
 
-    fits = []
-    if needed(math.prod(patch) * least / patches) <= room:
+    fits, few = [], needed(math.prod(patch) * least / patches)
+    if few <= room:
         fits.append(
-            f"train.labelled_batch=1 and train.unlabelled_batch={min(train.unlabelled_batch, 1)} "
-            f"would need about {_gib(needed(math.prod(patch) * least / patches))}"
+            f"train.labelled_batch={world()} and train.unlabelled_batch="
+            f"{world() * min(train.unlabelled_batch, 1)} would need about {_gib(few)}"
         )
     smaller = plan_patch(patch, max(int((room - fixed) / voxel), 0), job.shape.divisor)
     if needed(math.prod(smaller)) <= room:
@@ -124,16 +124,13 @@ def memory_advice(method: Method[Any], job: Job, free: int | None, together: boo
     )
 
 
-def step_bytes_per_voxel(
-    method: Method[Any], job: Job, unlabelled: int, together: bool = False
-) -> float | None:
+def step_bytes_per_voxel(method: Method[Any], job: Job, unlabelled: int) -> float | None:
     """Bytes of a step for each voxel of a patch; None where that cannot be found out.
 
-    From what the losses of small patches keep for the gradients, which grows with the voxels.
-    together: all processes of the training ask, which take part in each other's losses.
+    From what the losses of small patches keep for the gradients, which grows with the voxels. Of
+    several processes each computes its own share alone. Raises UserError where the batch cannot be
+    shared.
     """
-    if world() > 1 and not together:
-        return None
     for edge in PROBES:
         patch = [min(edge, n) for n in job.patch]
         try:
@@ -162,13 +159,14 @@ def _kept_bytes(method: Method[Any], job: Job, unlabelled: int, patch: list[int]
         )
 
     batch = Batch(
-        views(job.settings.train.labelled_batch, True),
-        views(unlabelled, False) if unlabelled else None,
+        views(len(own_patches(job.settings.train.labelled_batch)), True),
+        views(len(own_patches(unlabelled)), False) if unlabelled else None,
     )
     short = uses_bfloat16(job.settings.train.precision, job.device)
     with (
         torch.autocast(job.device.type, torch.bfloat16, enabled=short),
         saved_tensors_hooks(keep, lambda tensor: tensor),
+        taking(WHOLE),  # without the others' sums
     ):
         last = job.settings.train.steps - 1  # what ramps up is there by then
         losses = method.train().losses(batch, last)

@@ -46,6 +46,7 @@ from dkuxnet.training.job import (
     new_job,
     resumed_job,
     unlabelled_patches,
+    warn_of_patches_alone,
     warn_without_unlabelled,
 )
 from dkuxnet.training.loop import NotFinite, TrainState, make_state, train
@@ -96,6 +97,7 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
         open_run.enter_context(giving_back_large_blocks())
         method = make_method(job)
         check_step_fits(method, job, free_bytes(job.device), resume)
+        warn_of_patches_alone(job)
         if not resume:
             on_rank_zero(lambda: RunFolder.make(run, job.settings, describe(job, method)))
         folder = MutedRun(run) if rank() else RunFolder.open(run)

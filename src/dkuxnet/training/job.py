@@ -18,6 +18,7 @@ from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.machine.devices import choose_device
+from dkuxnet.machine.distributed import world
 from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
@@ -343,6 +344,21 @@ def warn_without_unlabelled(job: Job) -> None:
             DataWarning(
                 f"{job.settings.method.name} learns from unlabelled scans, and {why[0]}: it trains "
                 f"on the labelled ones alone; {why[1]}"
+            ),
+            stacklevel=2,
+        )
+
+
+def warn_of_patches_alone(job: Job) -> None:
+    """A DataWarning where a process has a single patch of those that the method mixes."""
+    method = lookup(METHODS, job.settings.method.name, "method")
+    patches = {"labelled": job.settings.train.labelled_batch, "unlabelled": unlabelled_patches(job)}
+    if world() > 1 and patches.get(method.mixes) == world():
+        warnings.warn(
+            DataWarning(
+                f"{job.settings.method.name} mixes {method.mixes} patches with those of the same "
+                f"process, and each of the {world()} processes has one: nothing is mixed; set "
+                f"train.{method.mixes}_batch={2 * world()} or more"
             ),
             stacklevel=2,
         )

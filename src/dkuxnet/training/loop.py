@@ -20,7 +20,7 @@ from dkuxnet.core.config import TrainSettings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.seeds import DROPOUT, step_seed
 from dkuxnet.core.types import Batch
-from dkuxnet.machine.distributed import any_rank, sum_gradients
+from dkuxnet.machine.distributed import any_rank, sum_gradients, world
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
@@ -275,8 +275,8 @@ def train_step(
         losses = state.method.losses(batch, state.step)
     state.optimiser.zero_grad(set_to_none=True)
     loss = functools.reduce(torch.add, losses.values())
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-    sum_gradients(state.method)
+    (loss / world()).backward()  # type: ignore[no-untyped-call]  # torch's own
+    losses = sum_gradients(state.method, losses)
     norm = nn.utils.clip_grad_norm_(state.method.parameters(), settings.clip)
     # only where asked for, since a GPU is waited for here
     if settings.on_nan == "skip" and not is_finite(losses, norm):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dkuxnet.core.shares import own_patches
 from dkuxnet.data.geometry import pad_to
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.training.priors import Priors
@@ -59,7 +60,7 @@ class PatchStream:
         by heart.
         """
         self.prepared, self.cases = prepared, list(cases)
-        self.patch, self.batch = tuple(patch), batch
+        self.patch, self.batch, self.own = tuple(patch), batch, own_patches(batch)
         self.key = (seed, LABELLED if with_label else UNLABELLED)
         self.with_label, self.foreground_share = with_label, foreground_share
         self.class_first, self.margin, self.priors = class_first, margin, priors
@@ -68,17 +69,19 @@ class PatchStream:
     def at(self, step: int) -> Patches:
         """The patches of a step with their margins: images (B, C, X, Y, Z), labels (B, X, Y, Z).
 
-        Images are float32, labels uint8.
+        Those of this process alone, where several share the batch. Images are float32, labels
+        uint8.
         """
         images, labels = [], []
-        for i, name in enumerate(self.names_at(step)):
+        for i in self.own:
+            name = self._case(step * self.batch + i)
             image, label = self._patch(name, np.random.default_rng((*self.key, 1, step, i)))
             images.append(image)
             labels += [] if label is None else [label]
         return np.stack(images), np.stack(labels) if labels else None
 
     def names_at(self, step: int) -> list[str]:
-        """The cases that the patches of a step are of."""
+        """The cases that the patches of a step are of, those of all processes."""
         return [self._case(step * self.batch + i) for i in range(self.batch)]
 
     def _case(self, index: int) -> str:

@@ -10,6 +10,7 @@ that does not say all cannot simulate them: such cases have its own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.shares import draw_uniform
 from dkuxnet.data.arrays import read_box
 from dkuxnet.data.geometry import Region, resample_region
 from dkuxnet.data.prepared_set import PreparedSet
@@ -82,8 +84,7 @@ def simulated_priors(
     """
     batch, device, size = len(label), label.device, label.shape[1:]
 
-    def uniform(*shape: int) -> Tensor:
-        return 2 * torch.rand(shape, generator=generator, device=device) - 1
+    uniform = partial(draw_uniform, device=device, generator=generator)
 
     organs = F.one_hot(label, classes).movedim(-1, 1)[:, 1:].float()
     displacement = outline_displacement(

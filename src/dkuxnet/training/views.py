@@ -1,18 +1,21 @@
 """Weak and strong views of a batch, on its device: one geometry, each its own intensities.
 
 Random parameters are drawn apart from their application, from a generator that is a function of
-seed and step: a resumed run draws what the uninterrupted one would have drawn.
+seed and step: a resumed run draws what the uninterrupted one would have drawn. They are drawn for
+the patches of all processes, and applied to those of this one.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dkuxnet.core.config import AugmentSettings, ViewSettings
+from dkuxnet.core.shares import draw_own, draw_uniform
 from dkuxnet.core.types import Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
@@ -105,6 +108,10 @@ def draw_grid(
     them, for what lies between two slices nobody knows.
     """
     batch, device, whole = image.shape[0], image.device, image.shape[2:]
+
+    def side(rows: int) -> Tensor:
+        return torch.randint(0, 2, (rows, 1), generator=generator, device=device)
+
     size = [n - 2 * settings.margin for n in whole]
     uniform = _uniform(generator, device)
     half = torch.tensor([n / 2 for n in size], device=device)  # voxels from the centre to the face
@@ -123,8 +130,7 @@ def draw_grid(
     matrix = _rotation(angles) * factor * spacing / spacing[:, None]
     for axis, name in enumerate("xyz"):
         if name in settings.flip:
-            sign = 1 - 2 * torch.randint(0, 2, (batch, 1), generator=generator, device=device)
-            matrix[:, :, axis] *= sign
+            matrix[:, :, axis] *= 1 - 2 * draw_own(side, batch)
     shift = uniform(batch, 3, 1) * settings.shift / spacing[:, None]
     # grid_sample counts in half sizes and in reverse axis order
     theta = torch.cat([matrix * half / half[:, None], shift / half[:, None]], dim=2).flip(1)
@@ -171,13 +177,16 @@ def draw_view(
     def half_of() -> Tensor:
         return (each() > 0).float()
 
+    def normal(rows: int) -> Tensor:
+        return torch.randn((rows, *image.shape[1:]), generator=generator, device=device)
+
     field = noise = blank = None
     if settings.bias_field:
         coarse = uniform(batch, 1, 3, 3, 3) * settings.bias_field
         field = F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True).exp()
     if settings.noise:
         strength = each().abs() * settings.noise
-        noise = strength * torch.randn(image.shape, generator=generator, device=device)
+        noise = strength * draw_own(normal, batch)
     if settings.cutout:
         blank = _draw_box(batch, size, settings.cutout, uniform) * half_of()
     return ViewParameters(
@@ -217,8 +226,8 @@ def apply_view(
 
 
 def _uniform(generator: torch.Generator | None, device: torch.device) -> Callable[..., Tensor]:
-    """Draws from [-1, 1) of a given shape."""
-    return lambda *shape: 2 * torch.rand(shape, generator=generator, device=device) - 1
+    """Draws from [-1, 1) of a given shape, whose first number is that of the patches."""
+    return partial(draw_uniform, device=device, generator=generator)
 
 
 def _rotation(angles: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class ADMT(Method[ADMTOptions]):
     `predict_targets`.
     """
 
+    mixes = "unlabelled"
     Options = ADMTOptions
 
     def __init__(self, networks: Sequence[nn.Module], options: ADMTOptions, shape: NetworkShape):

@@ -29,7 +29,8 @@ class Method(nn.Module, Generic[OptionsT]):
 
     branches: ClassVar[int] = 1
     uses_unlabelled: ClassVar[bool] = True
-    uses_features: ClassVar[bool] = False  # whether `losses` reads `Output.features`
+    # of which patches it mixes one with another
+    mixes: ClassVar[Literal["", "labelled", "unlabelled"]] = ""
     Options: ClassVar[type[MethodOptions]] = MethodOptions  # in a subclass: its OptionsT
 
     def __init__(self, networks: Sequence[nn.Module], options: OptionsT, shape: NetworkShape):
@@ -46,8 +47,9 @@ class Method(nn.Module, Generic[OptionsT]):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalars; the loop sums them. `step` counts optimiser steps from 0.
 
-        What is drawn at random here comes from torch's own generator, which the loop seeds with
-        every step.
+        Each is a mean over the patches, or a function of `batch_sum`s, and what is drawn for each
+        patch is drawn by `draw_own`: see `core.shares`. It comes from torch's own generator, which
+        the loop seeds with every step.
         """
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from dkuxnet.core.types import Batch
 from dkuxnet.models.components import keep_largest_component
 from dkuxnet.models.methods.base import probabilities
 from dkuxnet.models.methods.losses import hard_label
-from dkuxnet.models.methods.mixing import paste, random_boxes
+from dkuxnet.models.methods.mixing import before, paste, random_boxes
 from dkuxnet.models.methods.options import Edge, Steps, Weight
 from dkuxnet.models.methods.teacher import TeacherMethod, TeacherOptions
 
@@ -36,20 +36,21 @@ class BCP(TeacherMethod[BCPOptions]):
     """A student learns on labelled patches with a box of an unlabelled one, and vice versa.
 
     What is unlabelled has the largest component of the teacher's label as its pseudo-label. Before
-    `pretrain_steps`, labelled patches are pasted into each other. Weak views are mixed, and the
-    intensities of what comes out are changed once.
+    `pretrain_steps`, labelled patches are pasted into each other, see `mixing.before`. Weak
+    views are mixed, and the intensities of what comes out are changed once.
 
     The teacher follows the student from the first step (the paper starts it from the pre-trained
     one). The query loss reads true labels alone.
     """
 
+    mixes = "labelled"
     Options = BCPOptions
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, image, label = self.options, batch.labelled.weak, batch.label
         pretraining = batch.unlabelled is None or step < options.pretrain_steps
         if batch.unlabelled is None or pretraining:
-            other_image, other_label = image.roll(1, 0), label.roll(1, 0)
+            other_image, other_label = before(image), before(label)
         else:
             other_image = batch.unlabelled.weak
             other_label = self.pseudo_label(other_image)

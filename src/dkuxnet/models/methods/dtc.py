@@ -39,7 +39,6 @@ class DTC(Method[DTCOptions]):
     one by sigmoid(-k level).
     """
 
-    uses_features = True
     Options = DTCOptions
 
     def __init__(self, networks: Sequence[nn.Module], options: DTCOptions, shape: NetworkShape):

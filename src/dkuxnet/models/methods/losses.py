@@ -1,6 +1,7 @@
 """The terms of the losses, in three sections: segmentation, query, consistency.
 
 Every loss is a mean, so that no weight depends on the size of a patch, and is computed in float32.
+What is no mean over patches alike is a function of `batch_sum`s, see `core.shares`.
 L_seg, L_qd, L_segc and L_qdc are the terms of Wu, Li, Zhang (ISBI 2024, arXiv 2311.12364).
 """
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dkuxnet.core.shares import batch_mean, batch_sum
 from dkuxnet.core.types import Group, Output
 
 # added inside every logarithm of a probability: bounds a voxel's loss and, unlike a clamp, keeps
@@ -42,8 +44,9 @@ def soft_dice_loss(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     if mask is not None:
         prob, target = prob * mask.unsqueeze(1), target * mask.unsqueeze(1)
     dims = (0, 2, 3, 4)
-    overlap = (prob * target).sum(dims)
-    return 1 - ((2 * overlap + 1e-5) / (prob.sum(dims) + target.sum(dims) + 1e-5)).mean()
+    sums = [(prob * target).sum(dims), prob.sum(dims) + target.sum(dims)]
+    overlap, sizes = batch_sum(torch.stack(sums)).unbind()
+    return 1 - ((2 * overlap + 1e-5) / (sizes + 1e-5)).mean()
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ def formed_loss(logits: Tensor, label: Tensor, mask: Tensor | None, form: LossFo
         each[:, 1:] * counts.unsqueeze(1) for each in (logs.exp(), one_hot(label, logs.shape[1]))
     )
     dims = (0, 2, 3, 4)
-    both = (prob * target).sum(dims)
-    too_much, missed = prob.sum(dims) - both, target.sum(dims) - both
+    sums = [(prob * target).sum(dims), prob.sum(dims), target.sum(dims)]
+    both, found, there = batch_sum(torch.stack(sums)).unbind()
+    too_much, missed = found - both, there - both
     apart = (1 - form.tversky) * too_much + form.tversky * missed
     index = (both + 5e-6) / (both + apart + 5e-6)  # of Tversky
     overlap = 1 - (weights[1:] * index).sum() / weights[1:].sum()
@@ -96,12 +100,14 @@ def formed_loss(logits: Tensor, label: Tensor, mask: Tensor | None, form: LossFo
     if form.focal:
         log = log * (1 - log.exp()).clamp_min(FLOOR).pow(form.focal)
     counts = counts * weights[label]
-    return overlap - (log * counts).sum() / counts.sum().clamp_min(FLOOR)
+    summed, count = batch_sum(torch.stack([(log * counts).sum(), counts.sum()])).unbind()
+    return overlap - summed / count.clamp_min(FLOOR)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` over the voxels that count, same shapes; 0 where none does."""
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    summed, count = batch_sum(torch.stack([(values * mask).sum(), mask.sum()])).unbind()
+    return summed / count.clamp_min(1)
 
 
 def one_hot(label: Tensor, classes: int) -> Tensor:
@@ -185,7 +191,7 @@ def query_loss_all(
     if output.layer_group_prob:
         layers = [query_loss(with_unions(layer), target) for layer in output.layer_group_prob]
         loss = loss + torch.stack(layers).mean()
-    return loss if mask is None else loss / mask.float().mean().clamp_min(FLOOR)
+    return loss if mask is None else loss / batch_mean(mask.float().mean()).clamp_min(FLOOR)
 
 
 # --- consistency --------------------------------------------------------------------------------

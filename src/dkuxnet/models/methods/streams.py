@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dkuxnet.core.shares import draw_own
 from dkuxnet.core.types import Batch, NetworkShape, Output, Views
 from dkuxnet.models.methods.base import EncoderDecoder, Method, probabilities
 from dkuxnet.models.methods.mixing import cutmix, random_boxes
@@ -31,6 +31,8 @@ StreamOptionsT = TypeVar("StreamOptionsT", bound=StreamOptions)
 
 class StreamMethod(Method[StreamOptionsT]):
     """A network whose features can be perturbed between its encoder and its decoder."""
+
+    mixes = "unlabelled"
 
     def __init__(self, networks: Sequence[nn.Module], options: StreamOptionsT, shape: NetworkShape):
         super().__init__(networks, options, shape)
@@ -67,4 +69,15 @@ class StreamMethod(Method[StreamOptionsT]):
 
     def decode_dropped(self, image: Tensor, features: Sequence[Tensor], rate: float) -> Output:
         """Decode the encoder's features after a share `rate` of their channels was dropped."""
-        return self.halves.decode(image, [F.dropout3d(each, rate) for each in features])
+        return self.halves.decode(image, [drop_channels(each, rate) for each in features])
+
+
+def drop_channels(features: Tensor, rate: float) -> Tensor:
+    """`F.dropout3d` of (B, C, X, Y, Z), drawn for the patches of all processes alike."""
+    if not rate:
+        return features
+    size = (features.shape[1], 1, 1, 1)
+    kept = draw_own(
+        lambda rows: features.new_empty(rows, *size).bernoulli_(1 - rate), len(features)
+    )
+    return features * (kept / (1 - rate))

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dkuxnet.core.shares import draw_uniform
 from dkuxnet.core.types import NetworkShape, Views
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import Method
@@ -54,9 +55,8 @@ def teacher_targets(
     """
     if not outline:
         return patches, predict(patches.weak)
-    # drawn before a teacher may draw: where processes share the patches, each runs its own, and all
-    # must agree
-    outwards = 2 * torch.rand(len(patches.weak), device=patches.weak.device) - 1
+    # drawn before a teacher may draw: it does so for the patches of this process alone
+    outwards = draw_uniform(len(patches.weak), device=patches.weak.device)
     maps = predict(patches.weak)
     foreground = 1 - next(iter(maps.values()))[:, :1]
     displacement = outline_displacement(foreground, outwards, outline, patches.edges)

@@ -10,6 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from dkuxnet.core.shares import draw_own
 from dkuxnet.models.methods.base import probabilities, ramp_up
 from dkuxnet.models.methods.losses import FLOOR
 from dkuxnet.models.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
@@ -45,9 +46,10 @@ class UAMT(MeanTeacher):
         options = self.options
         target = probabilities(self.teacher(weak))
         mean = torch.zeros_like(target)
-        largest = 2 * options.noise
+        largest, size = 2 * options.noise, weak.shape[1:]
         for _ in range(options.passes):
-            noise = (options.noise * torch.randn_like(weak)).clamp(-largest, largest)
+            noise = draw_own(lambda rows: torch.randn(rows, *size, device=weak.device), len(weak))
+            noise = (options.noise * noise).clamp(-largest, largest)
             mean += probabilities(self.teacher(weak + noise)) / options.passes
         entropy = -(mean * (mean + FLOOR).log()).sum(dim=1, keepdim=True)
         threshold = (0.75 + 0.25 * ramp_up(step, options.threshold_steps)) * math.log(mean.shape[1])

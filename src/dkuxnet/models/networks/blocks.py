@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dkuxnet.core.shares import draw_own
 from dkuxnet.core.types import NOT_FLAT, Flat, Stride
 from dkuxnet.models.networks.cpu import fused, predicting
 from dkuxnet.models.networks.cpu.fused import half
@@ -96,8 +97,8 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(x.shape[0], 1, 1, 1, 1, device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
+        drawn = draw_own(lambda rows: torch.rand(rows, 1, 1, 1, 1, device=x.device), len(x))
+        return x * (drawn >= self.rate) / (1 - self.rate)
 
 
 class UXBlock(nn.Module):
