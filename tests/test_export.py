@@ -285,7 +285,7 @@ def test_refusals(dual_run, tmp_path, monkeypatch):
             "dkuxnet.core.extras.find_spec",
             lambda name, gone=module: name if name != gone else None,
         )
-        with pytest.raises(UserError, match=rf"needs {module}: pip install 'dkuxnet\[export\]'"):
+        with pytest.raises(UserError, match=rf"needs {module}: pip install '\.\[export\]'"):
             write(export)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()

@@ -831,6 +831,6 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(serve, "EXTRA", ("fastapi", "surely_not_installed"))
     with pytest.raises(
-        UserError, match=r"needs surely_not_installed.*pip install 'dkuxnet\[serve\]'"
+        UserError, match=r"needs surely_not_installed.*pip install '\.\[serve\]'"
     ):
         serve.require_extra()
