@@ -22,7 +22,9 @@ class View:
 
     def __init__(self, **labels):
         self.labels = {name: np.array(values, np.uint8) for name, values in labels.items()}
-        self.meta = SimpleNamespace(labels=LABELS)
+        structures = {name: (index,) for index, name in enumerate(LABELS) if index}
+        self.meta = SimpleNamespace(labels=LABELS, structures=structures)
+        self.not_labelled = lambda name: ()
         self.read = []
 
     def array(self, name, kind):
