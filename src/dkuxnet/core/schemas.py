@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dkuxnet.core.config import Edge, FourStrides
+from dkuxnet.core.config import Edge, FourStrides, LevelsAxes
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import HALVINGS, IGNORE, Group, NetworkShape, divisor_of, structures_of
+from dkuxnet.core.types import (
+    HALVINGS,
+    IGNORE,
+    NEVER_FLAT,
+    Group,
+    NetworkShape,
+    divisor_of,
+    structures_of,
+)
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -92,12 +100,13 @@ class NetworkGrid(Document):
 class Plan(NetworkGrid):
     """What follows from a fingerprint, see `data.plan.make_plan`.
 
-    strides: see `core.types.NetworkShape`; sets of before they were planned have none.
+    strides, flat: see `core.types.NetworkShape`; sets of before they were planned have none.
     """
 
     patch: Patch
     network: str
     strides: FourStrides = HALVINGS
+    flat: LevelsAxes = NEVER_FLAT
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
@@ -258,6 +267,7 @@ class ShapeOfNetwork(Document):
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
+    flat: LevelsAxes = NEVER_FLAT
     merged: Annotated[tuple[MergedClasses, ...], Field(max_length=256, strict=False)] = ()
 
 
@@ -370,6 +380,7 @@ class Manifest(_Planned):
             described.classes,
             tuple(groups),
             described.strides,
+            described.flat,
             described.merged,
         )
 
