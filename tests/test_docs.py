@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from dkuxnet.cli.commands import app
 from dkuxnet.core.config import Settings, flatten, load_settings, parse_override
-from dkuxnet.core.types import Batch, Output, Views, Volume
+from dkuxnet.core.types import Batch, NetworkShape, Output, Views, Volume
 from dkuxnet.data import formats, phantom
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.models.methods import METHODS
@@ -92,7 +92,8 @@ def test_the_method_of_the_page_makes_a_network_decide(modules):
         def forward(self, image):
             return Output(logits=torch.zeros(len(image), 2, *image.shape[2:]))
 
-    method = modules[0].Entropy([Undecided()], modules[0].Entropy.Options(weight=0.5), None)
+    options, shape = modules[0].Entropy.Options(weight=0.5), NetworkShape(1, 2, ())
+    method = modules[0].Entropy([Undecided()], options, shape)
     image = torch.zeros(1, 1, 4, 4, 4)
     batch = Batch(
         Views(image, image, torch.zeros(1, 4, 4, 4, dtype=torch.int64)), Views(image, image)

@@ -23,7 +23,12 @@ class View:
 
     def __init__(self, **labels):
         self.labels = {name: np.array(values, np.uint8) for name, values in labels.items()}
-        self.meta = SimpleNamespace(labels=LABELS, plan=SimpleNamespace(spacing_mm=(1, 1, 1)))
+        self.meta = SimpleNamespace(
+            labels=LABELS,
+            structures={name: (index,) for index, name in enumerate(LABELS) if index},
+            plan=SimpleNamespace(spacing_mm=(1, 1, 1)),
+        )
+        self.not_labelled = lambda name: ()
         self.read = []
 
     def array(self, name, kind):

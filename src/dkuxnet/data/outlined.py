@@ -74,11 +74,8 @@ def check_outlined(
 
 def wrong_names(source: Source, labels: Mapping[str, int]) -> list[str]:
     """A sentence for each case whose `not_labelled` names no class, or all of them."""
-    names, where = (
-        [*structures_of(labels, source.regions)],
-        f"{source.folder / 'dataset.json'}: case",
-    )
-    told = []
+    names, told = [*structures_of(labels, source.regions)], []
+    where = f"{source.folder / 'dataset.json'}: case"
     for case, left_out in source.not_labelled.items():
         strange = [name for name in left_out if name not in names]
         told += [f"{where} '{case}': {unknown(f'class in {KEY}', each, names)}" for each in strange]

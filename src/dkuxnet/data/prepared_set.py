@@ -16,6 +16,7 @@ import math
 import os
 import threading
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,7 @@ FOREGROUND_BYTES = 2**28
 # Of one class of a case, as in nnU-Net: all of a large one, of 33 classes and many scans, would not
 # fit, and would be looked for again for every patch.
 MOST_PLACES = 10_000
+MAX_INDICES = 256  # a byte each
 Kind = Literal["image", "label", "truth"]
 Stored = str  # a Kind, or "rater0", "rater1", ...: the labels of raters who all teach
 
@@ -190,16 +192,17 @@ class PreparedSet:
             found = self._foreground.keep(name, "labelled", found)
         return found
 
-    @property
+    @cached_property
     def merged(self) -> tuple[tuple[int, ...], ...]:
         """See `core.types.NetworkShape`: for what the labels of the set do not say."""
-        several = {each for name in self._cases for each in self._indistinct(name) if each[1:]}
+        told = [name for name, case in self._cases.items() if case.not_labelled]
+        several = {each for name in told for each in self._indistinct(name) if each[1:]}
         everything = tuple(range(len(self.class_names)))
-        return (*sorted(several - {everything}), *(() if self._never_ignores else (everything,)))
-
-    @property
-    def _never_ignores(self) -> bool:
-        return self.meta.ignore is None
+        ignoring = () if self.meta.ignore is None else (everything,)
+        merged = (*sorted(several - {everything}), *ignoring)
+        if len(everything) + len(merged) > MAX_INDICES:
+            raise UserError(f"{self.folder}: more classes and mixtures of them than can be stored")
+        return merged
 
     def _indistinct(self, name: str) -> list[tuple[int, ...]]:
         return indistinct(self.meta.structures, len(self.class_names), self.not_labelled(name))
@@ -233,7 +236,7 @@ class PreparedSet:
         for index, several in enumerate(self._indistinct(name)):
             if several[1:]:
                 table[index] = classes + merged.index(several)
-        if not self._never_ignores:
+        if self.meta.ignore is not None:
             table[IGNORED] = classes + len(merged) - 1
         return table
 

@@ -41,13 +41,13 @@ def validation_dice(predictor: nn.Module, job: Job, coarse: CoarseStage | None =
         prob = predicted(predictor, job, coarse, "validation", name, windows).prob
         label = cleaning(prob.argmax(axis=0), voxel_ml)
         known = truth < job.shape.classes  # the others nobody labelled
-        left_out = job.data.not_labelled(name)
+        left_out = job.validation.not_labelled(name)
         scores.append(
             [
                 math.nan
                 if each in left_out
                 else dice(np.isin(label, classes) & known, np.isin(truth, classes))
-                for each, classes in job.data.meta.structures.items()
+                for each, classes in job.validation.meta.structures.items()
             ]
         )
     return float(known_mean(known_mean(np.array(all_gather(scores)), axis=1), axis=0))
