@@ -300,9 +300,9 @@ def lengthen(folder: RunFolder, job: Job, done: int) -> bool:
     return True
 
 
-def windows_of(job: Job, with_views: bool = True, **more: Any) -> Windows:
+def windows_of(job: Job, **more: Any) -> Windows:
     """How the cases of a job are predicted. more: see `Windows`."""
-    views = views_of(job.settings, job.data.meta.plan.spacing_mm) if with_views else ()
+    views = views_of(job.settings, job.data.meta.plan.spacing_mm)
     infer = job.settings.infer
     return Windows(job.patch, job.shape.classes, infer, job.device, views=views, **more)
 
