@@ -8,6 +8,10 @@ from safetensors.torch import load_file
 
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import DataWarning, UserError
+from dkuxnet.core.types import NEVER_FLAT, NetworkShape
+from dkuxnet.models.build import misfits_of, take_weights
+from dkuxnet.models.networks.grouping import default_groups
+from dkuxnet.models.networks.plain import uxnet_tiny
 from dkuxnet.training.begin import for_classes
 from dkuxnet.training.experiment import run_training
 from tiny import UXNET, dotted, prepared_phantoms
@@ -83,3 +87,25 @@ def test_a_run_of_other_classes_is_refused(trained, tmp_path):
         run_training(
             trained / "prepared", tmp_path / "run", settings(train__pretrained=str(foreign))
         )
+
+
+def test_a_kernel_that_stays_in_the_plane_takes_the_sum_across_it_and_gives_its_middle():
+    """On a scan that is alike in all slices the network with fewer of them gives the same."""
+    groups = default_groups(["background", "organ"], 4)
+    strides = ((2, 2, 1),) * 4
+    flat = ((False, False, True), *NEVER_FLAT[1:])
+    options = {"widths": (4, 4, 4, 4), "depths": (1, 0, 0, 0)}
+    torch.manual_seed(0)
+    whole = uxnet_tiny(NetworkShape(1, 2, groups, strides), options)
+    thin = uxnet_tiny(NetworkShape(1, 2, groups, strides, flat), options)
+    assert not misfits_of(thin, whole.state_dict())
+    take_weights(thin, whole.state_dict())
+    image = torch.randn(1, 1, 32, 32, 1).expand(-1, -1, -1, -1, 41).contiguous()
+    with torch.no_grad():
+        stem = [net.encoder.reduce[0][0](image)[..., 20] for net in (whole, thin)]
+    assert torch.allclose(*stem, atol=1e-5)
+    back = uxnet_tiny(NetworkShape(1, 2, groups, strides), options)
+    take_weights(back, thin.state_dict())
+    middle = back.encoder.reduce[0][0].weight[..., 3:4]
+    assert torch.equal(middle, thin.encoder.reduce[0][0].weight)
+    assert back.encoder.reduce[0][0].weight.count_nonzero() == middle.count_nonzero()

@@ -291,6 +291,8 @@ def test_the_figures_of_the_results_are_those_of_their_tables():
     assert curves["figures"]()
     for picture, table in curves["figures"]().items():
         assert curves["drawn_from"](picture) == table, again
+    rows = [row for name, table in curves["choices"]().items() for row in (name, *table)]
+    assert len(rows) > 8 and curves["drawn_from"](curves["CHOSEN"]) == rows, again
 
 
 def test_every_setting_and_option_has_a_default_and_a_meaning():

@@ -38,7 +38,7 @@ from dkuxnet.training.experiment import run_training
 from dkuxnet.training.job import new_job, resumed_job
 from dkuxnet.training.loop import NotFinite
 from dkuxnet.training.optimiser import learning_rate
-from dkuxnet.training.shape import patch_for, strides_for
+from dkuxnet.training.shape import flat_for, patch_for, strides_for
 from tiny import DK_UXNET, dotted, prepared_phantoms
 
 TINY = DK_UXNET | {
@@ -599,6 +599,13 @@ def test_networks_follow_the_plan_s_strides_or_get_a_patch_that_they_can_halve()
         strides_for(
             load_settings(overrides={"network.name": "unet", "network.strides": SLICES}), THICK
         )
+    with pytest.raises(UserError, match=r"network\.flat: 'unet' looks along every axis"):
+        flat_for(
+            load_settings(
+                overrides={"network.name": "unet", "network.flat": [[False, False, True]] * 5}
+            ),
+            THICK,
+        )
     with pytest.raises(
         UserError, match=r"multiples of \[8, 8, 2\], got \[24, 16, 5\]; \[24, 16, 6\]"
     ):
@@ -611,6 +618,7 @@ def test_a_run_on_thick_slices_goes_on_and_predicts(scans, tmp_path):
     overrides = {"train.steps": 2, "train.patch": None, "data.test_cases": 1}
     chosen = load_settings(overrides=TINY | overrides)
     manifest = run_training(tmp_path / "prepared", tmp_path / "run", chosen)
+    assert meta.plan.flat[0] == (False, False, True) and manifest.shape.flat == meta.plan.flat
     assert manifest.shape.strides == meta.plan.strides and manifest.patch == meta.plan.patch
     run_training(tmp_path / "prepared", tmp_path / "run", chosen, resume=True, steps=3)
     scan = scans / "imagesTr" / "phantom_000_0000.nii.gz"

@@ -33,6 +33,42 @@ def build(name: str, channels: int = 1, classes: int = 2, queries: int = 8):
     return lookup(NETWORKS, name, "network")(shape, SMALL.get(name, {})), shape
 
 
+@pytest.mark.parametrize("name", ["dk-uxnet", "uxnet"])
+@pytest.mark.parametrize(("axis", "levels"), [(0, 5), (2, 2)])
+def test_a_flat_network_is_one_whose_kernels_are_zero_beside_the_plane(name, axis, levels):
+    """Output and gradients; kernels of every path, in training and in prediction."""
+    strides = tuple(tuple(1 if i == axis else 2 for i in range(3)) for _ in range(4))
+    flat = tuple(tuple(i == axis and level < levels for i in range(3)) for level in range(5))
+    groups = default_groups(["background", "organ"], 8)
+    make = lookup(NETWORKS, name, "network")
+    torch.manual_seed(0)
+    ours = make(NetworkShape(1, 2, groups, strides, flat), SMALL[name])
+    whole = make(NetworkShape(1, 2, groups, strides), SMALL[name])
+    thin = 0
+    with torch.no_grad():
+        for of_ours, of_whole in zip(ours.parameters(), whole.parameters(), strict=True):
+            if of_ours.shape == of_whole.shape:
+                of_whole.copy_(of_ours)
+            else:
+                middle = [slice(None)] * 5
+                middle[2 + axis] = slice(n := of_whole.shape[2 + axis] // 2, n + 1)
+                of_whole.zero_()[tuple(middle)] = of_ours
+                thin += 1
+    kernels = sum(getattr(each, "kernel_size", [0])[0] in (3, 7) for each in whole.modules())
+    assert thin == kernels if levels == 5 else 0 < thin < kernels
+    size = [4 if i == axis else 16 for i in range(3)]
+    image = torch.randn(2, 1, *size).contiguous(memory_format=torch.channels_last_3d)
+    for network in (ours, whole):
+        network(image).logits.square().mean().backward()
+    assert torch.allclose(ours(image).logits, whole(image).logits, atol=1e-4)
+    for of_ours, of_whole in zip(ours.parameters(), whole.parameters(), strict=True):
+        if of_ours.grad is not None and of_ours.shape == of_whole.shape:
+            assert torch.allclose(of_ours.grad, of_whole.grad, rtol=1e-2, atol=1e-4)
+    with torch.inference_mode():
+        predicted = [network.eval()(image).logits for network in (ours, whole)]
+    assert torch.allclose(*predicted, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_receives_a_gradient(name):
     network, shape = build(name)

@@ -7,6 +7,7 @@ import pytest
 
 import described
 from dkuxnet.core.schemas import ZScore
+from dkuxnet.core.types import NEVER_FLAT
 from dkuxnet.data import network_grid, plan
 
 
@@ -45,6 +46,22 @@ def test_patches_fit_into_the_case_and_the_memory(size, voxels, divisor, expecte
 )
 def test_an_axis_is_halved_while_its_voxels_are_short_and_many(size, spacing_mm, expected):
     assert list(plan.plan_strides(size, spacing_mm)) == expected
+
+
+def test_thick_slices_are_seen_one_by_one_until_the_plane_is_as_coarse():
+    def along(axis, spacing_mm, strides):
+        return [level[axis] for level in plan.plan_flat(spacing_mm, strides)]
+
+    in_plane, all_axes = (2, 2, 1), (2, 2, 2)
+    slices = (in_plane, in_plane, all_axes, in_plane)
+    assert along(2, (1.5, 1.5, 10), slices) == [True, True, False, False, False]
+    assert along(2, (3, 3, 10), (in_plane, all_axes, in_plane, in_plane)) == [True] + [False] * 4
+    assert along(0, (4, 1, 1), ((1, 2, 2),) * 4) == [True, True, False, False, False]
+    # no slices: an axis that is not halved because its voxels are few
+    assert plan.plan_flat((1, 1, 1), (in_plane,) * 4) == NEVER_FLAT
+    figures = described.fingerprint(extent_mm_median=[300.0, 300.0, 90.0])
+    made = plan.make_plan(figures, ["MRI"], (1.5, 1.5, 10))
+    assert made.flat == plan.plan_flat((1.5, 1.5, 10), made.strides) != NEVER_FLAT
 
 
 def test_z_score_is_of_each_scan_and_ct_of_the_data_set():

@@ -476,14 +476,23 @@ def test_a_disk_that_fails_while_storing_leaves_nothing_behind(source, tmp_path,
     assert "cannot write: No space left on device" in refused(source, tmp_path / "prepared")
 
 
-def test_ctrl_c_leaves_nothing_behind(source, tmp_path):
+def test_after_ctrl_c_there_is_no_set_and_the_same_again_goes_on(source, tmp_path):
     def interrupt(what: str, done: int, total: int) -> None:
+        told.append(what)
         if what == "store":
             raise KeyboardInterrupt
 
+    told: list[str] = []
+
     with pytest.raises(KeyboardInterrupt):
         prepare_scans(source, tmp_path / "prepared", processes=1, progress=interrupt)
-    assert list(tmp_path.iterdir()) == [source]
+    assert not (tmp_path / "prepared").exists()
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        prepare_scans(source, tmp_path / "prepared", processes=1, progress=interrupt)
+    assert told == ["store"]
+    prepare_scans(source, tmp_path / "prepared", processes=1)
+    assert sorted(tmp_path.iterdir()) == sorted([source, tmp_path / "prepared"])
 
 
 def test_all_bad_cases_are_told_at_once(source, tmp_path):

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/results.md from its tables: Dice over labels, and over minutes.
+"""Draws figures from tables: Dice over labels, over minutes, and for ways to choose what to label.
 
     python docs/generate/curves.py
 
@@ -21,6 +21,8 @@ from dkuxnet.report.pictures import LINES, STYLE, WIDTH_IN
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
+LOOP = ROOT / "docs" / "loop.md"
+CHOSEN = ROOT / "docs" / "images" / "suggest.svg"
 
 
 def figures(page: Path = PAGE) -> dict[Path, list[str]]:
@@ -31,6 +33,16 @@ def figures(page: Path = PAGE) -> dict[Path, list[str]]:
             table = section[section.index("| arm | labelled |") :].split("\n\n")[0].splitlines()
             found[page.parent / name] = table[:1] + table[2:]
     return found
+
+
+def choices(page: Path = LOOP) -> dict[str, list[str]]:
+    """What each table of the page on the loop is of, the bold words before it, and its rows."""
+    found = re.findall(
+        r"\*\*([^*\n]+)\*\*[^|]*?\n\n(\| strategy \|.+?)(?=\n\n)",
+        page.read_text("utf-8"),
+        flags=re.S,
+    )
+    return {name: [lines[0], *lines[2:]] for name, text in found if (lines := text.splitlines())}
 
 
 def drawn_from(picture: Path) -> list[str]:
@@ -77,6 +89,44 @@ def draw(table: list[str]) -> bytes:
     return content.getvalue()
 
 
+@rc_context(STYLE)
+def draw_choices(tables: dict[str, list[str]]) -> bytes:
+    """Mean and standard deviation of Dice over labels; a panel for each table, see `choices`."""
+    figure = Figure(figsize=(WIDTH_IN, 3.0), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        head, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in table)
+        counts = [int(cell.split()[0]) for cell in head[1:-1]]
+        for number, (strategy, *cells) in enumerate(rows):
+            means, spreads = zip(
+                *(map(float, cell.split(" ± ")) for cell in cells[:-1]), strict=True
+            )
+            aside = 0.12 * (number - (len(rows) - 1) / 2)
+            axes.errorbar(
+                [count + aside for count in counts],
+                means,
+                spreads,
+                color=LINES[number % len(LINES)],
+                marker=MARKERS[number % len(MARKERS)],
+                capsize=2,
+                label=strategy.strip("`"),
+            )
+        axes.set(title=name, xlabel="labelled cases", xticks=counts)
+    panels[0].set_ylabel("Dice")
+    handles = {
+        label: h
+        for each in panels
+        for h, label in zip(*each.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False
+    )
+    rows = [row for name, table in tables.items() for row in (name, *table)]
+    content, described = io.BytesIO(), {"Date": None, "Description": "\n".join(rows)}
+    figure.savefig(content, format="svg", metadata=described)
+    return content.getvalue()
+
+
 def dots(axes: Axes, place: float, row: dict[str, str], colour: str) -> None:
     """The seeds of a row."""
     seeds = [float(seed) for seed in row["by seed"].split(", ")]
@@ -90,3 +140,4 @@ def mean(row: dict[str, str]) -> float:
 if __name__ == "__main__":
     for picture, table in figures().items():
         picture.write_bytes(draw(table))
+    CHOSEN.write_bytes(draw_choices(choices()))

@@ -43,6 +43,8 @@ from dkuxnet.cli.options import (
     SegmentationType,
     SeriesUid,
     Set,
+    Shard,
+    SkipExisting,
     Split,
     Steps,
     Study,
@@ -139,6 +141,7 @@ def prepare(
     ] = 0,
     split: TestSplit = None,
     update: Update = False,
+    shard: Shard = None,
 ) -> None:
     """Check raw scans, plan, resample, normalise and store them."""
     from dkuxnet.cli.console import case_progress, next_of_prepared, show_prepared, show_updated
@@ -146,7 +149,8 @@ def prepare(
     from dkuxnet.data.update import update_prepared
 
     if update:
-        if (spacing_mm, coarse_mm, layout, test_cases, split) != (None, "auto", "auto", 0, None):
+        others = (spacing_mm, coarse_mm, layout, test_cases, split, shard)
+        if others != (None, "auto", "auto", 0, None, None):
             raise typer.BadParameter(
                 "--update keeps plan, layout and test cases of PREPARED: leave the other options "
                 "out, but for --processes"
@@ -165,6 +169,7 @@ def prepare(
             test_cases,
             split,
             None if coarse_mm == "none" else coarse_mm,
+            shard,
         )
     show_prepared(meta, prepared)
     typer.echo(next_of_prepared(meta, prepared, split))
@@ -243,6 +248,8 @@ def predict(
     format_: Format = "auto",
     segmentation_type: SegmentationType = None,
     cases: Cases = None,
+    shard: Shard = None,
+    skip_existing: SkipExisting = False,
     dicomweb: DicomWeb = None,
     study: Study = None,
     credentials: Credentials = None,
@@ -267,7 +274,8 @@ def predict(
         if study or credentials:
             raise typer.BadParameter("--study and --credentials are for an archive: --dicomweb URL")
         # neither is missing here, see `unless_archive`
-        job = partial(predict_scans, run, inputs or [], output or Path(), cases=cases, **options)
+        options |= {"cases": cases, "shard": shard, "skip_existing": skip_existing}
+        job = partial(predict_scans, run, _listed(inputs or []), output or Path(), **options)
     else:
         from dkuxnet.prediction.archive import predict_study
 
@@ -285,6 +293,12 @@ def predict(
         maps = f"{len(written)} label map{'s' if len(written) > 1 else ''} in {where}"
         typer.echo(f"{maps}; weights: {weights_of(run, weights)}")
     end_telling(failed)
+
+
+def _listed(inputs: list[Path]) -> list[Path]:
+    """The inputs, with the lines of stdin in the place of -."""
+    lines = [line.rstrip("\n") for line in sys.stdin] if Path("-") in inputs else []
+    return [path for path in inputs if path != Path("-")] + [Path(line) for line in lines if line]
 
 
 def _study_given(study: str | None, inputs: list[Path] | None, cases: Path | None) -> str:

@@ -1,5 +1,6 @@
 """What can be given to several commands."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,20 @@ MarginMm = Annotated[
 ]
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """I/N -> (I, N)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 0 < int(number) <= int(count)):
+        raise typer.BadParameter("expected I/N, such as 2/8 for the second of eight")
+    return int(number), int(count)
+
+
+def torchrun_s(shard: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The shard that was asked for, or that of this process where torchrun started several."""
+    number, count = (int(os.environ.get(name, at)) for name, at in (("RANK", 0), ("WORLD_SIZE", 1)))
+    return shard or ((number + 1, count) if count > 1 else None)
+
+
 def unless_archive(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
     if not value and context.params.get("dicomweb") is None:
         what = f"{parameter.param_type_name} {parameter.name}"
@@ -57,7 +72,8 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT...",
         callback=unless_archive,
-        help="Scans, folders of scans, DICOM folders or zips.",
+        help="Scans, folders of scans, DICOM folders or zips; - takes their paths from stdin, a "
+        "line each.",
     ),
 ]
 LabelMaps = Annotated[
@@ -84,6 +100,18 @@ Credentials = Annotated[
         help="TOML file of mode 600: user and password, or token. Else the environment: "
         "DKUXNET_DICOMWEB_USER and _PASSWORD, or _TOKEN."
     ),
+]
+Shard = Annotated[
+    Any,
+    typer.Option(
+        parser=part_of,
+        callback=torchrun_s,
+        metavar="I/N",
+        help="The I-th of N shares of the cases; by default that of torchrun.",
+    ),
+]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out what OUTPUT has already.")
 ]
 
 # what `prepare` takes

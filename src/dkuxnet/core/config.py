@@ -27,6 +27,8 @@ Edge = Annotated[int, Field(ge=1, le=8192)]
 Step = Annotated[int, Field(ge=1, le=2)]
 # lists in JSON, tuples here
 OneStride = Annotated[tuple[Step, Step, Step], Field(strict=False)]
+Axes = Annotated[tuple[bool, bool, bool], Field(strict=False)]
+LevelsAxes = Annotated[tuple[Axes, Axes, Axes, Axes, Axes], Field(strict=False)]
 FourStrides = Annotated[tuple[OneStride, OneStride, OneStride, OneStride], Field(strict=False)]
 Queries = Annotated[int, Field(ge=1, le=4096)]
 # what other programs call a setting
@@ -99,6 +101,8 @@ class NetworkSettings(WithOptions):
     """name: a key of NETWORKS, None for what the plan of the data set advises.
 
     strides: of the four reductions, along (X, Y, Z), None for the plan's; the paper's are all 2.
+    flat: at full resolution and after each reduction, whether kernels do not look along X, Y and Z;
+    None for the plan's: they do not while slices are twice as thick as other edges are long.
     Other keys are the network's own options.
     """
 
@@ -106,6 +110,7 @@ class NetworkSettings(WithOptions):
     queries: Queries = 16
     groups: list[GroupSettings] = []
     strides: FourStrides | None = None
+    flat: LevelsAxes | None = None
 
 
 class MethodSettings(WithOptions):
@@ -246,7 +251,8 @@ class Settings(Section):
     def coarse_stage(self) -> "Settings":
         """Those of the coarse stage. Raises ValidationError where they are none."""
         values = self.model_dump(
-            exclude={"coarse": True, "train": {"patch"}, "network": {"strides"}}, exclude_unset=True
+            exclude={"coarse": True, "train": {"patch"}, "network": {"strides", "flat"}},
+            exclude_unset=True,
         )
         _lay_over(values, self.coarse.model_dump(exclude={"use", "run", "start", "share"}))
         return Settings.model_validate(values | {"coarse": {"use": False}})

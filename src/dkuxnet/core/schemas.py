@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dkuxnet.core.config import Edge, FourStrides
+from dkuxnet.core.config import Edge, FourStrides, LevelsAxes
 from dkuxnet.core.documents import names_a_file, read_json
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import HALVINGS, Group, NetworkShape, divisor_of
+from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Group, NetworkShape, divisor_of
 
 MAX_VOXELS = 2**31  # of a case: 8 GiB
 MAX_EDGE = 2**16
@@ -91,12 +91,13 @@ class NetworkGrid(Document):
 class Plan(NetworkGrid):
     """What follows from a fingerprint, see `data.plan.make_plan`.
 
-    strides: see `core.types.NetworkShape`; sets of before they were planned have none.
+    strides, flat: see `core.types.NetworkShape`; sets of before they were planned have none.
     """
 
     patch: Patch
     network: str
     strides: FourStrides = HALVINGS
+    flat: LevelsAxes = NEVER_FLAT
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
@@ -210,6 +211,7 @@ class ShapeOfNetwork(Document):
     classes: Annotated[int, Field(ge=2, le=256)]
     groups: Annotated[tuple[QueryGroup, ...], Field(max_length=256, strict=False)]
     strides: FourStrides = HALVINGS
+    flat: LevelsAxes = NEVER_FLAT
 
 
 class Machine(Document):
@@ -316,7 +318,11 @@ class Manifest(_Planned):
         described = self.network_shape
         groups = (Group(g.name, g.classes, g.queries) for g in described.groups)
         return NetworkShape(
-            described.in_channels, described.classes, tuple(groups), described.strides
+            described.in_channels,
+            described.classes,
+            tuple(groups),
+            described.strides,
+            described.flat,
         )
 
 

@@ -25,6 +25,10 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
+Flat = tuple[bool, bool, bool]  # whether kernels do not look along (X, Y, Z)
+LevelsFlat = tuple[Flat, Flat, Flat, Flat, Flat]  # at full resolution, and after each reduction
+NOT_FLAT: Flat = (False, False, False)
+NEVER_FLAT: LevelsFlat = (NOT_FLAT,) * 5
 HALVINGS: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))  # the paper's
 
 
@@ -104,12 +108,15 @@ class NetworkShape:
     """What a data set asks of a network: channels in, classes out, groups of queries.
 
     strides: of each of the four reductions, voxels along (X, Y, Z) that become one, each 1 or 2.
+    flat: axes along which no kernel looks, at full resolution and after each reduction: there each
+    slice is seen by itself.
     """
 
     in_channels: int
     classes: int
     groups: tuple[Group, ...]
     strides: Strides = HALVINGS
+    flat: LevelsFlat = NEVER_FLAT
 
     @property
     def divisor(self) -> Stride:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from dkuxnet.core.schemas import Fingerprint, Hounsfield, Plan, ZScore
-from dkuxnet.core.types import Stride, Strides, divisor_of
+from dkuxnet.core.types import LevelsFlat, Stride, Strides, divisor_of
 from dkuxnet.data.values import modalities_in
 
 # Voxels of a patch: the field's on the left atrium; less than the smallest shows too little.
@@ -39,6 +39,7 @@ def make_plan(
         patch=plan_patch(size, voxels, divisor_of(strides)),
         network=network,
         strides=strides,
+        flat=plan_flat(spacing_mm, strides),
     )
 
 
@@ -109,6 +110,23 @@ def plan_strides(size: Sequence[float], spacing_mm: Sequence[float]) -> Strides:
         return x, y, z
 
     return reduce(), reduce(), reduce(), reduce()
+
+
+def plan_flat(spacing_mm: Sequence[float], strides: Strides) -> LevelsFlat:
+    """The axes along which kernels do not look, at full resolution and after each reduction.
+
+    Those of thick slices: what lies between two of them nobody knows, and breathing shifts them. So
+    as long as they are twice as thick as the shortest edge is long each is seen by itself. (nnU-Net
+    plans likewise.) What that brings is measured in docs/tried.md.
+    """
+    spacing, thick, levels = list(spacing_mm), [True] * 3, []
+    for stride in ((1, 1, 1), *strides):
+        spacing = [s * n for s, n in zip(spacing, stride, strict=True)]
+        # one that comes to be long because the others are too few to be halved is no slice
+        x, y, z = thick = [t and s >= 2 * min(spacing) for t, s in zip(thick, spacing, strict=True)]
+        levels.append((x, y, z))
+    full, half, quarter, eighth, sixteenth = levels
+    return full, half, quarter, eighth, sixteenth
 
 
 def plan_patch(size: Sequence[float], voxels: int, divisor: Stride) -> tuple[int, int, int]:

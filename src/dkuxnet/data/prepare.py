@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -23,11 +24,11 @@ from dkuxnet.data.fingerprint import CaseFigures, take_fingerprint
 from dkuxnet.data.labels import MAX_CLASSES, MAX_FOUND_LABELS, with_classes
 from dkuxnet.data.layouts import find_source
 from dkuxnet.data.layouts.files import MAX_LABEL, short_list
+from dkuxnet.data.parts import CHECKED, parts_of, stored_in
 from dkuxnet.data.plan import make_plan, plan_coarse
 from dkuxnet.data.prepared_set import COARSE, VERSION, PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.data.storing import check_noting, each_case, store_noting, told
-from dkuxnet.machine.files import whole_folder, write_json
 from dkuxnet.machine.processes import stopping_on_sigterm, workers
 
 Result = TypeVar("Result")
@@ -45,6 +46,7 @@ def prepare_scans(
     test_cases: int = 0,
     split: StrPath | None = None,
     coarse_mm: float | Sequence[float] | Literal["auto"] | None = "auto",
+    shard: tuple[int, int] | None = None,
 ) -> Prepared:
     """Prepare the scans of `source` in a new folder `prepared`; returns its description.
 
@@ -55,6 +57,10 @@ def prepare_scans(
     plan, and no training takes it for anything else. Raises UserError for anything wrong with the
     source, naming the case; nothing is left behind then. What is a little wrong is a DataWarning,
     and one of `notes`.
+
+    Stopped or killed, it goes on where it was when it is asked for the same again. shard: (2, 8)
+    does the second eighth of the cases, waits for the others while they get on, and what they did
+    together appears as one folder, see `data.parts`.
     """
     chosen = None if spacing_mm is None else _edges(spacing_mm)
     source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
@@ -65,9 +71,20 @@ def prepare_scans(
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
-    with whole_folder(prepared) as folder, workers(processes) as map_:
-        each = partial(each_case, map_, progress or (lambda what, done, total: None))
-        checked = each(partial(check_noting, found), found.cases, "check")
+    asked = {
+        "source": str(source.resolve()),
+        "version of dkuxnet": metadata.version("dkuxnet"),
+        "layout": found.layout,
+        "channels": found.channels,
+        "labels": found.labels,
+        "spacing": [chosen, coarse_mm],
+        "test list": held_back,
+        "list of cases": [case.name for case in found.cases],
+    }
+    with parts_of(prepared, shard, asked) as parts, workers(processes) as map_:
+        folder, each = parts.folder, partial(each_case, map_, progress or (lambda *told: None))
+        check = partial(check_noting, found)
+        checked = parts.each("check", each, check, found.cases, CHECKED)
         checks = [figures for figures, _, _ in checked if figures is not None]
         notes += told(checked, unknown_values(checks, found.labels))
         labels = found.labels or _found_labels(checks)
@@ -81,11 +98,13 @@ def prepare_scans(
             grids[folder / COARSE] = coarse
         plans = {at: make_plan(fingerprint, found.channels, mm) for at, mm in grids.items()}
         for at in plans:
-            (at / "cases").mkdir(parents=True)
-        stored = each(partial(store_noting, found, labels, plans), found.cases, "store")
+            (at / "cases").mkdir(parents=True, exist_ok=True)
+        store, form = partial(store_noting, found, labels, plans), stored_in(folder)
+        key = [labels, *(plan.model_dump(mode="json") for plan in plans.values())]
+        stored = parts.each("store", each, store, found.cases, form, key)
         notes += told([(case, lost, None) for case, lost in stored])
-        for at, plan in plans.items():
-            described = Prepared(
+        described = {
+            at: Prepared(
                 version=VERSION,
                 source=str(source.resolve()),
                 layout=found.layout,
@@ -97,7 +116,9 @@ def prepare_scans(
                 held_back=held_back,
                 notes=notes,
             )
-            write_json(at / "dataset.json", described.to_json())
+            for at, plan in plans.items()
+        }
+        parts.finish(described)
     return PreparedSet(prepared).meta
 
 

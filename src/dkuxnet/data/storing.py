@@ -136,17 +136,17 @@ def each_case(
     job: Callable[[Case], Result],
     cases: Sequence[Case],
     what: str,
-) -> list[Result]:
-    results: list[Result] = []
+) -> Iterator[Result]:
+    done = 0
     try:
         for result in map_(job, cases):
-            results.append(result)
-            progress(what, len(results), len(cases))
+            done += 1
+            progress(what, done, len(cases))
+            yield result
     except (BrokenProcessPool, MemoryError) as error:
         killed = "a process was killed, as happens where memory runs out"
         why = "too little memory" if isinstance(error, MemoryError) else killed
-        name = cases[len(results)].name
+        name = cases[done].name
         raise UserError(
             f"case '{name}' or one after it: {why}; use --processes 1 or a coarser --spacing-mm"
         ) from error
-    return results

@@ -56,12 +56,12 @@ def update_prepared(
     new = [case for case in found.cases if _is_new(case, found, data)]
     with workers(processes) as map_:
         each = partial(each_case, map_, progress or (lambda what, done, total: None))
-        checked = each(partial(check_noting, found), new, "check")
+        checked = list(each(partial(check_noting, found), new, "check"))
         checks = [figures for figures, _, _ in checked if figures is not None]
         told(checked, unknown_values(checks, data.meta.labels))
         check_size(checks, data.meta.plan.spacing_mm)
         plans = {each.folder: each.meta.plan for each in (*stages, data)}
-        stored = each(partial(store_noting, found, data.meta.labels, plans), new, "store")
+        stored = list(each(partial(store_noting, found, data.meta.labels, plans), new, "store"))
     told([(case, lost, None) for case, lost in stored])
     for stage in (*stages, data):
         _describe(stage, [cases[stage.folder] for cases, _ in stored])

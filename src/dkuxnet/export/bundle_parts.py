@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dkuxnet.core.config import InferSettings, validate
 from dkuxnet.core.schemas import NetworkGrid
-from dkuxnet.core.types import HALVINGS, Case, Group, NetworkShape, Output, Volume
+from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Case, Group, NetworkShape, Output, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
@@ -50,6 +50,7 @@ def build_network(
             for i, group in enumerate(groups)
         ),
         settings.network.strides or HALVINGS,
+        settings.network.flat or NEVER_FLAT,
     )
     predictor = build_method(settings, shape, settings.network.name or "").predictor()
     # kernels lie in memory as they do for `dkuxnet predict`: the same sums, bit for bit

@@ -78,7 +78,8 @@ def inference_config(export: Export) -> dict[str, Any]:
     groups = [{"classes": list(group.classes), "queries": group.queries} for group in shape.groups]
     filled: dict[str, dict[str, Any]] = {
         "build_network": {
-            "network": network | {"name": manifest.network, "strides": shape.strides},
+            "network": network
+            | {"name": manifest.network, "strides": shape.strides, "flat": shape.flat},
             "method": export.settings.method.model_dump(mode="json"),
             "channels": shape.in_channels,
             "classes": shape.classes,

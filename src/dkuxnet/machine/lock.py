@@ -1,7 +1,7 @@
 """One program at a time in a folder."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,24 +10,37 @@ from dkuxnet.core.errors import UserError, disk_reason
 from dkuxnet.core.regular import check_regular
 from dkuxnet.machine.files import inside
 
+WAIT_S = 60.0
 
-@contextmanager
-def locked(folder: Path, worker: str) -> Iterator[None]:
+
+def locked(folder: Path, worker: str) -> AbstractContextManager[None]:
     """Keep a second `worker` ("training", "benchmark") out of a folder that exists.
 
     The system drops the lock when the process ends, however it ends. Raises UserError where another
     holds it or the folder cannot be written.
     """
-    path = inside(folder, ".lock")
-    lock = FileLock(path, timeout=0)
+    return _held(folder, ".lock", 0.0, f"{folder}: another {worker} is at work in it")
+
+
+def waited_for(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from the same few lines of work in a folder, for a moment.
+
+    Raises UserError where another one takes longer than a minute.
+    """
+    return _held(folder, ".busy", WAIT_S, f"{folder}: another process has kept it for a minute")
+
+
+@contextmanager
+def _held(folder: Path, name: str, seconds: float, taken: str) -> Iterator[None]:
+    """taken: what is said where another process has held the lock for so many seconds."""
+    path = inside(folder, name)
+    lock = FileLock(path, timeout=seconds)
     try:
         if path.exists():
             check_regular(path)
         lock.acquire()
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another {worker} is at work in it; wait for it, or choose another folder"
-        ) from error
+        raise UserError(f"{taken}; wait for it, or choose another folder") from error
     except NotImplementedError:  # a disk without locks
         pass
     except OSError as error:

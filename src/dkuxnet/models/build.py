@@ -55,13 +55,15 @@ def take_weights(network: nn.Module, weights: StateDict) -> None:
     """Take what fits by name and shape; what does not stays as it is.
 
     Where a kernel has more channels in, the further ones become 0: the network then gives what
-    the other one gave, whatever these channels hold.
+    the other one gave, whatever these channels hold. One that stays in the plane of slices takes
+    the sum across them, and gives the other for the middle one.
     """
     misfits = misfits_of(network, weights)
     for name, own in network.state_dict().items():
         if name not in misfits:
             own.zero_()
-            _part(own, weights[name]).copy_(weights[name])
+            part, other = _fitted(own, weights[name])
+            part.copy_(other)
 
 
 def misfits_of(network: nn.Module, weights: StateDict) -> list[str]:
@@ -69,13 +71,26 @@ def misfits_of(network: nn.Module, weights: StateDict) -> list[str]:
     return [
         name
         for name, own in network.state_dict().items()
-        if (other := weights.get(name)) is None or _part(own, other).shape != other.shape
+        if (other := weights.get(name)) is None or not _fits(*_fitted(own, other))
     ]
 
 
-def _part(own: Tensor, other: Tensor) -> Tensor:
-    """Of a kernel, as many channels in as the other has."""
-    return own[:, : other.shape[1]] if own.ndim == other.ndim > 1 else own
+def _fits(own: Tensor, other: Tensor) -> bool:
+    return own.shape == other.shape
+
+
+def _fitted(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a weight for what another one says, and that: of one shape where they fit."""
+    if own.ndim != other.ndim or own.ndim < 2:
+        return own, other
+    own = own[:, : other.shape[1]]
+    for axis in range(2, own.ndim):
+        ours, theirs = own.shape[axis], other.shape[axis]
+        if ours == 1 and theirs % 2:
+            other = other.sum(dim=axis, keepdim=True)
+        elif theirs == 1 and ours % 2:
+            own = own.narrow(axis, ours // 2, 1)
+    return own, other
 
 
 def networks_of(predictor: nn.Module) -> list[nn.Module]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dkuxnet.data.dicom.series import Series, one_series
 from dkuxnet.data.dicom.structures import RT_STRUCTURE_SET
 from dkuxnet.data.dicom.study import Origin, check_replaceable
 from dkuxnet.machine.files import append, inside, write_text
+from dkuxnet.machine.lock import waited_for
 from dkuxnet.prediction.segment import Segmentation
 
 FORMS = ("auto", "dicom-seg", "rtstruct")
@@ -37,7 +39,7 @@ class Outputs:
 
     kinds: of "probabilities" and "uncertainty". form: "auto" (the scan's own format), "dicom-seg",
     then of the segmentation_type "binary" or "labelmap", or "rtstruct", which has no other kinds.
-    model, version: what DICOM says of the model.
+    model, version: what DICOM says of the model. shared: other processes write there too.
     """
 
     folder: Path
@@ -47,6 +49,11 @@ class Outputs:
     segmentation_type: str = "binary"
     model: str = ""
     version: str = ""
+    shared: bool = False
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """For as long as CLASSES is changed."""
+        return waited_for(self.folder) if self.shared else nullcontext()
 
     def target(self, case: Case) -> Path:
         """The case's label map; its other maps have the same name in folders of their kinds."""
@@ -66,6 +73,18 @@ class Outputs:
         read_rows(self.folder)
         for kind in self.kinds:
             inside(self.folder, kind)
+
+    def missing(self) -> list[Case]:
+        """The cases of which a map is not there, or no row of CLASSES."""
+        known = {row[0] for row in read_rows(self.folder)}
+        kinds = ("", *self.kinds)
+
+        def is_there(case: Case) -> bool:
+            target = self.target(case)
+            maps = (target.parent / kind / target.name for kind in kinds)
+            return case.name in known and all(map(Path.exists, maps))
+
+        return [case for case in self.cases if not is_there(case)]
 
     def check_description(self, labels: dict[str, int]) -> None:
         """Raises UserError where the folder describes label maps of other classes."""
@@ -128,9 +147,10 @@ class Outputs:
             raise UserError(f"{self.folder}: cannot write there: {disk_reason(error)}") from error
         write_text(self.folder / DESCRIPTION, _description(labels))
         predicted = {case.name for case in self.cases}
-        if rows := read_rows(self.folder):
-            kept = [row for row in rows if row[0] not in predicted]
-            write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
+        with self._alone():
+            if rows := read_rows(self.folder):
+                kept = [row for row in rows if row[0] not in predicted]
+                write_text(self.folder / CLASSES, lines([COLUMNS, *kept]))
 
     def write(
         self, case: Case, result: Segmentation, writers: dict[str, Writer], labels: dict[str, int]
@@ -142,7 +162,8 @@ class Outputs:
             path = target.parent / kind / target.name
             writers[kind](getattr(result, kind), path, result.notes)
         table, rows = self.folder / CLASSES, _rows(case.name, result, labels)
-        append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
+        with self._alone():
+            append(table, lines(rows if table.exists() else [COLUMNS, *rows]).encode())
         return target
 
 

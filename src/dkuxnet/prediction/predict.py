@@ -46,6 +46,8 @@ def predict_scans(
     form: str = "auto",
     segmentation_type: str | None = None,
     cases: StrPath | None = None,
+    shard: tuple[int, int] | None = None,
+    skip_existing: bool = False,
 ) -> list[Path]:
     """Segment scans with the model of `run`; returns the label maps written, one a case.
 
@@ -59,7 +61,8 @@ def predict_scans(
     one, see `Segmenter`. form "dicom-seg" writes all of these as DICOM SEG: see
     `data.dicom.segmentation`, also for segmentation_type; "rtstruct" writes label maps as RT
     Structure Sets, see `data.dicom.contours`. cases: a file that names the cases to take, see
-    `find_cases`.
+    `find_cases`. shard: (2, 8) takes the second eighth of them; the label maps of all shards may go
+    into one folder. skip_existing: leave out cases whose maps are there.
 
     Raises ScansFailed, at the end, where a scan cannot be read or segmented, or its maps cannot be
     written: the others are done. A disk that takes no maps ends the work at once; those that are
@@ -78,11 +81,15 @@ def predict_scans(
     together = [Path(each) for each in others]
     segmenter = Segmenter(Path(run), weights, device, localiser, margin_mm, together)
     found = find_cases(paths, series_uid, len(segmenter.channels), listed)
+    if shard is not None:
+        found = found[shard[0] - 1 :: shard[1]]
     model = segmenter.name, segmenter.version
-    outputs = Outputs(Path(output), found, kinds, form, segmentation_type or "binary", *model)
+    type_, shared = segmentation_type or "binary", shard is not None
+    outputs = Outputs(Path(output), found, kinds, form, type_, *model, shared)
     outputs.check()
     outputs.check_description(segmenter.labels)
-    return _segment_all(found, segmenter, outputs, progress)
+    todo = outputs.missing() if skip_existing else found
+    return _segment_all(todo, segmenter, replace(outputs, cases=todo), progress)
 
 
 def _segment_all(

@@ -5,7 +5,7 @@ import math
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.schemas import Plan
-from dkuxnet.core.types import HALVINGS, Group, NetworkShape, Strides
+from dkuxnet.core.types import HALVINGS, NEVER_FLAT, Group, LevelsFlat, NetworkShape, Strides
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.models.networks import FOLLOW_STRIDES
 from dkuxnet.models.networks.grouping import default_groups
@@ -33,7 +33,8 @@ def network_shape(data: PreparedSet, settings: Settings, with_priors: bool = Fal
             for each in settings.network.groups
         )
     channels = len(data.meta.channels) + (len(names) - 1 if with_priors else 0)
-    return NetworkShape(channels, len(names), groups, strides_for(settings, plan))
+    strides, flat = strides_for(settings, plan), flat_for(settings, plan)
+    return NetworkShape(channels, len(names), groups, strides, flat)
 
 
 def strides_for(settings: Settings, plan: Plan) -> Strides:
@@ -47,6 +48,19 @@ def strides_for(settings: Settings, plan: Plan) -> Strides:
     if chosen not in (None, HALVINGS):
         raise UserError(f"network.strides: '{name}' halves along every axis; leave them out")
     return HALVINGS
+
+
+def flat_for(settings: Settings, plan: Plan) -> LevelsFlat:
+    """The flat axes of the settings or else of the plan; none for a network that is never flat.
+
+    Raises UserError where the settings ask such a network for some.
+    """
+    chosen, name = settings.network.flat, settings.network.name or plan.network
+    if name in FOLLOW_STRIDES:
+        return plan.flat if chosen is None else chosen
+    if chosen not in (None, NEVER_FLAT):
+        raise UserError(f"network.flat: '{name}' looks along every axis; leave it out")
+    return NEVER_FLAT
 
 
 def patch_for(shape: NetworkShape, settings: Settings, plan: Plan) -> tuple[int, int, int]:

@@ -15,9 +15,9 @@ class UXNetBackbone(nn.Module):
     def __init__(self, shape: NetworkShape, options: UXNetOptions):
         super().__init__()
         self.voxel_channels = options.widths[0]
-        self.encoder = UXNetEncoder(shape.in_channels, options, shape.strides)
+        self.encoder = UXNetEncoder(shape.in_channels, options, shape.strides, shape.flat)
         self.decoder = ResidualDecoder(
-            shape.in_channels, options.widths, shape.strides, options.recompute
+            shape.in_channels, options.widths, shape.strides, options.recompute, shape.flat
         )
 
     def forward(self, image: Tensor) -> Output:

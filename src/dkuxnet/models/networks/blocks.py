@@ -5,14 +5,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dkuxnet.core.shares import draw_own
-from dkuxnet.core.types import Stride
+from dkuxnet.core.types import NOT_FLAT, Flat, Stride
 from dkuxnet.models.networks.cpu import fused, predicting
+from dkuxnet.models.networks.cpu.fused import half
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """The parameters of a norm or of a convolution with a bias."""
     weight, bias = layer.parameters()
     return weight, bias
+
+
+def kernel_edges(size: int, flat: Flat) -> tuple[int, int, int]:
+    """The edges (X, Y, Z) of a kernel that does not look along flat axes."""
+    x, y, z = (1 if each else size for each in flat)
+    return x, y, z
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -46,8 +53,9 @@ class InstanceNorm(nn.GroupNorm):
 class DepthwiseConv3d(nn.Conv3d):
     """A depthwise convolution of odd kernel that keeps the size, (B, C, X, Y, Z) -> same."""
 
-    def __init__(self, channels: int, kernel: int):
-        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+    def __init__(self, channels: int, kernel: int, flat: Flat = NOT_FLAT):
+        edges = kernel_edges(kernel, flat)
+        super().__init__(channels, channels, edges, padding=half(edges), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if fused.applies(x):
@@ -68,8 +76,9 @@ class Conv1x1x1(nn.Conv3d):
 class Conv3x3x3(nn.Conv3d):
     """A dense 3x3x3 convolution without bias that keeps the size, (B, C, X, Y, Z) -> same."""
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+    def __init__(self, in_channels: int, out_channels: int, flat: Flat = NOT_FLAT):
+        edges = kernel_edges(3, flat)
+        super().__init__(in_channels, out_channels, edges, padding=half(edges), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.conv3x3x3((x,), self.weight) if self.training else super().forward(x)
@@ -101,9 +110,15 @@ class UXBlock(nn.Module):
     groups = channels.
     """
 
-    def __init__(self, channels: int, drop_rate: float = 0.0, layer_scale: float = 1e-6):
+    def __init__(
+        self,
+        channels: int,
+        drop_rate: float = 0.0,
+        layer_scale: float = 1e-6,
+        flat: Flat = NOT_FLAT,
+    ):
         super().__init__()
-        self.depthwise = DepthwiseConv3d(channels, 7)
+        self.depthwise = DepthwiseConv3d(channels, 7, flat)
         self.norm = ChannelLayerNorm(channels)
         self.expand = nn.Conv3d(channels, 4 * channels, 1, groups=channels)
         self.project = nn.Conv3d(4 * channels, channels, 1, groups=channels)
@@ -130,11 +145,11 @@ class ResidualBlock(nn.Module):
     Where the width changes, the residual goes through a 1x1x1 convolution and a norm.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, flat: Flat = NOT_FLAT):
         super().__init__()
-        self.conv1 = Conv3x3x3(in_channels, out_channels)
+        self.conv1 = Conv3x3x3(in_channels, out_channels, flat)
         self.norm1 = InstanceNorm(out_channels)
-        self.conv2 = Conv3x3x3(out_channels, out_channels)
+        self.conv2 = Conv3x3x3(out_channels, out_channels, flat)
         self.norm2 = InstanceNorm(out_channels)
         self.skip: nn.Module = nn.Identity()
         if in_channels != out_channels:
@@ -162,10 +177,10 @@ class UpBlock(nn.Module):
     stride: of the reduction along (X, Y, Z).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Stride):
+    def __init__(self, in_channels: int, out_channels: int, stride: Stride, flat: Flat = NOT_FLAT):
         super().__init__()
         self.up = nn.ConvTranspose3d(in_channels, out_channels, stride, stride, bias=False)
-        self.mix = ResidualBlock(2 * out_channels, out_channels)
+        self.mix = ResidualBlock(2 * out_channels, out_channels, flat)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, C, x, y, z) and the skip (B, C', X, Y, Z) -> as the skip."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dkuxnet.core.types import Strides
+from dkuxnet.core.types import NEVER_FLAT, LevelsFlat, Strides
 from dkuxnet.models.networks.blocks import ResidualBlock, UpBlock
 
 
@@ -24,20 +24,25 @@ class ResidualDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], strides: Strides, recompute: bool = False
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        strides: Strides,
+        recompute: bool = False,
+        flat: LevelsFlat = NEVER_FLAT,
     ):
         super().__init__()
         self.recompute = recompute
         self.channels = (2 * widths[-1], *reversed(widths))
         sources = (in_channels, *widths[:-1])  # channels of the skips' inputs, fine to coarse
         self.skips = nn.ModuleList(
-            ResidualBlock(s, w) for s, w in zip(sources, widths, strict=True)
+            ResidualBlock(*each) for each in zip(sources, widths, flat[:-1], strict=True)
         )
-        self.bottleneck = ResidualBlock(widths[-1], 2 * widths[-1])
+        self.bottleneck = ResidualBlock(widths[-1], 2 * widths[-1], flat[-1])
         self.ups = nn.ModuleList(
-            UpBlock(before, after, stride)
-            for (before, after), stride in zip(
-                pairwise(self.channels), reversed(strides), strict=True
+            UpBlock(before, after, stride, level)
+            for (before, after), stride, level in zip(
+                pairwise(self.channels), reversed(strides), reversed(flat[:-1]), strict=True
             )
         )
 

@@ -10,8 +10,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from dkuxnet.core.types import Strides
-from dkuxnet.models.networks.blocks import ChannelLayerNorm, UXBlock
+from dkuxnet.core.types import NEVER_FLAT, LevelsFlat, Strides
+from dkuxnet.models.networks.blocks import ChannelLayerNorm, UXBlock, kernel_edges
+from dkuxnet.models.networks.cpu.fused import half
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 Depth = Annotated[int, Field(ge=0, le=128)]
@@ -39,12 +40,20 @@ class UXNetEncoder(nn.Module):
     With the paper's strides these are at 1/2, 1/4, 1/8 and 1/16 of each edge.
     """
 
-    def __init__(self, in_channels: int, options: UXNetOptions, strides: Strides):
+    def __init__(
+        self,
+        in_channels: int,
+        options: UXNetOptions,
+        strides: Strides,
+        flat: LevelsFlat = NEVER_FLAT,
+    ):
         super().__init__()
         widths, blocks = options.widths, sum(options.depths)
         rates = iter([options.drop_rate * i / max(blocks - 1, 1) for i in range(blocks)])
+        stem_edges = kernel_edges(7, flat[0])
         stem = nn.Sequential(
-            nn.Conv3d(in_channels, widths[0], 7, strides[0], padding=3), ChannelLayerNorm(widths[0])
+            nn.Conv3d(in_channels, widths[0], stem_edges, strides[0], padding=half(stem_edges)),
+            ChannelLayerNorm(widths[0]),
         )
         self.reduce = nn.ModuleList([stem])
         for (before, after), stride in zip(pairwise(widths), strides[1:], strict=True):
@@ -52,8 +61,10 @@ class UXNetEncoder(nn.Module):
                 nn.Sequential(ChannelLayerNorm(before), nn.Conv3d(before, after, stride, stride))
             )
         self.stages = nn.ModuleList(
-            nn.Sequential(*[UXBlock(width, next(rates), options.layer_scale) for _ in range(depth)])
-            for width, depth in zip(widths, options.depths, strict=True)
+            nn.Sequential(
+                *[UXBlock(width, next(rates), options.layer_scale, level) for _ in range(depth)]
+            )
+            for width, depth, level in zip(widths, options.depths, flat[1:], strict=True)
         )
         self.norms = nn.ModuleList(ChannelLayerNorm(width) for width in widths)
 

@@ -34,10 +34,16 @@ def applies(x: Tensor) -> bool:
     )
 
 
+def half(edges: Sequence[int]) -> tuple[int, int, int]:
+    """How far a kernel of odd edges (X, Y, Z) reaches: the padding that keeps the size."""
+    x, y, z = (edge // 2 for edge in edges)
+    return x, y, z
+
+
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A depthwise convolution of odd kernel that keeps the size, (B, C, X, Y, Z) -> same.
 
-    weight: (C, 1, k, k, k). bias: (C,).
+    weight: (C, 1, k, k, k), or 1 along flat axes. bias: (C,).
     """
     return _apply(_DepthwiseConv, x, weight, bias)
 
@@ -83,14 +89,14 @@ class _DepthwiseConv(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv3d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        return F.conv3d(x, weight, bias, padding=half(weight.shape[2:]), groups=weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         batch, channels, *size = x.shape
-        reach = weight.shape[-1] // 2
+        reach = half(weight.shape[2:])
         flipped = weight.flip(2, 3, 4).contiguous(memory_format=torch.channels_last_3d)
         grad_x = F.conv3d(grad, flipped, padding=reach, groups=channels)
         # each sample's channel, correlated with its gradient as if that were the kernel
@@ -260,10 +266,10 @@ def conv3x3x3(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
     """
     if winograd.is_faster(inputs[0], weight):
         return winograd.winograd_conv3x3x3(inputs, weight)
-    (x,) = inputs
+    (x,), reach = inputs, half(weight.shape[2:])
     if _is_slow_in_torch(x):
-        return F.conv3d(torch.cat([x, torch.zeros_like(x)]), weight, padding=1)[:1]
-    return F.conv3d(x, weight, padding=1)
+        return F.conv3d(torch.cat([x, torch.zeros_like(x)]), weight, padding=reach)[:1]
+    return F.conv3d(x, weight, padding=reach)
 
 
 def _is_slow_in_torch(x: Tensor) -> bool:
@@ -298,7 +304,7 @@ def conv3x3x3_backward(
         weight,
         None,
         [1] * 3,
-        [1] * 3,
+        half(weight.shape[2:]),
         [1] * 3,
         False,
         [0] * 3,

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dkuxnet.models.networks.cpu.fused import EPSILON, SLOPE, by_layer, by_voxel, joined_conv1x1x1
+from dkuxnet.models.networks.cpu.fused import (
+    EPSILON,
+    SLOPE,
+    by_layer,
+    by_voxel,
+    half,
+    joined_conv1x1x1,
+)
 
 CHUNK = 2**16  # numbers: 256 kB, which stay in the cache
 NARROW = 8  # channels that fill half of a processor's vector
@@ -45,12 +52,13 @@ def onednn_conv3x3x3(parts: Sequence[Tensor], weight: Tensor, activate: bool = F
     oneDNN is called by name: for small maps of one window, and for those of one channel, torch
     would take a slower algorithm.
     """
-    if len(weight) <= NARROW and parts[0].shape[-1] % 2 == 0:
+    cubic = weight.shape[2:] == (3, 3, 3)
+    if cubic and len(weight) <= NARROW and parts[0].shape[-1] % 2 == 0:
         return _conv_voxel_pairs(parts, weight, activate)
     x = parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
     x = F.leaky_relu_(x, SLOPE) if activate else x
     result: Tensor = torch.ops.aten.mkldnn_convolution(
-        x, weight, None, [1] * 3, [1] * 3, [1] * 3, 1
+        x, weight, None, half(weight.shape[2:]), [1] * 3, [1] * 3, 1
     )
     return result
 

@@ -61,7 +61,8 @@ def is_faster(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.is_autocast_enabled("cpu")
     )
     large = x[:, 0].numel() >= 4096 and x[0, 0, 0].numel() * min(weight.shape[:2]) > 20480
-    return usual and large and x.shape[2] % 4 == 0 and not torch.is_grad_enabled()
+    cubic = weight.shape[2:] == (3, 3, 3)
+    return cubic and usual and large and x.shape[2] % 4 == 0 and not torch.is_grad_enabled()
 
 
 def winograd_conv3x3x3(inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
