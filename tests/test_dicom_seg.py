@@ -296,7 +296,9 @@ def test_without_highdicom_one_line_says_what_to_install(monkeypatch):
     name = "dkuxnet.data.dicom.segmentation"
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("dkuxnet.core.extras.find_spec", lambda module: None)
-    with pytest.raises(UserError, match=r"^this needs highdicom: pip install '\.\[dicom\]' in a clone"):
+    with pytest.raises(
+        UserError, match=r"^this needs highdicom: pip install '\.\[dicom\]' in a clone"
+    ):
         importlib.import_module(name)
 
 

@@ -116,7 +116,9 @@ def test_baselines_take_any_number_of_channels(name):
 @pytest.mark.parametrize("name", ["vnet", "unet", "segresnet"])
 def test_without_monai_a_baseline_says_in_one_line_what_to_install(name, monkeypatch):
     monkeypatch.setattr("dkuxnet.core.extras.find_spec", lambda module: None)
-    with pytest.raises(UserError, match=r"^this needs monai: pip install '\.\[baselines\]' in a clone"):
+    with pytest.raises(
+        UserError, match=r"^this needs monai: pip install '\.\[baselines\]' in a clone"
+    ):
         build(name)
 
 

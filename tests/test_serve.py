@@ -830,7 +830,5 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     from dkuxnet.core.errors import UserError
 
     monkeypatch.setattr(serve, "EXTRA", ("fastapi", "surely_not_installed"))
-    with pytest.raises(
-        UserError, match=r"needs surely_not_installed.*pip install '\.\[serve\]'"
-    ):
+    with pytest.raises(UserError, match=r"needs surely_not_installed.*pip install '\.\[serve\]'"):
         serve.require_extra()
