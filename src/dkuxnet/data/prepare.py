@@ -76,21 +76,10 @@ def prepare_scans(
     held_back = kept_for_testing(found, test_cases, split) if test_cases or split else ()
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
-    asked = {
-        "source": str(source.resolve()),
-        "version of dkuxnet": metadata.version("dkuxnet"),
-        "layout": found.layout,
-        "channels": found.channels,
-        "labels": found.named_values,
-        "meaning of labels": [{**found.regions}, {**found.same}, {**found.not_labelled}, rater],
-        "spacing": [chosen, coarse_mm],
-        "test list": held_back,
-        "list of cases": [case.name for case in found.cases],
-    }
+    asked = _asked(found, rater, [chosen, coarse_mm], held_back)
     with parts_of(prepared, shard, asked) as parts, workers(processes) as map_:
-        folder, each = parts.folder, partial(each_case, map_, progress or (lambda *told: None))
-        check = partial(check_noting, found)
-        checked = parts.each("check", each, check, found.cases, CHECKED)
+        each = partial(each_case, map_, progress or (lambda *told: None))
+        checked = parts.each("check", each, partial(check_noting, found), found.cases, CHECKED)
         checks = [figures for figures, _, _ in checked if figures is not None]
         notes += told(checked, unknown_values(checks, found.named_values))
         labels = found.labels or _found_labels(checks)
@@ -100,40 +89,55 @@ def prepare_scans(
         fingerprint = take_fingerprint([each for each in checks if each.name not in held_back])
         spacing = chosen or fingerprint.spacing_mm_median
         check_size(checks, spacing)
-        grids = {folder: spacing}
+        grids = {parts.folder: spacing}
         if coarse := _coarse_edges(coarse_mm, fingerprint, spacing):
-            grids[folder / COARSE] = coarse
+            grids[parts.folder / COARSE] = coarse
         plans = {at: make_plan(fingerprint, found.channels, mm) for at, mm in grids.items()}
         for at in plans:
             (at / "cases").mkdir(parents=True, exist_ok=True)
-        store, form = partial(store_noting, found, labels, plans), stored_in(folder)
+        store, form = partial(store_noting, found, labels, plans), stored_in(parts.folder)
         key = [labels, *(plan.model_dump(mode="json") for plan in plans.values())]
         stored = parts.each("store", each, store, found.cases, form, key)
         notes += told([(case, lost, None) for case, lost in stored])
-        described = {
-            at: Prepared(
-                version=VERSION,
-                source=str(source.resolve()),
-                layout=found.layout,
-                channels=list(found.channels),
-                labels=labels,
-                **_more_of_labels(found, rater),
-                cases=[cases[at] for cases, _ in stored],
-                fingerprint=fingerprint,
-                plan=plan,
-                held_back=held_back,
-                notes=notes,
-            )
-            for at, plan in plans.items()
-        }
-        parts.finish(described)
+        about = _about(found, labels, rater) | {"held_back": held_back, "notes": notes}
+        cases = {at: [cases[at] for cases, _ in stored] for at in plans}
+        parts.finish(
+            {
+                at: Prepared(cases=cases[at], fingerprint=fingerprint, plan=plan, **about)
+                for at, plan in plans.items()
+            }
+        )
     return PreparedSet(prepared).meta
 
 
-def _more_of_labels(source: Source, rater: str | None) -> dict[str, Any]:
-    """What a description says of labels only where there is something to say."""
-    known = {"ignore": source.ignore, "regions": dict(source.regions) or None, "rater": rater}
-    return {key: value for key, value in known.items() if value is not None}
+def _asked(
+    source: Source, rater: str | None, spacing: Sequence[object], held_back: Sequence[str]
+) -> dict[str, Any]:
+    """What all processes of a preparation must agree on, see `data.parts`."""
+    return {
+        "source": str(source.folder.resolve()),
+        "version of dkuxnet": metadata.version("dkuxnet"),
+        "layout": source.layout,
+        "channels": source.channels,
+        "labels": source.named_values,
+        "meaning of labels": [{**source.regions}, {**source.same}, {**source.not_labelled}, rater],
+        "spacing": spacing,
+        "test list": held_back,
+        "list of cases": [case.name for case in source.cases],
+    }
+
+
+def _about(source: Source, labels: dict[str, int], rater: str | None) -> dict[str, Any]:
+    """What a description says of source and labels; of these only what there is to say."""
+    more = {"ignore": source.ignore, "regions": dict(source.regions) or None, "rater": rater}
+    return {
+        "version": VERSION,
+        "source": str(source.folder.resolve()),
+        "layout": source.layout,
+        "channels": list(source.channels),
+        "labels": labels,
+        **{key: value for key, value in more.items() if value is not None},
+    }
 
 
 def kept_for_testing(source: Source, test_cases: int, split: Path | None) -> tuple[str, ...]:
