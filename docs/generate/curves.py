@@ -38,7 +38,7 @@ def figures(page: Path = PAGE) -> dict[Path, list[str]]:
 def choices(page: Path = LOOP) -> dict[str, list[str]]:
     """What each table of the page on the loop is of, the bold words before it, and its rows."""
     found = re.findall(
-        r"\*\*([^*\n]+)\*\*[^|]*?\n\n(\| strategy \|.+?)(?=\n\n)",
+        r"\*\*([^*\n]+)\*\*[^|*]*?\n\n(\| strategy \|.+?)(?=\n\n)",
         page.read_text("utf-8"),
         flags=re.S,
     )
