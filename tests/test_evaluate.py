@@ -371,7 +371,7 @@ def test_no_class_at_all_is_refused(folders):
 
 
 def test_label_map_that_is_not_one_is_refused(folders):
-    describe(folders[0], {"background": 0, "whole": [1, 2]})
+    describe(folders[0], {"background": 0, "whole": [1, 2.5]})
     refused(folders, "dataset.json")
 
 

@@ -1,6 +1,7 @@
 """Labels that are not whole: voxels that nobody labelled, and classes that nobody outlined."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.types import IGNORED, Batch, Group, NetworkShape, Output, Views, Volume
 from dkuxnet.data import formats
 from dkuxnet.data.geometry import resample_label
+from dkuxnet.data.layouts import find_source
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.update import update_prepared
@@ -373,3 +375,9 @@ def test_both_stages_learn_from_slices(slices, tmp_path):
     run_training(tmp_path / "p", tmp_path / "run", load_settings(overrides=settings))
     priors = sorted(path.stem for path in (tmp_path / "run" / "coarse" / "priors").iterdir())
     assert priors == ["a", "b"]
+
+
+@pytest.mark.parametrize("more", [{}, IGNORING, LEFT_OUT])
+def test_what_is_found_reaches_other_processes(tmp_path, more):
+    found = find_source(write_source(tmp_path / "source", **more))
+    assert pickle.loads(pickle.dumps(found)) == found

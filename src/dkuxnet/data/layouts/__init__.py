@@ -89,8 +89,14 @@ def _with_label_map(source: Source) -> Source:
     left_out = not_labelled(folder, fields)
     if "labels" not in fields or source.labels is None:
         return replace(source, not_labelled=left_out)
-    _, ignore, _, regions, same = label_map(folder, fields)
-    return replace(source, ignore=ignore, not_labelled=left_out, regions=regions, same=same)
+    found = label_map(folder, fields)
+    return replace(
+        source,
+        ignore=found.ignore,
+        not_labelled=left_out,
+        regions=dict(found.regions),  # what other processes get must be plain
+        same=dict(found.same),
+    )
 
 
 def _check_names(folder: Path, cases: Iterable[Case]) -> None:
