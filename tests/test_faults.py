@@ -456,7 +456,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_be_set():
                 "datetime.now",
             ):
                 uses.add(path.name)
-    assert uses <= {"contours.py", "events.py", "label_folder.py"}
+    assert uses <= {"contours.py", "events.py", "label_folder.py", "trackers.py"}
 
 
 # --- folders that cannot be written ---

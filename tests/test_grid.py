@@ -97,11 +97,15 @@ def test_settings_that_say_how_a_run_is_made_are_marked():
     assert sorted(how_settings()) == [
         "data.cache_gib",
         "data.workers",
+        "evaluate.metrics",
+        "evaluate.tolerance_mm",
         "train.device",
         "train.log_every",
+        "train.mlflow",
         "train.reference_cases",
         "train.save_every",
         "train.save_minutes",
+        "train.wandb",
     ]
 
 

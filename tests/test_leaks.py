@@ -78,7 +78,8 @@ def test_a_training_opens_no_label_but_its_own_and_no_test_case_before_its_end(
         {name for name in part if name.endswith(".b2nd")} for part in (names[:end], names[end:])
     )
     assert during == files((*LABELLED, *VALIDATION), "image", "label") | files(UNLABELLED, "image")
-    assert after == files(TEST, "image", "truth")
+    # pieces are chosen on the validation cases once the weights are there, by what was open before
+    assert after - during == files(TEST, "image", "truth")
 
 
 def test_each_part_of_a_job_opens_what_the_split_gives_it_and_nothing_else(prepared):

@@ -141,7 +141,7 @@ def test_a_process_that_has_no_two_patches_to_mix_says_so(
             "train.unlabelled_batch": batch[1],
         }
     )
-    asked = SimpleNamespace(settings=settings, split=SimpleNamespace(unlabelled=("a", "b")))
+    asked = SimpleNamespace(settings=settings, unlabelled=("a", "b"))
     job.warn_of_patches_alone(asked)  # one process
     assert not recwarn.list
     monkeypatch.setattr(job, "world", lambda: 2)

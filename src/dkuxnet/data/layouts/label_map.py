@@ -90,16 +90,15 @@ def _regions(
     path: Path, table: dict[str, Any], order: Any, left_out: Mapping[str, tuple[str, ...]]
 ) -> LabelMap:
     """The map of a `labels` that has lists of values."""
-    values = {
-        name: tuple(dict.fromkeys(value)) if isinstance(value, list) else (value,)
-        for name, value in table.items()
-    }
-    for name, each in values.items():
+    values: dict[str, tuple[int, ...]] = {}
+    for name, value in table.items():
+        each = value if isinstance(value, list) else [value]
         if not each or not all(type(v) is int and 0 <= v <= MAX_LABEL for v in each):
             raise UserError(
                 f"{path}: expected a value or a list of values for '{name}' in 'labels', got "
-                f"{shortened(table[name])}; correct it"
+                f"{shortened(value)}; correct it"
             )
+        values[name] = tuple(dict.fromkeys(each))
     background = [name for name, each in values.items() if each == (0,)]
     if len(background) != 1 or sum(0 in each for each in values.values()) != 1:
         raise UserError(
