@@ -1,6 +1,7 @@
 """Cross-validation: who is held out of which run, what goes on, and what its runs give together."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dkuxnet.core.schemas import Split
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.prepared_set import PreparedSet
+from dkuxnet.evaluation.evaluate import Evaluation, Score
 from dkuxnet.evaluation.stored import read_scores
 from dkuxnet.prediction.segment import Segmenter
 from dkuxnet.runs.folder import RunFolder
@@ -130,3 +132,10 @@ def test_scores_that_are_damaged_are_one_line(stopped, tmp_path, spoil):
     path.write_text(spoil((stopped / "fold-1" / "evaluation" / "cases.csv").read_text()))
     with pytest.raises(UserError, match=r"cases\.csv: damaged"):
         read_scores(path)
+
+
+def test_a_row_of_a_class_that_nobody_outlined_is_read_back(tmp_path):
+    rows = [Score("a", "enhancing", 3, *[math.nan] * (len(Score._fields) - 4), ())]
+    Evaluation(rows, {}).write_csv(tmp_path / "cases.csv")
+    (read,) = read_scores(tmp_path / "cases.csv")
+    assert read[:3] == rows[0][:3] and math.isnan(read.n_ref)

@@ -19,6 +19,7 @@ from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.evaluation.evaluate import evaluate_folders
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.training.experiment import run_training
+from dkuxnet.training.folds import run_folds
 from test_partial_labels import AFFINE, SHAPE, write_source
 from tiny import UXNET
 
@@ -188,3 +189,12 @@ def test_a_region_is_as_sure_as_its_parts_together():
         "both": 0.9,
         "inner": 0.5,
     }
+
+
+def test_a_cross_validation_is_of_regions_and_says_what_nobody_outlined(run, tmp_path):
+    asked = load_settings(overrides=UXNET | {"train.steps": 1})
+    result = run_folds(run / "p", tmp_path / "cv", asked, 2)
+    assert {"whole", "core", "enhancing"} <= result.summary().keys()
+    assert any("'enhancing' in 1 of 4 cases" in note for note in result.notes)
+    path = tmp_path / "cv" / "evaluation" / "predictions" / "dataset.json"
+    assert json.loads(path.read_text()) == PreparedSet(run / "p").meta.description

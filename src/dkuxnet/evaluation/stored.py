@@ -29,8 +29,9 @@ def read_scores(path: Path, asked: Sequence[Metric] = ()) -> list[Score]:
 def _score(row: Sequence[str]) -> Score:
     if len(row) < len(COLUMNS):
         raise ValueError("a line is cut off")
+    # a class that nobody outlined has no counts either
     figures = [
-        int(cell) if name in {"value", *COUNTS} else float(cell or math.nan)
+        int(cell) if cell and name in {"value", *COUNTS} else float(cell or math.nan)
         for name, cell in zip(COLUMNS[2:], row[2:], strict=False)
     ]
     more = tuple(float(cell or math.nan) for cell in row[len(COLUMNS) :])

@@ -152,7 +152,7 @@ def gathered(prepared: Path, folder: Path, asked: Folds) -> Evaluation:
     """The scores of all runs as one evaluation, written to FOLDER/evaluation and folds.json."""
     target, data = inside(folder, "evaluation"), PreparedSet(prepared)
     inside(target, "predictions").mkdir(parents=True, exist_ok=True)
-    write_json(target / "predictions" / "dataset.json", {"labels": data.meta.labels})
+    write_json(target / "predictions" / "dataset.json", data.meta.description)
     more, rows, files = asked_of(validate(asked.settings)).metrics, [], {}
     for number in range(1, asked.folds + 1):
         run = RunFolder(fold_folder(folder, number))
@@ -164,9 +164,10 @@ def gathered(prepared: Path, folder: Path, asked: Folds) -> Evaluation:
     order = {name: place for place, name in enumerate(data.names)}
     rows.sort(key=lambda row: order[row.case])  # stable: classes keep their order
     files = {name: files[name] for name in sorted(files, key=order.__getitem__)}
-    result = Evaluation(rows, files, asked=more)
+    ignored = tuple(filter(data.has_ignored, files))
+    result = Evaluation(rows, files, asked=more, ignored=ignored)
     found = result.found()
-    result.notes += [NOTE.format(folds=asked.folds), *notes_on(found)]
+    result.notes += [NOTE.format(folds=asked.folds), *result.label_notes(), *notes_on(found)]
     result.write_json(target / "summary.json")
     result.write_csv(target / "cases.csv")
     write_json(
