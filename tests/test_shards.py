@@ -16,6 +16,7 @@ from dkuxnet.cli.commands import app
 from dkuxnet.core.classes_table import read_rows
 from dkuxnet.core.errors import UserError
 from dkuxnet.data import parts, phantom
+from dkuxnet.data.parts import Parts
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.prediction.predict import predict_scans
 from test_predict import fake_run
@@ -164,3 +165,15 @@ def test_the_scans_may_stand_in_a_list_on_stdin(source, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, command, input=given)
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
+
+
+def test_a_journal_of_many_cases_is_read_and_its_half_line_is_not(tmp_path):
+    own = Parts(tmp_path / "set", (1, 1))
+    path = own.folder / "shard-1-of-1" / "check.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [json.dumps([f"case_{n}", [n], "x" * 200_000]) for n in range(100)]  # 20 MB
+    path.write_text("\n".join(lines) + '\n["case_100", [100], "x')
+    assert [*own._read("check", 1)] == [f"case_{n}" for n in range(100)]
+    path.write_text("no list\n")
+    with pytest.raises(UserError, match=r"it is damaged .*; delete .*set\.parts"):
+        own._read("check", 1)

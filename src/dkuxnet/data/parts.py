@@ -21,8 +21,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from dkuxnet.core.documents import MAX_BYTES, parse_json, read_json, read_text, reason
+from dkuxnet.core.documents import MAX_BYTES, parse_json, read_json, reason
 from dkuxnet.core.errors import UserError, disk_reason
+from dkuxnet.core.regular import open_regular
 from dkuxnet.core.schemas import Prepared, PreparedCase
 from dkuxnet.core.types import Case
 from dkuxnet.data.fingerprint import CaseFigures
@@ -124,13 +125,14 @@ class Parts:
 
     def _read(self, what: str, number: int) -> dict[str, tuple[Any, Any]]:
         """Name of a case -> stamp and result; the last line may be half written."""
-        path = self._journal(what, number)
+        path, found = self._journal(what, number), {}
         try:
-            text = read_text(path, MAX_BYTES)
-            lines = [
-                parse_json(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"
-            ]
-            return {name: (stamp, result) for name, stamp, result in lines}
+            with open_regular(path) as file:
+                # a line at a time: the whole grows with the cases
+                while (line := file.readline(MAX_BYTES)).endswith(b"\n"):
+                    name, stamp, result = parse_json(line.decode())
+                    found[name] = stamp, result
+            return found
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
