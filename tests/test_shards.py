@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -174,6 +175,26 @@ def test_a_journal_of_many_cases_is_read_and_its_half_line_is_not(tmp_path):
     lines = [json.dumps([f"case_{n}", [n], "x" * 200_000]) for n in range(100)]  # 20 MB
     path.write_text("\n".join(lines) + '\n["case_100", [100], "x')
     assert [*own._read("check", 1)] == [f"case_{n}" for n in range(100)]
+    with path.open("a") as file:
+        file.write('"]\n')
+    assert len(own._read("check", 1)) == 101  # the rest of it, and no line a second time
     path.write_text("no list\n")
     with pytest.raises(UserError, match=r"it is damaged .*; delete .*set\.parts"):
-        own._read("check", 1)
+        Parts(tmp_path / "set", (1, 1))._read("check", 1)
+
+
+def test_a_line_that_was_half_written_when_it_was_killed_is_written_anew(
+    source, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parts, "PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match="are missing"):
+        share(source, tmp_path / "set", (1, 2))
+    for number in (1, 2):
+        journal = tmp_path / "set.parts" / f"shard-{number}-of-2" / "check.jsonl"
+        journal.parent.mkdir(exist_ok=True)
+        with journal.open("a") as file:
+            file.write('["phantom_00')
+    for number in (2, 1):
+        with suppress(UserError):
+            share(source, tmp_path / "set", (number, 2))
+    assert content(tmp_path / "set") == whole

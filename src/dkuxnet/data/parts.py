@@ -27,7 +27,14 @@ from dkuxnet.core.regular import open_regular
 from dkuxnet.core.schemas import Prepared, PreparedCase
 from dkuxnet.core.types import Case
 from dkuxnet.data.fingerprint import CaseFigures
-from dkuxnet.machine.files import append, missing_parents, remove_empty, remove_parts, write_json
+from dkuxnet.machine.files import (
+    append,
+    inside,
+    missing_parents,
+    remove_empty,
+    remove_parts,
+    write_json,
+)
 from dkuxnet.machine.lock import locked
 
 Shard = tuple[int, int]  # number from 1, and how many there are
@@ -56,6 +63,8 @@ class Parts:
     def __init__(self, prepared: Path, shard: Shard):
         self.prepared, self.shard = prepared, shard
         self.folder = prepared.with_name(f"{prepared.name}.parts")
+        # of each journal the bytes that were read, and what they say
+        self._known: dict[Path, tuple[int, dict[str, tuple[Any, Any]]]] = {}
 
     def each(
         self,
@@ -78,6 +87,8 @@ class Parts:
         names = [case.name for case in cases]
         mine = slice(number - 1, None, count)
         done = self._read(what, number)
+        if (path := self._journal(what, number)) in self._known:
+            os.truncate(path, self._known[path][0])  # a line that a killed process left half
         todo = [
             (case, stamp)
             for case, stamp in zip(cases[mine], stamps[mine], strict=True)
@@ -121,17 +132,21 @@ class Parts:
         )
 
     def _journal(self, what: str, number: int) -> Path:
-        return self.folder / f"shard-{number}-of-{self.shard[1]}" / f"{what}.jsonl"
+        return inside(self.folder, f"shard-{number}-of-{self.shard[1]}", f"{what}.jsonl")
 
     def _read(self, what: str, number: int) -> dict[str, tuple[Any, Any]]:
         """Name of a case -> stamp and result; the last line may be half written."""
-        path, found = self._journal(what, number), {}
+        path = self._journal(what, number)
+        read, found = self._known.get(path, (0, {}))
         try:
             with open_regular(path) as file:
+                file.seek(read)
                 # a line at a time: the whole grows with the cases
                 while (line := file.readline(MAX_BYTES)).endswith(b"\n"):
                     name, stamp, result = parse_json(line.decode())
                     found[name] = stamp, result
+                    read += len(line)
+            self._known[path] = read, found
             return found
         except FileNotFoundError:
             return {}
