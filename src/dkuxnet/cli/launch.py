@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -125,6 +127,17 @@ def again(prepared: Path, run: Path) -> str:
     return shlex.join(words)
 
 
+@contextmanager
+def telling_stop(prepared: Path, run: Path) -> Iterator[None]:
+    """A training that is stopped here tells the command that goes on, and ends with code 130."""
+    try:
+        yield
+    except Interrupted as stop:
+        if is_first():
+            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
+        raise typer.Exit(130) from None
+
+
 def train_folds(
     prepared: Path, folder: Path, settings: Settings, folds: int | None, resume: bool
 ) -> None:
@@ -132,14 +145,9 @@ def train_folds(
 
     folds: None where it goes on.
     """
-    try:
-        with joined(), train_progress() as progress:
-            resume = resume or goes_on(folder)
-            result = run_folds(prepared, folder, settings, folds or 0, resume, progress)
-    except Interrupted as stop:
-        if is_first():
-            typer.echo(f"{stop}\nGo on with: {again(prepared, folder)}", err=True)
-        raise typer.Exit(130) from None
+    with telling_stop(prepared, folder), joined(), train_progress() as progress:
+        resume = resume or goes_on(folder)
+        result = run_folds(prepared, folder, settings, folds or 0, resume, progress)
     if is_first():
         show_folds(result, folder)
 
@@ -155,22 +163,16 @@ def train_run(
     """Train and show it, in this process or as one of several; see `run_training`.
 
     minutes: how long, where the settings do not say how many steps; a run that goes on has chosen
-    them already. A stop tells the command that
-    goes on, and ends with code 130.
+    them already.
     """
-    try:
-        with joined(), train_progress() as progress:
-            if not resume and goes_on(run):
-                check_begun_here(run, settings, minutes is not None)
-                resume = True
-            elif not resume and minutes is not None:
-                settings, said = settings_for(minutes, prepared, run, settings)
-                if is_first():
-                    typer.echo(said)
-            manifest = run_training(prepared, run, settings, resume, progress, steps)
-    except Interrupted as stop:
-        if is_first():
-            typer.echo(f"{stop}\nGo on with: {again(prepared, run)}", err=True)
-        raise typer.Exit(130) from None
+    with telling_stop(prepared, run), joined(), train_progress() as progress:
+        if not resume and goes_on(run):
+            check_begun_here(run, settings, minutes is not None)
+            resume = True
+        elif not resume and minutes is not None:
+            settings, said = settings_for(minutes, prepared, run, settings)
+            if is_first():
+                typer.echo(said)
+        manifest = run_training(prepared, run, settings, resume, progress, steps)
     if is_first():
         show_trained(manifest, run)

@@ -25,6 +25,7 @@ TrainProgress = Callable[[str, int, int, dict[str, float]], None]
 
 Stride = tuple[int, int, int]  # along X, Y, Z
 Strides = tuple[Stride, Stride, Stride, Stride]
+THICK = 3.0  # edges over the shortest: no view turns or scales across slices that are thicker
 Flat = tuple[bool, bool, bool]  # whether kernels do not look along (X, Y, Z)
 LevelsFlat = tuple[Flat, Flat, Flat, Flat, Flat]  # at full resolution, and after each reduction
 NOT_FLAT: Flat = (False, False, False)

@@ -16,10 +16,10 @@ import numpy as np
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
+from dkuxnet.core.types import THICK
 from dkuxnet.data.geometry import resample
 
 DEGREES, FACTOR = 10.0, 1.1
-THICK = 3.0  # as in the views of a training
 LEFT, RIGHT = (re.compile(rf"(?<![^\W_])({side})(?![^\W_])") for side in ("left|l", "right|r"))
 
 

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from dkuxnet.core.config import AugmentSettings, ViewSettings
 from dkuxnet.core.shares import draw_own, draw_uniform
-from dkuxnet.core.types import Views
+from dkuxnet.core.types import THICK, Views
 from dkuxnet.models.methods.blur import gaussian_blur
 from dkuxnet.models.methods.outline import grid_offsets, outline_displacement
 from dkuxnet.training.priors import simulated_priors
-
-THICK = 3.0  # edges over the shortest from which on slices count as thick, as in nnU-Net
 
 
 def make_views(
