@@ -20,6 +20,7 @@ from dkuxnet.evaluation.evaluate import evaluate_folders
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.training.experiment import run_training
 from dkuxnet.training.folds import run_folds
+from dkuxnet.training.job import new_job
 from test_partial_labels import AFFINE, SHAPE, write_source
 from tiny import UXNET
 
@@ -198,3 +199,13 @@ def test_a_cross_validation_is_of_regions_and_says_what_nobody_outlined(run, tmp
     assert any("'enhancing' in 1 of 4 cases" in note for note in result.notes)
     path = tmp_path / "cv" / "evaluation" / "predictions" / "dataset.json"
     assert json.loads(path.read_text()) == PreparedSet(run / "p").meta.description
+
+
+def test_a_tolerance_is_of_a_region(run):
+    def asked(tolerance):
+        nsd = {"evaluate.metrics": "nsd", "evaluate.tolerance_mm": tolerance}
+        return load_settings(overrides=UXNET | nsd)
+
+    new_job(run / "p", asked("whole=2,core=1,enhancing=1"))
+    with pytest.raises(UserError, match="rest of core"):
+        new_job(run / "p", asked("1,rest of core=1"))

@@ -88,7 +88,7 @@ def new_job(prepared: Path, settings: Settings) -> Job:
     check_inference(settings, data.class_names)
     loss_form(settings.loss, data.class_names)
     check_trackers(settings.train)
-    asked_of(settings).check(data.class_names[1:])
+    asked_of(settings).check(list(data.meta.structures))
     if settings.train.patience and not split.validation:
         raise UserError(
             f"train.patience={settings.train.patience} needs validation cases: set "
