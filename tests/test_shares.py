@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dkuxnet.core.config import ViewSettings, load_settings
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.shares import Share, batch_mean, batch_sum, own_patches, taking
-from dkuxnet.models.methods.losses import query_loss_all, segmentation_loss
+from dkuxnet.models.methods.losses import PLAIN, LossForm, query_loss_all, segmentation_loss
 from dkuxnet.models.methods.mixing import cutmix, random_boxes
 from dkuxnet.models.methods.streams import drop_channels
 from dkuxnet.models.networks.blocks import StochasticDepth
@@ -74,20 +74,25 @@ def test_the_patches_of_a_batch_are_dealt_out_and_an_odd_one_is_refused():
 GROUPS = (SimpleNamespace(classes=(0,)), SimpleNamespace(classes=(1, 2)))
 
 
-def losses(logits, groups, label, mask):
+FORMED = LossForm(weights=(1.0, 2.0, 3.0), focal=2.0, tversky=0.7)
+
+
+def losses(logits, groups, label, mask, form):
     output = SimpleNamespace(group_prob=groups.softmax(dim=1), layer_group_prob=())
-    return segmentation_loss(logits, label, mask) + query_loss_all(output, label, GROUPS, mask)
+    segmentation = segmentation_loss(logits, label, mask, form)
+    return segmentation + query_loss_all(output, label, GROUPS, mask)
 
 
+@pytest.mark.parametrize("form", [PLAIN, FORMED], ids=["plain", "formed"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_losses_of_shares_are_on_average_the_whole_batch_s_and_so_are_gradients(masked):
+def test_losses_of_shares_are_on_average_the_whole_batch_s_and_so_are_gradients(masked, form):
     """Each share has another number of voxels that count; the sums are those of all shares."""
     torch.manual_seed(0)
     label = torch.randint(0, 3, (6, 4, 4, 4))
     mask = (torch.rand(6, 4, 4, 4) < torch.linspace(0.1, 0.9, 6).view(6, 1, 1, 1)).float()
     mask = mask if masked else None
     given = [torch.randn(6, n, 4, 4, 4, requires_grad=True) for n in (3, 2)]
-    whole = losses(*given, label, mask)
+    whole = losses(*given, label, mask, form)
     expected = torch.autograd.grad(whole, given)
 
     def rows(index: int):
@@ -101,14 +106,14 @@ def test_losses_of_shares_are_on_average_the_whole_batch_s_and_so_are_gradients(
         with taking(
             Share(index, COUNT, lambda part, told=told: told.append(part.detach()) or part)
         ):
-            losses(*parts, its, counts)
+            losses(*parts, its, counts, form)
         sums.append(told)
     total, grads = torch.zeros(()), [torch.zeros_like(part) for part in given]
     for index in range(COUNT):
         parts, its, counts = rows(index)
         crossing = iter([sum(each) for each in zip(*sums, strict=True)])
         with taking(Share(index, COUNT, lambda part, crossing=crossing: next(crossing).clone())):
-            loss = losses(*parts, its, counts) / COUNT
+            loss = losses(*parts, its, counts, form) / COUNT
             loss.backward()
         total += loss.detach()
         for grad, part in zip(grads, parts, strict=True):
