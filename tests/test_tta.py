@@ -18,8 +18,8 @@ from dkuxnet.prediction.windows import Windows, entropy, sliding_window
 THICK = (1.0, 1.0, 4.0)
 
 
-def views(tta, spacing=THICK, flip="xy"):
-    asked = {"infer.tta": [tta], "augment.flip": flip}
+def views(tta, spacing=THICK, flip="xy", rotation=15.0):
+    asked = {"infer.tta": [tta], "augment.flip": flip, "augment.rotation": rotation}
     return views_of(load_settings(overrides=asked), spacing)
 
 
@@ -63,6 +63,20 @@ def test_a_turn_is_of_the_body_where_voxels_are_oblong():
     image = np.repeat((np.abs(ring - 12) < 3)[..., None], 3, 2)[np.newaxis].astype(np.float32)
     for view in views("rotate", (1.0, 2.0, 4.0)):
         assert np.abs(view.there(image) - image).mean() < 0.05  # a ring stays a ring
+
+
+def test_a_training_that_turned_freely_is_asked_by_quarter_turns():
+    image = np.random.default_rng(0).random((2, 5, 7, 3), np.float32)
+    found = views("rotate", rotation=180)
+    assert [view.shape((5, 7, 3)) for view in found] == [(7, 5, 3), (5, 7, 3), (7, 5, 3)]
+    for view, first in zip(found, [(0, 6), (4, 6), (4, 0)], strict=True):
+        seen = view.there(image)
+        assert seen.shape[1:] == view.shape((5, 7, 3))
+        np.testing.assert_array_equal(seen[:, 0, 0], image[(slice(None), *first)])
+        np.testing.assert_array_equal(view.back(seen, (5, 7, 3)), image)
+    sagittal = views("rotate", (4.0, 1.0, 1.0), rotation=90)
+    assert {view.plane for view in sagittal} == {(1, 2)}
+    assert len(views("rotate", (1.0, 2.0, 4.0), rotation=180)) == 2  # voxels would be exchanged
 
 
 class Bright:

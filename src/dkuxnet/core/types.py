@@ -184,6 +184,13 @@ class Output:
     uncertainty: Tensor | None = None
 
 
+def plane_of_slices(edges: Sequence[float]) -> tuple[int, int]:
+    """The two axes of the plane of slices, by the edges of a voxel: across the longest, or Z."""
+    across = 2 if 1.01 * edges[2] >= max(edges) else list(edges).index(max(edges))
+    u, v = (axis for axis in range(3) if axis != across)
+    return u, v
+
+
 @dataclass
 class Views:
     """Two views of the same patches: their voxels are the same places.

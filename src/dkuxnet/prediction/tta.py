@@ -2,7 +2,7 @@
 
 mirror: along the axes that the training mirrored (`augment.flip`) and all of them together; where
 it mirrored none, left and right are exchanged. rotate: DEGREES to either side in the plane of the
-slices. scale: FACTOR larger and smaller; thick slices stay as thick as they are.
+slices, or by quarters where the training turned patches that far. scale: FACTOR larger and smaller; thick slices stay as thick as they are.
 """
 
 import itertools
@@ -16,10 +16,10 @@ import numpy as np
 
 from dkuxnet.core.config import Settings
 from dkuxnet.core.errors import UserError
-from dkuxnet.core.types import THICK
+from dkuxnet.core.types import THICK, plane_of_slices
 from dkuxnet.data.geometry import resample
 
-DEGREES, FACTOR = 10.0, 1.1
+DEGREES, QUARTER, FACTOR = 10.0, 90.0, 1.1
 LEFT, RIGHT = (re.compile(rf"(?<![^\W_])({side})(?![^\W_])") for side in ("left|l", "right|r"))
 
 
@@ -98,6 +98,29 @@ class Turn:
         return np.stack(turned)
 
 
+@dataclass(frozen=True)
+class Quarters:
+    """As many quarter turns in a plane of two axes, which moves voxels and changes none."""
+
+    count: int
+    plane: tuple[int, int]
+
+    def shape(self, size: Sequence[int]) -> tuple[int, ...]:
+        order = list(range(3))
+        if self.count % 2:
+            order[self.plane[0]], order[self.plane[1]] = self.plane[::-1]
+        return tuple(size[axis] for axis in order)
+
+    def there(self, image: np.ndarray) -> np.ndarray:
+        return self._turned(image, self.count)
+
+    def back(self, values: np.ndarray, size: Sequence[int]) -> np.ndarray:
+        return self._turned(values, -self.count)
+
+    def _turned(self, values: np.ndarray, count: int) -> np.ndarray:
+        return np.rot90(values, count, (self.plane[0] + 1, self.plane[1] + 1))
+
+
 def views_of(settings: Settings, spacing_mm: Sequence[float]) -> tuple[View, ...]:
     """The views of `infer.tta` beside the scan itself, on a grid of such voxels."""
     asked, edges = settings.infer.tta, tuple(float(each) for each in spacing_mm)
@@ -107,8 +130,12 @@ def views_of(settings: Settings, spacing_mm: Sequence[float]) -> tuple[View, ...
         some = (itertools.combinations(axes, n) for n in range(1, len(axes) + 1))
         views += [Mirror(each) for each in itertools.chain(*some)]
     if "rotate" in asked:
-        axis = 2 if 1.01 * edges[2] >= max(edges) else int(np.argmax(edges))
-        views += [Turn(degrees, axis, edges) for degrees in (DEGREES, -DEGREES)]
+        u, v = plane_of_slices(edges)
+        square = math.isclose(edges[u], edges[v], rel_tol=0.01)
+        if settings.augment.rotation >= QUARTER and square:
+            views += [Quarters(count, (u, v)) for count in (1, 2, 3)]
+        else:
+            views += [Turn(degrees, 3 - u - v, edges) for degrees in (DEGREES, -DEGREES)]
     if "scale" in asked:
         thin = [edge <= THICK * min(edges) for edge in edges]
         for factor in (FACTOR, 1 / FACTOR):
