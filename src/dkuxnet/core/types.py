@@ -7,7 +7,7 @@ voxels in the array order of the file's affine. World coordinates are RAS+ milli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING

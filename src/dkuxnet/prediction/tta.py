@@ -2,7 +2,8 @@
 
 mirror: along the axes that the training mirrored (`augment.flip`) and all of them together; where
 it mirrored none, left and right are exchanged. rotate: DEGREES to either side in the plane of the
-slices, or by quarters where the training turned patches that far. scale: FACTOR larger and smaller; thick slices stay as thick as they are.
+slices, or by quarters where the training turned patches that far. scale: FACTOR larger and smaller;
+thick slices stay as thick as they are.
 """
 
 import itertools
