@@ -14,7 +14,7 @@
 #SBATCH --signal=TERM@120
 
 set -euo pipefail
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000)) # jobs of one machine must not meet
 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 TORCHELASTIC_RESTART_COUNT=1 # as torchrun says it: a run that is there goes on
