@@ -1,8 +1,8 @@
 #!/bin/bash
 # Trains on two machines with four GPUs each, a process for each GPU:
 #   sbatch examples/slurm.sh PREPARED RUN --method dual-mutual --set train.labelled_batch=8 --set train.unlabelled_batch=8
-# Without GPUs, four processes on one machine:
-#   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=0 examples/slurm.sh PREPARED RUN ...
+# Without GPUs, two processes on one machine:
+#   sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=0 examples/slurm.sh PREPARED RUN ...
 # The same line submitted again goes on with the run where it was saved; one that is finished, or has
 # other settings, it leaves alone and says so.
 #SBATCH --job-name=dkuxnet

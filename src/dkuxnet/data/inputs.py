@@ -106,7 +106,8 @@ def _tell_choice(folder: Path, what: str, others: str) -> None:
 def _single(path: Path, scans: Callable[[Path, Key], dict[Path, Case]]) -> Case:
     """The case of a file; NAME_0000 takes the files of its other channels with it."""
     key = _channel_of(path)
-    return scans(path.parent, key)[path] if key else _named(Case(formats.stem(path), (path,)))
+    found = scans(path.parent, key).get(path) if key else None  # a pipe is in none
+    return found or _named(Case(formats.stem(path), (path,)))
 
 
 def _scans_of(files: Sequence[Path], channels: int) -> dict[Path, Case]:
