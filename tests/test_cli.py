@@ -490,18 +490,22 @@ def test_a_log_of_plain_ascii_takes_any_name(scans, tmp_path):
 def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(
     dkuxnet, prepared, tmp_path, monkeypatch
 ):
+    from dkuxnet.cli import launch
     from dkuxnet.training.loop import Interrupted
 
     def stop(*_):
         raise Interrupted("stopped at step 1 of 5")
 
-    monkeypatch.setattr("dkuxnet.cli.launch.run_training", stop)
+    monkeypatch.setattr(launch, "run_training", stop)
     code, _, err = dkuxnet("train", prepared, tmp_path / "run")
     assert code == 130
     assert err.splitlines() == [
         "stopped at step 1 of 5",
         f"Go on with: dkuxnet train {prepared} {tmp_path / 'run'} --resume",
     ]
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "8")  # by torchrun or SLURM
+    told = "dkuxnet train set run --resume, in 8 processes as before"
+    assert launch.again(Path("set"), Path("run")) == told
 
 
 def test_info_lists_settings_as_set_takes_them():

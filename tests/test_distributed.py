@@ -4,6 +4,7 @@ them goes on.
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch.distributed import HashStore
 from dkuxnet.core.config import load_settings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.lookup import lookup
+from dkuxnet.machine import distributed
 from dkuxnet.machine.distributed import joined, of_this_start, world
 from dkuxnet.models.methods import METHODS, bcp, mixing
 from dkuxnet.training.experiment import run_training
@@ -343,19 +345,72 @@ def test_gradients_of_every_size_and_layout_are_summed_and_losses_and_statistics
     finish(start_script(2, SUMS))
 
 
-def test_what_the_first_refuses_stops_all(prepared, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "there").write_text("")
-    processes = start(prepared, 2, [(str(tmp_path / "run"), overrides("supervised"), False)])
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert all(process.returncode == 1 for process in processes) and all(
-        "exists already" in error for error in errors
-    )
+REFUSED = """
+import json, sys
+from pathlib import Path
+from dkuxnet.core.config import load_settings
+from dkuxnet.core.errors import UserError
+from dkuxnet.machine.distributed import joined, rank
+from dkuxnet.training.experiment import run_training
+with joined():
+    for run, *each in json.loads(sys.argv[1]):  # prepared set and settings of each process
+        prepared, overrides = each[rank() % len(each)]
+        try:
+            run_training(prepared, Path(run), load_settings(overrides=overrides))
+        except UserError as error:
+            print(error, file=sys.stderr)
+"""
 
 
-def test_a_batch_that_cannot_be_shared_alike_is_refused(prepared, tmp_path):
-    odd = overrides("supervised") | {"train.labelled_batch": 3}
-    processes = start(prepared, 2, [(str(tmp_path / "run"), odd, False)])
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert all("a batch of 3 patches cannot be shared by 2 processes" in error for error in errors)
-    assert not (tmp_path / "run").exists()
+def test_what_processes_cannot_train_together_is_refused(prepared, tmp_path):
+    """A folder that is there, other settings, other data of the same names, a batch that cannot
+    be shared.
+    """
+    new, there = str(tmp_path / "run"), tmp_path / "there"
+    there.mkdir()
+    (there / "something").write_text("")
+    other, own = shutil.copytree(prepared, tmp_path / "other"), overrides("supervised")
+    described = json.loads((other / "dataset.json").read_text())
+    described["cases"][0]["sha256"]["image.b2nd"] = "0" * 64
+    (other / "dataset.json").write_text(json.dumps(described))
+    whose = [
+        [str(there), (str(prepared), own)],
+        [new, (str(prepared), own), (str(prepared), own | {"train.lr": 0.5})],
+        [new, (str(prepared), own), (str(other), own)],
+        [new, (str(prepared), own | {"train.labelled_batch": 3})],
+    ]
+    for process in start_script(2, REFUSED, json.dumps(whose)):
+        folder, settings, data, batch = process.communicate(timeout=60)[1].splitlines()
+        assert "exists already" in folder  # said by the first, and known to all
+        assert (
+            "not alike: train.lr is 0.5 in process 1 and 0.01 in process 0; start all" in settings
+        )
+        assert "not alike: PREPARED is " in data
+        assert "a batch of 3 patches cannot be shared by 2 processes" in batch
+    assert not Path(new).exists()
+
+
+def test_other_versions_are_told_apart(monkeypatch):
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [*mine, {"dkuxnet": "0.1"}])
+    with pytest.raises(UserError, match=r"dkuxnet is 0\.1 in process 1 and 0\.2 in process 0"):
+        distributed.check_alike({"dkuxnet": "0.2"})
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ({}, "MASTER_ADDR expected, but not set"),
+        ({"MASTER_ADDR": "127.0.0.1"}, "were not met at 127.0.0.1:"),
+    ],
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_is_alone_where_the_processes_meet_is_told_so(monkeypatch, number, address, said):
+    monkeypatch.setattr(distributed, "JOINING", 0.3)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        env = {"RANK": number, "WORLD_SIZE": 2, "MASTER_PORT": free.getsockname()[1]} | address
+    for name, value in env.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=said), joined():
+        raise AssertionError("joined")

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -260,10 +262,31 @@ def test_the_options_and_settings_within_sentences_exist(page):
             assert f'"{option}"' in source, f"{script} has no {option}"
 
 
-def test_the_slurm_job_finds_the_checkpoints_of_a_run():
-    script = (ROOT / "examples" / "slurm.sh").read_text()
-    (pattern,) = re.findall(r'compgen -G "\$run/checkpoints/(.+?)"', script)
-    assert list((ROOT / "tests" / "data" / "checkpoints").glob(pattern))
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_slurm_job_starts_each_process_with_what_it_was_given(tmp_path):
+    """By stand-ins for SLURM's programs; tests/test_slurm.py has the real ones."""
+    stands_in = {
+        "scontrol": 'printf "node%s\\n" 7 8',
+        "srun": "while [ ${1#--} != $1 ]; do shift; done\n"
+        'SLURM_PROCID=5 SLURM_LOCALID=1 SLURM_NTASKS=8 "$@"',
+        "dkuxnet": 'printf "%s\\n" "$@"\n'
+        "echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS\n"
+        "echo $TORCHELASTIC_RESTART_COUNT",
+    }
+    for name, body in stands_in.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "61234", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "3"}
+    given = ["my scans", "runs/a b", "--set", "train.patch=[16, 16, 16]"]
+    told = subprocess.run(
+        ["bash", str(ROOT / "examples" / "slurm.sh"), *given],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | job,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = ["train", *given, "5 1 8 node7 11234 3", "1"]
+    assert told.stdout.splitlines() == expected
 
 
 # --- what is made from the code ---

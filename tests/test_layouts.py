@@ -3,7 +3,7 @@ it should be.
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from unicodedata import normalize
 
 import h5py
@@ -518,6 +518,20 @@ def test_whatever_is_left_out_is_named_but_documents_are_not(tmp_path):
     assert list(listing(source)) == ["a", "b", "c"]
     assert images.startswith(f"{tmp_path / 'labels'}: 1 file is left out: a.png; ")
     assert labels.startswith(f"{tmp_path / 'images'}: 2 files are left out: d.mnc, deeper/; ")
+
+
+def test_the_work_for_a_file_does_not_grow_with_their_number(tmp_path, monkeypatch):
+    """As it would where each were looked for in the list of all."""
+    touched, compared, equal = 200, [], Path.__eq__
+    describe(tmp_path, NNUNET)
+    for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (tmp_path / folder).mkdir()
+        for number in range(touched):
+            (tmp_path / folder / f"c{number:03d}{ending}").touch()
+    monkeypatch.setattr(Path, "__eq__", lambda *both: compared.append(1) or equal(*both))
+    monkeypatch.setattr(Path, "__hash__", PurePath.__hash__)
+    assert len(find_source(tmp_path, "nnunet").cases) == touched
+    assert len(compared) < 10 * touched
 
 
 def test_the_voxels_of_a_pair_belong_to_their_header(tmp_path):

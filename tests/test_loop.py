@@ -287,8 +287,12 @@ def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):
     assert len(saved) > 2 and saved[0] < 9 and saved[-1] == 9
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, number):
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGTERM] * 2],
+    ids=["Ctrl-C", "SIGTERM", "from SLURM, and passed on by torchrun"],
+)
+def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, signals):
     # unclipped: of a single weight's gradient, clipping would keep the sign alone and hide the
     # state of the generator
     settings = TrainSettings(
@@ -301,14 +305,14 @@ def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, number):
 
     def interrupted():
         for step, batch in enumerate(batches(0, 10)):
-            if step == 4:
+            for number in signals if step == 4 else []:
                 os.kill(os.getpid(), number)
             yield batch
 
-    handler = signal.getsignal(number)
+    handler = signal.getsignal(signals[0])
     with pytest.raises(Interrupted, match="step 5 of 10"):
         train(stopped, interrupted(), settings, run, CPU)
-    assert signal.getsignal(number) == handler
+    assert signal.getsignal(signals[0]) == handler
 
     resumed = make(settings)
     resumed.restore(run.load_checkpoint())

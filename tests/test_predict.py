@@ -20,7 +20,7 @@ from dkuxnet.cli import commands as cli
 from dkuxnet.core.config import validate
 from dkuxnet.core.errors import DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Output, Volume
-from dkuxnet.data import formats
+from dkuxnet.data import formats, inputs
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.evaluation.metrics import dice
@@ -127,6 +127,24 @@ def test_numbered_channels_come_together(tmp_path, given):
     touch(*files)
     inputs = {"folder": [tmp_path], "first": files[:1], "second": files[1:], "both": files}[given]
     assert names(*inputs) == {"case[1]": [path.name for path in files]}
+
+
+@pytest.mark.parametrize("name", ["c{}_0000.nii.gz", "patient_{:04d}.nii.gz"])
+def test_the_folder_of_many_files_is_listed_once(tmp_path, monkeypatch, name):
+    files, listed, grouped = [tmp_path / name.format(n) for n in range(1, 30)], [], []
+    touch(*files)
+    for module, attribute, calls in (
+        (Path, "iterdir", listed),
+        (inputs, "group_channels", grouped),
+    ):
+        real = getattr(module, attribute)
+        monkeypatch.setattr(
+            module,
+            attribute,
+            lambda first, *a, real=real, calls=calls: calls.append(first) or real(first, *a),
+        )
+    assert len(names(*files)) == 29
+    assert len(listed) == 1 and sum(map(len, grouped)) == 29
 
 
 def test_a_number_that_is_no_channel_stays_in_the_name(tmp_path):

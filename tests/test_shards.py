@@ -77,6 +77,8 @@ def test_shards_one_after_another_do_what_they_can_and_the_last_joins(
     assert not target.exists()
     share(source, target, (1, 2))
     assert content(target) == whole and len(read) == 2 * 7  # each case once, in each pass
+    with pytest.raises(UserError, match="exists already; the shards may have finished it"):
+        share(source, target, (2, 2))
 
 
 def test_what_does_not_fit_together_is_one_line(source, tmp_path, monkeypatch):

@@ -119,12 +119,16 @@ def check_begun_here(run: Path, settings: Settings, any_steps: bool = False) -> 
 
 
 def again(prepared: Path, run: Path) -> str:
-    """The command that goes on with a training, in as many processes."""
+    """The command that goes on with a training, in as many processes.
+
+    Who else started them, torchrun or a scheduler, does so again.
+    """
     words = ["dkuxnet", "train", str(prepared), str(run), "--resume"]
     world = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and world != "1":
+    if TOLD in os.environ:
         words += ["--devices", world]
-    return shlex.join(words)
+    as_before = "RANK" in os.environ and world != "1" and TOLD not in os.environ
+    return shlex.join(words) + (f", in {world} processes as before" if as_before else "")
 
 
 @contextmanager

@@ -5,10 +5,11 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dkuxnet.core.documents import MAX_BYTES, read_text
+from dkuxnet.core.documents import read_text
 from dkuxnet.core.errors import UserError, disk_reason
 
 CLASSES = "classes.csv"
+MAX_TABLE_BYTES = 1 << 28  # of a million cases of two classes, or 20,000 of a hundred
 BEFORE = ["case", "class", "value", "voxels", "volume_ml", "confidence", "unsure"]
 COLUMNS = [*BEFORE, "estimated_dice", "dice_low", "dice_high", "unlike", "flags"]
 
@@ -30,7 +31,7 @@ def read_rows(folder: Path, advice: str = "choose another --output") -> list[lis
     try:
         if not path.exists():
             return []
-        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_BYTES), newline=""))
+        header, *rows = csv.reader(io.StringIO(read_text(path, MAX_TABLE_BYTES), newline=""))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {disk_reason(error)}; {advice}") from error
     more = [""] * (len(COLUMNS) - len(header))

@@ -16,7 +16,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.core.regular import open_regular
 
 StrPath = str | os.PathLike[str]  # a path as users give it
-MAX_BYTES = 1 << 24  # a data set of 100,000 cases has about 12 MB
+MAX_BYTES = 1 << 24
 MAX_TOML_BYTES = 1 << 18
 MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
@@ -26,13 +26,13 @@ TOO_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{PART}\.[ \t]*+){{{MAX_DEPTH}}}")
 NOT_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]|^[A-Za-z]:|^\.|^$")
 
 
-def read_json(path: Path, trouble: str | None = None) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, trouble: str | None = None, most: int = MAX_BYTES) -> Any:
+    """The content of a JSON file of at most so many bytes.
 
     Raises UserError where it is missing, unreadable or too large; trouble: what it then says.
     """
     try:
-        return parse_json(read_text(path, MAX_BYTES))
+        return parse_json(read_text(path, most))
     except (OSError, ValueError) as error:
         raise UserError(f"{trouble or f'{path}: missing or not JSON'} ({reason(error)})") from error
 

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from dkuxnet.core.errors import DataWarning, Faults, UserError, data_warnings
@@ -17,6 +18,7 @@ from dkuxnet.data.layouts.files import case_list, images_in, short_list, warn_le
 
 # File names that every patient's folder has: there the case is named after the folder.
 COMMON_NAMES = ("mri_norm2", "lgemri")
+Key = tuple[str, str]  # the name of a file before the number of its channel, and its ending
 
 
 def find_cases(
@@ -34,12 +36,18 @@ def find_cases(
     """
     check_inputs(inputs)
     cases: dict[str, Case] = {}
-    faults = Faults()
-    wanted = None if listed is None else case_list(listed)
+    faults, named_alike = Faults(), cache(_named_alike)
+    scans = cache(lambda folder, key: _scans_of(named_alike(folder)[key], channels))
+    wanted = None if listed is None else dict.fromkeys(case_list(listed))
     for path in map(Path, inputs):
         found: list[Case] = []
         with faults.noting():
-            found = _at(path, series_uid, channels, wanted)
+            if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
+                found = _series(path, series_uid)
+            elif path.is_dir():
+                found = _in_folder(path, channels, wanted)
+            else:
+                found = [_single(path, scans)]
         for case in found:
             first = cases.setdefault(case.name, case)
             # The same case again is fine: it was given twice, or by another of its channels.
@@ -48,7 +56,7 @@ def find_cases(
                     f"two inputs give the case name '{case.name}': {first.images[0]} and "
                     f"{case.images[0]}; rename one or predict them into different folders"
                 )
-    if wanted is not None and (missing := set(wanted) - cases.keys()) and not faults.messages:
+    if wanted is not None and (missing := wanted.keys() - cases.keys()) and not faults.messages:
         faults.add(f"{listed}: no input holds the cases {short_list(missing)}; correct the list")
     faults.tell()
     return [case for case in cases.values() if wanted is None or case.name in wanted]
@@ -65,20 +73,12 @@ def check_inputs(inputs: Sequence[Path]) -> None:
     faults.tell()
 
 
-def _at(
-    path: Path, series_uid: str | None, channels: int, wanted: Sequence[str] | None
-) -> list[Case]:
-    if series_uid is not None or (formats.is_dicom(path) and path.is_file()):
-        return _series(path, series_uid)
-    return _in_folder(path, channels, wanted) if path.is_dir() else [_single(path, channels)]
-
-
 def _series(path: Path, series_uid: str | None = None) -> list[Case]:
     found = find_scans(path, series_uid)
     return [Case(name, (each.home,), series_uid=each.uid) for name, each in found.items()]
 
 
-def _in_folder(folder: Path, channels: int, wanted: Sequence[str] | None) -> list[Case]:
+def _in_folder(folder: Path, channels: int, wanted: Collection[str] | None) -> list[Case]:
     """The cases of a folder: those for testing, where it has such, since the others have labels."""
     scans = folder / "imagesTs"
     if wanted is None and (files := images_in(scans)):
@@ -103,18 +103,34 @@ def _tell_choice(folder: Path, what: str, others: str) -> None:
     )
 
 
-def _single(path: Path, channels: int) -> Case:
+def _single(path: Path, scans: Callable[[Path, Key], dict[Path, Case]]) -> Case:
     """The case of a file; NAME_0000 takes the files of its other channels with it."""
-    ending = formats.suffix(path)
-    name, ending = path.name[: -len(ending)], path.name[-len(ending) :]
-    match = re.fullmatch(r"(.+)_\d{4}", name)
-    if not match:
-        return _named(Case(formats.stem(path), (path,)))
-    sibling = re.compile(rf"{re.escape(match[1])}_\d{{4}}{re.escape(ending)}")
-    files = [p for p in sorted(path.parent.iterdir()) if sibling.fullmatch(p.name) and p.is_file()]
-    with data_warnings():  # this file was meant, whatever lies beside it
-        cases = group_channels(files, channels)
-    return next(Case(each, paths) for each, paths in cases.items() if path in paths)
+    key = _channel_of(path)
+    found = scans(path.parent, key).get(path) if key else None  # a pipe is in none
+    return found or _named(Case(formats.stem(path), (path,)))
+
+
+def _scans_of(files: Sequence[Path], channels: int) -> dict[Path, Case]:
+    """File -> its case, of files of one name that end with numbers."""
+    with data_warnings():  # one of them was meant, whatever lies beside it
+        cases = group_channels([path for path in files if path.is_file()], channels)
+    return {path: Case(name, paths) for name, paths in cases.items() for path in paths}
+
+
+def _named_alike(folder: Path) -> dict[Key, list[Path]]:
+    """The files of a folder whose names end with numbers of channels, sorted."""
+    found: dict[Key, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if key := _channel_of(path):
+            found.setdefault(key, []).append(path)
+    return found
+
+
+def _channel_of(path: Path) -> Key | None:
+    """NAME_0000.nii.gz -> NAME and .nii.gz as written; None for other names."""
+    known = formats.longest_suffix(path.name, formats.READABLE)
+    match = re.fullmatch(r"(.+)_\d{4}", path.name[: -len(known)]) if known else None
+    return (match[1], path.name[-len(known) :]) if known and match else None
 
 
 def _named(case: Case) -> Case:

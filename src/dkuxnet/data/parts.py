@@ -124,7 +124,8 @@ class Parts:
 
     def _alone(self, what: str, missing: list[str], stamps: dict[str, Any]) -> UserError:
         number, count = self.shard
-        shards = sorted({list(stamps).index(name) % count + 1 for name in missing})
+        at = {name: index for index, name in enumerate(stamps)}
+        shards = sorted({at[name] % count + 1 for name in missing})
         return UserError(
             f"shard {number} of {count} has done its share ({what}), but {len(missing)} cases of "
             f"the shards {', '.join(map(str, shards))} are missing, and nothing came for "

@@ -69,7 +69,10 @@ def prepare_scans(
     chosen = None if spacing_mm is None else _edges(spacing_mm)
     source, prepared, split = Path(source), Path(prepared), Path(split) if split else None
     if prepared.exists():
-        raise UserError(f"{prepared} exists already; choose another folder, or delete it first")
+        todo = "choose another folder, or delete it first"
+        if shard:
+            todo = f"the shards may have finished it, or it is another set: then {todo}"
+        raise UserError(f"{prepared} exists already; {todo}")
     with data_warnings() as notes:
         found = with_classes(with_raters(find_source(source, layout), rater))
     check_cases(found)

@@ -32,6 +32,7 @@ from dkuxnet.data.outlined import indistinct
 from dkuxnet.machine.files import checksum
 
 VERSION = 1
+MAX_BYTES = 1 << 25  # of dataset.json: 100,000 cases have about 30 MB
 COARSE = "coarse"
 AGAIN = "prepare the data set again"
 # Of the voxels that patches are centred on: those of a thousand left atria at 0.625 mm.
@@ -56,9 +57,10 @@ class PreparedSet:
         """Raises UserError where `folder` is not a prepared data set of this version."""
         self.folder = Path(folder)
         path = self.folder / "dataset.json"
-        content = read_json(path, f"{folder} is not a prepared data set; run dkuxnet prepare")
+        foreign = f"{folder} is not a prepared data set; run dkuxnet prepare"
+        content = read_json(path, foreign, MAX_BYTES)
         if not isinstance(content, dict):
-            raise UserError(f"{folder} is not a prepared data set; run dkuxnet prepare")
+            raise UserError(foreign)
         if content.get("version") != VERSION:
             raise UserError(
                 f"{folder}: prepared with format {content.get('version')}, this program reads "

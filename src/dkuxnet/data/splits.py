@@ -50,7 +50,8 @@ def make_split(
         lists = _read_split(file, cases)
     else:
         test = _last(with_label, test_cases)
-        lists = _Lists(train=[name for name in cases if name not in set(test)], test=test)
+        kept = set(test)
+        lists = _Lists(train=[name for name in cases if name not in kept], test=test)
     pool, validation = [*lists.labelled, *lists.unlabelled, *lists.train], lists.validation
     _check_names([*pool, *validation, *lists.test], cases, file)
 
@@ -102,7 +103,7 @@ def _keeping_labels(
         )
     if seed is None:
         return candidates[:count]
-    drawn = sorted(candidates, key=lambda name: _draw(seed, name))[:count]
+    drawn = {*sorted(candidates, key=lambda name: _draw(seed, name))[:count]}
     return [name for name in candidates if name in drawn]
 
 

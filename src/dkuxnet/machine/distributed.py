@@ -12,8 +12,9 @@ import datetime
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # public, but not in __all__
 from torch.distributed.rendezvous import rendezvous
 
+from dkuxnet.core.documents import reason
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.shares import Share, taking
 
@@ -55,8 +57,8 @@ def local_rank() -> int:
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, for the duration of the block.
 
-    Without torchrun nothing happens. Raises UserError in the processes that are left when another
-    one ends.
+    Without torchrun nothing happens. Raises UserError where they do not come together, and in the
+    processes that are left when another one ends.
     """
     if (
         "RANK" not in os.environ
@@ -66,11 +68,12 @@ def joined() -> Iterator[None]:
         yield
         return
     kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, number, count = next(rendezvous("env://"))
+    store, number, count = _meet()
     dist.init_process_group(
         kinds, store=of_this_start(store, number, count), rank=number, world_size=count
     )
     try:
+        check_alike({name: metadata.version(name) for name in ("dkuxnet", "torch")})
         with taking(Share(number, count, _total)):
             yield
     except RuntimeError as error:
@@ -82,6 +85,37 @@ def joined() -> Iterator[None]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> tuple[Store, int, int]:
+    """The store of all processes, the number of this one, and how many there are."""
+    try:
+        found: tuple[Store, int, int] = next(
+            rendezvous("env://", timeout=datetime.timedelta(seconds=JOINING))
+        )
+        return found
+    except ValueError as error:
+        raise UserError(
+            "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who trains with whom, as torchrun "
+            f"and examples/slurm.sh set them: {reason(error)}"
+        ) from error
+    except dist.DistError as error:
+        raise UserError(
+            "the other processes of this training were not met at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason(error)}"
+        ) from error
+
+
+def check_alike(facts: Mapping[str, object]) -> None:
+    """Raises UserError in all processes where these are not the same in one as in the first."""
+    first, *others = all_gather([dict(facts)])
+    for number, its in enumerate(others, 1):
+        for name in sorted(first.keys() | its.keys()):
+            if (ours := first.get(name)) != (theirs := its.get(name)):
+                raise UserError(
+                    f"the processes are not alike: {name} is {theirs} in process {number} and "
+                    f"{ours} in process 0; start all with the same command, program and data"
+                )
 
 
 def _total(part: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from dkuxnet.training.begin import earlier_weights
 from dkuxnet.training.coarse import CoarseStage, copy_run, write_priors
 from dkuxnet.training.job import (
     Job,
+    check_processes,
     describe,
     lengthen,
     loss_form,
@@ -81,6 +82,7 @@ def run_training(
     with joined():
         show = progress if progress and not rank() else _silent
         job = resumed_job(prepared, run, steps) if resume else new_job(prepared, settings)
+        check_processes(job)
         for told in [] if rank() else missing_classes(job):
             warnings.warn(told, DataWarning, stacklevel=2)
         for stage in [] if resume else [job.coarse, job]:

@@ -40,3 +40,9 @@ def arrays_sha256(data: PreparedSet, split: Split) -> str:
     judged = (*split.labelled, *split.validation, *split.test)
     sums += [f"{name} {data.not_labelled(name)}" for name in judged if data.not_labelled(name)]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def identity_sha256(data: PreparedSet, split: Split) -> str:
+    """A short checksum over all that a run with this split takes from its data set."""
+    taken = data_identity(data), split.lists(), arrays_sha256(data, split)
+    return hashlib.sha256(repr(taken).encode()).hexdigest()[:12]

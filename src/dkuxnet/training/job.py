@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dkuxnet.core.config import LossSettings, MethodSettings, Settings
+from dkuxnet.core.config import LossSettings, MethodSettings, Settings, flatten
 from dkuxnet.core.errors import DataWarning, UserError
 from dkuxnet.core.lookup import lookup, parse_options, unknown
 from dkuxnet.core.schemas import Manifest, ShapeOfNetwork, Split
@@ -18,7 +18,7 @@ from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.data.splits import make_split
 from dkuxnet.evaluation.more_metrics import Asked, parse_asked
 from dkuxnet.machine.devices import choose_device
-from dkuxnet.machine.distributed import world
+from dkuxnet.machine.distributed import check_alike, world
 from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods import METHODS
 from dkuxnet.models.methods.base import Method
@@ -27,7 +27,7 @@ from dkuxnet.prediction.tta import check_views, views_of
 from dkuxnet.prediction.windows import Windows
 from dkuxnet.runs.folder import RunFolder, machine
 from dkuxnet.runs.trackers import check_trackers
-from dkuxnet.training.identity import arrays_sha256, data_identity
+from dkuxnet.training.identity import arrays_sha256, data_identity, identity_sha256
 from dkuxnet.training.optimiser import learning_rate
 from dkuxnet.training.shape import network_shape, patch_for
 
@@ -254,6 +254,15 @@ def resumed_job(prepared: Path, run: Path, steps: int | None = None) -> Job:
         manifest.class_first,
         resumed_coarse_job(data, folder) if manifest.coarse else None,
     )
+
+
+def check_processes(job: Job) -> None:
+    """Raises UserError where another process of this training has other settings or data."""
+    settings = dict(flatten(job.settings.model_dump(mode="json")))
+    for name, each in (("PREPARED", job), ("PREPARED/coarse", job.coarse)):
+        if each:
+            settings[name] = identity_sha256(each.data, each.split)
+    check_alike(settings)
 
 
 def resumed_coarse_job(data: PreparedSet, run: RunFolder) -> Job:

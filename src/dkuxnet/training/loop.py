@@ -20,7 +20,7 @@ from dkuxnet.core.config import TrainSettings
 from dkuxnet.core.errors import UserError
 from dkuxnet.core.seeds import DROPOUT, step_seed
 from dkuxnet.core.types import Batch
-from dkuxnet.machine.distributed import any_rank, sum_gradients, world
+from dkuxnet.machine.distributed import any_rank, on_rank_zero, sum_gradients, world
 from dkuxnet.models.methods.average import update_average
 from dkuxnet.models.methods.base import Method
 from dkuxnet.runs.folder import RunFolder
@@ -218,6 +218,7 @@ def train(
                 run.save_checkpoint(state.to_checkpoint())
                 saved = time.monotonic()
             if stop.asked:
+                on_rank_zero(lambda: None)  # who ends earlier may have the one that saves killed
                 raise Interrupted(
                     f"stopped at step {state.step} of {settings.steps}; the state is saved in "
                     f"{run.folder}"
@@ -344,13 +345,18 @@ class Stop:
 
 @contextmanager
 def interruption() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
+    """SIGINT and SIGTERM ask for a stop after the step; a second SIGINT acts as usual.
+
+    A second SIGTERM does not: a scheduler signals every process of a job, and torchrun, which is
+    one of them, passes it on.
+    """
     stop = Stop()
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: object) -> None:
         stop.asked = True
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     try:
         for each in (signal.SIGINT, signal.SIGTERM):

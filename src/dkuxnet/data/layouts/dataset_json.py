@@ -124,8 +124,8 @@ def found_cases(
     warn_left_out(folder / images, scans, other)
     if labels is None:
         return [Case(name, files) for name, files in sorted(groups.items())]
-    files = _with_suffix(folder / labels, ending)
-    files += [path for path in _with_suffix(folder / labels, SEGMENTATION) if path not in files]
+    endings = dict.fromkeys((ending, SEGMENTATION))
+    files = [path for each in endings for path in _with_suffix(folder / labels, each)]
     found = by_stem(files)
     for name in sorted(found.keys() - groups.keys()):
         faults.add(

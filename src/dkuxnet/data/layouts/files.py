@@ -51,14 +51,14 @@ def labels_of(
     """
     faults, files = Faults(), label_files(folder)
     scans = {normalize("NFC", name): name for name in names}
-    labels = {}
+    labels, there = {}, short_list(names)
     for name, path in by_stem([*files, *beside]).items():
         if name in scans:
             labels[scans[name]] = path
         else:
             faults.add(
-                f"{path}: expected a scan of the same name, '{name}', but found "
-                f"{short_list(names)}; add or rename it"
+                f"{path}: expected a scan of the same name, '{name}', but found {there}; add or "
+                "rename it"
             )
     check_label_files(folder, files, set(names) - set(labels), faults)
     faults.tell()
@@ -72,10 +72,11 @@ def check_label_files(
 
     Warn of the others that are not read; why: as for `warn_left_out`.
     """
-    missed = set()
+    missed, cases = set(), set(unlabelled)
     for path in left_out(folder, read):
-        name = normalize("NFC", path.name)
-        if case := next((c for c in unlabelled if f"{name}.".startswith(f"{c}.")), None):
+        parts = normalize("NFC", path.name).split(".")
+        beginnings = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        if case := next((each for each in beginnings if each in cases), None):
             missed.add(path)
             faults.add(
                 f"{folder / _shown(path)}: this has the name of case '{case}', which would be "
@@ -91,6 +92,7 @@ def left_out(folder: Path, used: Collection[Path | None]) -> list[Path]:
     Documents, hidden files and the voxels that belong to a header are none of them.
     """
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    used = set(used)
     headers = {path.name.lower() for path in paths}
     has_mhd = any(name.endswith(".mhd") for name in headers)  # whose voxels may have any name
 
