@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel
 import numpy as np
@@ -21,10 +23,12 @@ from dkuxnet.core.config import validate
 from dkuxnet.core.errors import DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Output, Volume
 from dkuxnet.data import formats
+from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.evaluation.metrics import dice
-from dkuxnet.prediction.predict import ScansFailed, predict_scans
+from dkuxnet.prediction.predict import ScansFailed, is_of_memory, predict_scans
+from dkuxnet.prediction.segment import Segmenter
 
 THRESHOLD = 0.5
 SHAPE = (26, 21, 15)
@@ -457,6 +461,34 @@ def test_progress_tells_each_case_and_the_end(run, tmp_path):
     )
     assert [args[1:] for args in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[0][0].startswith("a: 26 x 21 x 15 voxels, 22 x 23 x 25 for the network")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            NotImplementedError(
+                "The operator 'aten::x' is not currently implemented for the MPS device."
+            ),
+            "--device mps: torch has no aten::x there; set PYTORCH_ENABLE_MPS_FALLBACK=1 and the "
+            "CPU does it, or use --device cpu",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory: use a smaller infer.batch",
+        ),
+    ],
+)
+def test_what_the_device_cannot_do_is_one_line(run, tmp_path, monkeypatch, error, told):
+    """For the served page too, which asks the segmenter."""
+    monkeypatch.setattr(Threshold, "forward", Mock(side_effect=error))
+    path = write(tmp_path / "a.nii.gz")
+    with pytest.raises(ScansFailed, match=f"^case 'a': {re.escape(told)}$"):
+        predict_scans(run, [path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$") as alone:
+        Segmenter(run)(read_image(find_cases([path])[0], 1))
+    assert is_of_memory(alone.value) is told.startswith("out of memory")
 
 
 @pytest.mark.parametrize("spoiled", [np.nan, np.inf])

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors, data_warnings
@@ -15,6 +13,7 @@ from dkuxnet.core.types import Case, CaseProgress
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
+from dkuxnet.machine.devices import is_out_of_memory
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
 from dkuxnet.prediction.volumes import volumes_written
@@ -136,7 +135,7 @@ def is_of_disk(error: BaseException) -> bool:
 
 def is_of_memory(error: BaseException | None) -> bool:
     """Whether there was too little memory at the time."""
-    while error is not None and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+    while error is not None and not is_out_of_memory(error):
         error = error.__cause__
     return error is not None
 

@@ -16,7 +16,7 @@ from dkuxnet.core.config import MAX_STEPS, Settings
 from dkuxnet.core.errors import UserError, telling_disk_errors
 from dkuxnet.core.types import Batch
 from dkuxnet.data.geometry import Region, resample_region
-from dkuxnet.machine.devices import deterministic, telling_out_of_memory
+from dkuxnet.machine.devices import deterministic, telling_device_errors
 from dkuxnet.machine.distributed import joined, on_rank_zero, world
 from dkuxnet.machine.memory import free_bytes, giving_back_large_blocks
 from dkuxnet.prediction.windows import sliding_window
@@ -44,7 +44,7 @@ class Cost:
     predictor: nn.Module
 
 
-@telling_out_of_memory()
+@telling_device_errors()
 @telling_disk_errors()
 def settings_for(
     minutes: float, prepared: Path, run: Path, settings: Settings
@@ -136,7 +136,7 @@ def cost(job: Job, minutes: float, began: float, coarse: CoarseStage | None = No
     method, free = make_method(job), free_bytes(job.device)
     check_step_fits(method, job, free, resume=False)
     state = make_state(method, job.settings.train)
-    with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+    with telling_device_errors(lambda: memory_advice(method, job, free)):
         state.step = MAX_STEPS - TRIED - MOST
         tried = batches(job, state.step, coarse)
         first = min([timed(job, state, tried, 1) for _ in range(TRIED)][1:])
