@@ -5,7 +5,10 @@ tensors of two devices together is an error there. What it cannot see: the speed
 kernels that differ from the CPU's. What is computed in bfloat16 is seen on the CPU.
 """
 
+import runpy
 from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,3 +159,18 @@ def test_a_scan_that_a_gpu_has_no_room_for_is_blended_on_the_cpu(monkeypatch, wh
         np.testing.assert_allclose(found.prob, 1 / 3, atol=1e-6)
     else:
         assert found.prob.device == CPU
+
+
+# --- what is prepared for a GPU that is at hand ---
+
+
+def test_a_part_of_the_script_that_fails_or_lasts_is_told_and_what_it_found_stays(tmp_path):
+    path = Path(__file__).parents[1] / "measurements" / "gpu.py"
+    script = runpy.run_path(str(path))
+    chosen = SimpleNamespace(
+        out=tmp_path / "out.json", device="cpu", run=tmp_path / "run", prepared=None, toy=False
+    )
+    assert sum(share for share, _ in script["PARTS"].values()) <= 1
+    assert script["alone"](chosen, "training", 60)["error"] == "left out: no --prepared"
+    late = script["alone"](chosen, "machine", 0.02)
+    assert late["error"] == "stopped after its 0 s" and late["part_seconds"] < 5
