@@ -66,7 +66,7 @@ class ADMT(Method[ADMTOptions]):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move to a device, all but the alternation: it is read at every step."""
         second, left = self.second, self.left
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         self.second, self.left = second, left
         return self
 
