@@ -183,7 +183,7 @@ class Segmenter:
         elsewhere = "" if self.device.type == "cpu" else "--device cpu, or "
         with telling_device_errors(lambda: f"use {elsewhere}a smaller infer.batch"):
             if region is None or region.is_whole:
-                image = to_network_grid(scan, self.plan).array
+                image = to_network_grid(scan, self.plan, self.device).array
             else:
                 image = region_on_network_grid(scan, self.plan, region)
             windows = self._windows(with_uncertainty)
@@ -213,12 +213,13 @@ class Segmenter:
         check_memory(self.needed_bytes(scan, probabilities, uncertainty, region))
         result = self.on_network_grid(scan, uncertainty, region, progress)
         shape, affine = scan.shape, scan.affine
-        label = label_on_scan(result.prob, shape, affine, self.cleaning, region)
+        label = label_on_scan(result.prob, shape, affine, self.cleaning, region, self.device)
 
         def on_scan(values: np.ndarray | None) -> Volume | None:
             if values is None:
                 return None
-            return Volume(map_on_scan(values, shape, affine, region), affine, nifti=scan.nifti)
+            found = map_on_scan(values, shape, affine, region, self.device)
+            return Volume(found, affine, nifti=scan.nifti)
 
         indices = label_volume(label, affine, list(self.labels.values()))
         confidence = structure_confidence(result.prob, self.structures)

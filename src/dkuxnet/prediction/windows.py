@@ -275,13 +275,14 @@ def label_on_scan(
     affine: np.ndarray,
     cleaning: Cleaning = NOTHING,
     region: Region | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) on the scan's.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing
     first. Works in slabs, so that classes x scan is never in memory. cleaning: which pieces of a
     class go. region: of the network's grid, where `prob` covers no more than that; all
-    around it is background.
+    around it is background. device: a GPU that interpolates.
     """
     ras_shape = _ras_shape(shape, affine)
     region = region or Region.whole(prob.shape[1:])
@@ -291,24 +292,29 @@ def label_on_scan(
     for first in range(reach.start[0], reach.stop[0], slab):
         rows = slice(first, min(first + slab, reach.stop[0]))
         target = Region.of(ras_shape, (rows, *reach.box[1:]))
-        label[target.box] = _with_background(*resample_from(prob, region, target)).argmax(axis=0)
+        found = _with_background(*resample_from(prob, region, target, device))
+        label[target.box] = found.argmax(axis=0)
     label = cleaning(label, math.prod(np.linalg.norm(affine[:3, :3], axis=0).tolist()) / 1000)
     return np.ascontiguousarray(from_ras(label, affine))
 
 
 def map_on_scan(
-    values: np.ndarray, shape: Sequence[int], affine: np.ndarray, region: Region | None = None
+    values: np.ndarray,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    region: Region | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid.
 
     region: the part of the network's grid that the map covers. Around it, probabilities (K, x, y,
-    z) are 1 for class 0 and 0 for the others, and any other map is 0.
+    z) are 1 for class 0 and 0 for the others, and any other map is 0. device: as for labels.
     """
     ras_shape = _ras_shape(shape, affine)
     check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))
     region = region or Region.whole(values.shape[-3:])
     reach = reach_of(region, ras_shape)
-    part, outside = resample_from(values, region, reach)
+    part, outside = resample_from(values, region, reach, device)
     is_prob = values.ndim == 4
     result = part
     if not region.is_whole:

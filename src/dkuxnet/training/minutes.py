@@ -25,7 +25,7 @@ from dkuxnet.training.advice import check_step_fits, memory_advice
 from dkuxnet.training.coarse import CoarseStage
 from dkuxnet.training.experiment import batches, make_method
 from dkuxnet.training.job import Job, new_job, unlabelled_patches, windows_of, with_steps
-from dkuxnet.training.loop import TrainState, make_state, train_step, uses_bfloat16
+from dkuxnet.training.loop import TrainState, compiled, make_state, train_step, uses_bfloat16
 from dkuxnet.training.priors import Priors
 from dkuxnet.training.scoring import validation_dice
 
@@ -161,8 +161,9 @@ def timed(job: Job, state: TrainState, tried: Iterator[Batch], count: int) -> fl
     train, device = job.settings.train, job.device
     precision = torch.bfloat16 if uses_bfloat16(train.precision, device) else torch.float32
     started = time.monotonic()
-    for batch in islice(tried, count):
-        _, norm = train_step(state, batch, train, device, precision)
-        state.step += 1
+    with compiled(state.method, train, device):
+        for batch in islice(tried, count):
+            _, norm = train_step(state, batch, train, device, precision)
+            state.step += 1
     norm.item()  # a GPU is waited for
     return time.monotonic() - started
