@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from dkuxnet.core.types import Case, Volume
 from dkuxnet.data.images import read_image
 from dkuxnet.machine.child import Child, Ended, Failed
 from dkuxnet.machine.memory import free_bytes
-from dkuxnet.prediction.segment import Segmenter
+
+if TYPE_CHECKING:  # the process that reads needs no torch
+    from dkuxnet.prediction.segment import Segmenter
 
 READ = "dkuxnet.prediction.ahead:read_into"
 
 
 @contextmanager
-def reading(cases: Sequence[Case], segmenter: Segmenter) -> Iterator[Callable[[Case], Volume]]:
+def reading(cases: Sequence[Case], segmenter: "Segmenter") -> Iterator[Callable[[Case], Volume]]:
     """A function that reads the scan of each of `cases` in turn, see `read_image`.
 
     A CPU that segments has no time to spare: there each is read when it is asked for.
@@ -48,7 +50,7 @@ class _Ahead:
     def __init__(
         self,
         cases: Sequence[Case],
-        segmenter: Segmenter,
+        segmenter: "Segmenter",
         folder: Path,
         child: Child,
         waiting: ThreadPoolExecutor,
