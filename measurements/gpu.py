@@ -136,10 +136,11 @@ def kernels(chosen: argparse.Namespace) -> None:
 
     settings = step_settings(chosen, precision="bfloat16")
     one_step = training_step.make_step(settings)
-    for _ in range(3):
+    steps = 1 if chosen.toy else 3
+    for _ in range(steps):
         one_step(settings.patch)
     with profile() as seen:
-        for _ in range(3):
+        for _ in range(steps):
             one_step(settings.patch)
     device = chosen.device.partition(":")[0]
     of_cpu = device == "cpu"
@@ -172,7 +173,7 @@ def training(chosen: argparse.Namespace) -> None:
         prepared, patch = chosen.run.parent / "prepared", [16, 16, 16]
         prepare_scans(scans, prepared, processes=1)
         more = {"network.name": "dk-uxnet-tiny", "train.patch": patch, "data.test_cases": 2}
-        more |= {"data.labelled": 2}
+        more |= {"data.labelled": 2, "network.widths": [8] * 4, "network.depths": [1] * 4}
     usual = {"data.labelled": 8, "train.device": chosen.device, "train.log_every": 10}
     usual |= {"train.reference_cases": 0}  # no scan but the test list is predicted
     settings = load_settings("la-full", overrides=usual | more)
