@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -551,12 +552,12 @@ def test_ctrl_c_ends_the_process_that_reads(run, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "Segmenter", OnGpu)
     began = []
 
-    class Kept(ahead.Child):
-        def start(self):
-            super().start()
-            began.append(self._process)
+    class Process(subprocess.Popen):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            began.append(self)
 
-    monkeypatch.setattr(ahead, "Child", Kept)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(OnGpu, "__call__", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         predict_scans(run, [tmp_path / "in"], tmp_path / "out")
