@@ -30,7 +30,6 @@ from dkuxnet.core.config import InferSettings
 from dkuxnet.core.types import NetworkShape, Output
 from dkuxnet.models.components import Cleaning
 from dkuxnet.models.methods.base import Ensemble
-from dkuxnet.models.networks.dkuxnet import dk_uxnet_tiny
 from dkuxnet.models.networks.grouping import default_groups
 from dkuxnet.prediction.predictor import load_predictor
 from dkuxnet.prediction.windows import Windows, sliding_window, window_starts
@@ -196,14 +195,15 @@ def timed(work: Callable[[], object]) -> float:
     return CLOCK() - started
 
 
-def fresh(device: str) -> Ensemble:
+def fresh(device: str, network: str = "dk-uxnet-tiny") -> Ensemble:
+    from dkuxnet.core.lookup import lookup
     from dkuxnet.machine.devices import to_device
+    from dkuxnet.models.networks import NETWORKS
 
     torch.manual_seed(0)
     shape = NetworkShape(1, 2, default_groups(["background", "LA"], 16))
-    return to_device(
-        Ensemble([dk_uxnet_tiny(shape, {}) for _ in range(2)]), torch.device(device)
-    ).eval()
+    build = lookup(NETWORKS, network, "network")
+    return to_device(Ensemble([build(shape, {}) for _ in range(2)]), torch.device(device)).eval()
 
 
 def scan_of(file: Path | None) -> np.ndarray:

@@ -47,6 +47,9 @@ def main() -> None:
         help="ours; the peer's is float32",
     )
     parser.add_argument("--recompute", action="store_true", help="ours with network.recompute")
+    parser.add_argument(
+        "--compiled", action="store_true", help="ours by torch.compile, without our parts for a CPU"
+    )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=["ours", "plain"], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -92,11 +95,12 @@ def measured(chosen) -> dict[str, float]:
     if chosen.only == "ours":
         giving_back_large_blocks().__enter__()  # as every training does
     step = make_step(chosen)
-    step([32, 32, 32])
+    first = step(chosen.patch if chosen.compiled else [32, 32, 32])
     seconds = [step(chosen.patch) for _ in range(chosen.steps)]
     on_gpu = torch.cuda.max_memory_allocated() / 2**30 if chosen.device != "cpu" else 0
     return {
         "seconds": statistics.median(seconds),
+        "first": first,
         "gib": on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -116,7 +120,13 @@ def make_network(chosen, groups):
     from dkuxnet.models.networks.dkuxnet import DKUXNet, DKUXNetOptions
 
     options = DKUXNetOptions(widths=widths, query_channels=channels, recompute=chosen.recompute)
-    return to_device(DKUXNet(NetworkShape(1, 2, groups), options), torch.device(chosen.device))
+    ours = to_device(DKUXNet(NetworkShape(1, 2, groups), options), torch.device(chosen.device))
+    if chosen.compiled:
+        from dkuxnet.models.networks.cpu import fused
+
+        fused.applies = lambda x: False
+        ours.compile()
+    return ours
 
 
 def make_step(chosen):

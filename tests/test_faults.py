@@ -26,7 +26,7 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.data.prepare import prepare_scans
 from dkuxnet.data.prepared_set import PreparedSet
 from dkuxnet.machine import memory
-from dkuxnet.machine.devices import telling_out_of_memory
+from dkuxnet.machine.devices import telling_device_errors
 from dkuxnet.prediction.predict import predict_scans
 from dkuxnet.runs import checkpoints
 from dkuxnet.runs.folder import RunFolder
@@ -346,10 +346,59 @@ def test_memory_that_ends_within_a_step_is_told_with_a_smaller_patch(prepared, t
     "words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "std::bad_alloc"]
 )
 def test_whatever_words_the_cpu_has_for_it(words):
-    with pytest.raises(UserError, match="out of memory: take a smaller"), telling_out_of_memory():
+    with pytest.raises(UserError, match="out of memory: take a smaller"), telling_device_errors():
         raise RuntimeError(words)
-    with pytest.raises(RuntimeError, match="else"), telling_out_of_memory():
+    with pytest.raises(RuntimeError, match="else"), telling_device_errors():
         raise RuntimeError("something else")
+
+
+OF_MPS = (
+    "The operator 'aten::max_pool3d_with_indices' is not currently implemented for the MPS device. "
+    "If you want this op to be considered for addition please comment on a page.\nAs a temporary "
+    "fix, you can set the environment variable `PYTORCH_ENABLE_MPS_FALLBACK=1`"
+)
+OF_XPU = "Could not run 'aten::_foo.bar' with arguments from the 'XPU' backend. This could be"
+NO_FLOAT64 = (
+    "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            NotImplementedError(OF_MPS),
+            "--device mps: torch has no aten::max_pool3d_with_indices there; set "
+            "PYTORCH_ENABLE_MPS_FALLBACK=1 and the CPU does it, or use --device cpu",
+        ),
+        (
+            NotImplementedError(OF_XPU),
+            "--device xpu: torch has no aten::_foo.bar there; set "
+            "PYTORCH_ENABLE_XPU_FALLBACK=1 and the CPU does it, or use --device cpu",
+        ),
+        (TypeError(NO_FLOAT64), "--device mps: torch has no float64 there; use --device cpu"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "out of memory: take"),
+    ],
+)
+def test_what_a_device_cannot_do_ends_a_training_with_one_line(
+    prepared, tmp_path, monkeypatch, error, told
+):
+    monkeypatch.setattr(experiment, "check_step_fits", Mock(side_effect=error))
+    with pytest.raises(UserError) as raised:
+        run_training(prepared, tmp_path / "run", settings())
+    assert str(raised.value).startswith(told) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("Could not run 'aten::item' with arguments from the 'Meta' backend"),
+        TypeError("can't multiply"),
+    ],
+)
+def test_a_fault_of_the_program_is_no_fault_of_the_device(error):
+    with pytest.raises(type(error)), telling_device_errors():
+        raise error
 
 
 def test_what_a_step_needs_is_measured(prepared, tmp_path):

@@ -1,9 +1,12 @@
 """Grids: whatever is done to the array, a voxel keeps its place in the world."""
 
 import itertools
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -228,3 +231,30 @@ def test_a_long_edge_takes_little_memory():
     weights = geometry.resampling_matrix(40_000, 20_000)
     assert weights.data.nbytes < 2**20
     assert np.allclose(resample(np.ones((40_000, 2, 2)), (20_000, 2, 2)), 1)
+
+
+@pytest.mark.parametrize("new", [(9, 40, 17), (23, 11, 12)])
+def test_a_device_gives_the_same_up_to_rounding_and_the_cpu_what_it_has_no_room_for(
+    monkeypatch, new
+):
+    values = np.random.default_rng(0).normal(size=(3, 23, 20, 12)).astype(np.float32)
+    plainly, gpu, calls = resample(values, new), SimpleNamespace(type="cuda"), []
+    on_device = geometry._contract_on
+
+    def on_cpu(array, matrices, device):
+        calls.append(device)
+        return on_device(array, matrices, torch.device("cpu"))
+
+    monkeypatch.setattr(geometry, "_contract_on", on_cpu)
+    np.testing.assert_allclose(resample(values, new, gpu), plainly, atol=1e-6)
+    assert resample(values, values.shape[1:], gpu) is not None and calls == [gpu]  # nothing to do
+    region, whole = Region((23, 20, 12), (3, 0, 2), (20, 20, 9)), Region.whole(new)
+    part = values[(slice(None), *region.box)]
+    for found, expected in zip(
+        geometry.resample_from(part, region, whole, gpu),
+        geometry.resample_from(part, region, whole),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    monkeypatch.setattr(torch, "tensordot", Mock(side_effect=torch.OutOfMemoryError))
+    assert (resample(values, new, gpu) == plainly).all()

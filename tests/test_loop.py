@@ -22,6 +22,7 @@ from dkuxnet.runs.folder import RunFolder
 from dkuxnet.training.loop import (
     Interrupted,
     NotFinite,
+    compiled,
     finite_means,
     learning_rate,
     make_optimiser,
@@ -375,6 +376,29 @@ def test_seeds_of_steps_differ():
         for step in range(100)
     }
     assert len(seeds) == 3000 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_networks_are_translated_where_they_train_and_nowhere_else(monkeypatch):
+    settings, gpu, calls = TrainSettings(torch_compile=True), torch.device("cuda"), []
+
+    def translated(forward):
+        return lambda image: calls.append("translated") or forward(image)
+
+    monkeypatch.setattr(torch, "compile", translated)
+    method, image = make(settings).method, torch.ones(1, 1, 2, 2, 2)
+    names = list(method.state_dict())
+    with compiled(method, settings, gpu):
+        expected = method.networks[0](image).logits
+        method.eval()
+        assert torch.equal(method.networks[0](image).logits, expected)
+        assert list(method.state_dict()) == names
+    method.train()
+    assert torch.equal(method.networks[0](image).logits, expected) and calls == ["translated"]
+    with compiled(method, TrainSettings(), CPU):
+        method.networks[0](image)
+    with pytest.raises(UserError, match="needs a GPU"), compiled(method, settings, CPU):
+        pass
+    assert calls == ["translated"]
 
 
 def test_precision_follows_device_and_wish():

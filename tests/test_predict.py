@@ -2,8 +2,11 @@
 
 import errno
 import json
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel
 import numpy as np
@@ -21,10 +24,13 @@ from dkuxnet.core.config import validate
 from dkuxnet.core.errors import DataWarning, UserError, UserErrors, data_warnings
 from dkuxnet.core.types import Output, Volume
 from dkuxnet.data import formats, inputs
+from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import find_cases
 from dkuxnet.data.layouts import find_source
 from dkuxnet.evaluation.metrics import dice
-from dkuxnet.prediction.predict import ScansFailed, predict_scans
+from dkuxnet.prediction import ahead, predict
+from dkuxnet.prediction.predict import ScansFailed, is_of_memory, predict_scans
+from dkuxnet.prediction.segment import Segmenter
 
 THRESHOLD = 0.5
 SHAPE = (26, 21, 15)
@@ -475,6 +481,106 @@ def test_progress_tells_each_case_and_the_end(run, tmp_path):
     )
     assert [args[1:] for args in told] == [(0, 2), (1, 2), (2, 2)]
     assert told[0][0].startswith("a: 26 x 21 x 15 voxels, 22 x 23 x 25 for the network")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            NotImplementedError(
+                "The operator 'aten::x' is not currently implemented for the MPS device."
+            ),
+            "--device mps: torch has no aten::x there; set PYTORCH_ENABLE_MPS_FALLBACK=1 and the "
+            "CPU does it, or use --device cpu",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory: use a smaller infer.batch",
+        ),
+    ],
+)
+def test_what_the_device_cannot_do_is_one_line(run, tmp_path, monkeypatch, error, told):
+    """For the served page too, which asks the segmenter."""
+    monkeypatch.setattr(Threshold, "forward", Mock(side_effect=error))
+    path = write(tmp_path / "a.nii.gz")
+    with pytest.raises(ScansFailed, match=f"^case 'a': {re.escape(told)}$"):
+        predict_scans(run, [path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$") as alone:
+        Segmenter(run)(read_image(find_cases([path])[0], 1))
+    assert is_of_memory(alone.value) is told.startswith("out of memory")
+
+
+class OnGpu(Segmenter):
+    """One whose device computes while the CPU has time to read."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.device = Mock(type="cuda")
+
+    def __call__(self, *given):
+        self.device = torch.device("cpu")
+        return super().__call__(*given)
+
+
+def test_the_next_scan_is_read_meanwhile_by_another_process(run, tmp_path, monkeypatch):
+    """Maps, faults, warnings and their order are those of scans that are read one by one."""
+    bad = scan()
+    bad.array[3, 3, 3] = np.nan
+    as_label = Volume((scan().array > 0).astype(np.float32), scan().affine)
+    scans = {"a": scan("oblique"), "b": bad, "c": as_label, "d": scan("flipped", 2), "e": scan()}
+    for name, volume in scans.items():
+        write(tmp_path / "in" / f"{name}.nii.gz", volume)
+
+    def predicted(out: Path) -> tuple[list[str], str, list[str]]:
+        with data_warnings() as told, pytest.raises(ScansFailed) as failure:
+            predict_scans(run, [tmp_path / "in"], out)
+        return [path.name for path in failure.value.written], str(failure.value), told
+
+    plainly, here = predicted(tmp_path / "plainly"), []
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, "Segmenter", OnGpu)
+        patched.setattr(
+            ahead, "read_image", lambda case, n: here.append(case.name) or read_image(case, n)
+        )
+        assert predicted(tmp_path / "ahead") == plainly
+    assert here == ["a", "b", "c"]  # the first, what went wrong, and the one after it
+    for name in plainly[0]:
+        first, second = (tmp_path / each / name for each in ("plainly", "ahead"))
+        assert first.read_bytes() == second.read_bytes()
+    assert any("c.nii.gz" in text or "'c'" in text for text in plainly[2])
+
+
+def test_no_scan_is_read_ahead_where_memory_holds_one_alone(run, tmp_path, monkeypatch):
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    here = []
+    monkeypatch.setattr(predict, "Segmenter", OnGpu)
+    monkeypatch.setattr(
+        ahead, "read_image", lambda case, n: here.append(case.name) or read_image(case, n)
+    )
+    monkeypatch.setattr(ahead, "free_bytes", lambda: 10**5)
+    predict_scans(run, [tmp_path / "in"], tmp_path / "out")
+    assert here == ["a", "b"]
+
+
+def test_ctrl_c_ends_the_process_that_reads(run, tmp_path, monkeypatch):
+    for name in "ab":
+        write(tmp_path / "in" / f"{name}.nii.gz")
+    monkeypatch.setattr(predict, "Segmenter", OnGpu)
+    began = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            began.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(OnGpu, "__call__", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        predict_scans(run, [tmp_path / "in"], tmp_path / "out")
+    assert began and all(process.poll() is not None for process in began)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("spoiled", [np.nan, np.inf])

@@ -194,8 +194,10 @@ class TrainSettings(Section):
     many minutes, whichever comes first. on_nan: what a loss or gradient that is not finite does:
     end the training, or leave that step out and count it. deterministic: on a GPU, take algorithms
     that give the same bits every time where torch has one, at some cost in speed (a CPU always
-    does). reference_cases: how many training scans, and as many held-out ones, are predicted at the
-    end, so that later predictions can be compared with them; fewer than 8 leave that out.
+    does). torch_compile: have torch.compile translate how the networks train, which takes minutes
+    at the start; for GPUs, where it is untried. reference_cases: how many training scans, and as
+    many held-out ones, are predicted at the end, so that later predictions can be compared with
+    them; fewer than 8 leave that out.
     pretrained: a finished run with whose weights the networks begin, as far as these fit. patience:
     the training ends after so many validations in a row without a better score. wandb: the project
     on Weights & Biases that gets the curves too. mlflow: the folder or address of MLflow that does.
@@ -224,6 +226,7 @@ class TrainSettings(Section):
     save_minutes: Annotated[PositiveFloat, HOW] = 10.0
     on_nan: Literal["stop", "skip"] = "stop"
     deterministic: bool = False
+    torch_compile: bool = False
     reference_cases: Annotated[NonNegativeInt, HOW] = 24
     wandb: Annotated[str, HOW] = ""
     mlflow: Annotated[str, HOW] = ""

@@ -10,12 +10,15 @@ shape and position come back exactly.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dkuxnet.core.types import IGNORED, Volume
+
+if TYPE_CHECKING:
+    import torch
 
 DENSE_WEIGHTS = 2**24  # 4096 voxels before and after
 
@@ -134,11 +137,14 @@ def resampling_matrix(old: int, new: int) -> Any:
     return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)
 
 
-def resample(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """(..., X, Y, Z) -> (..., *shape) float32."""
+def resample(
+    array: NDArray[Any], shape: Sequence[int], device: "torch.device | None" = None
+) -> NDArray[Any]:
+    """(..., X, Y, Z) -> (..., *shape) float32. device: a GPU that does it, up to rounding."""
     return _contract(
         array,
         [resampling_matrix(old, new) for old, new in zip(array.shape[-3:], shape, strict=True)],
+        device,
     )
 
 
@@ -165,13 +171,13 @@ def reach_of(region: Region, shape: Sequence[int]) -> Region:
 
 
 def resample_from(
-    values: NDArray[Any], region: Region, target: Region
+    values: NDArray[Any], region: Region, target: Region, device: "torch.device | None" = None
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Resample from a part of a grid to a part of another grid of the same scan.
 
     Values (..., *region.shape) -> (..., *target.shape). Voxels beyond the region count as 0. Also
     returns the weight (*target.shape) that these would have had; None where the region is the whole
-    grid.
+    grid. device: see `resample`.
     """
     matrices = [
         resampling_matrix(old, new)[rows, columns]
@@ -179,7 +185,7 @@ def resample_from(
             region.grid, target.grid, target.box, region.box, strict=True
         )
     ]
-    result = _contract(values, matrices)
+    result = _contract(values, matrices, device)
     if region.is_whole:
         return result, None
     x, y, z = (
@@ -197,15 +203,42 @@ def _support(matrix: Any, axis: int) -> slice:
     return slice(int(used.min()), int(used.max()) + 1)
 
 
-def _contract(array: NDArray[Any], matrices: Sequence[Any]) -> NDArray[Any]:
+def _contract(
+    array: NDArray[Any], matrices: Sequence[Any], device: "torch.device | None" = None
+) -> NDArray[Any]:
     """Apply a matrix (new, old) along each of the last three axes, in float32."""
     array = np.asarray(array, dtype=np.float32)
+    dense = all(isinstance(matrix, np.ndarray) for matrix in matrices)
+    if device and device.type != "cpu" and dense and not all(map(_is_identity, matrices)):
+        there = _contract_on(array, matrices, device)
+        if there is not None:
+            return there
     for axis, matrix in zip((-3, -2, -1), matrices, strict=True):
         if not _is_identity(matrix):
             moved = np.moveaxis(array, axis, 0)
             product = matrix @ moved.reshape(len(moved), -1)
             array = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)
     return np.ascontiguousarray(array)
+
+
+def _contract_on(
+    array: NDArray[Any], matrices: Sequence[NDArray[Any]], device: "torch.device"
+) -> NDArray[Any] | None:
+    """The same on a device; None where its memory does not suffice."""
+    import torch
+
+    from dkuxnet.machine.devices import is_out_of_memory
+
+    try:
+        there = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for axis, matrix in zip((-3, -2, -1), matrices, strict=True):
+            weights = torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
+            there = torch.tensordot(weights, there, dims=([1], [axis])).movedim(0, axis)
+        return np.ascontiguousarray(there.cpu().numpy())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _is_identity(matrix: Any) -> bool:

@@ -1,6 +1,7 @@
 """A scan, or a region of it, as the network sees it: RAS order, the plan's spacing, normalised."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from dkuxnet.data.geometry import (
     resampled_shape,
     to_ras,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 SLAB_VOXELS = 2**22  # of a slab, while a region's scan is measured
 Figures = tuple[float, float]  # mean and standard deviation
@@ -31,11 +35,13 @@ def extent_mm_of(image: Volume) -> tuple[float, ...]:
     return tuple(n * s for n, s in zip(ras.shape, ras.spacing_mm, strict=True))
 
 
-def to_network_grid(image: Volume, plan: NetworkGrid) -> Volume:
-    """The whole scan: (C, X, Y, Z) float32."""
+def to_network_grid(
+    image: Volume, plan: NetworkGrid, device: "torch.device | None" = None
+) -> Volume:
+    """The whole scan: (C, X, Y, Z) float32. device: see `resample`."""
     ras = to_ras(image)
     shape = network_shape_of(image, plan)
-    array = normalise(resample(ras.array, shape), plan.normalisation)
+    array = normalise(resample(ras.array, shape, device), plan.normalisation)
     return Volume(array, resampled_affine(ras.affine, ras.shape, shape))
 
 

@@ -1,6 +1,7 @@
-"""Devices: which one, how modules go there, and what to say when its memory is full."""
+"""Devices: which one, how modules go there, and what to say of what one cannot do."""
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,13 @@ from dkuxnet.core.errors import UserError
 from dkuxnet.machine.distributed import local_rank, world
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-# What torch's RuntimeError says on a CPU, where it has no kind of error for a full memory.
-OUT_OF_MEMORY_ON_CPU = ("DefaultCPUAllocator", "std::bad_alloc")
+# What torch's RuntimeError says where it has no kind of error for a full memory.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "MPS backend out of memory")
+# What torch says of an operation that such a device lacks, or of float64.
+LACKS = re.compile(
+    r"(?:(aten::[\w.]+).*)?(?:for|from|as) the '?(MPS|XPU)'? (?:device|backend|framework)",
+    re.DOTALL,
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,7 +45,8 @@ def choose_device(name: str) -> torch.device:
 def devices() -> list[str]:
     """Names of the devices that are here, and "auto"."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    others = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+    return ["auto", "cpu", *gpus, *(name for name, here in others.items() if here)]
 
 
 def to_device(module: AnyModule, device: torch.device) -> AnyModule:
@@ -80,20 +87,38 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[2:]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of this computer, or of a device, did not suffice."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def what_is_lacking(error: BaseException) -> str | None:
+    """A line on what the device cannot do, and what to do about it; None of any other error."""
+    found = LACKS.search(str(error)) if isinstance(error, RuntimeError | TypeError) else None
+    if found is None:
+        return None
+    operation, device = found.groups()
+    fallback = f"set PYTORCH_ENABLE_{device}_FALLBACK=1 and the CPU does it, or "
+    return (
+        f"--device {device.lower()}: torch has no {operation or 'float64'} there; "
+        f"{fallback if operation else ''}use --device cpu"
+    )
+
+
 @contextmanager
-def telling_out_of_memory(advise: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Out of memory is a UserError.
+def telling_device_errors(advise: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Out of memory, and an operation that the device lacks, are a UserError.
 
     advise: called once the memory of the block is free again; what to lower, and to what.
     """
     try:
         yield
         return
-    except (MemoryError, RuntimeError) as error:
-        told = any(sign in str(error) for sign in OUT_OF_MEMORY_ON_CPU)
-        if isinstance(error, RuntimeError) and not (
-            isinstance(error, torch.OutOfMemoryError) or told
-        ):
+    except (MemoryError, RuntimeError, TypeError) as error:
+        if (lacking := what_is_lacking(error)) is not None:
+            raise UserError(lacking) from error
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors
         cause = error

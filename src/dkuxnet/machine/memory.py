@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
+GPUS = ("cuda", "xpu")  # whose memory torch counts
 SMALL = 2**26  # is always there, and asking takes time
 MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1  # of glibc's malloc.h
 # Addresses that libraries and threads take once a training begins, beside those of its tensors.
@@ -34,11 +35,13 @@ GROUPS = (
 
 def free_bytes(device: "torch.device | None" = None) -> int | None:
     """What can still be had, on the CPU or a GPU; None on a system that does not say."""
-    if device is not None and device.type == "cuda":
+    if device is not None and device.type in GPUS:
         import torch
 
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
+        gpu = torch.get_device_module(device)
+        cached = gpu.memory_reserved(device) - gpu.memory_allocated(device)
+        free: int = gpu.mem_get_info(device)[0] + cached
+        return free
     found = (_of_machine(), _of_process(), *map(_of_group, GROUPS))
     return min((free for free in found if free is not None), default=None)
 
@@ -163,8 +166,8 @@ def forget_peak_memory(device: "torch.device") -> None:
     """Let the peak of a GPU begin anew; that of a process cannot."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in GPUS:
+        torch.get_device_module(device).reset_peak_memory_stats(device)
 
 
 def peak_memory_gib(device: "torch.device") -> float | None:
@@ -174,8 +177,9 @@ def peak_memory_gib(device: "torch.device") -> float | None:
     """
     import torch
 
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    if device.type in GPUS:
+        peak: int = torch.get_device_module(device).max_memory_allocated(device)
+        return round(peak / GIB, 2)
     try:
         import resource  # not on Windows
     except ImportError:

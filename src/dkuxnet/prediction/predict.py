@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dkuxnet.core.confidence import unsure
 from dkuxnet.core.documents import StrPath
 from dkuxnet.core.errors import NO_RIGHT, NO_ROOM, DataWarning, UserError, UserErrors, data_warnings
-from dkuxnet.core.types import Case, CaseProgress
+from dkuxnet.core.types import Case, CaseProgress, Volume
 from dkuxnet.data.images import read_image
 from dkuxnet.data.inputs import check_inputs, find_cases
 from dkuxnet.data.values import check_modality
+from dkuxnet.machine.devices import is_out_of_memory
+from dkuxnet.prediction.ahead import reading
 from dkuxnet.prediction.outputs import Outputs
 from dkuxnet.prediction.segment import Segmentation, Segmenter
 from dkuxnet.prediction.volumes import volumes_written
@@ -105,24 +105,25 @@ def _segment_all(
     """The label maps written. Raises ScansFailed."""
     written: list[Path] = []
     failed: dict[str, str] = {}
-    for done, case in enumerate(cases):
-        say = _saying(progress, done, len(cases))
-        try:
-            writers = outputs.writers(case, segmenter.labels)
-            result = segment_case(case, segmenter, outputs.kinds, say)
-        except UserError as error:
-            failed[case.name] = str(error)
-            continue
-        try:
-            if not written:  # nothing is made for scans that cannot be read
-                outputs.make_folder(segmenter.description)
-            written.append(outputs.write(case, result, writers, segmenter.scored))
-        except UserError as error:
-            failed[case.name] = str(error)
-            if is_of_disk(error):
-                break
-    else:
-        progress("done", len(cases), len(cases))
+    with reading(cases, segmenter) as read:
+        for done, case in enumerate(cases):
+            say = _saying(progress, done, len(cases))
+            try:
+                writers = outputs.writers(case, segmenter.labels)
+                result = segment_case(case, segmenter, outputs.kinds, say, read)
+            except UserError as error:
+                failed[case.name] = str(error)
+                continue
+            try:
+                if not written:  # nothing is made for scans that cannot be read
+                    outputs.make_folder(segmenter.description)
+                written.append(outputs.write(case, result, writers, segmenter.scored))
+            except UserError as error:
+                failed[case.name] = str(error)
+                if is_of_disk(error):
+                    break
+        else:
+            progress("done", len(cases), len(cases))
     if failed:
         raise ScansFailed(failed, written)
     return written
@@ -136,7 +137,7 @@ def is_of_disk(error: BaseException) -> bool:
 
 def is_of_memory(error: BaseException | None) -> bool:
     """Whether there was too little memory at the time."""
-    while error is not None and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+    while error is not None and not is_out_of_memory(error):
         error = error.__cause__
     return error is not None
 
@@ -146,15 +147,21 @@ def _saying(progress: CaseProgress, done: int, total: int) -> Callable[[str], No
 
 
 def segment_case(
-    case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]
+    case: Case,
+    segmenter: Segmenter,
+    kinds: Sequence[str],
+    say: Callable[[str], None],
+    read: Callable[[Case], Volume] | None = None,
 ) -> Segmentation:
     """Read and segment a scan; what is warned of becomes its notes too.
 
-    say: told what is being done. Raises UserError that names the case or its file.
+    say: told what is being done. read: see `prediction.ahead`. Raises UserError that names the
+    case or its file.
     """
     try:
         with data_warnings() as told:
-            result = _segmented(case, segmenter, kinds, say)
+            scan = read(case) if read else read_image(case, len(segmenter.channels))
+            result = _segmented(case, scan, segmenter, kinds, say)
     finally:
         for text in told:
             warnings.warn(text, DataWarning, stacklevel=2)
@@ -169,9 +176,8 @@ def _note(text: str, case: Case) -> str:
 
 
 def _segmented(
-    case: Case, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]
+    case: Case, scan: Volume, segmenter: Segmenter, kinds: Sequence[str], say: Callable[[str], None]
 ) -> Segmentation:
-    scan = read_image(case, len(segmenter.channels))
     check_modality(f"case '{case.name}': {case.images[0]}", scan.modality, segmenter.channels)
     probabilities, uncertainty = "probabilities" in kinds, "uncertainty" in kinds
     try:

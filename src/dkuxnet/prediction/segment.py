@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dkuxnet.core.confidence import structure_confidence, structure_volumes
 from dkuxnet.core.errors import DataWarning, UserError
@@ -20,6 +19,7 @@ from dkuxnet.data.network_grid import (
     region_on_network_grid,
     to_network_grid,
 )
+from dkuxnet.machine.devices import telling_device_errors
 from dkuxnet.machine.memory import check_memory
 from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.localise import foreground_box, region_around
@@ -180,9 +180,10 @@ class Segmenter:
 
         progress: see `sliding_window`. Raises UserError where the memory does not suffice.
         """
-        try:
+        elsewhere = "" if self.device.type == "cpu" else "--device cpu, or "
+        with telling_device_errors(lambda: f"use {elsewhere}a smaller infer.batch"):
             if region is None or region.is_whole:
-                image = to_network_grid(scan, self.plan).array
+                image = to_network_grid(scan, self.plan, self.device).array
             else:
                 image = region_on_network_grid(scan, self.plan, region)
             windows = self._windows(with_uncertainty)
@@ -193,8 +194,6 @@ class Segmenter:
                 result = refine(self.predictor, image, coarse, share, windows, region, progress)
             probs = [other.on_network_grid(scan).prob for other in self.others]
             return together(result, probs) if probs else result
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise UserError("out of memory; use --device cpu, or a smaller infer.batch") from error
 
     def __call__(
         self,
@@ -214,12 +213,13 @@ class Segmenter:
         check_memory(self.needed_bytes(scan, probabilities, uncertainty, region))
         result = self.on_network_grid(scan, uncertainty, region, progress)
         shape, affine = scan.shape, scan.affine
-        label = label_on_scan(result.prob, shape, affine, self.cleaning, region)
+        label = label_on_scan(result.prob, shape, affine, self.cleaning, region, self.device)
 
         def on_scan(values: np.ndarray | None) -> Volume | None:
             if values is None:
                 return None
-            return Volume(map_on_scan(values, shape, affine, region), affine, nifti=scan.nifti)
+            found = map_on_scan(values, shape, affine, region, self.device)
+            return Volume(found, affine, nifti=scan.nifti)
 
         indices = label_volume(label, affine, list(self.labels.values()))
         confidence = structure_confidence(result.prob, self.structures)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from dkuxnet.core.config import InferSettings
 from dkuxnet.core.types import CountProgress, Output, Volume
 from dkuxnet.data.geometry import Region, from_ras, pad_to, reach_of, resample_from, to_ras
-from dkuxnet.machine.memory import check_memory, keeping_freed_memory
+from dkuxnet.machine.memory import check_memory, free_bytes, keeping_freed_memory
 from dkuxnet.models.components import Cleaning
 from dkuxnet.prediction.signature import SignatureSums
 from dkuxnet.prediction.tta import View
@@ -168,53 +169,102 @@ def one_view(
     padded, back = pad_to(image, windows.shape, float(image.min()))
     if prior is not None:
         padded = np.concatenate([padded, pad_to(prior, windows.shape, 0)[0]])
-    size = padded.shape[1:]
-    check_memory(windows.needed_bytes(size, len(padded)))
-    weight = gaussian_weight(windows.shape)
-    prob, total = torch.zeros(windows.classes, *size), torch.zeros(size)
-    doubt = torch.zeros(size) if windows.with_uncertainty else None
-    shares = torch.zeros(windows.groups, *size) if windows.groups else None
-    signature = SignatureSums()
+    needed = windows.needed_bytes(padded.shape[1:], len(padded))
+    check_memory(needed)
     scan = torch.from_numpy(np.ascontiguousarray(padded))
+    blended = None
+    if windows.device.type != "cpu" and fits_beside_network(needed, windows.device):
+        with suppress(torch.OutOfMemoryError):  # the network took more than that
+            blended = blend(predictor, scan.to(windows.device), windows, progress)
+    if blended is None:
+        blended = blend(predictor, scan, windows, progress)
+    return blended.result(back)
+
+
+def fits_beside_network(needed: int, device: torch.device) -> bool:
+    """Whether a scan and its maps take half of what a device has free, or less.
+
+    The other half is for the network's own maps, which the scan does not tell.
+    """
+    free = free_bytes(device)
+    return free is None or 2 * needed <= free
+
+
+@dataclass
+class Blended:
+    """Sums over windows, each voxel by the window's weight, and the sum of these weights.
+
+    prob: (K, X, Y, Z), weight: (X, Y, Z), doubt: (1, X, Y, Z), groups: (G, X, Y, Z).
+    """
+
+    prob: Tensor
+    weight: Tensor
+    doubt: Tensor | None
+    groups: Tensor | None
+    signature: SignatureSums | None
+
+    def result(self, part: tuple[slice, ...]) -> GridPrediction:
+        """The means, of a part (X, Y, Z) of the voxels."""
+
+        def mean(sums: Tensor) -> np.ndarray:
+            return sums.div_(self.weight).cpu().numpy()[(slice(None), *part)]
+
+        return GridPrediction(
+            mean(self.prob),
+            None if self.doubt is None else mean(self.doubt)[0],
+            None if self.groups is None else mean(self.groups),
+            None if self.signature is None else self.signature.vector(),
+        )
+
+
+def blend(
+    predictor: Callable[[Tensor], Output],
+    scan: Tensor,
+    windows: Windows,
+    progress: CountProgress | None = None,
+) -> Blended:
+    """Predict all windows of a scan (C, X, Y, Z), no smaller than one, and blend them.
+
+    That happens where the scan is. Is it on the windows' device, nothing here waits for that.
+    """
+    size, place = scan.shape[1:], scan.device
+    weight = gaussian_weight(windows.shape).to(place)
+    sums = Blended(
+        torch.zeros(windows.classes, *size, device=place),
+        torch.zeros(size, device=place),
+        torch.zeros(1, *size, device=place) if windows.with_uncertainty else None,
+        torch.zeros(windows.groups, *size, device=place) if windows.groups else None,
+        SignatureSums() if windows.with_signature else None,
+    )
     boxes, batch = windows.boxes(size), windows.settings.batch
     for first in range(0, len(boxes), batch):
         part = boxes[first : first + batch]
         images = torch.stack([scan[(slice(None), *box)] for box in part])
         output = predictor(images.to(windows.device))
         probs = output.logits.float().softmax(dim=1)
-        if windows.with_signature:
-            signature.add(probs, output.features)
-        probs = probs.cpu()
+        if sums.signature is not None:
+            sums.signature.add(probs, output.features)
+        found = [(sums.prob, probs)]
+        if sums.doubt is not None:
+            found.append((sums.doubt, uncertainty_of(output.uncertainty, probs)[:, None]))
         if output.group_prob is None:
-            shares = None
-        for i, box in enumerate(part):
-            prob[(slice(None), *box)].addcmul_(weight, probs[i])
-            total[box] += weight
-        if doubt is not None:
-            doubts = uncertainty_of(output.uncertainty, probs)
-            for i, box in enumerate(part):
-                doubt[box].addcmul_(weight, doubts[i])
-        if shares is not None and output.group_prob is not None:
-            group_prob = output.group_prob.float().cpu()
-            for i, box in enumerate(part):
-                shares[(slice(None), *box)].addcmul_(weight, group_prob[i])
+            sums.groups = None
+        elif sums.groups is not None:
+            found.append((sums.groups, output.group_prob.float()))
+        for total, values in found:
+            for box, value in zip(part, values.to(place), strict=True):
+                total[(slice(None), *box)].addcmul_(weight, value)
+        for box in part:
+            sums.weight[box] += weight
         if progress:
             progress(first + len(part), len(boxes))
-    prob /= total
-    result = GridPrediction(prob.numpy()[(slice(None), *back)])
-    if doubt is not None:
-        result.uncertainty = (doubt / total).numpy()[back]
-    if shares is not None:
-        result.groups = shares.div_(total).numpy()[(slice(None), *back)]
-    if windows.with_signature:
-        result.signature = signature.vector()
-    return result
+    return sums
 
 
 def uncertainty_of(given: Tensor | None, probs: Tensor) -> Tensor:
     """(B, X, Y, Z) in [0, 1]: `given`, or the entropy of `probs` (B, K, X, Y, Z) over log K."""
     if given is not None:
-        return given.float().cpu()
+        return given.float()
     entropy = -(probs * probs.clamp_min(1e-12).log()).sum(dim=1)
     return entropy / math.log(probs.shape[1])
 
@@ -225,13 +275,14 @@ def label_on_scan(
     affine: np.ndarray,
     cleaning: Cleaning = NOTHING,
     region: Region | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """Probabilities (K, x, y, z) on the network's grid -> class indices (X, Y, Z) on the scan's.
 
     The probabilities are interpolated and then compared, which keeps edges smoother than comparing
     first. Works in slabs, so that classes x scan is never in memory. cleaning: which pieces of a
     class go. region: of the network's grid, where `prob` covers no more than that; all
-    around it is background.
+    around it is background. device: a GPU that interpolates.
     """
     ras_shape = _ras_shape(shape, affine)
     region = region or Region.whole(prob.shape[1:])
@@ -241,24 +292,29 @@ def label_on_scan(
     for first in range(reach.start[0], reach.stop[0], slab):
         rows = slice(first, min(first + slab, reach.stop[0]))
         target = Region.of(ras_shape, (rows, *reach.box[1:]))
-        label[target.box] = _with_background(*resample_from(prob, region, target)).argmax(axis=0)
+        found = _with_background(*resample_from(prob, region, target, device))
+        label[target.box] = found.argmax(axis=0)
     label = cleaning(label, math.prod(np.linalg.norm(affine[:3, :3], axis=0).tolist()) / 1000)
     return np.ascontiguousarray(from_ras(label, affine))
 
 
 def map_on_scan(
-    values: np.ndarray, shape: Sequence[int], affine: np.ndarray, region: Region | None = None
+    values: np.ndarray,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    region: Region | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray:
     """A map (..., x, y, z) on the network's grid -> (..., X, Y, Z) float32 on the scan's own grid.
 
     region: the part of the network's grid that the map covers. Around it, probabilities (K, x, y,
-    z) are 1 for class 0 and 0 for the others, and any other map is 0.
+    z) are 1 for class 0 and 0 for the others, and any other map is 0. device: as for labels.
     """
     ras_shape = _ras_shape(shape, affine)
     check_memory(8 * math.prod(values.shape[:-3]) * math.prod(ras_shape))
     region = region or Region.whole(values.shape[-3:])
     reach = reach_of(region, ras_shape)
-    part, outside = resample_from(values, region, reach)
+    part, outside = resample_from(values, region, reach, device)
     is_prob = values.ndim == 4
     result = part
     if not region.is_whole:

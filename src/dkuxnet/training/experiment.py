@@ -22,7 +22,7 @@ from dkuxnet.core.errors import DataWarning, telling_disk_errors
 from dkuxnet.core.schemas import Manifest
 from dkuxnet.core.seeds import VIEWS, step_seed
 from dkuxnet.core.types import Batch, TrainProgress
-from dkuxnet.machine.devices import deterministic, telling_out_of_memory, to_device
+from dkuxnet.machine.devices import deterministic, telling_device_errors, to_device
 from dkuxnet.machine.distributed import joined, on_rank_zero, rank
 from dkuxnet.machine.lock import locked
 from dkuxnet.machine.memory import (
@@ -60,7 +60,7 @@ from dkuxnet.training.views import change_intensities, make_views
 Tensors = tuple[Tensor, Tensor | None]  # images, labels of labelled ones
 
 
-@telling_out_of_memory()
+@telling_device_errors()
 @telling_disk_errors()
 def run_training(
     prepared: StrPath,
@@ -117,7 +117,7 @@ def train_stage(job: Job, run: Path, resume: bool, progress: TrainProgress) -> M
                 folder.rewind_metrics(state.step)
             free = free_bytes(job.device)
             tracked, telling = folder.tracked(), lambda: memory_advice(method, job, free)
-            with tracked, telling_out_of_memory(telling):
+            with tracked, telling_device_errors(telling):
                 train_and_evaluate(job, state, folder, progress, coarse)
         finally:
             if not resume:

@@ -187,7 +187,7 @@ def train(
     precision = torch.bfloat16 if uses_bfloat16(settings.precision, device) else torch.float32
     started = time.monotonic() - state.seconds
     saved = time.monotonic()
-    with interruption() as stop:
+    with compiled(state.method, settings, device), interruption() as stop:
         for batch in () if state.is_over(settings) else batches:
             step = state.step
             losses, norm = train_step(state, batch, settings, device, precision)
@@ -287,6 +287,38 @@ def train_step(
     if state.average:
         update_average(state.average, state.method, settings.average, state.step)
     return losses, norm
+
+
+@contextmanager
+def compiled(method: Method[Any], settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """In this block, where the settings ask for it, torch.compile translates how networks train.
+
+    What they predict, and the names of their weights, stay as they are. Raises UserError for a CPU,
+    whose own parts are faster than what comes out, and where torch cannot.
+    """
+    if not settings.torch_compile:
+        yield
+        return
+    if device.type == "cpu":
+        raise UserError("train.torch_compile=true needs a GPU; leave it out")
+    try:
+        for network in method.networks:
+            network.forward = _while_training(network, torch.compile(network.forward))
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"train.torch_compile=true: torch cannot compile this network here ({first}); leave it "
+            "out"
+        ) from error
+    finally:
+        for network in method.networks:
+            vars(network).pop("forward", None)
+
+
+def _while_training(network: nn.Module, translated: Callable[..., Any]) -> Callable[..., Any]:
+    plain = network.forward
+    return lambda image: (translated if network.training else plain)(image)
 
 
 def is_finite(losses: dict[str, Tensor], norm: Tensor) -> bool:

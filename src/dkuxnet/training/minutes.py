@@ -16,7 +16,7 @@ from dkuxnet.core.config import MAX_STEPS, Settings
 from dkuxnet.core.errors import UserError, telling_disk_errors
 from dkuxnet.core.types import Batch
 from dkuxnet.data.geometry import Region, resample_region
-from dkuxnet.machine.devices import deterministic, telling_out_of_memory
+from dkuxnet.machine.devices import deterministic, telling_device_errors
 from dkuxnet.machine.distributed import joined, on_rank_zero, world
 from dkuxnet.machine.memory import free_bytes, giving_back_large_blocks
 from dkuxnet.prediction.windows import sliding_window
@@ -25,7 +25,7 @@ from dkuxnet.training.advice import check_step_fits, memory_advice
 from dkuxnet.training.coarse import CoarseStage
 from dkuxnet.training.experiment import batches, make_method
 from dkuxnet.training.job import Job, new_job, unlabelled_patches, windows_of, with_steps
-from dkuxnet.training.loop import TrainState, make_state, train_step, uses_bfloat16
+from dkuxnet.training.loop import TrainState, compiled, make_state, train_step, uses_bfloat16
 from dkuxnet.training.priors import Priors
 from dkuxnet.training.scoring import validation_dice
 
@@ -44,7 +44,7 @@ class Cost:
     predictor: nn.Module
 
 
-@telling_out_of_memory()
+@telling_device_errors()
 @telling_disk_errors()
 def settings_for(
     minutes: float, prepared: Path, run: Path, settings: Settings
@@ -136,7 +136,7 @@ def cost(job: Job, minutes: float, began: float, coarse: CoarseStage | None = No
     method, free = make_method(job), free_bytes(job.device)
     check_step_fits(method, job, free, resume=False)
     state = make_state(method, job.settings.train)
-    with telling_out_of_memory(lambda: memory_advice(method, job, free)):
+    with telling_device_errors(lambda: memory_advice(method, job, free)):
         state.step = MAX_STEPS - TRIED - MOST
         tried = batches(job, state.step, coarse)
         first = min([timed(job, state, tried, 1) for _ in range(TRIED)][1:])
@@ -161,8 +161,9 @@ def timed(job: Job, state: TrainState, tried: Iterator[Batch], count: int) -> fl
     train, device = job.settings.train, job.device
     precision = torch.bfloat16 if uses_bfloat16(train.precision, device) else torch.float32
     started = time.monotonic()
-    for batch in islice(tried, count):
-        _, norm = train_step(state, batch, train, device, precision)
-        state.step += 1
+    with compiled(state.method, train, device):
+        for batch in islice(tried, count):
+            _, norm = train_step(state, batch, train, device, precision)
+            state.step += 1
     norm.item()  # a GPU is waited for
     return time.monotonic() - started

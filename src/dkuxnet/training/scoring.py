@@ -138,7 +138,7 @@ def score_case(name: str, grid: GridPrediction, job: Job, target: Path) -> Score
     info, labels = job.data.info(name), job.data.meta.labels
     affine, values = np.array(info.affine), list(labels.values())
     cleaning = Cleaning.of(job.settings.infer, list(labels))
-    label = label_on_scan(grid.prob, info.shape, affine, cleaning)
+    label = label_on_scan(grid.prob, info.shape, affine, cleaning, device=job.device)
     prediction = label_volume(label, affine, values)
     path = target / "predictions" / f"{name}.nii.gz"
     formats.write(replace(prediction, nifti=formats.place_of(info.nifti)), path)

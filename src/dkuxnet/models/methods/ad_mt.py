@@ -5,9 +5,9 @@ ECCV 2024, arXiv 2311.17325.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import PositiveInt
@@ -62,6 +62,13 @@ class ADMT(Method[ADMTOptions]):
         self.register_buffer("second", torch.tensor(False))  # whose turn it is
         self.left: Tensor
         self.register_buffer("left", torch.tensor(options.period))  # steps of this turn
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move to a device, all but the alternation: it is read at every step."""
+        second, left = self.second, self.left
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        self.second, self.left = second, left
+        return self
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, student = self.options, self.networks[0]
