@@ -41,6 +41,17 @@ def test_pieces_go_by_class_and_volume():
     assert counts(cleaned(min_ml={"organ": 1.0}, largest_component=("lesion",))) == [68, 8]
 
 
+def test_a_larger_piece_elsewhere_does_not_win_over_the_one_that_touches_the_other_classes():
+    found = np.zeros((12, 6, 6), np.uint8)
+    found[:2, :2, :2], found[2:4, :2, :2], found[8:11, :2, :2] = 1, 2, 1  # 8 beside 8, 12 apart
+    asked = {"largest_component": True, "largest_foreground": True}
+    by_class = Cleaning.of(InferSettings(largest_component=True), NAMES)(found, 1.0)
+    together = Cleaning.of(InferSettings(**asked), NAMES)(found, 1.0)
+    assert counts(by_class) == [12, 8] and not by_class[0].any()
+    assert counts(together) == [8, 8] and together[0].any()
+    assert together.dtype == found.dtype
+
+
 @pytest.mark.parametrize("asked", [{"min_ml": {"liver": 1}}, {"largest_component": ("liver",)}])
 def test_a_class_that_there_is_not_is_refused(asked):
     with pytest.raises(UserError, match=r"unknown class in infer.*'liver'"):

@@ -252,8 +252,10 @@ class InferSettings(Section):
     overlap: share of a window that its neighbour covers again. batch: windows at once. tta: further
     views of a scan whose predictions are averaged with its own, see `prediction.tta`.
     largest_component: keep the largest connected piece alone (for organs of which there is one), of
-    each class or of those that are named. min_ml: remove connected pieces that are smaller, of each
-    class or by class. postprocessing: "chosen": where there are validation cases, these two are
+    each class or of those that are named. largest_foreground: before that, keep the largest
+    connected piece of all classes together alone (for classes that touch each other, as the parts
+    of a heart do). min_ml: remove connected pieces that are smaller, of each class or by class.
+    postprocessing: "chosen": where there are validation cases, largest_component and min_ml are
     chosen for each class by its Dice on them, beside what is set; "set": they are as they are set.
     """
 
@@ -261,6 +263,7 @@ class InferSettings(Section):
     batch: Annotated[int, Field(ge=1, le=4096)] = 2
     tta: tuple[Literal["mirror", "rotate", "scale"], ...] = ()
     largest_component: SomeClasses = False
+    largest_foreground: bool = False
     min_ml: ByClass = 0.0
     postprocessing: Literal["chosen", "set"] = "chosen"
 

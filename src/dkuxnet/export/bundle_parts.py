@@ -153,7 +153,8 @@ class WindowInferer(Inferer):
 class LabelOnScand(MapTransform):
     """Probabilities on the network's grid -> label values (1, X, Y, Z) on the scan's own grid.
 
-    largest_component: class indices, or all classes; min_ml: by class index. See `InferSettings`.
+    largest_component: class indices, or all classes; min_ml: by class index; these and
+    largest_foreground: see `InferSettings`.
     """
 
     def __init__(
@@ -162,12 +163,14 @@ class LabelOnScand(MapTransform):
         label_values: Sequence[int],
         largest_component: bool | Sequence[int],
         min_ml: Sequence[float] = (),
+        largest_foreground: bool = False,
     ):
         super().__init__(keys)
         self.label_values = list(label_values)
         if isinstance(largest_component, bool):
             largest_component = range(1, len(label_values)) if largest_component else ()
-        self.cleaning = Cleaning(frozenset(largest_component), dict(enumerate(min_ml)))
+        least_ml = dict(enumerate(min_ml))
+        self.cleaning = Cleaning(frozenset(largest_component), least_ml, largest_foreground)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)

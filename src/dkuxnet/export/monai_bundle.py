@@ -101,6 +101,7 @@ def inference_config(export: Export) -> dict[str, Any]:
             "label_values": values,
             "largest_component": sorted(cleaning.largest),
             "min_ml": [cleaning.least_ml.get(k, 0.0) for k in range(shape.classes)],
+            "largest_foreground": cleaning.foreground,
         },
         "WriteLabeld": {"label_values": values},
     }

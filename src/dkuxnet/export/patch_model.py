@@ -120,6 +120,7 @@ class Export:
             "patch": list(manifest.patch),
             "window_overlap": infer.overlap,
             "largest_component": infer.largest_component,
+            "largest_foreground": infer.largest_foreground,
             "min_ml": infer.min_ml,
             **(two_stages if manifest.coarse else {}),
         }

@@ -18,11 +18,13 @@ class Cleaning:
     """Which face-connected pieces of a class go: they become background.
 
     largest: classes of which the largest piece stays alone. least_ml: class -> volume of the
-    smallest piece that stays.
+    smallest piece that stays. foreground: before these, the largest piece of all classes together
+    stays alone.
     """
 
     largest: frozenset[int] = frozenset()
     least_ml: Mapping[int, float] = field(default_factory=dict)
+    foreground: bool = False
 
     @classmethod
     def of(cls, settings: InferSettings, names: Sequence[str]) -> "Cleaning":
@@ -40,6 +42,7 @@ class Cleaning:
         return cls(
             frozenset(names.index(name) for name in largest),
             {names.index(name): ml for name, ml in least.items() if ml},
+            settings.largest_foreground,
         )
 
     def __call__(self, label: NDArray[Any], voxel_ml: float) -> NDArray[Any]:
@@ -47,6 +50,8 @@ class Cleaning:
         from scipy.ndimage import find_objects
         from scipy.ndimage import label as connected
 
+        if self.foreground:
+            label = label * keep_largest_component((label > 0).astype(label.dtype))
         asked = self.largest | self.least_ml.keys()
         if not asked:
             return label
