@@ -744,18 +744,27 @@ def test_averages_that_teach_leave_no_branch_to_stop_and_need_unlabelled_patches
     ) == {"seg", "qd"}
 
 
-def test_without_a_consistency_nobody_looks_at_unlabelled_patches():
-    method, batch, seen = (
-        make_method("dual-mutual", method__w_segc=0.0, method__w_qdc=0.0),
-        make_batch(),
-        [],
-    )
+@pytest.mark.parametrize(
+    "options", [{"method__w_segc": 0.0, "method__w_qdc": 0.0}, {"method__pretrain_steps": 1}]
+)
+def test_without_a_consistency_nobody_looks_at_unlabelled_patches(options):
+    method, batch, seen = make_method("dual-mutual", **options), make_batch(), []
     for teacher in method.teachers:
         teacher.register_forward_pre_hook(lambda module, inputs: pytest.fail("it ran"))
     for branch in method.networks:
         branch.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     assert set(method.losses(batch, 0)) == {"seg", "qd"}
     assert len(seen) == 2 and all(torch.equal(image, batch.labelled.strong) for image in seen)
+
+
+def test_the_consistencies_rise_after_the_pretraining():
+    plain = make_method("dual-mutual", method__ramp_up_steps=10, method__outline=0)
+    later = make_method(
+        "dual-mutual", method__ramp_up_steps=10, method__outline=0, method__pretrain_steps=4
+    )
+    batch = make_batch()
+    for step in (0, 5, 10):
+        torch.testing.assert_close(later.losses(batch, step + 4), plain.losses(batch, step))
 
 
 def test_branch_b_sees_the_view_that_it_is_given():

@@ -40,15 +40,17 @@ DISTRIBUTIONS = {"segc": probabilities, "qdc": group_probabilities}
 class DualMutualOptions(MethodOptions):
     """w_segc, w_qdc: weights of the consistencies; 0 switches a term off.
 
-    ramp_up_steps: r(t) rises from 0 to 1 over these. form, gradient, threshold: see
-    `losses.consistency_loss`. decay: of the moving averages (EMA) that teach; 0 is the paper, which
-    has none. outline: how far the outline of the foreground that the averages find in an unlabelled
+    pretrain_steps: as many steps before that are on labelled patches alone, at half of the cost;
+    not in the paper. ramp_up_steps: r(t) rises from 0 to 1 over these, after them. form, gradient,
+    threshold: see `losses.consistency_loss`. decay: of the moving averages (EMA) that teach; 0 is
+    the paper, which has none. outline: how far the outline of the foreground that the averages find in an unlabelled
     patch moves at most, outwards or inwards, see `outline.outline_displacement`; without averages
     nothing moves. view_b: what branch B sees. predict: which branch predicts.
     """
 
     w_segc: Weight = 1.0
     w_qdc: Weight = 0.1
+    pretrain_steps: Steps = field(default=0, metadata={"before": 0})
     ramp_up_steps: Steps = field(default=200, metadata={"share": 0.25})
     form: Literal["mse", "kl", "pseudo", "pseudo-dice", "pseudo-both"] = "pseudo-both"
     gradient: Literal["both", "strong"] = "both"
@@ -98,8 +100,9 @@ class DualMutual(Method[DualMutualOptions]):
         weights = {"segc": options.w_segc, "qdc": options.w_qdc}
         weights = {name: weight for name, weight in weights.items() if weight}
         targets: dict[str, Tensor] = {}
-        if self.teachers is not None and batch.unlabelled is None:
-            weights = {}  # nothing to teach on
+        pretraining = step < options.pretrain_steps
+        if pretraining or (self.teachers is not None and batch.unlabelled is None):
+            weights = {}  # nothing to teach with, or on
         if not weights:
             batch = replace(batch, unlabelled=None)  # nothing reads these patches
         elif self.teachers is not None and batch.unlabelled is not None:
@@ -113,7 +116,7 @@ class DualMutual(Method[DualMutualOptions]):
             network_b(all_patches(batch, options.view_b)),
         ]
         losses = self.supervision(outputs, batch.label)
-        ramp = ramp_up(step, options.ramp_up_steps)
+        ramp = ramp_up(step - options.pretrain_steps, options.ramp_up_steps)
         for name, weight in weights.items():
             a, b = map(DISTRIBUTIONS[name], outputs)
             losses[name] = ramp * weight * self.consistency(a, b, targets.get(name))
