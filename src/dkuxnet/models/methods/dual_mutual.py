@@ -43,9 +43,9 @@ class DualMutualOptions(MethodOptions):
     pretrain_steps: as many steps before that are on labelled patches alone, at half of the cost;
     not in the paper. ramp_up_steps: r(t) rises from 0 to 1 over these, after them. form, gradient,
     threshold: see `losses.consistency_loss`. decay: of the moving averages (EMA) that teach; 0 is
-    the paper, which has none. outline: how far the outline of the foreground that the averages find in an unlabelled
-    patch moves at most, outwards or inwards, see `outline.outline_displacement`; without averages
-    nothing moves. view_b: what branch B sees. predict: which branch predicts.
+    the paper, which has none. outline: how far the outline of the foreground that the averages find
+    in an unlabelled patch moves at most, outwards or inwards, see `outline.outline_displacement`;
+    without averages nothing moves. view_b: what branch B sees. predict: which branch predicts.
     """
 
     w_segc: Weight = 1.0
