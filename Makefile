@@ -11,12 +11,16 @@ DEMO ?= demo
 WORKERS := $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
 CODE := src tests measurements docs setup.py
 
-.PHONY: demo test lint docs lock clean
+.PHONY: demo test pytest lint docs lock clean
 
 demo: $(VENV)/.user
 	$(BIN)/dkuxnet demo $(DEMO)
 
-test: lint
+# both at once: mypy leaves all cores but one to the tests
+test: $(VENV)/.developer
+	$(MAKE) --jobs 2 lint pytest
+
+pytest: $(VENV)/.developer
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.developer

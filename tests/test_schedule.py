@@ -17,7 +17,7 @@ STEPS_OF_800 = {
     "cps": {"ramp_up_steps": 400},
     "mc-net-plus": {"ramp_up_steps": 400},
     "dtc": {"ramp_up_steps": 400},
-    "dual-mutual": {"ramp_up_steps": 200},
+    "dual-mutual": {"pretrain_steps": 0, "ramp_up_steps": 200},
     "bcp": {"pretrain_steps": 200},
 }
 
