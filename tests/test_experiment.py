@@ -459,6 +459,10 @@ def test_a_run_goes_on_to_more_steps_with_their_learning_rate(prepared, tmp_path
             {"data__labelled": 2, "train__unlabelled_batch": 0},
             "and train.unlabelled_batch is 0: .*leave that setting out",
         ),
+        (
+            {"data__labelled": 2, "method__pretrain_steps": 1},
+            "and all 1 steps are pre-training: .*lower method.pretrain_steps",
+        ),
         ({"data__labelled": 2}, None),
         ({"method__name": "supervised"}, None),
     ],

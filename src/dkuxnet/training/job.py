@@ -345,10 +345,14 @@ def unlabelled_patches(job: Job) -> int:
 
 def warn_without_unlabelled(job: Job) -> None:
     """A DataWarning where the method learns from unlabelled scans and gets none."""
-    if uses_unlabelled(job.settings) and not unlabelled_patches(job):
+    steps = job.settings.train.steps
+    pretraining = job.settings.method.options.get("pretrain_steps", 0) >= steps
+    if uses_unlabelled(job.settings) and (pretraining or not unlabelled_patches(job)):
         why = "there is none", "add scans without a label, or keep fewer labels with --labelled N"
         if job.unlabelled:
             why = "train.unlabelled_batch is 0", "leave that setting out"
+            if pretraining:
+                why = f"all {steps} steps are pre-training", "lower method.pretrain_steps"
         warnings.warn(
             DataWarning(
                 f"{job.settings.method.name} learns from unlabelled scans, and {why[0]}: it trains "
