@@ -324,6 +324,32 @@ def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, signals)
         assert torch.equal(whole.average.state_dict()[key], resumed.average.state_dict()[key])
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["while all ask", "after they asked"])
+def test_a_signal_after_all_processes_asked_stops_them_at_the_next_step(
+    tmp_path, monkeypatch, early
+):
+    """One that stopped at once would leave the others waiting for it, without end."""
+    settings = TrainSettings(steps=10, log_every=2, save_every=1)
+    run, save = run_folder(tmp_path / "run"), RunFolder.save_checkpoint
+    signals = iter([signal.SIGTERM])
+
+    def all_ask(flag, device):
+        if early:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return flag
+
+    def saves(self, state):
+        for number in signals:
+            os.kill(os.getpid(), number)
+        save(self, state)
+
+    monkeypatch.setattr("dkuxnet.training.loop.any_rank", all_ask)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", saves)
+    with pytest.raises(Interrupted, match="step 2 of 10"):
+        train(make(settings), batches(0, 10), settings, run, CPU)
+
+
 def test_a_checkpoint_of_something_else_is_refused():
     state = make(TrainSettings())
     checkpoint = state.to_checkpoint()

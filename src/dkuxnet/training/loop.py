@@ -209,15 +209,16 @@ def train(
                 if state.window:
                     log(run, state, learning_rate(step, settings), progress)
                 break
-            stop.asked = any_rank(stop.asked, device)
+            # asked once a step: a signal that comes later is for the next one, in all processes
+            asked = any_rank(stop.asked, device)
             minutes = (time.monotonic() - saved) / 60
             due = state.step % settings.save_every == 0 or minutes >= settings.save_minutes
-            if due or stop.asked:
+            if due or asked:
                 # weights that a broken loss has spoilt must not replace good ones
                 finite_means(state.window, step)
                 run.save_checkpoint(state.to_checkpoint())
                 saved = time.monotonic()
-            if stop.asked:
+            if asked:
                 on_rank_zero(lambda: None)  # who ends earlier may have the one that saves killed
                 raise Interrupted(
                     f"stopped at step {state.step} of {settings.steps}; the state is saved in "
