@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # what requirements/ lists and nothing else: a file whose hash is not there ends the command
-# modules are compiled where they are first imported, which most never are
+# modules are compiled where they are first imported, which most never are, and kept
+unexport PYTHONDONTWRITEBYTECODE
 LISTED := $(PIP) install --require-hashes --no-deps --no-compile
 DEMO ?= demo
 # one more than cores: some tests wait for a server or a clock
