@@ -75,7 +75,6 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-PAIRS = [*((name, "dk-uxnet-tiny") for name in METHODS), ("supervised", "vnet")]
 HALVES = """
 import json, os, signal, sys, pathlib, torch
 from dkuxnet.core.config import load_settings
@@ -91,15 +90,13 @@ for run, overrides in json.loads(sys.argv[3]):
 """
 
 
-def resumed_overrides(method, network):
-    """V-Net brings dropout and running statistics; with the others the moving average and
-    stochastic depth are on as well.
-    """
+def resumed_overrides(method):
+    """With moving average and stochastic depth; test_loop.py has dropout and running statistics."""
     chosen = TINY | {
         "method.name": method,
         "train.average": 0.9,
         "data.labelled": 2,
-        "network.name": network,
+        "network.drop_rate": 0.2,
     }
     if method == "bcp":
         chosen |= {
@@ -107,25 +104,14 @@ def resumed_overrides(method, network):
         }  # so that its teacher labels before and after the break
     if method == "ad-mt":
         chosen |= {"method.period": 3}  # so that its teachers take turns before and after it
-    if network != "vnet":
-        return chosen | {"network.drop_rate": 0.2}
-    own = {
-        key: value
-        for key, value in chosen.items()
-        if key == "network.name" or not key.startswith("network.")
-    }
-    small = {"train.optimiser": "sgd", "train.average": 0.0}  # its states are of 45 M parameters
-    return own | small | {"train.patch": [32, 32, 32], "train.steps": 2, "train.log_every": 1}
+    return chosen
 
 
 @pytest.fixture(scope="module")
 def halves(prepared, tmp_path_factory):
-    """A run for each of PAIRS, its first half by one process and its second by another."""
+    """A run of each method, its first half by one process and its second by another."""
     folder = tmp_path_factory.mktemp("halves")
-    runs = [
-        (str(folder / f"{method}_{network}"), resumed_overrides(method, network))
-        for method, network in PAIRS
-    ]
+    runs = [(str(folder / method), resumed_overrides(method)) for method in METHODS]
     told, threads = json.dumps(runs), str(torch.get_num_threads())
     for mode in ("first", "resume"):
         subprocess.run([sys.executable, "-c", HALVES, prepared, mode, told, threads], check=True)
@@ -133,14 +119,12 @@ def halves(prepared, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, network", PAIRS)
+@pytest.mark.parametrize("method", METHODS)
 def test_all_steps_are_half_of_them_saved_and_the_rest_in_a_new_process(
-    prepared, halves, tmp_path, method, network
+    prepared, halves, tmp_path, method
 ):
-    run_training(
-        prepared, tmp_path / "whole", load_settings(overrides=resumed_overrides(method, network))
-    )
-    resumed = halves / f"{method}_{network}"
+    run_training(prepared, tmp_path / "whole", load_settings(overrides=resumed_overrides(method)))
+    resumed = halves / method
     assert same(weights(tmp_path / "whole"), weights(resumed))
 
     def logged(run):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import described
@@ -46,6 +47,17 @@ class Line(nn.Module):
         return Output(logits=self.conv(x))
 
 
+class Normed(Line):
+    """As V-Net, with running statistics and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm3d(1)
+
+    def forward(self, x):
+        return Output(logits=self.norm(F.dropout(super().forward(x).logits, 0.5, self.training)))
+
+
 class Fit(Method):
     """Pulls the network towards doubling its input; dropout makes it depend on the random state of
     the step.
@@ -67,9 +79,9 @@ def batches(first: int, last: int):
         yield Batch(Views(image, image, torch.zeros(1, 2, 2, 2, dtype=torch.long)))
 
 
-def make(settings: TrainSettings):
+def make(settings: TrainSettings, network: type[Line] = Line):
     torch.manual_seed(0)
-    return make_state(Fit([Line()], Method.Options(), None), settings)
+    return make_state(Fit([network()], Method.Options(), None), settings)
 
 
 def run_folder(path) -> RunFolder:
@@ -289,20 +301,20 @@ def test_minutes_ask_for_a_checkpoint_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "signals",
-    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGTERM] * 2],
+    "signals, network",
+    [([signal.SIGINT], Line), ([signal.SIGTERM], Normed), ([signal.SIGTERM] * 2, Line)],
     ids=["Ctrl-C", "SIGTERM", "from SLURM, and passed on by torchrun"],
 )
-def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, signals):
+def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, signals, network):
     # unclipped: of a single weight's gradient, clipping would keep the sign alone and hide the
     # state of the generator
     settings = TrainSettings(
         steps=10, lr=0.05, warm_up_steps=2, log_every=2, save_every=1000, average=0.9, clip=1e3
     )
-    whole = make(settings)
+    whole = make(settings, network)
     train(whole, batches(0, 10), settings, run_folder(tmp_path / "whole"), CPU)
 
-    stopped, run = make(settings), run_folder(tmp_path / "stopped")
+    stopped, run = make(settings, network), run_folder(tmp_path / "stopped")
 
     def interrupted():
         for step, batch in enumerate(batches(0, 10)):
@@ -315,7 +327,7 @@ def test_an_interruption_saves_and_the_resumed_run_ends_alike(tmp_path, signals)
         train(stopped, interrupted(), settings, run, CPU)
     assert signal.getsignal(signals[0]) == handler
 
-    resumed = make(settings)
+    resumed = make(settings, network)
     resumed.restore(run.load_checkpoint())
     run.rewind_metrics(resumed.step)
     train(resumed, batches(5, 10), settings, run, CPU)

@@ -18,7 +18,7 @@ from soak import judge, soak
     not Path("/proc/self/fd").exists(), reason="what a process holds is read from /proc"
 )
 def test_open_files_and_threads_stay_as_many(tmp_path):
-    rows = soak(tmp_path, steps=60, method="mean-teacher", every=10)
+    rows = soak(tmp_path, steps=30, method="mean-teacher", every=5)
     held = [(row["files"], row["threads"], row["python_threads"]) for row in rows]
     assert len(held) == 6 and len(set(held[2:])) == 1, held
 
