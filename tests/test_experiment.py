@@ -95,15 +95,17 @@ def resumed_overrides(method):
     chosen = TINY | {
         "method.name": method,
         "train.average": 0.9,
+        "train.steps": 4,
+        "train.reference_cases": 0,
         "data.labelled": 2,
         "network.drop_rate": 0.2,
     }
     if method == "bcp":
         chosen |= {
-            "method.pretrain_steps": 2
+            "method.pretrain_steps": 1
         }  # so that its teacher labels before and after the break
     if method == "ad-mt":
-        chosen |= {"method.period": 3}  # so that its teachers take turns before and after it
+        chosen |= {"method.period": 1}  # so that its teachers take turns before and after it
     return chosen
 
 
