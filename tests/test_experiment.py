@@ -48,6 +48,7 @@ TINY = DK_UXNET | {
     "train.unlabelled_batch": 1,
     "train.steps": 8,
     "train.log_every": 2,
+    "train.reference_cases": 0,
     "train.warm_up_steps": 2,
     "method.name": "dual-mutual",
 }
@@ -96,7 +97,6 @@ def resumed_overrides(method):
         "method.name": method,
         "train.average": 0.9,
         "train.steps": 4,
-        "train.reference_cases": 0,
         "data.labelled": 2,
         "network.drop_rate": 0.2,
     }
