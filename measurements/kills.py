@@ -36,6 +36,7 @@ TINY = {
     "train.log_every": 5,
     "train.save_every": 1,
     "train.validate_every": 3,
+    "train.reference_cases": 0,
     "train.device": "cpu",
     "train.warm_up_steps": 2,
     "train.average": 0.9,

@@ -40,8 +40,8 @@ seeds = [0]
 networks = ["dk-uxnet-tiny"]
 [settings]
 data.test_cases = 2
-train = {{ steps = 4, reference_cases = 0, patch = [16, 16, 16], labelled_batch = 1, unlabelled_batch = 1, \
-log_every = 1, device = "cpu" }}
+train = {{ steps = 4, reference_cases = 0, patch = [16, 16, 16], labelled_batch = 1, \
+unlabelled_batch = 1, log_every = 1, device = "cpu" }}
 network = {{ widths = [8, 8, 8, 8], query_channels = 16 }}
 infer.overlap = 0.0
 [methods.supervised]
