@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # what requirements/ lists and nothing else: a file whose hash is not there ends the command
-# modules are compiled where they are first imported, which most never are, and kept
-unexport PYTHONDONTWRITEBYTECODE
+# modules are compiled where they are first imported, which most never are
 LISTED := $(PIP) install --require-hashes --no-deps --no-compile
+# and are kept, also where the surroundings say otherwise: every process would compile them anew
+unexport PYTHONDONTWRITEBYTECODE
 DEMO ?= demo
 # one more than cores: some tests wait for a server or a clock
 WORKERS := $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
